@@ -1,0 +1,70 @@
+"""The contract of a reducer: the differentiable half of compression, which changes shapes inside the autograd graph.
+
+A reducer looks at a batch once, without gradient, and makes a `Plan`. The plan is then applied to everything that it
+concerns: activations (differentiably), targets, and through autograd the gradient that comes back. What a plan discards
+never travels, and the gradient of what remains is small by itself. Turning tensors into bytes is a codec's work.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from splitfed.expect import Expect, Expected, Geometry
+from splitfed.seeds import Key
+
+Meta = Mapping[str, int | float | str]
+
+
+@dataclass(frozen=True)
+class View:
+    """What a reducer may look at when it decides: detached activations `[B, n, d]`, and on demand the attention that
+    CLS pays to all tokens in the last block of the front, `[B, n]`, rows summing to 1; the first `prefix` tokens are
+    class and register tokens."""
+
+    activations: Tensor
+    prefix: int
+    attention: Callable[[], Tensor]
+
+
+@dataclass
+class Plan(ABC):
+    """A decision about one batch. `side` tensors (int64) and `meta` travel with it; the receiver's half reads them."""
+
+    side: dict[str, Tensor] = field(default_factory=dict)
+    meta: dict[str, int | float | str] = field(default_factory=dict)
+
+    @abstractmethod
+    def reduce(self, activations: Tensor) -> Tensor:
+        """Turn activations `[B, n, d]` into the smashed tensor, differentiably."""
+
+    @abstractmethod
+    def targets(self, labels: Tensor, classes: int) -> Tensor:
+        """Turn labels `[B]` (int64) into what the smashed samples are trained on: `[T]` labels, or `[T, classes]`
+        probabilities (float32) where samples were merged."""
+
+
+class Reducer(ABC):
+    """One method of reduction; stateless but for its modules, so one object serves any number of clients."""
+
+    needs_attention: bool = False
+
+    @abstractmethod
+    def plan(self, view: View, key: Key) -> Plan:
+        """Decide, without gradient, what becomes of a batch; all randomness comes from `key`."""
+
+    def restore(self, smashed: Tensor, side: Mapping[str, Tensor], meta: Meta) -> Tensor:
+        """Server half, differentiable: turn what arrived into the input of the back. Identity unless a method needs
+        more. `side` and `meta` come from a peer: raise WireError where they do not fit."""
+        return smashed
+
+    @abstractmethod
+    def expected(self, geometry: Geometry) -> Expected:
+        """Return the bounds of what may arrive for a batch of up to `geometry.batch` samples: `smashed`, `targets` and
+        one `side/<name>` per side tensor. The largest size in each bound is what a full batch sends."""
+
+
+def expected_targets(geometry: Geometry) -> tuple[Expect, ...]:
+    """Bounds of targets where samples are not merged: one int64 label each."""
+    return (Expect.integers((1, geometry.batch)),)

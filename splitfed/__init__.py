@@ -1,0 +1,40 @@
+"""Federated split learning of Vision Transformers, with every byte that crosses the cut counted.
+
+`from splitfed import Scenario, simulate` is the whole public surface for scripts and notebooks; the command line calls
+nothing else. Importing this package imports neither torch nor Flower: names are loaded on first use.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from splitfed.compare import compare
+    from splitfed.errors import SplitfedError
+    from splitfed.scenario import Scenario
+    from splitfed.simulate import Result, estimate, simulate
+
+__version__ = "0.1.0"
+
+# In a checkout, `clients/`, `server/`, `compression/` and `scenarios/` stand beside this package, not in it. Looking for
+# submodules in the root as well makes a checkout import the way an installed wheel does.
+_root = Path(__file__).resolve().parent.parent
+if (_root / "pyproject.toml").is_file():
+    __path__.append(str(_root))
+
+_WHERE = {
+    "Result": "splitfed.simulate",
+    "Scenario": "splitfed.scenario",
+    "SplitfedError": "splitfed.errors",
+    "compare": "splitfed.compare",
+    "estimate": "splitfed.simulate",
+    "simulate": "splitfed.simulate",
+}
+
+__all__ = ["Result", "Scenario", "SplitfedError", "__version__", "compare", "estimate", "simulate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'splitfed' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

@@ -1,0 +1,58 @@
+"""When a run has sent enough; decided between rounds, from finished rounds only, so that a run is reproducible."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ByteSize, Field, PositiveFloat
+
+from splitfed.config import Config, kind_shorthand
+from splitfed.expect import Geometry
+
+
+def _size(value: object) -> object:
+    return ByteSize._validate(value, None) if isinstance(value, str) else value  # type: ignore[arg-type]
+
+
+# `130MB`, `1.5 GiB` or a plain number of bytes.
+Bytes = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+
+
+def uncompressed_epoch(examples: int, geometry: Geometry) -> int:
+    """Return the cut bytes of one uncompressed pass over `examples` images: activations and gradients in float32 and
+    8 bytes a label."""
+    return examples * (2 * 4 * geometry.tokens * geometry.width + 8)
+
+
+class Unlimited(Config):
+    """No budget: all rounds are run."""
+
+    kind: Literal["none"] = "none"
+
+    def limit(self, examples: int, geometry: Geometry) -> int | None:
+        """Return the cut bytes after which no round starts, or None."""
+        return None
+
+
+class CutBytes(Config):
+    """No round starts once this many cut bytes were sent, both ways together."""
+
+    kind: Literal["cut_bytes"] = "cut_bytes"
+    bytes: Bytes
+
+    def limit(self, examples: int, geometry: Geometry) -> int | None:
+        """Return the cut bytes after which no round starts."""
+        return self.bytes
+
+
+class UncompressedEpochs(Config):
+    """No round starts once the cut bytes of this many uncompressed epochs over all training images were sent: the rule
+    of the ADC paper (arXiv 2509.15058, section IV)."""
+
+    kind: Literal["uncompressed_epochs"] = "uncompressed_epochs"
+    epochs: PositiveFloat
+
+    def limit(self, examples: int, geometry: Geometry) -> int | None:
+        """Return the cut bytes after which no round starts."""
+        return int(self.epochs * uncompressed_epoch(examples, geometry))
+
+
+BudgetConfig = Annotated[Unlimited | CutBytes | UncompressedEpochs, Field(discriminator="kind"), kind_shorthand]

@@ -1,0 +1,33 @@
+"""Every error that splitfed raises on purpose; the command line prints its text and exits with code 2."""
+
+
+class SplitfedError(Exception):
+    """Base of all errors of this package; its text is written for the user."""
+
+
+class ScenarioError(SplitfedError):
+    """A scenario that cannot be read or is refused; `problems` holds one line per mistake, all of them at once."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class ModelError(SplitfedError):
+    """A model that cannot be built, loaded, split or read."""
+
+
+class DataError(SplitfedError):
+    """A data set that cannot be loaded, or does not fit the scenario."""
+
+
+class CodecError(SplitfedError):
+    """A tensor that a codec cannot carry: NaN, infinity, or a value outside its range."""
+
+
+class WireError(SplitfedError):
+    """Bytes from a peer that are not a message we accept: truncated, altered, too large or not expected."""
+
+
+class RunError(SplitfedError):
+    """A run folder that cannot be created, locked, resumed or read."""

@@ -1,0 +1,48 @@
+"""What a receiver is ready to accept: the bounds that every tensor of a frame is checked against."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The sizes at one cut: samples `batch` (at most), `tokens` n, features `width` d, `prefix` tokens, `classes`."""
+
+    batch: int
+    tokens: int
+    width: int
+    prefix: int
+    classes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """Bounds of one tensor: allowed dtypes (torch names, `"float32"`), and an inclusive range for each dimension."""
+
+    dtypes: frozenset[str]
+    dims: tuple[Range, ...]
+
+    def allows(self, dtype: str, shape: tuple[int, ...]) -> bool:
+        """Tell whether a tensor of this dtype and shape is within bounds."""
+        return (
+            dtype in self.dtypes
+            and len(shape) == len(self.dims)
+            and all(low <= size <= high for size, (low, high) in zip(shape, self.dims, strict=True))
+        )
+
+    @classmethod
+    def floats(cls, *dims: int | Range) -> "Expect":
+        """Expect float32; a plain number is an exact size."""
+        return cls(frozenset({"float32"}), tuple(d if isinstance(d, tuple) else (d, d) for d in dims))
+
+    @classmethod
+    def integers(cls, *dims: int | Range) -> "Expect":
+        """Expect int64; a plain number is an exact size."""
+        return cls(frozenset({"int64"}), tuple(d if isinstance(d, tuple) else (d, d) for d in dims))
+
+
+# By tensor name (`"smashed"`, `"side/indices"`: the role is what stands before the slash); any of the alternatives
+# will do. Every name is required, and no other is accepted.
+Expected = Mapping[str, tuple[Expect, ...]]

@@ -1,0 +1,45 @@
+"""What a finished round is reported as: a line of `metrics.csv`."""
+
+import csv
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """One round. Bytes and seconds are cumulative; accuracy is a share in [0, 1]; `eval_*` are measured on the
+    validation split and are None in rounds without evaluation. Learning rates are those used in the round."""
+
+    round: int
+    train_loss: float | None
+    eval_loss: float | None
+    eval_accuracy: float | None
+    cut_bytes: int
+    total_bytes: int
+    seconds: float
+    cut_raw_bytes: int
+    total_raw_bytes: int
+    examples: int
+    clients: int
+    client_lr: float
+    server_lr: float
+
+    def line(self) -> str:
+        """Return the row as a line of CSV; None is an empty field, and floats read back as the same bits."""
+        return ",".join("" if value is None else repr(value) for value in astuple(self)) + "\n"
+
+
+HEADER = ",".join(field.name for field in fields(Metrics)) + "\n"
+
+
+def read_metrics(path: Path) -> list[Metrics]:
+    """Read `metrics.csv`."""
+    rows = []
+    with open(path, newline="") as file:
+        for line in csv.DictReader(file):
+            values = {
+                field.name: (int(text) if field.type is int else float(text)) if (text := line[field.name]) else None
+                for field in fields(Metrics)
+            }
+            rows.append(Metrics(**values))  # type: ignore[arg-type]
+    return rows
