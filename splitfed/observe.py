@@ -1,0 +1,46 @@
+"""Who watches a run: consoles, TensorBoard, a notebook, a test. The training code reports and knows nothing of them."""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitfed.ledger import Totals
+from splitfed.metrics import Metrics
+from splitfed.summary import Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What is known before the first round. `resumed` is the last finished round of an earlier attempt, `history` its
+    rounds with the bytes of each, and `budget` the cut bytes after which no round starts."""
+
+    scenario: str
+    folder: Path
+    rounds: int
+    engine: str
+    resumed: int
+    history: list[tuple[Metrics, Totals]]
+    budget: int | None
+
+
+class Observer:
+    """Watches a run; every method may be left as it is."""
+
+    def started(self, info: Started) -> None:
+        """The run begins, or goes on."""
+
+    def progress(self, round: int, share: float) -> None:
+        """A part of the open round, in [0, 1], is done."""
+
+    def round(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:
+        """A round ended; `sent` are its bytes and `finished` those of all rounds so far."""
+
+    def finished(self, summary: Summary, totals: Totals) -> None:
+        """The run is complete."""
+
+    def interrupted(self, folder: Path, round: int, totals: Totals) -> None:
+        """The run was stopped by the user; `round` is the last one that a resumed run builds on."""
+
+
+# Set around a run in this process; a ServerApp that runs elsewhere finds none and only writes files.
+OBSERVERS: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())

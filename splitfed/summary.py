@@ -1,0 +1,54 @@
+"""What a whole run came to: `summary.json`, written last, so a run folder that has it is complete."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from splitfed.errors import RunError
+
+NAME = "summary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The end of a run. Accuracy is a share in [0, 1] on the test split, read once. `cut_*` is the data plane, the
+    others both planes; `total_bytes` contains `bytes_wasted`, and `factor` divides what would have been sent
+    uncompressed by what was. `raw_bytes` is the uncompressed size of the cut. `stopped` is `rounds` or `budget`."""
+
+    scenario: str
+    seed: int
+    engine: str
+    rounds: int
+    test_accuracy: float
+    cut_bytes: int
+    total_bytes: int
+    bytes_wasted: int
+    raw_bytes: int
+    cut_factor: float
+    factor: float
+    seconds: float
+    test_loss: float
+    eval_accuracy: float | None
+    total_raw_bytes: int
+    stopped: str
+    reducer: str
+    mode: str
+
+    def write(self, folder: Path) -> None:
+        """Write `summary.json` atomically."""
+        scratch = folder / f"{NAME}.new"
+        scratch.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        os.replace(scratch, folder / NAME)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Summary":
+        """Read the summary of a finished run. Raises RunError where there is none, or it is broken."""
+        path = folder / NAME
+        try:
+            values = json.loads(path.read_text())
+            return cls(**{field.name: values[field.name] for field in fields(cls)})
+        except FileNotFoundError:
+            raise RunError(f"{folder}: no {NAME}, so the run is unfinished or this is no run folder") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path}: broken ({error})") from error
