@@ -5,8 +5,10 @@ accept (`splitfed.expect`), and that is checked before a codec sees the bytes.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from splitfed.seeds import Key
@@ -33,3 +35,17 @@ class Codec(ABC):
 
         Raises CodecError for NaN, infinity, and values that do not fit.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """The receiving half of a codec, one for each tag.
+
+    `dtypes` are the torch names that it can give back. `size` tells how many bytes a shape takes: a number, or a range
+    where that depends on the values. `decode` takes packets whose dtype and length have been checked against both,
+    returns a tensor with memory of its own on a device, and raises WireError for bytes that no encoder writes.
+    """
+
+    dtypes: frozenset[str]
+    size: Callable[[tuple[int, ...]], int | range]
+    decode: Callable[[Packet, torch.device | str], Tensor]

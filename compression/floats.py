@@ -1,0 +1,99 @@
+"""Plain floats: `float32`, `float16` and `bfloat16`, two or four bytes a number; what does not fit is an error."""
+
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from splitfed.compression.buffers import FLOATS, bounds_fit, float_dtype, from_buffer, to_buffer
+from splitfed.compression.codec import Codec, Decoder, Packet
+from splitfed.compression.integers import encode_integers
+from splitfed.config import Config
+from splitfed.errors import CodecError, WireError
+from splitfed.seeds import Key
+
+INTEGER_TAG = "int64"
+
+
+class FloatCodec(Codec):
+    """Stores every number in one float dtype, rounded to nearest, whatever dtype the tensor has.
+
+    Relative error at most 2**-24 (float32; exact for float32, float16 and bfloat16), 2**-11 (float16; absolute error at
+    most 2**-25 below its normal range) or 2**-8 (bfloat16), and then that of the tensor's own dtype. Integers are
+    packed, but for float32, which means "as they are": 8 bytes each.
+    """
+
+    def __init__(self, stored: torch.dtype) -> None:
+        self.stored = stored
+        self.tag = str(stored).removeprefix("torch.")
+
+    def encode(self, tensor: Tensor, key: Key) -> Packet:
+        """Encode a tensor of any shape; CodecError for NaN, infinity and what this float cannot hold."""
+        shape = tuple(tensor.shape)
+        if tensor.dtype == torch.int64:
+            if self.stored != torch.float32:
+                return encode_integers(tensor)
+            return Packet(INTEGER_TAG, "int64", shape, to_buffer(_own(tensor, torch.int64)))
+        dtype = float_dtype(tensor)
+        if tensor.numel() and not bounds_fit(tensor.detach(), tensor.dtype, self.stored):
+            raise CodecError(f"the tensor holds NaN, infinity or a value that {self.tag} cannot hold")
+        return Packet(self.tag, dtype, shape, to_buffer(_own(tensor, self.stored)))
+
+
+def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # A packet must not change when the tensor does, so the memory is copied even where the dtype stays.
+    return tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+class Float32(Config):
+    """Four bytes a number, nothing lost; integers as they are."""
+
+    kind: Literal["float32"] = "float32"
+
+    def build(self) -> Codec:
+        """Return the codec."""
+        return FloatCodec(torch.float32)
+
+
+class Float16(Config):
+    """Two bytes a number, 11 significant bits, values up to 65504."""
+
+    kind: Literal["float16"] = "float16"
+
+    def build(self) -> Codec:
+        """Return the codec."""
+        return FloatCodec(torch.float16)
+
+
+class BFloat16(Config):
+    """Two bytes a number, 8 significant bits, the range of float32."""
+
+    kind: Literal["bfloat16"] = "bfloat16"
+
+    def build(self) -> Codec:
+        """Return the codec."""
+        return FloatCodec(torch.bfloat16)
+
+
+def _decoder(stored: torch.dtype) -> Decoder:
+    def decode(packet: Packet, device: torch.device | str) -> Tensor:
+        dtype = getattr(torch, packet.dtype)
+        values = from_buffer(packet.buffer, stored, device)
+        if values.numel() and not bounds_fit(values, dtype):
+            raise WireError(f"the data hold NaN, infinity or a value that {packet.dtype} cannot hold")
+        return values.to(dtype).view(packet.shape)
+
+    return Decoder(FLOATS, lambda shape: prod(shape) * stored.itemsize, decode)
+
+
+def _decode_integers(packet: Packet, device: torch.device | str) -> Tensor:
+    return from_buffer(packet.buffer, torch.int64, device).view(packet.shape)
+
+
+DECODERS = {
+    "float32": _decoder(torch.float32),
+    "float16": _decoder(torch.float16),
+    "bfloat16": _decoder(torch.bfloat16),
+    INTEGER_TAG: Decoder(frozenset({"int64"}), lambda shape: prod(shape) * 8, _decode_integers),
+}
