@@ -1,0 +1,55 @@
+"""What the class token looks at: the attention of the front's last block, read without unfusing it."""
+
+import splitfed.torchvision_ops  # noqa: F401  before timm, which imports torchvision
+
+# isort: split
+import torch
+from timm.layers import Attention
+from torch import Tensor, nn
+
+from splitfed.errors import ModelError
+from splitfed.models import Front
+
+
+class ClsAttention:
+    """Reads the attention that CLS pays to all tokens in the last block of a front (ADC, arXiv 2509.15058, section 3).
+
+    While `enabled`, a forward hook keeps the last output of that block's `qkv` layer. Attention stays fused, and
+    nothing more is saved for backward: the map of one query is cheap to compute again. Raises ModelError where the
+    block's attention is not timm's plain one, whose map would be another.
+    """
+
+    def __init__(self, front: Front) -> None:
+        self.enabled = True
+        self._qkv: Tensor | None = None
+        attn = getattr(front.blocks[-1], "attn", None)
+        if type(attn) is not Attention:
+            raise ModelError(f"the attention of the class token cannot be read from {type(attn).__name__}")
+        self._attn = attn
+        self._hook = attn.qkv.register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if self.enabled:
+            self._qkv = output.detach()
+
+    @torch.no_grad()
+    def read(self) -> Tensor:
+        """Return the attention of the last batch, `[B, n]` float32, averaged over heads, rows summing to 1; and let go
+        of what was kept. Raises RuntimeError when no batch passed since the last reading."""
+        if self._qkv is None:
+            raise RuntimeError("no batch passed through the front since the attention was last read")
+        attn, qkv = self._attn, self._qkv
+        self._qkv = None
+        with torch.autocast(qkv.device.type, enabled=False):
+            dtype = attn.qkv.weight.dtype  # that of the norms too, where autocast made qkv narrower
+            batch, tokens, _ = qkv.shape
+            q, k, _ = qkv.reshape(batch, tokens, 3, attn.num_heads, -1).unbind(2)
+            q = attn.q_norm(q[:, 0].to(dtype)) * attn.scale
+            k = attn.k_norm(k.to(dtype))
+            scores = torch.einsum("bhc,bnhc->bhn", q.float(), k.float())
+            return scores.softmax(-1).mean(1)
+
+    def close(self) -> None:
+        """Take the hook off the front."""
+        self._hook.remove()
+        self._qkv = None
