@@ -1,0 +1,149 @@
+"""The images of a scenario: which data set, how it is divided, and what each client and the server get of it."""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from splitfed.batches import Augment, Batch, batches, count_batches
+from splitfed.budget import Bytes
+from splitfed.config import Config
+from splitfed.digits import open_digits
+from splitfed.errors import DataError
+from splitfed.images import Images
+from splitfed.partition import Iid, PartitionConfig
+from splitfed.seeds import Key
+from splitfed.sources import Source, open_stored
+from splitfed.spread import spread
+
+__all__ = ["Batch", "Counts", "DataConfig", "Expected", "FederatedData", "Images", "batches", "count_batches", "load"]
+
+
+class Expected(Config):
+    """What a data set is known to hold, before any limit; an estimate works from it where nothing is loaded."""
+
+    classes: PositiveInt
+    train: PositiveInt
+    test: PositiveInt
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many images a scenario uses of each kind."""
+
+    train: int
+    validation: int
+    test: int
+
+
+class DataConfig(Config):
+    """The data set and its use.
+
+    `path` is what `datasets.load_dataset` takes, a name on the Hugging Face Hub (`name` picks its configuration), a
+    folder or a file, or `digits`: the 1,797 real 8x8 images that scikit-learn brings, a fifth of them for testing; they
+    need none of the keys up to `test_split`. Splits may be slices, such as `train[:80%]`. Labels are integers, with or
+    without names, or strings, which are numbered in sorted order.
+
+    `validation` is a share of the training images in use: `limit` of them are trained on, and with `limit: 5000` and
+    `validation: 0.1` another 556 are held out. `limit` and `test_limit` are upper bounds. All of these choices are
+    drawn from the seed and keep the shares of the classes.
+
+    `workers` is the number of loader processes of each client that trains. `cache` is how much memory the resized
+    images may take, all in all (`1 GiB`, a number of bytes, or null to decode them again each time).
+    """
+
+    path: str = Field(min_length=1)
+    name: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    train_split: str = "train"
+    test_split: str = "test"
+    validation: float = Field(0.1, gt=0, lt=1)
+    limit: PositiveInt | None = None
+    test_limit: PositiveInt | None = None
+    workers: NonNegativeInt = 0
+    augment: Augment = "none"
+    partition: PartitionConfig = Iid()
+    cache: Bytes | None = 1 << 30
+    expect: Expected | None = None
+
+    def counts(self, train: int, test: int) -> Counts:
+        """Return what is used of a data set with so many images; `DataError` where none would be left to train on."""
+        validation = max(1, round(self.validation * train))
+        used = train - validation
+        if used < 1 or test < 1:
+            raise DataError(
+                f"data.validation: {self.validation:g} of {train} training images, with {test} test images, leaves "
+                "nothing to train or to test on; use a larger data set or a smaller share"
+            )
+        if self.limit is not None and self.limit < used:
+            used = self.limit
+            validation = min(validation, max(1, round(used * self.validation / (1 - self.validation))))
+        return Counts(used, validation, test if self.test_limit is None else min(test, self.test_limit))
+
+
+@dataclass(frozen=True, slots=True)
+class FederatedData:
+    """What a run works on: three sets of images, the rows of `train` that each client holds, and the class names."""
+
+    train: Images
+    validation: Images
+    test: Images
+    partitions: list[Tensor]
+    classes: list[str]
+
+
+def load(config: DataConfig, image_size: int, clients: int, key: Key) -> FederatedData:
+    """Load, divide and deal the data: the same arguments give the same images to the same clients.
+
+    Images are decoded when they are first used, to `[3, image_size, image_size]`. The last two results are kept, so
+    that all who ask in one process share one copy; safe to call from threads. Raises `DataError`.
+    """
+    wanted = (config, image_size, clients, key)
+    with _lock:
+        if wanted not in _loaded:
+            _loaded[wanted] = _load(*wanted)
+            while len(_loaded) > 2:
+                _loaded.popitem(last=False)
+        _loaded.move_to_end(wanted)
+        return _loaded[wanted]
+
+
+_lock = threading.Lock()
+_loaded: OrderedDict[tuple[DataConfig, int, int, Key], FederatedData] = OrderedDict()
+
+
+def _load(config: DataConfig, image_size: int, clients: int, key: Key) -> FederatedData:
+    train, test, classes = open_digits() if config.path == "digits" else open_stored(config)
+    _check_expected(config, train, test, classes)
+    counts = config.counts(len(train), len(test))
+    order = spread(train.labels, key.at("validation"))
+    stop = counts.validation + counts.train
+    left = config.cache or 0
+    parts: list[Images] = []
+    for source, rows in (
+        (train, order[counts.validation : stop]),
+        (train, order[: counts.validation]),
+        (test, spread(test.labels, key.at("test"))[: counts.test]),
+    ):
+        images = Images(source, rows.sort().values, image_size)
+        if images.nbytes <= left:
+            left -= images.nbytes
+            images.keep()
+        parts.append(images)
+    partitions = config.partition.split(parts[0].labels, clients, key.at("partition"))
+    return FederatedData(*parts, partitions, classes)
+
+
+def _check_expected(config: DataConfig, train: Source, test: Source, classes: list[str]) -> None:
+    if config.expect is None:
+        return
+    found = {"classes": len(classes), "train": len(train), "test": len(test)}
+    wrong = [f"{found[name]} {name}" for name, value in config.expect if found[name] != value]
+    if wrong:
+        raise DataError(
+            f"data.expect: {config.path} holds {', '.join(f'{value} {name}' for name, value in found.items())}, not "
+            f"{', '.join(f'{value} {name}' for name, value in config.expect)}; correct data.expect, or data.path"
+        )
