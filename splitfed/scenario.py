@@ -1,0 +1,114 @@
+"""A scenario: one YAML file that says everything about an experiment, typed and checked before anything runs."""
+
+import os
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, ValidationError, field_validator
+
+from splitfed.budget import BudgetConfig, Unlimited
+from splitfed.config import Config
+from splitfed.data import DataConfig
+from splitfed.errors import ScenarioError
+from splitfed.models import ModelConfig
+from splitfed.scenario_file import read
+from splitfed.scenario_problems import note
+from splitfed.scenario_sections import Checkpoints, Compression, EngineConfig, Federation, Inline, Training
+from splitfed.scenario_set import override
+from splitfed.scenario_yaml import write
+
+
+class Scenario(Config):
+    """One experiment; `seed` decides every draw in it, and `name` the name of its run folders."""
+
+    name: str = "scenario"
+    seed: int = Field(0, ge=0)
+    model: ModelConfig
+    data: DataConfig
+    federation: Federation
+    training: Training = Training()
+    compression: Compression = Compression()
+    budget: BudgetConfig = Unlimited()
+    checkpoints: Checkpoints = Checkpoints()
+    engine: EngineConfig = Inline()
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if (
+            not name.isprintable()
+            or set(name) & set('/\\:*?"<>|')
+            or name.strip(". ") != name
+            or not 0 < len(name) < 101
+        ):
+            raise ValueError(f"{name!r} cannot name a folder: use letters, digits, '-' and '_', 100 at most")
+        return name
+
+    @classmethod
+    def load(cls, path_or_name: str | os.PathLike[str], overrides: list[str] | None = None) -> Self:
+        """Load a YAML file, or by its name (`digits`) one that ships with splitfed; a file that exists wins.
+
+        `overrides` are `section.key=value`, as `--set` takes them. Raises ScenarioError with every problem at once.
+        """
+        path = _find(os.fspath(path_or_name))
+        source = _relative(path).encode("utf-8", "backslashreplace").decode()
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as e:
+            raise ScenarioError([f"{source}: not UTF-8 text: byte {e.start} is 0x{e.object[e.start]:02x}"]) from None
+        except (OSError, ValueError) as e:
+            raise ScenarioError([f"{source}: cannot be read: {getattr(e, 'strerror', None) or e}"]) from None
+        return cls.parse(text, source, overrides, name=path.stem)
+
+    @classmethod
+    def parse(
+        cls, text: str, source: str = "<text>", overrides: list[str] | None = None, *, name: str | None = None
+    ) -> Self:
+        """Check the text of a scenario; problems start with `source:line`, and `name` is for a text without one.
+
+        Raises ScenarioError with every problem at once.
+        """
+        document = read(text, source)
+        override(document, overrides or [], cls)
+        given = {"name": name} if name is not None else {}
+        try:
+            scenario = cls.model_validate({**given, **document.data})
+        except ValidationError as e:
+            note(e, document, cls)
+        document.raise_problems()
+        return scenario
+
+    def to_yaml(self) -> str:
+        """Return the complete scenario, defaults written out; it loads back to an equal one."""
+        return write(self.model_dump(mode="json"))
+
+    def with_(self, overrides: list[str]) -> Self:
+        """Return a copy with some values changed. Raises ScenarioError."""
+        return self.parse(self.to_yaml(), self.name, overrides)
+
+
+def shipped() -> dict[str, Path]:
+    """Return the scenarios that come with splitfed, by name."""
+    found = (Path(str(f)) for f in files("splitfed.scenarios").iterdir() if f.name.endswith(".yaml"))
+    return {path.stem: path for path in sorted(found)}
+
+
+def _find(given: str) -> Path:
+    path = Path(given)
+    if os.path.isfile(given) or path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
+        return path
+    known = shipped()
+    if given in known:
+        return known[given]
+    if os.path.exists(given):
+        return path
+    close = get_close_matches(given, list(known), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"those that do: {', '.join(known)}"
+    raise ScenarioError([f"{given}: no such file, and no scenario of this name ships with splitfed; {hint}"])
+
+
+def _relative(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path)

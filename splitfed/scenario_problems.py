@@ -1,0 +1,138 @@
+"""Says in plain words, and at a line of the file, what validation found wrong with a scenario."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from splitfed.scenario_file import Document, Path, shown
+from splitfed.scenario_schema import Place, did_you_mean, kind, locate
+
+# What a value must be, by the type of the error; several of them at one key are joined with "or".
+_MUST_BE = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "string_unicode": "text of valid characters",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "dict_type": "a section",
+    "mapping_type": "a section",
+    "model_type": "a section",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "set_type": "a list",
+    "frozen_set_type": "a list",
+    "none_required": "null",
+    "path_type": "a path",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "multiple_of": "a multiple of {multiple_of}",
+    "literal_error": "{expected}",
+}
+
+
+def note(error: ValidationError, document: Document, model: type[BaseModel]) -> None:
+    """Add every problem of a validation error to the document, one line per key."""
+    found: dict[Path, list[tuple[ErrorDetails, Place]]] = {}
+    for details in error.errors(include_url=False):
+        place = locate(model, details["loc"], document.data)
+        found.setdefault(place.path, []).append((details, place))
+    known = {problem.path for problem in document.problems if problem.path}
+    # Where the kind itself is wrong, what the other keys should be is anyone's guess.
+    guesses = {path[:-1] for path in found if path and path[-1] == "kind"}
+    for path, errors in found.items():
+        if any(path[: len(k)] == k for k in known) or (path and path[-1] != "kind" and path[:-1] in guesses):
+            continue
+        origin = document.origin(path)
+        kind_at = (*path, "kind")
+        if errors[0][0]["type"] == "union_tag_invalid" and kind_at in document.origins:
+            origin = document.origins[kind_at]
+        document.refuse(path, _why(errors, _value(document.data, path)), origin)
+
+
+def _why(errors: list[tuple[ErrorDetails, Place]], value: Any) -> str:
+    # Of a union, say what is wrong in the branch whose type fits; only if none fits, list all types.
+    telling = [e for e in errors if not e[0]["type"].endswith("_type")] or errors
+    must_be = [_MUST_BE[e["type"]].format(**e.get("ctx", {})) for e, _ in telling if e["type"] in _MUST_BE]
+    if not must_be or telling[0][1].path[-1:] == ("kind",):
+        return "; ".join(dict.fromkeys(_one(details, place, value) for details, place in telling))
+    if "a number" in must_be:
+        must_be = [noun for noun in must_be if noun != "a whole number"]
+    why = f"must be {' or '.join(dict.fromkeys(must_be))}, not {shown(value)}"
+    if isinstance(value, str):
+        words = [w for e, _ in errors if e["type"] == "literal_error" for w in _quoted(e["ctx"]["expected"])]
+        why += did_you_mean(value, words)
+    return why
+
+
+def _one(details: ErrorDetails, place: Place, value: Any) -> str:
+    context = details.get("ctx", {})
+    match details["type"]:
+        case "extra_forbidden":
+            return _unknown_key(place)
+        case "missing":
+            return "is missing"
+        case "union_tag_not_found":
+            return f"'kind' is missing: one of {_listed(_kinds(place))}"
+        case "union_tag_invalid":
+            return _unknown_kind(str(context["tag"]), _quoted(context["expected_tags"]))
+        case "literal_error":
+            return _unknown_kind(details["input"], _quoted(context["expected"]))
+        case "model_attributes_type":
+            return f"must be one of {_listed(_kinds(place))} or a section of such a kind, not {shown(value)}"
+        case "value_error" | "assertion_error":
+            return str(context["error"])
+        case "invalid_key":
+            return "a key must be text"
+    message = re.sub(r"^(Input|Value|String|List|Tuple|Dictionary) should ", "must ", details["msg"])
+    return message[:1].lower() + message[1:]
+
+
+def _unknown_kind(tag: Any, known: list[str]) -> str:
+    return f"unknown kind {shown(tag)}, known: {_listed(known)}{did_you_mean(str(tag), known)}"
+
+
+def _unknown_key(place: Place) -> str:
+    key = str(place.path[-1])
+    known = list(place.section.model_fields) if place.section else []
+    if close := did_you_mean(key, known):
+        return f"unknown key{close}"
+    own = kind(place.section) if place.section else None
+    homes = [k for other in place.others if key in other.model_fields and (k := kind(other))]
+    if homes:
+        return f"unknown key for kind {own!r}, it belongs to {_listed(homes)}"
+    known = [k for k in known if k != "kind"]
+    where = "here" if own is None else f"for kind {own!r}"
+    return f"unknown key {where}, " + (f"known: {_listed(known)}" if known else "it has no keys")
+
+
+def _kinds(place: Place) -> list[str]:
+    return [k for section in place.inside if (k := kind(section))]
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"'([^']*)'", text)
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(repr(word) for word in words)
+
+
+def _value(data: Any, path: Path) -> Any:
+    for part in path:
+        if isinstance(data, dict):
+            data = data.get(part)  # type: ignore[call-overload]
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            return None
+    return data

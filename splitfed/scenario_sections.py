@@ -1,0 +1,108 @@
+"""The sections of a scenario that belong to no single component: who trains, how, and what is sent."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
+
+from splitfed.compression.codecs import CodecConfig
+from splitfed.compression.lossless import LosslessConfig
+from splitfed.compression.reducers import ReducerConfig
+from splitfed.config import Config, kind_shorthand
+from splitfed.optim import SideConfig
+
+
+class Federation(Config):
+    """Who trains, how often and in which order.
+
+    In each of `rounds`, `cohort` of the `clients` are sampled (all of them when null). A client trains for
+    `local_epochs` passes over its images, or for `local_steps` mini-batches: one of the two, by default one epoch.
+    `sfl-v1` gives each client a copy of the back and averages the copies at the end of the round; `sfl-v2` has one back
+    that the clients update in turn. Fronts are averaged in both.
+    """
+
+    clients: PositiveInt
+    cohort: PositiveInt | None = None
+    rounds: PositiveInt
+    mode: Literal["sfl-v1", "sfl-v2"] = "sfl-v2"
+    local_epochs: PositiveInt | None = None
+    local_steps: PositiveInt | None = None
+
+    @field_validator("cohort")
+    @classmethod
+    def _not_more_than_all(cls, cohort: int | None, info: ValidationInfo) -> int | None:
+        clients = info.data.get("clients")
+        if cohort is not None and clients is not None and cohort > clients:
+            raise ValueError(f"{cohort} of {clients} clients cannot be sampled: lower it, or leave it out for all")
+        return cohort
+
+    @field_validator("local_steps")
+    @classmethod
+    def _one_of_two(cls, steps: int | None, info: ValidationInfo) -> int | None:
+        if steps is not None and info.data.get("local_epochs") is not None:
+            raise ValueError("local_epochs is set too: keep one of them and set the other to null")
+        return steps
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_epoch(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("local_epochs") is None and data.get("local_steps") is None:
+            return {**data, "local_epochs": 1}
+        return data
+
+    @property
+    def cohort_size(self) -> int:
+        """How many clients train in a round."""
+        return self.cohort or self.clients
+
+
+class Training(Config):
+    """How the two sides train.
+
+    `batch_size` and `eval_batch_size` count images. Each side has its own device, optimiser, schedule, weight decay and
+    clipping. With `client_state: reset` a client starts each round with a fresh optimiser, with `keep` it goes on with
+    its own. The validation images are looked at every `evaluate_every` rounds, and after the last.
+    """
+
+    batch_size: PositiveInt = 32
+    precision: Literal["float32", "bfloat16"] = "float32"
+    client: SideConfig = SideConfig()
+    server: SideConfig = SideConfig()
+    client_state: Literal["reset", "keep"] = "reset"
+    evaluate_every: PositiveInt = 1
+    eval_batch_size: PositiveInt = 256
+
+
+class Packing(Config):
+    """How one kind of tensor becomes bytes: a `codec`, lossy or not, then a `lossless` stage over its bytes."""
+
+    codec: CodecConfig = Field("float32", validate_default=True)
+    lossless: LosslessConfig = Field("zstd", validate_default=True)
+
+
+class Compression(Config):
+    """What makes the bytes fewer: a `reducer` that drops or merges before sending, and a packing for each role.
+
+    `smashed` and `targets` go up at every step, `cut_gradient` comes down; `front_weights` go both ways once a round.
+    """
+
+    reducer: ReducerConfig = Field("none", validate_default=True)
+    smashed: Packing = Packing()
+    targets: Packing = Packing()
+    cut_gradient: Packing = Packing()
+    front_weights: Packing = Packing()
+
+
+class Checkpoints(Config):
+    """A checkpoint is written after each round; the last `keep` of them stay on disk."""
+
+    keep: PositiveInt = 2
+
+
+class Inline(Config):
+    """All clients and the server in one process, client by client; `threads` are torch's, null lets torch choose."""
+
+    kind: Literal["inline"] = "inline"
+    threads: PositiveInt | None = None
+
+
+EngineConfig = Annotated[Inline, kind_shorthand]
