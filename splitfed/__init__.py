@@ -12,23 +12,23 @@ if TYPE_CHECKING:
     from splitfed.compare import compare
     from splitfed.errors import SplitfedError
     from splitfed.scenario import Scenario
-    from splitfed.simulate import Result, estimate, simulate
+    from splitfed.simulation import Result, estimate, simulate
 
 __version__ = "0.1.0"
 
-# In a checkout, `clients/`, `server/`, `compression/` and `scenarios/` stand beside this package, not in it. Looking for
-# submodules in the root as well makes a checkout import the way an installed wheel does.
+# In a checkout, `clients/`, `server/`, `compression/` and `scenarios/` stand beside this package, not in it. Looking
+# for submodules in the root as well makes a checkout import the way an installed wheel does.
 _root = Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))
 
 _WHERE = {
-    "Result": "splitfed.simulate",
+    "Result": "splitfed.simulation",
     "Scenario": "splitfed.scenario",
     "SplitfedError": "splitfed.errors",
     "compare": "splitfed.compare",
-    "estimate": "splitfed.simulate",
-    "simulate": "splitfed.simulate",
+    "estimate": "splitfed.simulation",
+    "simulate": "splitfed.simulation",
 }
 
 __all__ = ["Result", "Scenario", "SplitfedError", "__version__", "compare", "estimate", "simulate"]

@@ -1,0 +1,134 @@
+"""Who owns the back while clients train: one pool for each federation mode.
+
+A pool hands a client a `Trainer` (back and optimiser) for its round, takes it back with `commit`, or with `drop` when
+the client was lost, and settles the round in `close_round`.
+"""
+
+from abc import ABC, abstractmethod
+from copy import deepcopy
+
+from torch import Tensor, nn
+
+from splitfed.optim import SideConfig, set_lr
+from splitfed.optimiser_state import OptimiserState, flatten, read_optimiser, unflatten, write_optimiser
+
+
+class Trainer:
+    """A back with its optimiser."""
+
+    def __init__(self, back: nn.Module, side: SideConfig) -> None:
+        self.back, self.side = back, side
+        self.optimiser = side.optimiser_for(back)
+
+    def update(self) -> None:
+        """Apply the gradients that were accumulated."""
+        self.side.step(self.optimiser, self.back)
+
+    def load(self, weights: dict[str, Tensor], state: OptimiserState) -> None:
+        """Take over weights and optimiser state, by copy."""
+        self.back.load_state_dict(weights)
+        write_optimiser(self.optimiser, state)
+
+
+class BackPool(ABC):
+    """The back of a run; `trainer` holds what the last finished round left."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    @abstractmethod
+    def open(self, client: int) -> Trainer:
+        """Hand out what a client trains in this round."""
+
+    @abstractmethod
+    def commit(self, client: int, trainer: Trainer, examples: int) -> None:
+        """Take back what a client trained on `examples` images."""
+
+    @abstractmethod
+    def drop(self, client: int, trainer: Trainer) -> None:
+        """Take back what a lost client trained."""
+
+    @abstractmethod
+    def close_round(self) -> None:
+        """End a round, so that `trainer` holds its outcome."""
+
+    def open_round(self, lr: float) -> None:
+        """Begin a round at this learning rate."""
+        set_lr(self.trainer.optimiser, lr)
+
+
+class Shared(BackPool):
+    """One back, updated client by client (`sfl-v2`); what a lost client taught it stays."""
+
+    def open(self, client: int) -> Trainer:
+        """Hand out the one back."""
+        return self.trainer
+
+    def commit(self, client: int, trainer: Trainer, examples: int) -> None:
+        """Nothing to settle: the back has what the client taught it."""
+
+    def drop(self, client: int, trainer: Trainer) -> None:
+        """Nothing to undo."""
+
+    def close_round(self) -> None:
+        """Nothing to settle."""
+
+
+class PerClient(BackPool):
+    """A copy of the back for each client, averaged at the round's end by the clients' examples (`sfl-v1`).
+
+    Copies are summed as they come in, in float64, so memory holds one sum and as many copies as clients train at once.
+    Optimiser state follows the weights: every client starts from the round's common moments, and moments and step
+    counts are averaged as weights are. A lost client's copy is not counted.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(trainer)
+        self._free: list[Trainer] = []
+        self._sum: dict[str, Tensor] = {}
+        self._examples = 0
+        self._lr = 0.0
+
+    def open_round(self, lr: float) -> None:
+        """Begin a round at this learning rate."""
+        super().open_round(lr)
+        self._lr, self._sum, self._examples = lr, {}, 0
+
+    def open(self, client: int) -> Trainer:
+        """Hand out a copy of what the last round left."""
+        copy = self._free.pop() if self._free else Trainer(deepcopy(self.trainer.back), self.trainer.side)
+        copy.load(self.trainer.back.state_dict(), read_optimiser(self.trainer.optimiser))
+        set_lr(copy.optimiser, self._lr)
+        return copy
+
+    def commit(self, client: int, trainer: Trainer, examples: int) -> None:
+        """Add a copy to the round's sum."""
+        for name, tensor in _flat(trainer).items():
+            # Sums bear the float64 that the device may lack, and must not depend on its order of addition.
+            share = tensor.detach().cpu().double() * examples
+            self._sum[name] = self._sum[name].add_(share) if name in self._sum else share
+        self._examples += examples
+        self._free.append(trainer)
+
+    def drop(self, client: int, trainer: Trainer) -> None:
+        """Forget a lost client's copy."""
+        self._free.append(trainer)
+
+    def close_round(self) -> None:
+        """Put the average in place; where every client was lost, nothing changes."""
+        if not self._examples:
+            return
+        means = {name: (total / self._examples).float() for name, total in self._sum.items()}
+        weights = {name.removeprefix("back/"): t for name, t in means.items() if name.startswith("back/")}
+        moments = {name.removeprefix("optimiser/"): t for name, t in means.items() if name.startswith("optimiser/")}
+        self.trainer.load(weights, unflatten(moments))
+        self._sum = {}
+
+
+def _flat(trainer: Trainer) -> dict[str, Tensor]:
+    flat = {f"back/{name}": tensor for name, tensor in trainer.back.state_dict().items()}
+    moments = flatten(read_optimiser(trainer.optimiser))
+    return flat | {f"optimiser/{name}": tensor for name, tensor in moments.items()}
+
+
+POOLS: dict[str, type[BackPool]] = {"sfl-v1": PerClient, "sfl-v2": Shared}

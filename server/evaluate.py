@@ -1,0 +1,34 @@
+"""Evaluation of the whole model, front and back, where the back lives; nothing crosses the cut."""
+
+import torch
+from torch import nn
+
+from splitfed.batches import batches
+from splitfed.images import Images
+from splitfed.precision import autocast
+from splitfed.seeds import Key
+
+
+def evaluate(
+    front: nn.Module, back: nn.Module, images: Images, batch_size: int, mean: tuple[float, ...],
+    std: tuple[float, ...], device: torch.device, precision: str, workers: int = 0,
+) -> tuple[float, float]:  # fmt: skip
+    """Return the mean loss and the accuracy (a share in [0, 1]) over all images."""
+    was_training = front.training, back.training
+    front.eval()
+    back.eval()
+    loss, right = 0.0, 0
+    rows = torch.arange(len(images))
+    with torch.inference_mode():
+        for batch in batches(
+            images, rows, batch_size, Key(0), augment="none", workers=workers, mean=mean, std=std, epochs=1,
+            shuffle=False,
+        ):  # fmt: skip
+            labels = batch.labels.to(device)
+            with autocast(precision, device):
+                logits = back(front(batch.images.to(device)))
+            loss += float(nn.functional.cross_entropy(logits.float(), labels, reduction="sum"))
+            right += int((logits.argmax(1) == labels).sum())
+    front.train(was_training[0])
+    back.train(was_training[1])
+    return loss / len(images), right / len(images)

@@ -1,0 +1,57 @@
+"""The whole model as the server holds it: the aggregated front, the back, and how well both do."""
+
+from splitfed.server.evaluate import evaluate
+from torch import Tensor
+
+from splitfed.batches import count_batches
+from splitfed.data import FederatedData
+from splitfed.models import build, pixel_stats, split
+from splitfed.optim import pick_device
+from splitfed.scenario import Scenario
+from splitfed.seeds import Key
+
+
+class Model:
+    """Front and back of a scenario's model on the server's device."""
+
+    def __init__(self, scenario: Scenario, data: FederatedData) -> None:
+        self.scenario, self.data = scenario, data
+        self.device = pick_device(scenario.training.server.device)
+        vit = build(scenario.model, len(data.classes), key=Key(scenario.seed).at("model"))
+        front, back = split(vit, scenario.model.cut)
+        self.front, self.back = front.to(self.device), back.to(self.device).train()
+        self.geometry = front.geometry(scenario.training.batch_size, len(data.classes))
+        self.mean, self.std = pixel_stats(scenario.model)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all weights under timm's names."""
+        return {**self.front.state_dict(), **self.back.state_dict()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over all weights, by copy."""
+        for part in (self.front, self.back):
+            part.load_state_dict({name: state[name] for name in part.state_dict()})
+
+    def load_front(self, weights: dict[str, Tensor]) -> None:
+        """Take over the front's weights, by copy."""
+        self.front.load_state_dict(weights)
+
+    def steps(self, examples: list[int]) -> int:
+        """Return how many mini-batches clients of so many examples send in a round."""
+        federation, batch = self.scenario.federation, self.scenario.training.batch_size
+        return max(1, sum(count_batches(n, batch, federation.local_steps, federation.local_epochs) for n in examples))
+
+    def _evaluate(self, images) -> tuple[float, float]:
+        training = self.scenario.training
+        return evaluate(
+            self.front, self.back, images, training.eval_batch_size, self.mean, self.std, self.device,
+            training.precision, self.scenario.data.workers,
+        )  # fmt: skip
+
+    def validate(self) -> tuple[float, float]:
+        """Return loss and accuracy on the validation split."""
+        return self._evaluate(self.data.validation)
+
+    def test(self) -> tuple[float, float]:
+        """Return loss and accuracy on the test split; read it once, at the end."""
+        return self._evaluate(self.data.test)

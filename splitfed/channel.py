@@ -1,0 +1,90 @@
+"""The data plane's transport: who listens for mini-batches, and how a client reaches it.
+
+A `Stream` is one client's connection for one round: frames up, a reply down for each. The same bytes cross whatever
+carries them. An address names the carrier by its scheme; `inline:` is a call in this process.
+"""
+
+import itertools
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+from splitfed.errors import WireError
+
+
+class Session(Protocol):
+    """Server end of one stream."""
+
+    def handle(self, buffer: bytes) -> bytes:
+        """Take one frame and return the reply."""
+        ...
+
+    def close(self) -> None:
+        """The stream is over, whether or not the client finished its round; harmless when called again."""
+        ...
+
+
+class Acceptor(Protocol):
+    """Whatever opens sessions: the split server."""
+
+    def open(self, client: int, round: int) -> Session:
+        """Begin a client's round."""
+        ...
+
+
+class Stream(ABC):
+    """Client end of one stream; a context manager that closes it."""
+
+    @abstractmethod
+    def exchange(self, buffer: bytes) -> bytes:
+        """Send one frame and wait for the reply."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the stream."""
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class InlineStream(Stream):
+    """A stream within this process; it passes the very bytes that a network would carry."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def exchange(self, buffer: bytes) -> bytes:
+        """Send one frame and wait for the reply."""
+        return self._session.handle(buffer)
+
+    def close(self) -> None:
+        """End the stream."""
+        self._session.close()
+
+
+_listening: dict[str, Acceptor] = {}
+_numbers = itertools.count(1)
+
+
+class InlineListener:
+    """Makes a split server reachable within this process, for as long as the `with` block lasts."""
+
+    def __init__(self, acceptor: Acceptor) -> None:
+        self.address = f"inline:{next(_numbers)}"
+        self._acceptor = acceptor
+
+    def __enter__(self) -> "InlineListener":
+        _listening[self.address] = self._acceptor
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _listening.pop(self.address, None)
+
+
+def connect(address: str, client: int, round: int) -> Stream:
+    """Open a client's stream for a round. Raises WireError where nobody listens."""
+    if address not in _listening:
+        raise WireError(f"nobody listens at {address}")
+    return InlineStream(_listening[address].open(client, round))

@@ -1,0 +1,80 @@
+"""Checkpoints: everything that the next round needs, written at the end of each round or not at all.
+
+`checkpoints/round-000012/` holds `model.safetensors` (front and back under timm's names), `optimiser.safetensors` (the
+back's) and `state.json`. A folder by that name is complete: it is written beside and renamed.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from splitfed.errors import RunError
+from splitfed.files import sync
+from splitfed.optimiser_state import OptimiserState, flatten, unflatten
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands: the finished round, the attempt that finished it, seconds so far, the lengths in bytes that
+    `ledger.csv` and `metrics.csv` had, and the examples that each client holds."""
+
+    round: int
+    attempt: int
+    seconds: float
+    ledger_bytes: int
+    metrics_bytes: int
+    examples: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint as read: the model under timm's names, the back's optimiser, and the progress."""
+
+    model: dict[str, Tensor]
+    optimiser: OptimiserState
+    progress: Progress
+
+
+class Checkpoints:
+    """The checkpoints of a run; the newest `keep` stay."""
+
+    def __init__(self, run: Path, keep: int = 1) -> None:
+        self._folder, self._keep = run / "checkpoints", keep
+
+    def _all(self) -> list[Path]:
+        return sorted(self._folder.glob("round-*"))
+
+    def save(self, model: dict[str, Tensor], optimiser: OptimiserState, progress: Progress) -> None:
+        """Write a checkpoint; when this returns it is on disk."""
+        self._folder.mkdir(exist_ok=True)
+        scratch, final = self._folder / ".new", self._folder / f"round-{progress.round:06d}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        for name, tensors in (("model", model), ("optimiser", flatten(optimiser))):
+            path = scratch / f"{name}.safetensors"
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
+            sync(path)
+        (scratch / "state.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
+        sync(scratch / "state.json")
+        shutil.rmtree(final, ignore_errors=True)
+        scratch.rename(final)
+        sync(self._folder)
+        for old in self._all()[: -self._keep]:
+            shutil.rmtree(old)
+
+    def latest(self) -> Checkpoint | None:
+        """Read the newest checkpoint; None before the first. Raises RunError where it is broken."""
+        if not (found := self._all()):
+            return None
+        folder = found[-1]
+        try:
+            progress = Progress(**json.loads((folder / "state.json").read_text()))
+            model, optimiser = (load_file(folder / f"{name}.safetensors") for name in ("model", "optimiser"))
+        except (OSError, ValueError, TypeError, SafetensorError) as error:
+            raise RunError(f"{folder}: broken checkpoint ({error}); delete it to go on from the one before") from error
+        return Checkpoint(model, unflatten(optimiser), progress)

@@ -1,0 +1,120 @@
+"""The command line; each command calls what `import splitfed` offers, and imports it only when it runs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from splitfed import __version__
+from splitfed.errors import SplitfedError
+
+app = typer.Typer(
+    name="splitfed",
+    help="Federated split learning of Vision Transformers, with every byte that crosses the cut counted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the scenario, e.g. model.cut=4; repeatable."),
+]
+ScenarioName = Annotated[str, typer.Argument(help="A YAML file, or the name of a scenario that ships with splitfed.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"splitfed {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+
+
+_debug = False
+
+
+@app.command()
+def simulate(
+    scenario: Annotated[
+        str | None, typer.Argument(help="A YAML file, or the name of a scenario that ships with splitfed.")
+    ] = None,
+    set_: Overrides = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed than the scenario's.")] = None,
+    device: Annotated[str | None, typer.Option(help="Train both sides there: auto, cpu, cuda, cuda:1, mps.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Where clients run: inline (in this process).")] = None,
+    runs: Annotated[Path, typer.Option(help="The folder in which the run's own folder is made.")] = Path("runs"),
+    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run, by its folder.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show bytes, memory and time of a round; train nothing.")
+    ] = False,
+) -> None:
+    """Run a scenario with all its clients on this machine."""
+    import splitfed
+    from splitfed.console import Console
+
+    changes = [
+        *(set_ or []),
+        *([f"seed={seed}"] if seed is not None else []),
+        *([f"training.{side}.device={device}" for side in ("client", "server")] if device else []),
+        *([f"engine.kind={engine}"] if engine else []),
+    ]
+    if resume is not None and (changes or dry_run):
+        raise SplitfedError(
+            "--resume goes on with the run's own scenario: leave out --set, --seed, --device, --engine and --dry-run"
+        )
+    if scenario is None and resume is None:
+        raise SplitfedError("name a scenario, for instance: splitfed simulate digits")
+    loaded = splitfed.Scenario.load(scenario, changes) if scenario is not None else None
+    if dry_run:
+        assert loaded is not None
+        print(splitfed.estimate(loaded).text())
+        return
+    splitfed.simulate(loaded, runs=runs, resume=resume, observers=(Console(),))
+
+
+@app.command()
+def validate(scenario: ScenarioName, set_: Overrides = None) -> None:
+    """Check a scenario and name every mistake in it; trains nothing and loads no data."""
+    import splitfed
+
+    loaded = splitfed.Scenario.load(scenario, set_ or [])
+    print(f"{scenario}: valid ({loaded.name}: {loaded.model.name} cut after block {loaded.model.cut})")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    csv: Annotated[Path | None, typer.Option(help="Write the table to this file too.")] = None,
+) -> None:
+    """Show finished runs side by side: accuracy, bytes, factors, time."""
+    import splitfed
+
+    comparison = splitfed.compare(runs)
+    comparison.show()
+    if csv is not None:
+        csv.write_text(comparison.to_csv())
+
+
+def main() -> None:
+    """Run the command line; mistakes of the user's end with their text and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except SplitfedError as error:
+        if _debug:
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

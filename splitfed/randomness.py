@@ -1,0 +1,32 @@
+"""Dropout by key: torch draws it from global state, so that state is set for one forward pass and put back."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from timm.layers import DropPath, PatchDropout
+from torch import nn
+
+import splitfed.torchvision_ops  # noqa: F401 - before timm
+from splitfed.seeds import Key
+
+
+def draws(module: nn.Module) -> bool:
+    """Tell whether a module draws random numbers while it trains."""
+    return any(
+        (isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0)
+        or (isinstance(m, DropPath) and m.drop_prob > 0)
+        or (isinstance(m, PatchDropout) and m.prob > 0)
+        for m in module.modules()
+    )
+
+
+@contextmanager
+def keyed_rng(key: Key, device: torch.device, needed: bool = True) -> Iterator[None]:
+    """Seed torch's global generators from `key` and restore them afterwards; does nothing where not `needed`."""
+    if not needed:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(key.integer())
+        yield

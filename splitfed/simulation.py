@@ -1,0 +1,81 @@
+"""What the command line and notebooks call: run a scenario in this process, or go on with a run."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from splitfed.errors import RunError
+from splitfed.ledger import Totals, totals_by_round
+from splitfed.metrics import Metrics, read_metrics
+from splitfed.observe import OBSERVERS, Observer
+from splitfed.optim import pick_device
+from splitfed.run import check_resumable, create, locked, write_environment
+from splitfed.scenario import Scenario
+from splitfed.summary import Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished run: its folder, its summary, and its rounds."""
+
+    folder: Path
+    summary: Summary
+    rounds: list[Metrics]
+
+    @property
+    def totals(self) -> Totals:
+        """Bytes of all finished rounds by plane, direction and role, as `ledger.csv` has them."""
+        total = Totals()
+        for totals in totals_by_round(self.folder / "ledger.csv").values():
+            total = total + totals
+        return total
+
+
+def simulate(
+    scenario: Scenario | str | Path | None = None, *, runs: str | Path = "runs",
+    resume: str | Path | None = None, observers: tuple[Observer, ...] = (),
+) -> Result:  # fmt: skip
+    """Run a scenario (an object, a file, or the name of one that ships with the package) and return its result.
+
+    A new folder is made under `runs`; `resume` names an interrupted run's folder to go on with instead, under that
+    run's own scenario. Observers see the run as it goes; nothing is printed without one. Raises a SplitfedError for
+    mistakes of the user's, and KeyboardInterrupt after an orderly stop.
+    """
+    if isinstance(scenario, (str, Path)):
+        scenario = Scenario.load(str(scenario))
+    if resume is not None:
+        folder = Path(resume)
+        scenario = check_resumable(folder, scenario)
+    elif scenario is None:
+        raise RunError("nothing to simulate: name a scenario, or a run to resume")
+    else:
+        folder = create(scenario, Path(runs))
+    return _run(scenario, folder.resolve(), observers)
+
+
+def _run(scenario: Scenario, folder: Path, observers: tuple[Observer, ...]) -> Result:
+    # The two apps are named here alone: no other module of this package knows both ends.
+    from splitfed.clients.app import app as client_app
+    from splitfed.inline import run_inline
+    from splitfed.server.app import app as server_app
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # its progress lines would interleave with ours
+    threads = torch.get_num_threads()
+    token = OBSERVERS.set(observers)
+    try:
+        if scenario.engine.threads:
+            torch.set_num_threads(scenario.engine.threads)
+        with locked(folder):
+            devices = {
+                "client": str(pick_device(scenario.training.client.device)),
+                "server": str(pick_device(scenario.training.server.device)),
+            }
+            write_environment(folder, torch.get_num_threads(), devices)
+            config = {"scenario": (folder / "scenario.yaml").read_text(), "run": str(folder)}
+            run_inline(server_app, client_app, scenario.federation.clients, config)
+    finally:
+        OBSERVERS.reset(token)
+        torch.set_num_threads(threads)
+    return Result(folder, Summary.read(folder), read_metrics(folder / "metrics.csv"))

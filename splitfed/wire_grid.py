@@ -1,0 +1,141 @@
+"""A Flower grid around any other: weights are encoded on their way out, decoded on their way in, and counted.
+
+Strategies stay Flower's own: they hand over and receive plain arrays. Replies arrive sorted by client and in float64,
+so that sums over clients neither depend on who answered first nor lose bits.
+"""
+
+from collections.abc import Iterable
+from logging import getLogger
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common.serde import message_to_proto, recorddict_to_proto
+from flwr.serverapp import Grid
+
+from splitfed.control import ROLE, FrontWire
+from splitfed.errors import WireError
+from splitfed.ledger import Direction, Ledger, Row, Sizes
+from splitfed.seeds import Key
+from splitfed.wire_names import ARRAYS, METRICS, WIRE
+
+_REFUSED = 2000  # error code of a reply whose bytes we refuse
+
+log = getLogger("splitfed")
+
+
+class WireGrid(Grid):
+    """Wraps a grid; `clients` maps node ids to partition ids and may be filled after the first queries."""
+
+    def __init__(self, grid: Grid, wire: FrontWire, ledger: Ledger, key: Key) -> None:
+        self.grid, self.wire, self.ledger, self.key = grid, wire, ledger, key
+        self.clients: dict[int, int] = {}
+        self.open_round = 0
+
+    def set_run(self, run) -> None:
+        """Pass on."""
+        self.grid.set_run(run)
+
+    @property
+    def run(self):
+        """Pass on."""
+        return self.grid.run
+
+    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None) -> Message:
+        """Pass on."""
+        return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Pass on."""
+        return self.grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Encode, count and push."""
+        return self.grid.push_messages(self._outgoing(messages))
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pull, count and decode."""
+        return self._incoming(self.grid.pull_messages(message_ids))
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Encode and count what goes, decode and count what comes back; replies are sorted by client."""
+        return self._incoming(self.grid.send_and_receive(self._outgoing(messages), timeout=timeout))
+
+    def _client(self, node: int) -> int:
+        return self.clients.get(node, -1)
+
+    def _outgoing(self, messages: Iterable[Message]) -> list[Message]:
+        coded: dict[int, tuple[RecordDict, Sizes]] = {}  # a strategy hands the same content to all clients
+        out = []
+        for message in messages:
+            content = message.content
+            if id(content) not in coded:
+                coded[id(content)] = self._encode(content)
+            record, sizes = coded[id(content)]
+            sent = Message(
+                record, message.metadata.dst_node_id, message.metadata.message_type, ttl=message.metadata.ttl,
+                group_id=message.metadata.group_id,
+            )  # fmt: skip
+            self._count(sent, message.metadata.dst_node_id, "down", sizes)
+            out.append(sent)
+        return out
+
+    def _encode(self, content: RecordDict) -> tuple[RecordDict, Sizes]:
+        if ARRAYS not in content:
+            return content, Sizes()
+        weights = {name: torch.tensor(array.numpy()) for name, array in content[ARRAYS].items()}  # type: ignore[union-attr]
+        packed = self.wire.pack(weights, self.key.at("down", self.open_round), self.open_round, -1)
+        record = RecordDict({name: value for name, value in content.items() if name != ARRAYS})
+        record[WIRE] = ConfigRecord({"weights": packed.buffer})
+        return record, self._weights(packed.sizes[ROLE].coded, packed.sizes[ROLE].sent)
+
+    def _weights(self, coded: int, sent: int) -> Sizes:
+        return Sizes(self.wire.raw_bytes, self.wire.raw_bytes, coded, sent)
+
+    def _incoming(self, replies: Iterable[Message]) -> list[Message]:
+        decoded = []
+        for reply in sorted(replies, key=lambda reply: self._client(reply.metadata.src_node_id)):
+            node = reply.metadata.src_node_id
+            if reply.has_error() or WIRE not in reply.content:
+                self._count(reply, node, "up", Sizes())
+                decoded.append(reply)
+                continue
+            try:
+                weights, frame = self.wire.unpack(bytes(reply.content[WIRE]["weights"]))  # type: ignore[arg-type]
+            except (WireError, KeyError, TypeError) as error:
+                log.warning("client %d: reply refused: %s", self._client(node), error)
+                self._count(reply, node, "up", Sizes())
+                decoded.append(Message(Error(_REFUSED, f"refused: {error}"), metadata=reply.metadata))  # type: ignore[call-overload]
+                continue
+            self._count(reply, node, "up", self._weights(frame.sizes[ROLE].coded, frame.sizes[ROLE].sent))
+            content = RecordDict({name: value for name, value in reply.content.items() if name != WIRE})
+            content[ARRAYS] = ArrayRecord({n: Array(t.numpy().astype(np.float64)) for n, t in weights.items()})
+            reply.content = content
+            decoded.append(reply)
+        return decoded
+
+    def _count(self, message: Message, node: int, direction: Direction, weights: Sizes) -> None:
+        total = message_to_proto(message).ByteSize()
+        metrics = 0
+        if message.has_content() and METRICS in message.content:
+            metrics = recorddict_to_proto(RecordDict({METRICS: message.content[METRICS]})).ByteSize()
+        parts = {
+            ROLE: weights,
+            "metrics": Sizes(metrics, metrics, metrics, metrics),
+            "envelope": Sizes(sent=total - metrics - weights.sent),
+        }
+        row = (self.open_round, 0, self._client(node), direction, "control")
+        self.ledger.add([Row(*row, role, sizes) for role, sizes in parts.items() if sizes.sent])  # type: ignore[arg-type]
+
+
+class CohortGrid:
+    """What a strategy sees when it samples: the nodes already chosen for the round, so that it takes them all.
+
+    Flower's own sampling draws from the global random state over node ids that are new in every run."""
+
+    def __init__(self, nodes: list[int]) -> None:
+        self._nodes = nodes
+
+    def get_node_ids(self) -> list[int]:
+        """Return the cohort."""
+        return self._nodes
