@@ -130,7 +130,7 @@ def _listed(words: Iterable[str]) -> str:
 def _value(data: Any, path: Path) -> Any:
     for part in path:
         if isinstance(data, dict):
-            data = data.get(part)  # type: ignore[call-overload]
+            data = data.get(part)
         elif isinstance(data, list) and isinstance(part, int) and part < len(data):
             data = data[part]
         else:

@@ -71,7 +71,7 @@ def _holder(document: Document, parts: list[str], origin: Origin, here: Sections
     return holder, path
 
 
-def _key(holder: Any, part: str, path: Path) -> str | int:
+def _key(holder: Any, part: str, path: Path) -> Any:
     if isinstance(holder, dict):
         return part
     if not part.isdecimal():

@@ -91,5 +91,5 @@ def compose(text: str) -> Node | None:
 
 
 def write(sections: dict[str, Any]) -> str:
-    """Write plain values as YAML that reads back equal."""
-    return yaml.dump(sections, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    """Write plain values as ASCII YAML that reads back equal."""
+    return yaml.dump(sections, Dumper=_Dumper, sort_keys=False, width=120)
