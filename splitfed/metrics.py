@@ -3,6 +3,9 @@
 import csv
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
+
+from splitfed.errors import RunError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +36,18 @@ HEADER = ",".join(field.name for field in fields(Metrics)) + "\n"
 
 
 def read_metrics(path: Path) -> list[Metrics]:
-    """Read `metrics.csv`."""
-    rows = []
-    with open(path, newline="") as file:
-        for line in csv.DictReader(file):
-            values = {
-                field.name: (int(text) if field.type is int else float(text)) if (text := line[field.name]) else None
-                for field in fields(Metrics)
-            }
-            rows.append(Metrics(**values))  # type: ignore[arg-type]
-    return rows
+    """Read `metrics.csv`, without a last line that is still being written. Raises RunError where it is broken."""
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    try:
+        return [
+            Metrics(**{field.name: _value(field.type, line[field.name]) for field in fields(Metrics)})
+            for line in csv.DictReader(lines)
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path}: broken ({error})") from error
+
+
+def _value(kind: Any, text: str) -> Any:
+    if kind is int:
+        return int(text)
+    return None if text == "" and kind == (float | None) else float(text)

@@ -47,8 +47,15 @@ class Summary:
         path = folder / NAME
         try:
             values = json.loads(path.read_text())
-            return cls(**{field.name: values[field.name] for field in fields(cls)})
-        except FileNotFoundError:
+            found = cls(**{field.name: values[field.name] for field in fields(cls)})
+        except (FileNotFoundError, NotADirectoryError):
             raise RunError(f"{folder}: no {NAME}, so the run is unfinished or this is no run folder") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except KeyError as error:
+            raise RunError(f"{path}: broken (no {error})") from error
+        except (OSError, ValueError, TypeError) as error:
             raise RunError(f"{path}: broken ({error})") from error
+        for field in fields(cls):
+            value, kind = getattr(found, field.name), field.type
+            if not isinstance(value, (int | float) if kind is float else kind) or isinstance(value, bool):  # type: ignore[arg-type]
+                raise RunError(f"{path}: broken ({field.name} is {value!r})")
+        return found
