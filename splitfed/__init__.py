@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from splitfed.compare import compare
     from splitfed.errors import SplitfedError
+    from splitfed.estimation import Estimate, estimate
     from splitfed.scenario import Scenario
-    from splitfed.simulation import Result, estimate, simulate
+    from splitfed.simulation import Result, simulate
 
 __version__ = "0.1.0"
 
@@ -23,15 +24,16 @@ if (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))
 
 _WHERE = {
+    "Estimate": "splitfed.estimation",
     "Result": "splitfed.simulation",
     "Scenario": "splitfed.scenario",
     "SplitfedError": "splitfed.errors",
     "compare": "splitfed.compare",
-    "estimate": "splitfed.simulation",
+    "estimate": "splitfed.estimation",
     "simulate": "splitfed.simulation",
 }
 
-__all__ = ["Result", "Scenario", "SplitfedError", "__version__", "compare", "estimate", "simulate"]
+__all__ = ["Estimate", "Result", "Scenario", "SplitfedError", "__version__", "compare", "estimate", "simulate"]
 
 
 def __getattr__(name: str) -> Any:

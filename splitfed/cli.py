@@ -63,6 +63,7 @@ def simulate(
     """Run a scenario with all its clients on this machine."""
     import splitfed
     from splitfed.console import Console
+    from splitfed.estimate_text import text as estimate_text
 
     changes = [
         *(set_ or []),
@@ -79,7 +80,7 @@ def simulate(
     loaded = splitfed.Scenario.load(scenario, changes) if scenario is not None else None
     if dry_run:
         assert loaded is not None
-        print(splitfed.estimate(loaded).text())
+        print(estimate_text(splitfed.estimate(loaded)))
         return
     splitfed.simulate(loaded, runs=runs, resume=resume, observers=(Console(),))
 

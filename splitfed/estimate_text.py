@@ -1,0 +1,48 @@
+"""An estimate as a person reads it."""
+
+import io
+
+import rich.console
+
+from splitfed import units
+from splitfed.console import breakdown, print_whole
+from splitfed.estimation import Estimate, Side
+
+
+def text(found: Estimate) -> str:
+    """Return the estimate as lines of text: bytes of a round by role, then rounds, memory and time."""
+    scenario, out = found.scenario, io.StringIO()
+    console = rich.console.Console(file=out, width=100)
+    federation = scenario.federation
+    print(
+        f"{scenario.name}: {scenario.model.name} cut after block {scenario.model.cut}, "
+        f"{found.examples} training images of {found.classes} classes, "
+        f"{federation.cohort_size} of {federation.clients} clients a round, {found.steps} steps a round",
+        file=out,
+    )
+    if found.assumed:
+        print("counts of images as data.expect gives them, in equal shares; nothing was loaded", file=out)
+    print("\nbytes of a round, sent = before the lossless stage, so at most:", file=out)
+    print_whole(console, breakdown(found.round, 0))
+    rows = [
+        ("rounds", str(found.rounds) if found.limit is None else f"{found.rounds} at most, see budget"),
+        ("cut bytes", f"{units.size(found.rounds * found.round.cut.sent)} at most"),
+        ("total bytes", f"{units.size(found.rounds * found.round.total.sent)} at most"),
+        ("client memory", _memory(found.client)),
+        ("server memory", _memory(found.server)),
+        ("images in memory", units.size(found.images) if found.images else "none kept"),
+        ("time of a step", f"{units.duration(found.step_seconds)} (client and server)"),
+        ("time of a round", f"{units.duration(found.round_seconds)} without loading and packing"),
+        ("time of the run", units.duration(found.rounds * found.round_seconds)),
+    ]
+    if found.limit is not None:
+        rows.insert(1, ("budget", f"{units.size(found.limit)} of cut bytes; fewer bytes a round mean more rounds"))
+    print(file=out)
+    for name, value in rows:
+        print(f"{name:<17} {value}", file=out)
+    return out.getvalue().rstrip("\n")
+
+
+def _memory(side: Side) -> str:
+    total = units.size(side.state + side.activations)
+    return f"{total} ({side.parameters:,} parameters; {units.size(side.activations)} saved for backward)"

@@ -1,0 +1,134 @@
+"""What a scenario will cost, before it runs: bytes by role, memory and time, from one step on random images.
+
+Sizes after the codec follow from shapes alone, so they are what a run sends but for the lossless stage, which only
+makes them smaller. Nothing is trained and nothing is kept; weights are random, and images too.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from splitfed.batches import count_batches
+from splitfed.compression.reducer import View
+from splitfed.control import ROLE, FrontWire
+from splitfed.cut import Cut
+from splitfed.data import load
+from splitfed.footprint import Side, measure
+from splitfed.ledger import Direction, Row, Sizes, Totals
+from splitfed.models import build, split
+from splitfed.optim import pick_device
+from splitfed.scenario import Scenario
+from splitfed.seeds import Key
+from splitfed.wire import pack
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The cost of a scenario: bytes of an average round (`sent` before the lossless stage), rounds it will run at
+    most, the budget in cut bytes, memory of each side, bytes of decoded images, and seconds."""
+
+    scenario: Scenario
+    examples: int
+    classes: int
+    steps: int
+    round: Totals
+    rounds: int
+    limit: int | None
+    client: Side
+    server: Side
+    images: int
+    step_seconds: float
+    round_seconds: float
+    assumed: bool
+
+
+def estimate(scenario: Scenario) -> Estimate:
+    """Work out what a scenario will cost. Where `data.expect` says what the data set holds, it is not loaded, and
+    clients are taken to hold equal shares. Raises SplitfedError as a run would."""
+    key, federation, training = Key(scenario.seed), scenario.federation, scenario.training
+    if (expect := scenario.data.expect) is not None:
+        counts, classes = scenario.data.counts(expect.train, expect.test), expect.classes
+        share, left = divmod(counts.train, federation.clients)
+        examples = [share + (client < left) for client in range(federation.clients)]
+        pictures = counts.train + counts.validation + counts.test
+        validation = counts.validation
+    else:
+        data = load(scenario.data, scenario.model.image_size, federation.clients, key.at("data"))
+        examples, classes = [len(rows) for rows in data.partitions], len(data.classes)
+        validation = len(data.validation)
+        pictures = len(data.train) + validation + len(data.test)
+    device = pick_device(training.client.device)
+    vit = build(scenario.model, classes, pretrained=False, key=key.at("model"))
+    front, back = split(vit.to(device), scenario.model.cut)
+    batch = min(training.batch_size, max(examples))
+    cut = Cut(scenario.compression, front.geometry(training.batch_size, classes), device)
+
+    share_of_round = federation.cohort_size / federation.clients
+    sizes: Counter[int] = Counter()
+    for held in examples:
+        count = count_batches(held, training.batch_size, federation.local_steps, federation.local_epochs)
+        last = held % training.batch_size or training.batch_size
+        passes = federation.local_epochs or 0
+        sizes[min(held, training.batch_size)] += count - passes
+        sizes[last] += passes
+    totals = Totals()
+    for size, number in sorted(sizes.items()):
+        if size and number:
+            _add_step(totals, cut, size, number * share_of_round, key)
+    _add_streams(totals, federation.cohort_size)
+    _add_fronts(totals, FrontWire(front.state_dict(), scenario.compression.front_weights), federation.cohort_size, key)
+
+    steps = round(sum(sizes.values()) * share_of_round)
+    client, server, seconds, forward = measure(front, back, cut, scenario, batch, key)
+    copies = 1 if federation.mode == "sfl-v2" else 2  # the common back, and the copy that a client trains
+    server = Side(server.parameters, server.state * copies, server.activations)
+    limit = scenario.budget.limit(sum(examples), cut.geometry)
+    rounds = federation.rounds if limit is None else min(federation.rounds, -(-limit // max(1, totals.cut.sent)))
+    evaluation = forward * validation / batch / training.evaluate_every
+    cached = pictures * 3 * scenario.model.image_size**2
+    images = cached if scenario.data.cache is not None and cached <= scenario.data.cache else 0
+    return Estimate(
+        scenario, sum(examples), classes, steps, totals, rounds, limit, client, server, images, seconds,
+        steps * seconds + evaluation, expect is not None,
+    )  # fmt: skip
+
+
+def _add(totals: Totals, direction: Direction, plane: str, role: str, sizes: Sizes, times: float) -> None:
+    scaled = Sizes(*(round(times * n) for n in (sizes.raw, sizes.reduced, sizes.coded, sizes.sent)))
+    totals.add(Row(0, 0, 0, direction, plane, role, scaled))  # type: ignore[arg-type]
+
+
+def _add_step(totals: Totals, cut: Cut, size: int, times: float, key: Key) -> None:
+    """Count a step of `size` images on random activations, before the lossless stage."""
+    geometry = cut.geometry
+    generator = key.at("estimate", size).generator()
+    activations = torch.randn(size, geometry.tokens, geometry.width, generator=generator).to(cut.device)
+    attention = torch.rand(size, geometry.tokens, generator=generator).to(cut.device)
+    labels = torch.randint(geometry.classes, (size,), generator=generator).to(cut.device)
+    plan = cut.reducer.plan(View(activations, geometry.prefix, lambda: attention / attention.sum(1, True)), key)
+    smashed = plan.reduce(activations)
+    up = cut.pack_step(plan, smashed, plan.targets(labels, geometry.classes), size, key, 1, 0, 1)
+    for role, part in cut.sizes(up, size).items():
+        _add(totals, "up", "data", role, _without_lossless(part), times)
+    down = cut.pack_gradient(cut.unpack_up(up.buffer), torch.randn_like(smashed), 1.0, key)
+    for role, part in cut.sizes(down, size).items():
+        _add(totals, "down", "data", role, _without_lossless(part), times)
+
+
+def _without_lossless(part: Sizes) -> Sizes:
+    return Sizes(part.raw, part.reduced, part.coded, part.coded or part.sent)
+
+
+def _add_streams(totals: Totals, cohort: int) -> None:
+    end, done = pack("end", 1, 0, 1, {}, {"up": 1 << 30, "down": 1 << 30}), pack("done", 1, 0, 1, {})
+    _add(totals, "up", "data", "envelope", Sizes(sent=end.total), cohort)
+    _add(totals, "down", "data", "envelope", Sizes(sent=done.total), cohort)
+
+
+def _add_fronts(totals: Totals, wire: FrontWire, cohort: int, key: Key) -> None:
+    weights = {name: torch.zeros(shape) for name, shape in wire.shapes.items()}
+    coded = wire.pack(weights, key, 1, 0).sizes[ROLE].coded
+    for direction in ("up", "down"):
+        sizes = Sizes(wire.raw_bytes, wire.raw_bytes, coded, coded)
+        _add(totals, direction, "control", ROLE, sizes, cohort)  # type: ignore[arg-type]
