@@ -22,9 +22,10 @@ class ClsAttention:
     def __init__(self, front: Front) -> None:
         self.enabled = True
         self._qkv: Tensor | None = None
-        attn = getattr(front.blocks[-1], "attn", None)
+        block = front.blocks[-1]
+        attn = getattr(block, "attn", block)
         if type(attn) is not Attention:
-            raise ModelError(f"the attention of the class token cannot be read from {type(attn).__name__}")
+            raise ModelError(f"CLS attention cannot be read from {type(attn).__name__}, only from timm's Attention")
         self._attn = attn
         self._hook = attn.qkv.register_forward_hook(self._keep)
 

@@ -3,6 +3,7 @@
 import difflib
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import splitfed.torchvision_ops  # noqa: F401  before timm, which imports torchvision
 
@@ -73,13 +74,12 @@ def build(config: ModelConfig, classes: int, *, pretrained: bool | None = None, 
     return vit
 
 
-def _create(config: ModelConfig, classes: int, **source: object) -> VisionTransformer:
-    return timm.create_model(
-        config.name, num_classes=classes, img_size=config.image_size, **source, **config.args
-    )  # fmt: skip
+def _create(config: ModelConfig, classes: int, **source: Any) -> Any:
+    arguments: dict[str, Any] = {**source, **config.args}
+    return timm.create_model(config.name, num_classes=classes, img_size=config.image_size, **arguments)
 
 
-def _load(config: ModelConfig) -> VisionTransformer:
+def _load(config: ModelConfig) -> Any:
     # timm loads strictly only when the class counts agree; with another head it would also pass over any other weight
     # that is missing. So the model is built with the head of its weights, and gets its own head afterwards.
     if config.weights is None:
@@ -110,6 +110,7 @@ def check(vit: nn.Module, cut: int) -> None:
     if kind is not VisionTransformer:
         # subclasses have forwards of their own, which the two halves would not follow
         raise ModelError(f"{kind.__name__} cannot be split: only timm's plain VisionTransformer can")
+    assert isinstance(vit, VisionTransformer)
     if not vit.has_class_token:
         raise ModelError("a model without a class token cannot be split")
     if not isinstance(vit.patch_drop, nn.Identity):
@@ -128,10 +129,9 @@ class _Half(VisionTransformer):
         for name, value in vit.__dict__.items():
             if name not in self.__dict__:
                 setattr(self, name, value)
+        numbered = [(str(i), block) for i, block in enumerate(vit.blocks)][first:last]
         for name in parts:
-            setattr(self, name, getattr(vit, name))
-        numbered = [(str(i), block) for i, block in enumerate(vit.blocks)]
-        self.blocks = nn.Sequential(OrderedDict(numbered[first:last]))
+            setattr(self, name, nn.Sequential(OrderedDict(numbered)) if name == "blocks" else getattr(vit, name))
         self.train(vit.training)
 
 
@@ -139,10 +139,10 @@ class Front(_Half):
     """The client's half: patch embedding, prefix tokens and the first blocks, images to activations `[B, n, D]`."""
 
     def __init__(self, vit: VisionTransformer, cut: int) -> None:
-        super().__init__(vit, [name for name in _FRONT_PARTS if hasattr(vit, name)], 0, cut)
+        super().__init__(vit, [*_FRONT_PARTS, "blocks"], 0, cut)
         self.norm = nn.Identity()
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         """Turn images `[B, 3, H, W]` into activations at the cut, `[B, n, D]`."""
         return self.forward_features(images)
 
@@ -156,14 +156,15 @@ class Back(_Half):
     """The server's half: the other blocks, the final norm and the head."""
 
     def __init__(self, vit: VisionTransformer, cut: int) -> None:
-        parts = [name for name, _ in vit.named_children() if name not in (*_FRONT_PARTS, "blocks")]
+        parts = [name for name, _ in vit.named_children() if name not in _FRONT_PARTS]
         super().__init__(vit, parts, cut, len(vit.blocks))
-        self.patch_embed = self.patch_drop = self.norm_pre = nn.Identity()
+        for name in ("patch_embed", "patch_drop", "norm_pre"):
+            setattr(self, name, nn.Identity())
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         return x
 
-    def forward(self, activations: Tensor) -> Tensor:
+    def forward(self, activations: Tensor) -> Tensor:  # type: ignore[override]
         """Turn activations `[B, k, D]` into logits `[B, classes]`; prefix tokens come first, any may follow them."""
         return self.forward_head(self.forward_features(activations))
 
