@@ -24,7 +24,7 @@ def float_dtype(tensor: Tensor) -> str:
 
 def to_buffer(tensor: Tensor) -> memoryview:
     """Return the bytes of a contiguous tensor without copying one that is on the CPU: hand over its memory with it."""
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy())
+    return tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy().data
 
 
 def from_buffer(buffer: Buffer, dtype: torch.dtype, device: torch.device | str) -> Tensor:
@@ -36,9 +36,12 @@ def from_buffer(buffer: Buffer, dtype: torch.dtype, device: torch.device | str) 
 
 
 def bounds_fit(tensor: Tensor, *dtypes: torch.dtype) -> bool:
-    """Tell whether a float tensor, which must have elements, is finite and stays so in each of these dtypes.
+    """Tell whether a float tensor, which must have elements, is finite and stays so when converted to these dtypes, one
+    after the other.
 
     Only the smallest and the largest value are converted: both carry NaN on, and rounding keeps the order.
     """
     bounds = torch.stack(torch.aminmax(tensor))
-    return all(bool(bounds.to(dtype).isfinite().all()) for dtype in dtypes or (tensor.dtype,))
+    for dtype in dtypes:
+        bounds = bounds.to(dtype)
+    return bool(bounds.isfinite().all())

@@ -36,8 +36,8 @@ class FloatCodec(Codec):
                 return encode_integers(tensor)
             return Packet(INTEGER_TAG, "int64", shape, to_buffer(_own(tensor, torch.int64)))
         dtype = float_dtype(tensor)
-        if tensor.numel() and not bounds_fit(tensor.detach(), tensor.dtype, self.stored):
-            raise CodecError(f"the tensor holds NaN, infinity or a value that {self.tag} cannot hold")
+        if tensor.numel() and not bounds_fit(tensor.detach(), self.stored, tensor.dtype):
+            raise CodecError(f"the tensor holds NaN, infinity or a value beyond the range of {self.tag} or {dtype}")
         return Packet(self.tag, dtype, shape, to_buffer(_own(tensor, self.stored)))
 
 

@@ -42,14 +42,14 @@ class UniformCodec(Codec):
             return Packet(tag, dtype, shape, b"")
         rows = tensor.detach().reshape(_rows(shape), -1).to(torch.float32)
         low = rows.amin(1, keepdim=True)
-        spread = rows.amax(1, keepdim=True) - low
         levels = 2**self.bits - 1
-        # Below the normal numbers a step would be too coarse to reach the largest value.
-        step = torch.where(spread > 0, (spread / levels).clamp_min(_SMALLEST_STEP), spread)
+        # Not below the normal numbers, where a step would be too coarse to reach the largest value; a row of equal
+        # values has all its codes at 0 and is exact with any step.
+        step = (rows.amax(1, keepdim=True) - low).div_(levels).clamp_(min=_SMALLEST_STEP)
         # NaN and infinity reach the top of their row, and so does a spread that overflows.
         if not bool((low + step * levels).isfinite().all()):
             raise CodecError("the tensor holds NaN, infinity or a row that spans more than float32 can hold")
-        place = (rows - low).mul_(torch.where(step > 0, step.reciprocal(), step)).add_(0.5)
+        place = (rows - low).div_(step).add_(0.5)
         if self.stochastic:
             place.add_(_noise(place, key), alpha=2.0**-16)
         codes = place.clamp_(max=levels).to(torch.uint8).view(-1)

@@ -58,7 +58,9 @@ class Header:
 
 def read_header(data: Buffer, kinds: Mapping[str, Expected]) -> Header:
     """Read a peer's header of one of these kinds, with exactly the tensors that it expects. Raises WireError."""
-    kind, round, client, step, meta, rows = _list(_parse(data), 6, "a header")
+    # A list's memory is taken before its elements are read, so no list may be longer than a receiver expects.
+    longest = max([_MAX_DIMS, *(len(expected) for expected in kinds.values())])
+    kind, round, client, step, meta, rows = _list(_parse(data, longest), 6, "a header")
     if type(kind) is not str or kind not in kinds:
         raise WireError(f"a frame of the kind {_short(kind)}, where {', '.join(sorted(kinds))} is expected")
     _number(round, 0, "the round")
@@ -90,7 +92,7 @@ def _small(value: Any) -> bool:
     return type(value) is bool or (type(value) is float and isfinite(value))
 
 
-def _parse(data: Buffer) -> Any:
+def _parse(data: Buffer, longest: int) -> Any:
     try:
         return msgpack.unpackb(
             data,
@@ -100,7 +102,7 @@ def _parse(data: Buffer) -> Any:
             max_bin_len=0,
             max_ext_len=0,
             max_map_len=_MAX_META,
-            max_array_len=MAX_HEADER,
+            max_array_len=longest,
         )
     # ValueError is what msgpack raises for bad UTF-8, its limits, trailing and missing bytes, and a key twice; its
     # version in pure Python lets nesting run into the interpreter's limit.

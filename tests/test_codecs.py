@@ -1,0 +1,289 @@
+"""Every codec, dtype and shape: what comes back is within the codec's stated bound, or the sender was told."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from splitfed.compression.codec import Packet
+from splitfed.compression.codecs import CodecConfig, coded_size, decode, fits
+from splitfed.errors import CodecError, WireError
+from splitfed.seeds import Key
+
+KEY = Key(7, ("test",))
+FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = [*FLOATS.values(), torch.float64]
+UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+UNDERFLOW = {torch.float64: 0.0, torch.float32: 2.0**-149, torch.float16: 2.0**-25, torch.bfloat16: 2.0**-133}
+TINY, MOST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+CONFIGS = [
+    *({"kind": kind} for kind in FLOATS),
+    *({"kind": "uniform", "bits": b, "rounding": r} for b in (2, 3, 4, 6, 8) for r in ("stochastic", "nearest")),
+]
+SHAPES = [(), (0,), (3, 0), (0, 5), (1,), (7,), (1, 1, 24), (2, 1, 1), (3, 5, 8), (5, 33), (2, 3, 4, 5)]
+
+
+def build(config):
+    return TypeAdapter(CodecConfig).validate_python(config).build()
+
+
+def as_rows(x: torch.Tensor) -> torch.Tensor:
+    return x.double().reshape(-1, x.shape[-1] if x.dim() else 1)
+
+
+def bound(config, x: torch.Tensor) -> torch.Tensor:
+    """The largest error that a codec's documentation allows for each number."""
+    rows = as_rows(x)
+    if config["kind"] != "uniform":
+        stored = FLOATS[config["kind"]]
+        return rows.abs() * (UNIT[stored] + UNIT[x.dtype]) * 1.01 + UNDERFLOW[stored] + UNDERFLOW[x.dtype]
+    step = (rows.amax(1, keepdim=True) - rows.amin(1, keepdim=True)) / (2 ** config["bits"] - 1)
+    rounding = 8 * UNIT[torch.float32] + UNIT[x.dtype]
+    largest = rows.abs().amax(1, keepdim=True)
+    return step * (1 if config["rounding"] == "stochastic" else 0.5) + largest * rounding + TINY + UNDERFLOW[x.dtype]
+
+
+def may_refuse(config, x: torch.Tensor) -> bool:
+    """Whether the codec's documentation lets it refuse this finite tensor."""
+    if config["kind"] != "uniform":
+        return not bool(x.to(FLOATS[config["kind"]]).to(x.dtype).isfinite().all())
+    rows = as_rows(x)
+    return bool(((rows.amax(1) - rows.amin(1)) > 0.999999 * MOST).any() or (rows.abs() > MOST).any())
+
+
+def round_trip(config, x: torch.Tensor) -> torch.Tensor | None:
+    """Encode and decode, and check everything that is promised; None where the sender was rightly told."""
+    before = x.clone()
+    try:
+        packet = build(config).encode(x, KEY)
+    except CodecError:
+        assert may_refuse(config, x)
+        return None
+    assert torch.equal(x, before)
+    assert packet.shape == tuple(x.shape)
+    assert f"torch.{packet.dtype}" == str(x.dtype)
+    assert fits(len(packet.buffer), coded_size(packet.tag, packet.dtype, packet.shape))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y = decode(packet)
+        sent = bytes(packet.buffer)
+        y.view(-1).add_(0)  # writable
+    assert y.dtype == x.dtype
+    assert y.shape == x.shape
+    if x.numel():
+        if x.is_floating_point():
+            assert y.isfinite().all()
+            assert bool(((as_rows(y) - as_rows(x)).abs() <= bound(config, x)).all())
+        kept = y.clone()
+        y.view(-1).fill_(1)
+        assert bytes(packet.buffer) == sent, "the decoded tensor lives in the packet"
+        x.copy_(torch.ones((), dtype=x.dtype))
+        assert bytes(packet.buffer) == sent, "the packet lives in the tensor"
+        y, x = kept, before
+    return y
+
+
+def values(pattern: str, shape, scale: float, seed: int, dtype) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if pattern == "constant":
+        x = torch.ones(shape, dtype=torch.float64)
+    elif pattern == "offset":
+        x = x * 1e-3 + 1
+    elif pattern == "outlier" and x.numel():
+        x.view(-1)[seed % x.numel()] = 1e4
+    elif pattern == "binary":
+        x = (x > 0).double()
+    finest = torch.finfo(dtype).max
+    return (x * scale).clamp(-finest, finest).to(dtype)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(map(str, c.values())))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(
+    shape=st.sampled_from(SHAPES),
+    pattern=st.sampled_from(["normal", "constant", "offset", "outlier", "binary"]),
+    scale=st.sampled_from([0.0, 1e-45, 1e-38, 1e-9, 1.0, 300.0, 6e4, 1e6, 1e30, 1e38, 3e38, 1e300]),
+    seed=st.integers(0, 2**31),
+)
+@settings(deadline=None, max_examples=25)
+def test_floats_come_back_within_the_stated_bound(config, dtype, shape, pattern, scale, seed):
+    round_trip(config, values(pattern, shape, scale, seed, dtype))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(map(str, c.values())))
+@given(shape=st.sampled_from(SHAPES), bits=st.integers(0, 63), seed=st.integers(0, 2**31))
+@settings(deadline=None, max_examples=25)
+def test_integers_come_back_exactly(config, shape, bits, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 2**bits if bits < 63 else 2**63 - 1, shape, generator=generator)
+    assert torch.equal(round_trip(config, x.clone()), x)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(map(str, c.values())))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5, 37)])
+def test_nan_and_infinity_are_refused_wherever_they_are(config, dtype, bad, shape):
+    for place in {0, 1, 200, 554}:
+        x = torch.zeros(shape, dtype=dtype)
+        if place < x.numel():
+            x.view(-1)[place] = bad
+            with pytest.raises(CodecError):
+                build(config).encode(x, KEY)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(map(str, c.values())))
+def test_strides_do_not_show(config):
+    x = torch.randn(6, 7, 8)
+    views = [x.transpose(0, 2), x[:, ::2], x[..., 1::3], x[1:], x[:1].expand(4, 7, 8), torch.arange(24).view(4, 6).T]
+    for view in views:
+        expected, packet = build(config).encode(view.contiguous(), KEY), build(config).encode(view, KEY)
+        assert (packet.tag, packet.shape, bytes(packet.buffer)) == (
+            expected.tag,
+            expected.shape,
+            bytes(expected.buffer),
+        )
+    leaf = torch.randn(3, 4, requires_grad=True)
+    assert not decode(build(config).encode(leaf, KEY)).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "dtype"),
+    [
+        ("float16", 1e6, torch.float32), ("float16", -65520.0, torch.float64), ("float32", 1e300, torch.float64),
+        ("bfloat16", 65504.0, torch.float16), ("bfloat16", MOST, torch.float32), ("uniform", 1e300, torch.float64),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_an_error_and_never_infinity(kind, value, dtype):
+    with pytest.raises(CodecError):
+        build({"kind": kind}).encode(torch.tensor([0.0, value], dtype=dtype), KEY)
+
+
+def test_a_row_that_spans_more_than_float32_is_refused_and_the_largest_span_is_not():
+    with pytest.raises(CodecError):
+        build("uniform").encode(torch.tensor([[1.0, 2.0], [-MOST, MOST]]), KEY)
+    assert round_trip({"kind": "uniform", "bits": 2, "rounding": "nearest"}, torch.tensor([0.0, MOST])) is not None
+
+
+def test_other_tensors_are_refused():
+    for x in (torch.zeros(2, dtype=torch.int32), torch.zeros(2, dtype=torch.bool), torch.zeros(2, dtype=torch.cfloat)):
+        for config in CONFIGS:
+            with pytest.raises(CodecError):
+                build(config).encode(x, KEY)
+
+
+def test_integers_are_packed_but_for_float32_and_need_no_sign():
+    x = torch.arange(100)
+    assert len(build("float32").encode(x, KEY).buffer) == 800
+    assert len(build("uniform").encode(x, KEY).buffer) == len(build("float16").encode(x, KEY).buffer) == 1 + 88
+    assert decode(build("float32").encode(-x, KEY)).tolist() == (-x).tolist()
+    with pytest.raises(CodecError):
+        build("uniform").encode(-x, KEY)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_stochastic_rounding_is_right_on_average(bits):
+    codec, count, step = build({"kind": "uniform", "bits": bits}), 20_000, 1 / (2**bits - 1)
+    for value in (0.1, 0.5, 0.77, 0.999):
+        x = torch.full((count + 2,), value)
+        x[0], x[1] = 0.0, 1.0
+        y = decode(codec.encode(x, KEY.at(str(value))))[2:].double()
+        share = (value / step) % 1
+        deviation = step * (share * (1 - share) / count) ** 0.5
+        assert abs(y.mean() - x[2].double()) <= 5 * deviation + 1e-4 * step
+        assert len(y.unique()) <= 2
+
+
+def test_neighbours_are_rounded_independently():
+    x = torch.full((40_002,), 0.5)
+    x[0], x[1] = 0.0, 1.0
+    up = (decode(build({"kind": "uniform", "bits": 2}).encode(x, KEY))[2:] > 0.5).double() - 0.5
+    for lag in (1, 2, 3, 4):
+        assert abs((up[lag:] * up[:-lag]).mean()) < 5 * 0.25 / 200
+
+
+def test_a_key_decides_the_rounding():
+    x, codec = torch.randn(4, 50), build({"kind": "uniform", "bits": 4})
+    assert bytes(codec.encode(x, KEY).buffer) == bytes(codec.encode(x, Key(7, ("test",))).buffer)
+    assert bytes(codec.encode(x, KEY).buffer) != bytes(codec.encode(x, KEY.at("else")).buffer)
+    nearest = build({"kind": "uniform", "bits": 4, "rounding": "nearest"})
+    assert bytes(nearest.encode(x, KEY).buffer) == bytes(nearest.encode(x, KEY.at("else")).buffer)
+
+
+def test_a_row_of_equal_values_is_exact():
+    x = torch.tensor([[0.1], [-3e38], [1e-45], [7.0]]).expand(4, 9)
+    for bits in (2, 8):
+        assert torch.equal(decode(build({"kind": "uniform", "bits": bits}).encode(x, KEY)), x)
+
+
+def floats(*numbers: float) -> bytes:
+    return torch.tensor(numbers).numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        Packet("float64", "float32", (1,), bytes(8)),
+        Packet("uniform5", "float32", (1,), bytes(9)),
+        Packet("", "float32", (0,), b""),
+        Packet("float32", "int64", (1,), bytes(4)),
+        Packet("int", "float32", (1,), b"\x01\x00"),
+        Packet("int64", "bool", (1,), bytes(8)),
+        Packet("float32", "float32", (2,), bytes(7)),
+        Packet("float16", "float32", (2,), bytes(5)),
+        Packet("float32", "float32", (2**40,), b""),
+        Packet("float32", "float32", (0, 2**62, 2**62), b""),
+        Packet("float32", "float32", (-1, -1), bytes(4)),
+        Packet("float32", "float32", (2,), floats(1, float("nan"))),
+        Packet("float32", "float32", (2,), floats(float("inf"), 1)),
+        Packet("float32", "float16", (2,), floats(1, 1e6)),
+        Packet("uniform8", "float32", (1,), b"\x00" + floats(float("nan"), 0)),
+        Packet("uniform8", "float32", (1,), b"\x00" + floats(0, float("inf"))),
+        Packet("uniform8", "float32", (1,), b"\x00" + floats(0, float("nan"))),
+        Packet("uniform8", "float32", (1,), b"\x00" + floats(0, -1)),
+        Packet("uniform8", "float32", (1,), b"\x00" + floats(0, 3e38)),
+        Packet("uniform8", "float16", (1,), b"\x00" + floats(0, 1e3)),
+        Packet("uniform8", "float32", (2, 1), bytes(10)),
+        Packet("int", "int64", (2,), b""),
+        Packet("int", "int64", (2,), b"\x00\x00"),
+        Packet("int", "int64", (2,), b"\x40" + bytes(16)),
+        Packet("int", "int64", (2,), b"\x05\x00"),
+        Packet("int", "int64", (2,), b"\x01\x00\x00"),
+    ],
+)
+def test_packets_that_no_encoder_writes_are_refused(packet):
+    with pytest.raises(WireError):
+        decode(packet)
+
+
+@given(
+    tag=st.sampled_from(["float32", "float16", "bfloat16", "int64", "int", "uniform2", "uniform3", "uniform8"]),
+    dtype=st.sampled_from(["float32", "float16", "bfloat16", "float64", "int64"]),
+    shape=st.lists(st.integers(0, 4), max_size=3),
+    data=st.data(),
+)
+@settings(deadline=None, max_examples=300)
+def test_any_bytes_decode_to_something_finite_or_are_refused(tag, dtype, shape, data):
+    try:
+        size = coded_size(tag, dtype, tuple(shape))
+    except WireError:
+        return
+    length = data.draw(st.sampled_from(size)) if isinstance(size, range) else size
+    try:
+        y = decode(Packet(tag, dtype, tuple(shape), data.draw(st.binary(min_size=length, max_size=length))))
+    except WireError:
+        return
+    assert str(y.dtype) == f"torch.{dtype}"
+    assert y.shape == tuple(shape)
+    assert y.isfinite().all()
+
+
+def test_a_scenario_names_codecs_by_kind():
+    assert TypeAdapter(CodecConfig).validate_python("bfloat16").kind == "bfloat16"
+    for wrong in ("float8", {"kind": "uniform", "bits": 5}, {"kind": "float32", "bits": 4}):
+        with pytest.raises(ValidationError):
+            TypeAdapter(CodecConfig).validate_python(wrong)
