@@ -26,7 +26,7 @@ class Comparison:
 
     def table(self) -> Table:
         """Return a row per finished run. Accuracy is that of the test split; total bytes contain the waste."""
-        table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
         table.add_column("\nscenario")
         for name in (
             "\nseed", "\nrounds", "\naccuracy", "cut\nbytes", "total\nbytes", "cut\nfactor", "total\nfactor", "\ntime",
@@ -76,7 +76,7 @@ def compare(folders: list[Path]) -> Comparison:
             else:
                 result.runs.append((folder, Summary.read(folder)))
         except RunError as error:
-            result.left_out.append((folder, str(error).removeprefix(f"{folder}: ")))
+            result.left_out.append((folder, str(error).removeprefix(str(folder)).lstrip(":/ ")))
     if not result.runs:
         reasons = [f"  {folder}: {reason}" for folder, reason in result.left_out]
         raise RunError("\n".join(["no finished run to compare", *reasons]))

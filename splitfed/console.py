@@ -18,7 +18,7 @@ from splitfed.observe import Observer, Started
 from splitfed.summary import Summary
 
 # Two rows of headings keep a line within the 80 columns of a plain terminal. Bytes and seconds are cumulative.
-COLUMNS = (
+COLUMNS: tuple[tuple[str, str, int], ...] = (
     ("", "round", 5), ("train", "loss", 8), ("eval", "loss", 8), ("eval", "accuracy", 8), ("cut", "bytes", 9),
     ("total", "bytes", 9), ("of", "budget", 7), ("", "seconds", 8),
 )  # fmt: skip
@@ -45,7 +45,7 @@ class Console(Observer):
             self._print(f"resumed after round {info.resumed}", "bold")
         self._print()
         for half in (0, 1):
-            self._print(self._align([column[half] for column in COLUMNS]), "dim")
+            self._print(self._align([(above, below)[half] for above, below, _ in COLUMNS]), "dim")
         self._await(info.resumed + 1)
 
     def progress(self, round: int, share: float) -> None:

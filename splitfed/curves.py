@@ -28,8 +28,8 @@ LAYOUT = {
 
 
 class Curves(Observer):
-    """Writes `<run folder>/tensorboard`. The step is the round, or under `by_cut_bytes/` and `by_total_bytes/` the exact
-    number of bytes so far; values, bytes too, have the 24 bits of float32, so the files to compute with are the CSVs."""
+    """Writes `<run folder>/tensorboard`. Steps are rounds, or under `by_cut_bytes/` and `by_total_bytes/` the bytes
+    so far, exact; values have the 24 bits of float32, also those in bytes. To compute with, read the CSV files."""
 
     def __init__(self) -> None:
         self._writer: SummaryWriter | None = None
@@ -74,7 +74,7 @@ class Curves(Observer):
         shown = ("test/accuracy", "bytes/cut_total", "bytes/total", "factor/cut", "factor/total", "time/seconds")
         # Written by hand: `add_hparams` would open a run of its own beside this one.
         for part in hparams({name: str(getattr(summary, name)) for name in names}, dict.fromkeys(shown, 0)):
-            self._writer.file_writer.add_summary(part)
+            self._writer._get_file_writer().add_summary(part)
         self.close()
 
     def interrupted(self, folder: Path, round: int, totals: Totals) -> None:
@@ -114,7 +114,7 @@ class Curves(Observer):
 
     def _add(self, tag: str, value: float, step: int, at: float) -> None:
         assert self._writer is not None
-        # Not `double_precision`: TensorBoard's own fast loader, which it uses unless told otherwise, leaves doubles out.
+        # Not `double_precision`: TensorBoard's fast loader, which it uses unless told otherwise, leaves doubles out.
         self._writer.add_scalar(tag, value, step, walltime=at, new_style=True)
 
 

@@ -37,7 +37,8 @@ def test_size_is_within_half_of_its_last_digit(count: int) -> None:
     ("seconds", "text"),
     [
         (0, "0.0 s"), (12.34, "12.3 s"), (59.94, "59.9 s"), (59.97, "1 min 00 s"), (65, "1 min 05 s"),
-        (3599.4, "59 min 59 s"), (3599.6, "1 h 00 min"), (7380, "2 h 03 min"), (86399, "1 d 00 h"), (100_800, "1 d 04 h"),
+        (3599.4, "59 min 59 s"), (3599.6, "1 h 00 min"), (7380, "2 h 03 min"), (86399, "1 d 00 h"),
+        (100_800, "1 d 04 h"),
     ],
 )  # fmt: skip
 def test_duration(seconds: float, text: str) -> None:
