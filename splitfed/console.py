@@ -51,7 +51,7 @@ class Console(Observer):
     def progress(self, round: int, share: float) -> None:
         """Move the bar of the open round; nothing in a pipe."""
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=min(max(share, 0.0), 1.0), visible=True)
+            self._bar.update(self._bar.task_ids[0], completed=share)
 
     def round(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:
         """Print the line of a round."""

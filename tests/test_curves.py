@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -162,6 +163,7 @@ def test_a_resumed_run_drops_what_lies_after_its_checkpoint(tmp_path: Path) -> N
 
 def test_the_relative_time_is_that_of_the_run(tmp_path: Path) -> None:
     rounds = make_rounds(tmp_path, 4)
+    now = time.time()
     curves = start(tmp_path, rounds[:2])
     for each in rounds[2:]:
         curves.round(*each)
@@ -169,7 +171,8 @@ def test_the_relative_time_is_that_of_the_run(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     times = [event.wall_time for event in events.Tensors("train/loss")]
-    assert [round(time - times[0], 3) for time in times] == [0.0, 1.5, 3.0, 4.5]
+    assert [round(at - times[0], 3) for at in times] == [0.0, 1.5, 3.0, 4.5]
+    assert 0 <= times[1] - now < 60, "the last round before the pause ended when the run goes on"
 
 
 def test_tensorboards_own_loader_shows_all_points(tmp_path: Path) -> None:
