@@ -28,8 +28,10 @@ def flip(pixels: Tensor, start: int, key: Key) -> Tensor:
 
     `pixels` is uint8 `[B, 3, S, S]`, the images from place `start` on of the pass over the data that `key` belongs to.
     """
-    chosen = torch.from_numpy(draw_seeds(key, start, len(pixels)) & 1 == 1)
-    return torch.where(chosen.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+    chosen = draw_seeds(key, start, len(pixels)) & 1 == 1
+    out = pixels.numpy().copy()
+    out[chosen] = out[chosen][..., ::-1]  # numpy mirrors bytes several times faster than torch
+    return torch.from_numpy(out)
 
 
 def paper(pixels: Tensor, start: int, key: Key) -> Tensor:
@@ -80,7 +82,7 @@ def _rand_augment() -> Callable[[Image.Image], Image.Image]:
     declare_missing()
     from timm.data.auto_augment import rand_augment_transform
 
-    return rand_augment_transform("rand-m9-n2", {"img_mean": (128, 128, 128)})
+    return rand_augment_transform("rand-m9-n2", {"img_mean": (128, 128, 128)})  # what turns into view is grey
 
 
 @contextmanager

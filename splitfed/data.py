@@ -121,20 +121,16 @@ def _load(config: DataConfig, image_size: int, clients: int, key: Key) -> Federa
     counts = config.counts(len(train), len(test))
     order = spread(train.labels, key.at("validation"))
     stop = counts.validation + counts.train
+    in_training = Images(train, order[counts.validation : stop].sort().values, image_size)
+    held_out = Images(train, order[: counts.validation].sort().values, image_size)
+    in_test = Images(test, spread(test.labels, key.at("test"))[: counts.test].sort().values, image_size)
     left = config.cache or 0
-    parts: list[Images] = []
-    for source, rows in (
-        (train, order[counts.validation : stop]),
-        (train, order[: counts.validation]),
-        (test, spread(test.labels, key.at("test"))[: counts.test]),
-    ):
-        images = Images(source, rows.sort().values, image_size)
+    for images in (in_training, held_out, in_test):
         if images.nbytes <= left:
             left -= images.nbytes
             images.keep()
-        parts.append(images)
-    partitions = config.partition.split(parts[0].labels, clients, key.at("partition"))
-    return FederatedData(*parts, partitions, classes)
+    partitions = config.partition.split(in_training.labels, clients, key.at("partition"))
+    return FederatedData(in_training, held_out, in_test, partitions, classes)
 
 
 def _check_expected(config: DataConfig, train: Source, test: Source, classes: list[str]) -> None:

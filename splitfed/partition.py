@@ -141,7 +141,7 @@ def _deal(partitioner: "Partitioner", labels: Tensor, parts: int, key: Key) -> l
     class Positions(Dataset):
         """Selects positions alone; a data set and its fingerprint for every client would take milliseconds each."""
 
-        def select(self, indices: Iterable[int], *options: Any, **more: Any) -> Tensor:  # type: ignore[override]
+        def select(self, indices: Iterable[int], *options: Any, **more: Any) -> Tensor:
             return torch.tensor([int(index) for index in indices], dtype=torch.int64)
 
     order = torch.randperm(len(labels), generator=key.at("rows").generator())

@@ -74,7 +74,9 @@ class InMemory:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return the image upright and as RGB, whatever it was: grey of 8 or 16 bits, a palette, with transparency."""
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip, not scale
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode == "P":  # straight to RGB, Pillow warns about some palettes
@@ -95,6 +97,8 @@ def open_stored(config: "DataConfig") -> tuple[Stored, Stored, list[str]]:
             f"'{config.train_split}[:80%]' and '{config.train_split}[80%:]'"
         )
     splits = [_load_split(config, key) for key in ("train_split", "test_split")]
+    for key in ("image_column", "label_column"):
+        _column(config, key, splits[0])
     values = [_labels(config, split) for split in splits]
     feature = splits[0].features[config.label_column]
     if isinstance(feature, ClassLabel):
@@ -135,8 +139,8 @@ def _load_split(config: "DataConfig", key: str) -> "Dataset":
             return datasets.load_dataset(str(path) if path.exists() else config.path, config.name, split=split)
     except FileNotFoundError as error:
         raise DataError(
-            f"data.path: no folder, file or data set of the Hub is called '{config.path}' ({_first_line(error)}); give "
-            "an existing one, or 'digits'"
+            f"data.path: nothing to load at '{config.path}' ({_first_line(error)}); give a folder or file of images, a "
+            "name on the Hub, or 'digits'"
         ) from None
     except ConnectionError as error:
         raise DataError(
@@ -146,9 +150,9 @@ def _load_split(config: "DataConfig", key: str) -> "Dataset":
     except Exception as error:
         reason = _first_line(error)
         guilty = "path"
-        if "split" in reason or "instruction" in reason.lower():
+        if reason.startswith(("Unknown split", "Unrecognized instruction", "Requested slice", "Instruction")):
             guilty = key
-        elif "onfig" in reason:  # "Config name is missing", "BuilderConfig 'x' not found"
+        elif reason.startswith(("Config name", "BuilderConfig")):
             guilty = "name"
             reason = " ".join(str(error).split())[:300]
         raise DataError(f"data.{guilty}: {config.path}, split '{split}', cannot be loaded: {reason}") from None
@@ -200,7 +204,13 @@ def _labels(config: "DataConfig", dataset: "Dataset") -> np.ndarray:
     text = isinstance(feature, Value) and feature.dtype in ("string", "large_string")
     values = dataset.select_columns([config.label_column]).with_format("arrow")[:][config.label_column]
     if not (number or text or isinstance(feature, ClassLabel)) or values.null_count:
-        kind = "empty values" if values.null_count else getattr(feature, "dtype", type(feature).__name__)
+        kind = (
+            "empty values"
+            if values.null_count
+            else feature.dtype
+            if isinstance(feature, Value)
+            else type(feature).__name__
+        )
         raise DataError(
             f"data.label_column: column '{config.label_column}' of {config.path} holds {kind}; labels are integers or "
             "strings, one for each image"
