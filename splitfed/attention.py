@@ -47,8 +47,8 @@ class ClsAttention:
             q, k, _ = qkv.reshape(batch, tokens, 3, attn.num_heads, -1).unbind(2)
             q = attn.q_norm(q[:, 0].to(dtype)) * attn.scale
             k = attn.k_norm(k.to(dtype))
-            scores = torch.einsum("bhc,bnhc->bhn", q.float(), k.float())
-            return scores.softmax(-1).mean(1)
+            scores = (q.float().unsqueeze(1) * k.float()).sum(-1)  # a product of matrices would copy k first
+            return scores.softmax(1).mean(2)
 
     def close(self) -> None:
         """Take the hook off the front."""
