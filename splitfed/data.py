@@ -13,9 +13,10 @@ from splitfed.config import Config
 from splitfed.digits import open_digits
 from splitfed.errors import DataError
 from splitfed.images import Images
+from splitfed.loading import open_stored
 from splitfed.partition import Iid, PartitionConfig
 from splitfed.seeds import Key
-from splitfed.sources import Source, open_stored
+from splitfed.sources import Source
 from splitfed.spread import spread
 
 __all__ = ["Batch", "Counts", "DataConfig", "Expected", "FederatedData", "Images", "batches", "count_batches", "load"]

@@ -1,11 +1,7 @@
-"""Where images come from: a data set that `datasets` loads, or scikit-learn's digits."""
+"""Where images come from: rows of a data set on disk, or pixels in memory."""
 
 import io
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -16,8 +12,6 @@ from splitfed.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from splitfed.data import DataConfig
 
 
 class Source(Protocol):
@@ -53,7 +47,7 @@ class Stored:
         except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
             raise DataError(
                 f"data.image_column: row {row} of {self._where} holds no image that can be decoded in column "
-                f"'{self._column}' ({_first_line(error)}); repair or remove it"
+                f"'{self._column}' ({first_line(error)}); repair or remove it"
             ) from None
 
 
@@ -84,139 +78,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def open_stored(config: "DataConfig") -> tuple[Stored, Stored, list[str]]:
-    """Open the training and the test split that a scenario names; return them and the class names.
-
-    Raises `DataError` for all that is wrong with the path, the splits and the columns.
-    """
-    from datasets import ClassLabel
-
-    if config.train_split == config.test_split:
-        raise DataError(
-            f"data.test_split: '{config.test_split}' is what is trained on; name another split, or slices such as "
-            f"'{config.train_split}[:80%]' and '{config.train_split}[80%:]'"
-        )
-    splits = [_load_split(config, key) for key in ("train_split", "test_split")]
-    for key in ("image_column", "label_column"):
-        _column(config, key, splits[0])
-    values = [_labels(config, split) for split in splits]
-    feature = splits[0].features[config.label_column]
-    if isinstance(feature, ClassLabel):
-        classes = list(feature.names)
-        numbers = values
-    else:
-        unique = np.unique(np.concatenate(values))
-        classes = [str(name) for name in unique]
-        numbers = [np.searchsorted(unique, value) for value in values]
-    for number, key in zip(numbers, ("train_split", "test_split"), strict=True):
-        if len(number) and (number.min() < 0 or number.max() >= len(classes)):
-            raise DataError(
-                f"data.label_column: '{config.label_column}' of {config.path}, split '{getattr(config, key)}', holds "
-                f"labels outside its {len(classes)} classes, as unlabelled images have; use another split in data.{key}"
-            )
-    sources = [
-        Stored(_images(config, split), config.image_column, torch.from_numpy(number.astype(np.int64)),
-               f"{config.path}, split '{getattr(config, key)}',")
-        for split, number, key in zip(splits, numbers, ("train_split", "test_split"), strict=True)
-    ]  # fmt: skip
-    return sources[0], sources[1], classes
-
-
-# What `datasets` calls the reader of a single file.
-_READERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
-
-
-def _load_split(config: "DataConfig", key: str) -> "Dataset":
-    import datasets
-
-    path = Path(config.path).expanduser()
-    split = getattr(config, key)
-    reader = _READERS.get(path.suffix) if path.is_file() or "*" in config.path else None
-    try:
-        with _bars_on_terminals_only():
-            if reader is not None:
-                return datasets.load_dataset(reader, config.name, data_files=str(path), split=split)
-            return datasets.load_dataset(str(path) if path.exists() else config.path, config.name, split=split)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"data.path: nothing to load at '{config.path}' ({_first_line(error)}); give a folder or file of images, a "
-            "name on the Hub, or 'digits'"
-        ) from None
-    except ConnectionError as error:
-        raise DataError(
-            f"data.path: no folder or file '{config.path}', and the Hub cannot be reached ({_first_line(error)}); give "
-            "the path of a copy on this machine, or 'digits'"
-        ) from None
-    except Exception as error:
-        reason = _first_line(error)
-        guilty = "path"
-        if reason.startswith(("Unknown split", "Unrecognized instruction", "Requested slice", "Instruction")):
-            guilty = key
-        elif reason.startswith(("Config name", "BuilderConfig")):
-            guilty = "name"
-            reason = " ".join(str(error).split())[:300]
-        raise DataError(f"data.{guilty}: {config.path}, split '{split}', cannot be loaded: {reason}") from None
-
-
-@contextmanager
-def _bars_on_terminals_only() -> Iterator[None]:
-    """Keep the progress bars of `datasets` out of pipes and logs."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    if sys.stderr.isatty() or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
-
-
-def _column(config: "DataConfig", key: str, dataset: "Dataset") -> Any:
-    name = getattr(config, key)
-    if name not in dataset.features:
-        raise DataError(f"data.{key}: no column '{name}' in {config.path}; it has {', '.join(dataset.features)}")
-    return dataset.features[name]
-
-
-def _images(config: "DataConfig", dataset: "Dataset") -> "Dataset":
-    from datasets import Image as ImageFeature
-    from datasets import Value
-
-    feature = _column(config, "image_column", dataset)
-    stored = isinstance(feature, dict) and "bytes" in feature and "path" in feature
-    plain = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", "string", "large_string")
-    if not (stored or plain or isinstance(feature, ImageFeature)):
-        raise DataError(
-            f"data.image_column: column '{config.image_column}' of {config.path} holds no images; "
-            f"it has {', '.join(dataset.features)}"
-        )
-    column = dataset.select_columns([config.image_column])
-    return column.cast_column(config.image_column, ImageFeature(decode=False))
-
-
-def _labels(config: "DataConfig", dataset: "Dataset") -> np.ndarray:
-    from datasets import ClassLabel, Value
-
-    feature = _column(config, "label_column", dataset)
-    number = isinstance(feature, Value) and feature.dtype.startswith(("int", "uint"))
-    text = isinstance(feature, Value) and feature.dtype in ("string", "large_string")
-    values = dataset.select_columns([config.label_column]).with_format("arrow")[:][config.label_column]
-    if not (number or text or isinstance(feature, ClassLabel)) or values.null_count:
-        kind = (
-            "empty values"
-            if values.null_count
-            else feature.dtype
-            if isinstance(feature, Value)
-            else type(feature).__name__
-        )
-        raise DataError(
-            f"data.label_column: column '{config.label_column}' of {config.path} holds {kind}; labels are integers or "
-            "strings, one for each image"
-        )
-    return np.array(values.to_pylist(), dtype=str) if text else values.to_numpy()
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, without its full stop."""
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
