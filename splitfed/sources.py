@@ -4,7 +4,6 @@ import io
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
