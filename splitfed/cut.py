@@ -83,8 +83,10 @@ class Cut:
         examples, targets = frame.meta.pop("examples", None), frame.tensors["targets"]
         if type(examples) is not int or not 1 <= examples <= self.geometry.batch:
             raise WireError(f"a step of {examples!r} examples, where 1 to {self.geometry.batch} are allowed")
-        if not targets.is_floating_point() and int(targets.max()) >= self.geometry.classes:
-            raise WireError(f"label {int(targets.max())}, where there are {self.geometry.classes} classes")
+        if not targets.is_floating_point():
+            low, high = (int(bound) for bound in targets.aminmax())
+            if low < 0 or high >= self.geometry.classes:
+                raise WireError(f"labels from {low} to {high}, where there are {self.geometry.classes} classes")
         if len(targets) != len(frame.tensors["smashed"]):
             raise WireError(f"{len(targets)} targets for {len(frame.tensors['smashed'])} smashed samples")
         side = {name.split("/")[1]: tensor for name, tensor in frame.tensors.items() if name.startswith("side/")}
