@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from splitfed.compare import compare
+    from splitfed.comparison import compare
     from splitfed.errors import SplitfedError
     from splitfed.estimation import Estimate, estimate
     from splitfed.scenario import Scenario
@@ -28,7 +28,7 @@ _WHERE = {
     "Result": "splitfed.simulation",
     "Scenario": "splitfed.scenario",
     "SplitfedError": "splitfed.errors",
-    "compare": "splitfed.compare",
+    "compare": "splitfed.comparison",
     "estimate": "splitfed.estimation",
     "simulate": "splitfed.simulation",
 }

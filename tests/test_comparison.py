@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import rich.console
 
-from splitfed.compare import compare
+from splitfed.comparison import compare
 from splitfed.errors import RunError
 from splitfed.metrics import HEADER, Metrics
 from splitfed.summary import Summary

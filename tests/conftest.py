@@ -1,0 +1,26 @@
+"""What holds for all tests: no network, one thread, and no cache of the user's."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# Before anything imports these libraries: they read their settings once. Processes that tests start inherit them.
+_home = tempfile.mkdtemp(prefix="splitfed-tests-")
+atexit.register(shutil.rmtree, _home, ignore_errors=True)
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HOME": _home,
+    "FLWR_HOME": _home,
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",  # models are tiny: threads would cost more than they bring
+}
+for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+    os.environ.pop(name, None)
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
