@@ -105,7 +105,10 @@ def compare(
     comparison = splitfed.compare(runs)
     comparison.show()
     if csv is not None:
-        csv.write_text(comparison.to_csv())
+        try:
+            csv.write_text(comparison.to_csv())
+        except OSError as error:
+            raise SplitfedError(f"{csv}: cannot be written ({error.strerror})") from error
 
 
 def main() -> None:
