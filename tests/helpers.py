@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from splitfed import Scenario
+from splitfed import Scenario, simulate
 
 BASE = """
 name: small
@@ -36,3 +36,11 @@ def table(path: Path, *without: str) -> list[dict[str, str]]:
     """Read a CSV file, leaving out some columns."""
     with open(path, newline="") as file:
         return [{k: v for k, v in row.items() if k not in without} for row in csv.DictReader(file)]
+
+
+def run_in_child(text: str, runs: str, resume: str | None) -> None:
+    """Start or resume a run; what a child process, which cannot import a test module, is given to do."""
+    if resume:
+        simulate(resume=resume)
+    else:
+        simulate(Scenario.parse(text), runs=runs)
