@@ -11,11 +11,11 @@ import statistics
 import time
 
 import torch
+
+from splitfed.attention import ClsAttention
 from splitfed.compression.adc import AdcConfig, AdcPlan
 from splitfed.compression.merging import kept, kept_tokens, merge, strongest
 from splitfed.compression.reducer import View
-
-from splitfed.attention import ClsAttention
 from splitfed.models import ModelConfig, build, split
 from splitfed.seeds import Key
 

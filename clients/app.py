@@ -1,11 +1,12 @@
 """The ClientApp: one query that tells who a node is, and the training of one round."""
 
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from splitfed.clients.worker import worker_for
 
+from splitfed.clients.worker import worker_for
 from splitfed.wire_names import CONFIG, METRICS, WIRE
 
 app = ClientApp()
@@ -16,7 +17,7 @@ def identify(message: Message, context: Context) -> Message:
     """Answer with the node's partition id and how many examples it holds."""
     client = int(context.node_config["partition-id"])
     worker = worker_for(str(context.run_config["scenario"]))
-    answer = {"partition-id": client, "num-examples": len(worker.data.partitions[client])}
+    answer: dict[str, Any] = {"partition-id": client, "num-examples": len(worker.data.partitions[client])}
     return Message(RecordDict({CONFIG: ConfigRecord(answer)}), reply_to=message)
 
 
@@ -31,6 +32,6 @@ def train(message: Message, context: Context) -> Message:
     states = Path(str(context.run_config["run"])) / "clients"
     trained = worker.train(client, round, weights, str(config["channel"]), states)
     packed = worker.wire.pack(trained.weights, worker.key.at("front_weights", "up", round, client), round, client)
-    metrics = {"num-examples": trained.examples, "train-loss": trained.loss, "steps": trained.steps}
+    metrics: dict[str, Any] = {"num-examples": trained.examples, "train-loss": trained.loss, "steps": trained.steps}
     content = {WIRE: ConfigRecord({"weights": packed.buffer}), METRICS: MetricRecord(metrics)}
     return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]

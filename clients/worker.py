@@ -10,13 +10,13 @@ from pathlib import Path
 from threading import Lock
 
 import torch
-from splitfed.clients.state import ClientState
-from splitfed.compression.reducer import View
 from torch import Tensor
 
 from splitfed.attention import ClsAttention
 from splitfed.batches import batches
 from splitfed.channel import Stream, connect
+from splitfed.clients.state import ClientState
+from splitfed.compression.reducer import View
 from splitfed.control import FrontWire
 from splitfed.cut import Cut
 from splitfed.data import load

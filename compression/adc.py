@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
-from splitfed.compression.merging import Merging, gather, kept, kept_tokens, merge, strongest
-from splitfed.compression.reducer import Plan, Reducer, View
 from torch import Tensor
 
+from splitfed.compression.merging import Merging, gather, kept, kept_tokens, merge, strongest
+from splitfed.compression.reducer import Plan, Reducer, View
 from splitfed.config import Config
 from splitfed.expect import Expect, Expected, Geometry
 from splitfed.seeds import Key

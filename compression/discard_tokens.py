@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
-from splitfed.compression.merging import gather, kept_tokens, strongest
-from splitfed.compression.reducer import Plan, Reducer, View, expected_targets
 from torch import Tensor
 
+from splitfed.compression.merging import gather, kept_tokens, strongest
+from splitfed.compression.reducer import Plan, Reducer, View, expected_targets
 from splitfed.config import Config
 from splitfed.expect import Expect, Expected, Geometry
 from splitfed.seeds import Key

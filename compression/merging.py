@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from splitfed.compression.kmeans import kmeans
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from splitfed.compression.kmeans import kmeans
 from splitfed.seeds import Key
 
 

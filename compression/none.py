@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from splitfed.compression.reducer import Plan, Reducer, View, expected_targets
 from torch import Tensor
 
+from splitfed.compression.reducer import Plan, Reducer, View, expected_targets
 from splitfed.config import Config
 from splitfed.expect import Expect, Expected, Geometry
 from splitfed.seeds import Key

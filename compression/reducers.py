@@ -3,11 +3,11 @@
 from typing import Annotated
 
 from pydantic import Field
+
 from splitfed.compression.adc import AdcConfig
 from splitfed.compression.discard_tokens import DiscardTokensConfig
 from splitfed.compression.merge_samples import MergeSamplesConfig
 from splitfed.compression.none import NoneConfig
-
 from splitfed.config import kind_shorthand
 
 ReducerConfig = Annotated[

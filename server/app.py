@@ -6,10 +6,6 @@ import rich.console
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
-from splitfed.server.backs import POOLS, Trainer
-from splitfed.server.model import Model
-from splitfed.server.rounds import Rounds
-from splitfed.server.split import SplitServer
 
 from splitfed.channel import InlineListener
 from splitfed.console import Console
@@ -22,6 +18,10 @@ from splitfed.optimiser_state import write_optimiser
 from splitfed.recover import recover
 from splitfed.run import stored_scenario
 from splitfed.seeds import Key
+from splitfed.server.backs import POOLS, Trainer
+from splitfed.server.model import Model
+from splitfed.server.rounds import Rounds
+from splitfed.server.split import SplitServer
 from splitfed.wire_grid import WireGrid
 
 app = ServerApp()

@@ -1,6 +1,5 @@
 """The whole model as the server holds it: the aggregated front, the back, and how well both do."""
 
-from splitfed.server.evaluate import evaluate
 from torch import Tensor
 
 from splitfed.batches import count_batches
@@ -9,6 +8,7 @@ from splitfed.models import build, pixel_stats, split
 from splitfed.optim import pick_device
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
+from splitfed.server.evaluate import evaluate
 
 
 class Model:

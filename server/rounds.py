@@ -13,8 +13,6 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from splitfed.server.model import Model
-from splitfed.server.split import SplitServer
 
 from splitfed.checkpoint import Checkpoints, Progress
 from splitfed.errors import RunError
@@ -24,6 +22,8 @@ from splitfed.optimiser_state import read_optimiser
 from splitfed.recover import Recovered, wasted_bytes
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
+from splitfed.server.model import Model
+from splitfed.server.split import SplitServer
 from splitfed.summary import Summary
 from splitfed.wire_grid import CohortGrid, WireGrid
 from splitfed.wire_names import CONFIG
@@ -127,17 +127,18 @@ class Rounds:
         self.split.end_round()
         arrays, metrics = self.strategy.aggregate_train(round, replies)
         if arrays is None or metrics is None:
-            reasons = {reply.error.reason for reply in replies if reply.has_error()}
+            reasons = {str(reply.error.reason) for reply in replies if reply.has_error()}
             raise RunError(f"round {round}: no client finished: {'; '.join(sorted(reasons)) or 'no replies'}")
         self.model.load_front({name: torch.from_numpy(array.numpy()).float() for name, array in arrays.items()})
         sent = self.ledger.commit()
         self.finished = round
         last = not self._goes_on(limit)
-        validation = self.model.validate() if last or round % training.evaluate_every == 0 else (None, None)
+        looked = last or round % training.evaluate_every == 0
+        eval_loss, eval_accuracy = self.model.validate() if looked else (None, None)
         finished = self.ledger.finished
         row = Metrics(
-            round, float(metrics["train-loss"]), *validation, finished.cut.sent, finished.total.sent,  # type: ignore[arg-type]
-            self._seconds(), finished.cut.raw, finished.total.raw,
+            round, float(metrics["train-loss"]), eval_loss, eval_accuracy,  # type: ignore[arg-type]
+            finished.cut.sent, finished.total.sent, self._seconds(), finished.cut.raw, finished.total.raw,
             sum(self.examples[client] for client in cohort), len(cohort), client_lr, server_lr,
         )  # fmt: skip
         with open(self.folder / "metrics.csv", "a") as file:
@@ -178,8 +179,8 @@ class Rounds:
 
     def _checkpoint(self, round: int) -> None:
         self.finished = round
-        lengths = ((self.folder / name).stat().st_size for name in ("ledger.csv", "metrics.csv"))
-        progress = Progress(round, self.ledger.attempt, self._seconds(), *lengths, self.examples)
+        ledger, metrics = ((self.folder / name).stat().st_size for name in ("ledger.csv", "metrics.csv"))
+        progress = Progress(round, self.ledger.attempt, self._seconds(), ledger, metrics, self.examples)
         optimiser = read_optimiser(self.split.pool.trainer.optimiser)
         self.checkpoints.save(self.model.state(), optimiser, progress)
         self.ledger.forget_open()

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from splitfed.server.backs import BackPool
 from torch import nn
 
 from splitfed.cut import Cut
@@ -12,6 +11,7 @@ from splitfed.ledger import Direction, Ledger, Row
 from splitfed.precision import autocast
 from splitfed.randomness import draws, keyed_rng
 from splitfed.seeds import Key
+from splitfed.server.backs import BackPool
 from splitfed.wire import Frame, Packed, pack
 
 

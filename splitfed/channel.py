@@ -72,7 +72,8 @@ class InlineListener:
     """Makes a split server reachable within this process, for as long as the `with` block lasts."""
 
     def __init__(self, acceptor: Acceptor) -> None:
-        self.address = f"inline:{next(_numbers)}"
+        # Of one length: the address travels in messages that are counted, and a run must send the same bytes again.
+        self.address = f"inline:{next(_numbers):06d}"
         self._acceptor = acceptor
 
     def __enter__(self) -> "InlineListener":

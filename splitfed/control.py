@@ -6,6 +6,7 @@ hold the same front.
 """
 
 from collections.abc import Mapping
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,7 +26,7 @@ _SLACK_BYTES, _MOST_BYTES_A_NUMBER = 1 << 17, 16
 
 def _row_length(shape: torch.Size) -> int:
     if len(shape) == 4:  # a convolution: one row for each output channel
-        return shape[1:].numel()
+        return prod(shape[1:])
     return shape[-1] if shape else 1
 
 
@@ -61,7 +62,7 @@ class FrontWire:
     def unpack(self, buffer: bytes) -> tuple[dict[str, Tensor], Frame]:
         """Decode a peer's frame into weights by name. Raises WireError where it is not what this front needs."""
         frame = unpack(buffer, {"weights": self.expected}, max_bytes=self.most_bytes)
-        weights = {}
+        weights: dict[str, Tensor] = {}
         for length, names in self.groups.items():
             parts = frame.tensors[f"{ROLE}/{length}"].split([self.shapes[n].numel() // length for n in names])
             weights |= {name: part.reshape(self.shapes[name]) for name, part in zip(names, parts, strict=True)}

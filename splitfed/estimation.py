@@ -131,4 +131,4 @@ def _add_fronts(totals: Totals, wire: FrontWire, cohort: int, key: Key) -> None:
     coded = wire.pack(weights, key, 1, 0).sizes[ROLE].coded
     for direction in ("up", "down"):
         sizes = Sizes(wire.raw_bytes, wire.raw_bytes, coded, coded)
-        _add(totals, direction, "control", ROLE, sizes, cohort)  # type: ignore[arg-type]
+        _add(totals, direction, "control", ROLE, sizes, cohort)

@@ -51,7 +51,7 @@ class InlineGrid(Grid):
     def _deliver(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         state = self._states.get(node, RecordDict())
-        client = {"partition-id": node - _SERVER_NODE - 1, "num-partitions": self._clients}
+        client: UserConfig = {"partition-id": node - _SERVER_NODE - 1, "num-partitions": self._clients}
         context = Context(_RUN, node, client, state, dict(self._run_config))
         reply = _through_bytes(self._app(_through_bytes(message), context))
         if context.state:

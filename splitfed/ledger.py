@@ -101,9 +101,9 @@ class Totals:
 class Ledger:
     """Counts what crosses, round by round.
 
-    Rows of the open round go at once to `open-<attempt>.csv`, so that a killed process loses none. A finished round is
-    appended to `ledger.csv` by `commit`, and `waste` moves an unfinished one to `wasted.csv`, where each row begins with
-    the attempt that sent it.
+    Rows of the open round go at once to `open-<attempt>.csv`, so that a killed process loses none. `commit` appends a
+    finished round to `ledger.csv`, and `waste` moves an unfinished one to `wasted.csv`, where each row begins with the
+    attempt that sent it.
     """
 
     def __init__(self, folder: Path, attempt: int, totals: Totals | None = None) -> None:

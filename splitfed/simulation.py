@@ -58,7 +58,7 @@ def simulate(
 def _run(scenario: Scenario, folder: Path, observers: tuple[Observer, ...]) -> Result:
     # The two apps are named here alone: no other module of this package knows both ends.
     from splitfed.clients.app import app as client_app
-    from splitfed.inline import run_inline
+    from splitfed.inline import UserConfig, run_inline
     from splitfed.server.app import app as server_app
 
     logging.getLogger("flwr").setLevel(logging.ERROR)  # its progress lines would interleave with ours
@@ -73,7 +73,7 @@ def _run(scenario: Scenario, folder: Path, observers: tuple[Observer, ...]) -> R
                 "server": str(pick_device(scenario.training.server.device)),
             }
             write_environment(folder, torch.get_num_threads(), devices)
-            config = {"scenario": (folder / "scenario.yaml").read_text(), "run": str(folder)}
+            config: UserConfig = {"scenario": (folder / "scenario.yaml").read_text(), "run": str(folder)}
             run_inline(server_app, client_app, scenario.federation.clients, config)
     finally:
         OBSERVERS.reset(token)

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
+from splitfed.attention import ClsAttention
 from splitfed.compression.adc import AdcConfig
 from splitfed.compression.merging import kept, kept_tokens
 from splitfed.compression.reducer import View
-
-from splitfed.attention import ClsAttention
 from splitfed.expect import Geometry
 from splitfed.models import ModelConfig, build, split
 from splitfed.seeds import Key

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
-from splitfed.compression.kmeans import kmeans
 
+from splitfed.compression.kmeans import kmeans
 from splitfed.seeds import Key
 
 

@@ -3,6 +3,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
 from splitfed.compression.adc import Adc
 from splitfed.compression.discard_tokens import DiscardTokens
 from splitfed.compression.merge_samples import MergeSamples
@@ -10,8 +12,6 @@ from splitfed.compression.merging import strongest
 from splitfed.compression.none import NoReduction
 from splitfed.compression.reducer import Plan, Reducer, View, expected_targets
 from splitfed.compression.reducers import ReducerConfig
-from torch import Tensor
-
 from splitfed.errors import WireError
 from splitfed.expect import Expect, Geometry
 from splitfed.seeds import Key
