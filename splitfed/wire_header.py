@@ -5,7 +5,7 @@ Reading one checks every field's exact type and range, and every tensor against 
 is looked at.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -110,7 +110,8 @@ def _parse(data: Buffer, longest: int) -> Any:
         raise WireError(f"a header that is not msgpack ({type(error).__name__})") from None
 
 
-def _map(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _map(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    pairs = list(given)  # msgpack without its extension gives a generator
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key twice")
