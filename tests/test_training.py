@@ -65,7 +65,7 @@ def test_modes_differ_with_several_clients(tmp_path):
 
 
 def test_a_kept_optimiser_goes_on_where_a_reset_one_starts_anew(tmp_path):
-    """With one client, keeping is one long training: equal to a single round of as many epochs."""
+    """Momentum from the round before changes the second one; without it nothing is stored."""
     base = (*PLAIN, "federation.clients=1", "federation.rounds=2")
     momentum = "training.client.optimiser={kind: sgd, lr: 0.05, momentum: 0.9}"
     kept = simulate(small(*base, momentum, "training.client_state=keep"), runs=tmp_path)
@@ -157,10 +157,10 @@ def test_reducers_and_codecs_go_together(reducer, codec, tmp_path):
 
 
 def test_training_learns(tmp_path):
-    """Not chance: the small model halves its loss on digits when nothing is compressed, and learns with ADC too."""
+    """Well above the 10 % of chance on ten classes, with everything compressed too."""
     for compression in (PLAIN, ADC):
-        plan = small(*compression, "data.limit=500", "federation.rounds=6", "training.batch_size=8", "federation.cohort=3",
-                     "training.client.optimiser.lr=5e-3", "training.server.optimiser.lr=5e-3")  # fmt: skip
+        rates = [f"training.{side}.optimiser.lr=5e-3" for side in ("client", "server")]
+        plan = small(*compression, *rates, "data.limit=500", "federation.rounds=6", "training.batch_size=8")
         rounds = simulate(plan, runs=tmp_path).rounds
         assert rounds[-1].eval_accuracy > 0.25, compression
 
