@@ -31,7 +31,7 @@ def text(found: Estimate) -> str:
         ("client memory", _memory(found.client)),
         ("server memory", _memory(found.server)),
         ("images in memory", units.size(found.images) if found.images else "none kept"),
-        ("time of a step", f"{units.duration(found.step_seconds)} (client and server)"),
+        ("time of a step", f"{1000 * found.step_seconds:.0f} ms (client and server)"),
         ("time of a round", f"{units.duration(found.round_seconds)} without loading and packing"),
         ("time of the run", units.duration(found.rounds * found.round_seconds)),
     ]

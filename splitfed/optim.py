@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import nn
 
 from splitfed.config import Config, kind_shorthand
+from splitfed.errors import RunError
 
 
 class Adam(Config):
@@ -105,9 +106,14 @@ def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn a device name of a scenario into a device: `auto` is CUDA, then Apple's GPU, then the CPU."""
+    """Turn a device name of a scenario into a device: `auto` is CUDA, then Apple's GPU, then the CPU. Raises RunError
+    for a device that this machine does not have."""
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise RunError(f"training: device {name!r} cannot be used: {reason}; try --device auto") from None
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():

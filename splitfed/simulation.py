@@ -1,12 +1,13 @@
 """What the command line and notebooks call: run a scenario in this process, or go on with a run."""
 
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from splitfed.errors import RunError
+from splitfed.errors import RunError, SplitfedError
 from splitfed.ledger import Totals, totals_by_round
 from splitfed.metrics import Metrics, read_metrics
 from splitfed.observe import OBSERVERS, Observer
@@ -52,7 +53,12 @@ def simulate(
         raise RunError("nothing to simulate: name a scenario, or a run to resume")
     else:
         folder = create(scenario, Path(runs))
-    return _run(scenario, folder.resolve(), observers)
+    try:
+        return _run(scenario, folder.resolve(), observers)
+    except SplitfedError:
+        if resume is None and not (folder / "checkpoints").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # a mistake in data, weights or device: nothing ran
+        raise
 
 
 def _run(scenario: Scenario, folder: Path, observers: tuple[Observer, ...]) -> Result:

@@ -1,5 +1,6 @@
 """What the keys of a scenario do to a run, end to end."""
 
+import gc
 import json
 
 import pytest
@@ -9,8 +10,11 @@ from safetensors.torch import load_file
 
 from splitfed import estimate, simulate
 from splitfed.budget import uncompressed_epoch
-from splitfed.errors import CodecError
+from splitfed.errors import CodecError, RunError, SplitfedError
 from splitfed.expect import Geometry
+from splitfed.models import Back, Front
+from splitfed.observe import Observer
+from splitfed.optim import pick_device
 
 
 def model(result) -> dict[str, torch.Tensor]:
@@ -197,6 +201,39 @@ def test_memory_counts_parameters_moments_and_copies():
     assert one.client.state >= 4 * 4 * one.client.parameters  # weights, gradients and Adam's two moments
     assert two.server.state == 2 * one.server.state
     assert one.client.activations > 0
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "gpu0", ""])
+def test_a_device_that_is_not_there_is_one_line(device):
+    with pytest.raises(RunError, match="try --device auto") as caught:
+        pick_device(device)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mistake", ["training.server.device=cuda:99", "data.path=/nowhere", "model.weights=/no.pt"])
+def test_a_run_that_could_not_begin_leaves_no_folder(mistake, tmp_path):
+    with pytest.raises(SplitfedError) as caught:
+        simulate(small(mistake), runs=tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
+def test_models_in_memory_do_not_grow_with_clients(mode, tmp_path):
+    """One front per worker and one copy of the back, however many clients there are and take part."""
+    counts = []
+    for clients in (3, 40):
+        seen = []
+
+        class Census(Observer):
+            def round(self, metrics, sent, finished, seen=seen) -> None:
+                gc.collect()
+                seen.append(sum(isinstance(o, Front | Back) for o in gc.get_objects()))
+
+        plan = small(f"federation.clients={clients}", "federation.cohort=3", f"federation.mode={mode}")
+        simulate(plan, runs=tmp_path, observers=(Census(),))
+        counts.append(seen[-1])
+    assert counts[0] == counts[1]
 
 
 def test_a_run_folder_holds_what_it_promises(tmp_path):
