@@ -15,7 +15,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 FLWR_TELEMETRY_ENABLED=0 FLWR
 	RAY_USAGE_STATS_ENABLED=0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format types wheel clean
+.PHONY: help install demo test test-slow test-all lint format types wheel clean
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,9 @@ demo: $(READY)  ## Train on handwritten digits, offline, and show where the byte
 
 test: $(READY)  ## Run the tests that take seconds
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)  ## Run the tests that take minutes
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow
 
 test-all: $(READY)  ## Run all tests
 	$(TEST_ENV) $(BIN)/python -m pytest
