@@ -1,6 +1,10 @@
 """The ServerApp: reads a run folder, puts the server's parts together, and runs the rounds."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import rich.console
 from flwr.app import Context
@@ -27,6 +31,22 @@ from splitfed.wire_grid import WireGrid
 app = ServerApp()
 
 
+@contextmanager
+def _warnings_to(path: Path) -> Iterator[IO[str]]:
+    """Open a log for appending; what this package warns of is written there too, as on the terminal."""
+    logger = logging.getLogger("splitfed")
+    with open(path, "a") as file:
+        handlers = logging.StreamHandler(file), logging.StreamHandler()
+        for handler in handlers:
+            handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+            logger.addHandler(handler)
+        try:
+            yield file
+        finally:
+            for handler in handlers:
+                logger.removeHandler(handler)
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run, or go on with, the run in the folder that `run_config` names."""
@@ -46,6 +66,6 @@ def main(grid: Grid, context: Context) -> None:
     wire = FrontWire(model.front.state_dict(), scenario.compression.front_weights)
     wire_grid = WireGrid(grid, wire, recovered.ledger, key.at("front_weights"))
     strategy = FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
-    with InlineListener(split) as listener, open(folder / "log.txt", "a") as log:
+    with InlineListener(split) as listener, _warnings_to(folder / "log.txt") as log:
         observers = (*OBSERVERS.get(), Console(rich.console.Console(file=log)), Curves())
         Rounds(scenario, folder, recovered, model, wire_grid, split, strategy, listener.address, observers).run()

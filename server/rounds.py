@@ -61,6 +61,9 @@ class Rounds:
                 for observer in self.observers:
                     observer.interrupted(self.folder, max(0, self.finished), self.ledger.finished)
             raise
+        finally:
+            for observer in self.observers:
+                observer.close()
 
     def _run(self) -> None:
         self._prepare()

@@ -22,11 +22,7 @@ class ClsAttention:
     def __init__(self, front: Front) -> None:
         self.enabled = True
         self._qkv: Tensor | None = None
-        block = front.blocks[-1]
-        attn = getattr(block, "attn", block)
-        if type(attn) is not Attention:
-            raise ModelError(f"CLS attention cannot be read from {type(attn).__name__}, only from timm's Attention")
-        self._attn = attn
+        self._attn = attn = check_readable(front)
         self._hook = attn.qkv.register_forward_hook(self._keep)
 
     def _keep(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -54,3 +50,13 @@ class ClsAttention:
         """Take the hook off the front."""
         self._hook.remove()
         self._qkv = None
+
+
+def check_readable(front: Front) -> Attention:
+    """Return the attention of a front's last block. Raises ModelError where it is not timm's plain one, whose map would
+    be another."""
+    block = front.blocks[-1]
+    attn = getattr(block, "attn", block)
+    if type(attn) is not Attention:
+        raise ModelError(f"CLS attention cannot be read from {type(attn).__name__}, only from timm's Attention")
+    return attn

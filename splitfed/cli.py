@@ -87,10 +87,20 @@ def simulate(
 
 @app.command()
 def validate(scenario: ScenarioName, set_: Overrides = None) -> None:
-    """Check a scenario and name every mistake in it; trains nothing and loads no data."""
+    """Check a scenario and its model, and name every mistake; trains nothing, loads no data and no weights."""
     import splitfed
+    from splitfed.attention import check_readable
+    from splitfed.errors import ModelError
+    from splitfed.models import check_buildable
 
     loaded = splitfed.Scenario.load(scenario, set_ or [])
+
+    try:
+        front = check_buildable(loaded.model)
+        if loaded.compression.reducer.build().needs_attention:
+            check_readable(front)
+    except ModelError as error:
+        raise ModelError(f"{scenario}: {error}") from error
     print(f"{scenario}: valid ({loaded.name}: {loaded.model.name} cut after block {loaded.model.cut})")
 
 

@@ -1,6 +1,5 @@
 """What a run prints: a heading, one line per round, and at the end where every byte went."""
 
-import atexit
 import shlex
 from pathlib import Path
 
@@ -101,7 +100,6 @@ class Console(Observer):
         """Take the bar off the screen, also after an error; nothing where there is none."""
         if self._bar is not None:
             self._bar.stop()
-            atexit.unregister(self._bar.stop)
             self._bar = None
 
     def _await(self, round: int) -> None:
@@ -116,8 +114,6 @@ class Console(Observer):
             self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.out, transient=True)
             self._bar.add_task("", total=1.0)
             self._bar.start()
-            # An error that nobody reports to us must not leave the terminal without its cursor.
-            atexit.register(self._bar.stop)
         self._bar.reset(self._bar.task_ids[0], description=f"{round}/{self._info.rounds}")
 
     def _align(self, texts: list[str]) -> str:

@@ -56,8 +56,8 @@ def build(config: ModelConfig, classes: int, *, pretrained: bool | None = None, 
     if pretrained is None:
         pretrained = config.pretrained or config.weights is not None
     _known(config.name)
-    if pretrained and config.weights is not None and not Path(config.weights).is_file():
-        raise ModelError(f"model.weights: no such file: {config.weights}")
+    if pretrained:
+        _weights_file(config)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(key.integer())
         try:
@@ -102,6 +102,20 @@ def _known(name: str) -> None:
 def _short(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 240 else text[:237] + "..."
+
+
+def check_buildable(config: ModelConfig) -> "Front":
+    """Build and cut the model of a config as a run would, but without its weights, and return its front.
+
+    Raises ModelError with the reason where a run could not, also for a weights file that is not there.
+    """
+    _weights_file(config)
+    return split(build(config, 2, pretrained=False, key=Key(0)), config.cut)[0]
+
+
+def _weights_file(config: ModelConfig) -> None:
+    if config.weights is not None and not Path(config.weights).is_file():
+        raise ModelError(f"model.weights: no such file: {config.weights}")
 
 
 def check(vit: nn.Module, cut: int) -> None:

@@ -41,6 +41,9 @@ class Observer:
     def interrupted(self, folder: Path, round: int, totals: Totals) -> None:
         """The run was stopped by the user; `round` is the last one that a resumed run builds on."""
 
+    def close(self) -> None:
+        """The run is over, however it ended: give back what is held; called last."""
+
 
 # Set around a run in this process; a ServerApp that runs elsewhere finds none and only writes files.
 OBSERVERS: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())

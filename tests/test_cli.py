@@ -130,6 +130,21 @@ def test_validate_takes_a_file_and_changes(run: Run, tmp_path: Path) -> None:
     refused(run("validate", "good.yaml", "--set", "federation.rounds=0"), "--set federation.rounds=0: ")
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("model.cut=9", "good.yaml: model.cut is 9"),
+        ("model.name=vit_tinny_patch16_224", "good.yaml: timm has no model 'vit_tinny_patch16_224'; did you mean "),
+        ("model.weights=missing.safetensors", "good.yaml: model.weights: no such file: missing.safetensors"),
+        ("model.args.class_token=false", "good.yaml: "),
+        ("model.args.nonsense=1", "good.yaml: "),
+    ],
+)
+def test_validate_refuses_models_that_a_run_would_refuse(run: Run, tmp_path: Path, change: str, told: str) -> None:
+    (tmp_path / "good.yaml").write_text(GOOD)
+    refused(run("validate", "good.yaml", "--set", change), told)
+
+
 def test_all_mistakes_of_a_file_are_told_at_once(run: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(BAD)
     ended = run("validate", "bad.yaml")

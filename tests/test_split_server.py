@@ -1,8 +1,11 @@
 """The split server at its door: what it accepts, in which order, and what it answers."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import ADC, small
+from test_reducers import TopK
 from torch import nn
 
 from splitfed.channel import InlineListener, connect
@@ -22,10 +25,13 @@ KEY = Key(0)
 class Door:
     """A split server with one round open for client 4, and the client's own means to talk to it."""
 
-    def __init__(self, folder, *overrides: str) -> None:
+    def __init__(self, folder, *overrides: str, reducer=None) -> None:
         scenario = small(*overrides)
+        compression = scenario.compression
+        if reducer is not None:
+            compression = compression.model_copy(update={"reducer": SimpleNamespace(build=lambda: reducer)})
         self.front, back = split(build(scenario.model, 10, key=KEY), 1)
-        self.cut = Cut(scenario.compression, self.front.geometry(16, 10), torch.device("cpu"))
+        self.cut = Cut(compression, self.front.geometry(16, 10), torch.device("cpu"))
         self.pool = Shared(Trainer(back.train(), scenario.training.server))
         self.ledger = Ledger(folder, 1)
         self.server = SplitServer(self.pool, self.cut, self.ledger, KEY, "float32")
@@ -133,6 +139,22 @@ def test_a_plan_of_adc_crosses_and_comes_back(tmp_path):
     assert targets.shape == (len(smashed), 10)
     reply = door.cut.unpack_gradient(door.session.handle(packed.buffer), smashed)
     assert reply.tensors["cut_gradient"].shape == smashed.shape
+
+
+def test_side_tensors_cross_and_restore(tmp_path):
+    """A reducer with a server half: its indices travel, and the gradient is that of the kept values alone."""
+    door = Door(tmp_path, reducer=TopK(9))
+    packed, smashed, targets = door.frame()
+    back = split(build(small().model, 10, key=KEY), 1)[1]
+    reply = door.cut.unpack_gradient(door.session.handle(packed.buffer), smashed)
+    assert packed.sizes["side"].coded == 6 * 9 * 8  # targets are float32 here, so integers go as they are
+    assert door.ledger.open.select(role="side").sent == packed.sizes["side"].sent
+
+    activations = door.front(torch.rand(6, 3, 8, 8, generator=KEY.at(1).generator())).detach()
+    kept = activations.flatten(1).abs().topk(9, dim=1).indices
+    leaf = torch.zeros_like(activations).flatten(1).scatter(1, kept, smashed.detach()).requires_grad_()
+    nn.functional.cross_entropy(back(leaf.view_as(activations)), targets).backward()
+    assert torch.equal(reply.tensors["cut_gradient"], leaf.grad.gather(1, kept))
 
 
 def test_what_cannot_be_sent_names_its_place(door):
