@@ -4,7 +4,6 @@ The same loop serves every engine: which grid carries the messages, and what lis
 outside.
 """
 
-import logging
 import os
 import time
 from pathlib import Path
@@ -23,12 +22,11 @@ from splitfed.recover import Recovered, wasted_bytes
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.server.model import Model
+from splitfed.server.replies import checked
 from splitfed.server.split import SplitServer
 from splitfed.summary import Summary
 from splitfed.wire_grid import CohortGrid, WireGrid
 from splitfed.wire_names import CONFIG
-
-log = logging.getLogger("splitfed")
 
 
 class Rounds:
@@ -162,11 +160,8 @@ class Rounds:
         # One shared back is trained by one client at a time: the order is made here, by whom the server messages next.
         waves = [[m] for m in messages] if self.scenario.federation.mode == "sfl-v2" else [messages]
         replies = [reply for wave in waves for reply in self.grid.send_and_receive(wave)]
-        for reply in replies:
-            if reply.has_error():
-                client = self.grid.clients[reply.metadata.src_node_id]
-                log.warning("round %d: client %d failed: %s", round, client, reply.error.reason)
-        return sorted(replies, key=lambda reply: self.grid.clients[reply.metadata.src_node_id])
+        by_client = sorted(((self.grid.clients[r.metadata.src_node_id], r) for r in replies), key=lambda pair: pair[0])
+        return [checked(reply, round, client, self.examples[client]) for client, reply in by_client]
 
     def _arrays(self) -> ArrayRecord:
         weights = self.model.front.state_dict()

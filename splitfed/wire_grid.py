@@ -5,7 +5,6 @@ so that sums over clients neither depend on who answered first nor lose bits.
 """
 
 from collections.abc import Iterable
-from logging import getLogger
 
 import numpy as np
 import torch
@@ -21,8 +20,6 @@ from splitfed.wire_names import ARRAYS, METRICS, WIRE
 
 _REFUSED = 2000  # error code of a reply whose bytes we refuse
 
-log = getLogger("splitfed")
-
 
 class WireGrid(Grid):
     """Wraps a grid; `clients` maps node ids to partition ids and may be filled after the first queries."""
@@ -30,6 +27,7 @@ class WireGrid(Grid):
     def __init__(self, grid: Grid, wire: FrontWire, ledger: Ledger, key: Key) -> None:
         self.grid, self.wire, self.ledger, self.key = grid, wire, ledger, key
         self.clients: dict[int, int] = {}
+        self._coded: tuple[RecordDict, int, RecordDict, Sizes] | None = None
         self.open_round = 0
 
     def set_run(self, run) -> None:
@@ -65,13 +63,12 @@ class WireGrid(Grid):
         return self.clients.get(node, -1)
 
     def _outgoing(self, messages: Iterable[Message]) -> list[Message]:
-        coded: dict[int, tuple[RecordDict, Sizes]] = {}  # a strategy hands the same content to all clients
         out = []
         for message in messages:
-            content = message.content
-            if id(content) not in coded:
-                coded[id(content)] = self._encode(content)
-            record, sizes = coded[id(content)]
+            # A strategy hands the same content to all clients of a round, so the last one is most often the next.
+            if self._coded is None or self._coded[0] is not message.content or self._coded[1] != self.open_round:
+                self._coded = (message.content, self.open_round, *self._encode(message.content))
+            *_, record, sizes = self._coded
             sent = Message(
                 record, message.metadata.dst_node_id, message.metadata.message_type, ttl=message.metadata.ttl,
                 group_id=message.metadata.group_id,
@@ -103,9 +100,8 @@ class WireGrid(Grid):
             try:
                 weights, frame = self.wire.unpack(bytes(reply.content[WIRE]["weights"]))  # type: ignore[arg-type]
             except (WireError, KeyError, TypeError) as error:
-                log.warning("client %d: reply refused: %s", self._client(node), error)
                 self._count(reply, node, "up", Sizes())
-                decoded.append(Message(Error(_REFUSED, f"refused: {error}"), metadata=reply.metadata))  # type: ignore[call-overload]
+                decoded.append(refusal(reply, str(error)))
                 continue
             self._count(reply, node, "up", self._weights(frame.sizes[ROLE].coded, frame.sizes[ROLE].sent))
             content = RecordDict({name: value for name, value in reply.content.items() if name != WIRE})
@@ -139,3 +135,8 @@ class CohortGrid:
     def get_node_ids(self) -> list[int]:
         """Return the cohort."""
         return self._nodes
+
+
+def refusal(reply: Message, problem: str) -> Message:
+    """Return an error in place of a reply that came, but that is not taken."""
+    return Message(Error(_REFUSED, f"reply refused: {problem}"), metadata=reply.metadata)  # type: ignore[call-overload]

@@ -1,7 +1,5 @@
 """The control plane: fronts as frames, hostile replies, and a grid that counts."""
 
-import logging
-
 import pytest
 import torch
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -140,16 +138,14 @@ def test_control_bytes_are_those_of_flowers_messages(front, tmp_path):
 
 
 @pytest.mark.parametrize("weights", [b"", b"\x80\x04K\x01.", bytes(100)])
-def test_a_reply_that_is_no_front_becomes_an_error(weights, front, tmp_path, caplog):
+def test_a_reply_that_is_no_front_becomes_an_error(weights, front, tmp_path):
     def hostile(message, context):
         content = {"wire": ConfigRecord({"weights": weights}), "metrics": MetricRecord({"num-examples": 7})}
         return Message(RecordDict(content), reply_to=message)
 
-    with caplog.at_level(logging.WARNING, "splitfed"):
-        replies, ledger = exchange(front, tmp_path, hostile, clients=1)
+    replies, ledger = exchange(front, tmp_path, hostile, clients=1)
     assert replies[0].has_error()
     assert "refused" in replies[0].error.reason
-    assert "refused" in caplog.text
     assert ledger.open.select(direction="up").sent > 0  # it crossed all the same
 
 

@@ -203,6 +203,60 @@ def test_memory_counts_parameters_moments_and_copies():
     assert one.client.activations > 0
 
 
+def _answering(monkeypatch, change, client: int = 1) -> None:
+    """Let a client answer otherwise; `change` gets its honest reply."""
+    from splitfed.inline import InlineGrid
+
+    deliver = InlineGrid._deliver
+
+    def dishonest(self, message):
+        reply = deliver(self, message)
+        theirs = message.metadata.message_type == "train" and reply.metadata.src_node_id == client + 2
+        return change(reply) if theirs else reply
+
+    monkeypatch.setattr(InlineGrid, "_deliver", dishonest)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("num-examples", 10**9, "32 were announced"),
+        ("train-loss", float("nan"), "loss is nan"),
+        ("bonus", 1, "metrics"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
+def test_a_client_that_lies_is_left_out(mode, key, value, why, tmp_path, monkeypatch):
+    def lie(reply):
+        reply.content["metrics"][key] = value
+        return reply
+
+    plan = small(f"federation.mode={mode}", "federation.rounds=1")
+    honest = simulate(plan, runs=tmp_path)
+    _answering(monkeypatch, lie)
+    result = simulate(plan, runs=tmp_path)
+    log = (result.folder / "log.txt").read_text()
+    assert "round 1: client 1 failed: reply refused" in log
+    assert why in log
+    assert not same(model(honest), model(result))  # its front is not in the average
+    assert all(tensor.isfinite().all() for tensor in model(result).values())
+
+
+def test_a_client_without_an_answer_is_left_out_and_none_is_an_error(tmp_path, monkeypatch):
+    from flwr.app import Error, Message
+
+    def silent(reply):
+        return Message(Error(1, "out of battery"), metadata=reply.metadata)
+
+    _answering(monkeypatch, silent)
+    result = simulate(small("federation.rounds=1"), runs=tmp_path)
+    assert "round 1: client 1 failed: out of battery" in (result.folder / "log.txt").read_text()
+    _answering(monkeypatch, silent, client=0)
+    alone = small("federation.rounds=1", "federation.clients=1")
+    with pytest.raises(RunError, match="round 1: no client finished: out of battery"):
+        simulate(alone, runs=tmp_path)
+
+
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "gpu0", ""])
 def test_a_device_that_is_not_there_is_one_line(device):
     with pytest.raises(RunError, match="try --device auto") as caught:
