@@ -10,8 +10,9 @@ from splitfed.errors import RunError
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """One round. Bytes and seconds are cumulative; accuracy is a share in [0, 1]; `eval_*` are measured on the
-    validation split and are None in rounds without evaluation. Learning rates are those used in the round."""
+    """One round. Bytes and seconds are cumulative, bytes without what was wasted, so that an interruption leaves no
+    trace in them. Accuracy is a share in [0, 1]; `eval_*` are measured on the validation split and are None in rounds
+    without evaluation. Learning rates are those used in the round."""
 
     round: int
     train_loss: float | None

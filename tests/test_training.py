@@ -51,6 +51,12 @@ def test_dropout_is_drawn_by_key(tmp_path):
     assert not same(model(one), model(simulate(small("federation.rounds=1"), runs=tmp_path)))
 
 
+def test_loader_processes_change_nothing(tmp_path):
+    plan = small("federation.rounds=1", "data.augment=paper")
+    one = simulate(plan, runs=tmp_path)
+    assert same(model(one), model(simulate(plan.with_(["data.workers=2"]), runs=tmp_path)))
+
+
 def test_sfl_v1_does_not_depend_on_the_order_of_clients(tmp_path, monkeypatch):
     from splitfed.server.rounds import Rounds
 

@@ -1,0 +1,6 @@
+"""`python -m splitfed` is `splitfed`."""
+
+from splitfed.cli import main
+
+if __name__ == "__main__":
+    main()
