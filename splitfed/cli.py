@@ -1,5 +1,6 @@
 """The command line; each command calls what `import splitfed` offers, and imports it only when it runs."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -123,6 +124,10 @@ def compare(
 
 def main() -> None:
     """Run the command line; mistakes of the user's end with their text and exit code 2."""
+    # Before torch is loaded: its idle threads spin for so long that two processes on the same cores would stop each
+    # other; with less they cost nothing alone (benchmarks/threads.py).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app(standalone_mode=True)
     except SplitfedError as error:
