@@ -4,7 +4,6 @@ The loop is the whole of the client's side: front, reducer, codec, exchange, bac
 in the worker; what must outlive a round is in `ClientState`.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -123,7 +122,7 @@ def _end(stream: Stream, client: int, round: int, step: int, up: int, down: int)
         raise WireError(f"the end of step {step} was answered with step {done.step}")
 
 
-_workers: OrderedDict[str, Worker] = OrderedDict()
+_workers: dict[str, Worker] = {}
 _lock = Lock()
 
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from splitfed.batches import count_batches
 from splitfed.data import FederatedData
-from splitfed.models import build, pixel_stats, split
+from splitfed.models import build, pixel_stats, split, whole_state
 from splitfed.optim import pick_device
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
@@ -25,7 +25,7 @@ class Model:
 
     def state(self) -> dict[str, Tensor]:
         """Return all weights under timm's names."""
-        return {**self.front.state_dict(), **self.back.state_dict()}
+        return whole_state(self.front, self.back)
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over all weights, by copy."""

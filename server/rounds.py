@@ -72,14 +72,14 @@ class Rounds:
         )  # fmt: skip
         for observer in self.observers:
             observer.started(info)
-        while self._goes_on(limit):
+        while self._goes_on(self.finished, limit):
             self._round(self.finished + 1, limit)
         self._finish(limit)
 
-    def _goes_on(self, limit: int | None) -> bool:
-        """Decide, from finished rounds alone, whether another one starts."""
-        spent = limit is not None and self.ledger.finished.cut.sent >= limit
-        return self.finished < self.scenario.federation.rounds and not spent
+    def _goes_on(self, round: int, limit: int | None) -> bool:
+        """Decide whether another round starts after this one, by what it and those before it have sent."""
+        spent = self.ledger.finished.cut.sent + self.ledger.open.cut.sent
+        return round < self.scenario.federation.rounds and (limit is None or spent < limit)
 
     def _prepare(self) -> None:
         """Learn which node is which client; a new run then writes the checkpoint that round 1 starts from."""
@@ -113,8 +113,8 @@ class Rounds:
     def _cohort(self, round: int) -> list[int]:
         """Sample the round's clients; `sfl-v2` messages them one after another in this order."""
         clients = self.scenario.federation.clients
-        size = self.scenario.federation.cohort or clients
-        drawn = torch.randperm(clients, generator=self.key.at("cohort", round).generator())[:size].tolist()
+        order = torch.randperm(clients, generator=self.key.at("cohort", round).generator())
+        drawn = order[: self.scenario.federation.cohort_size].tolist()
         return drawn if self.scenario.federation.mode == "sfl-v2" else sorted(drawn)
 
     def _round(self, round: int, limit: int | None) -> None:
@@ -131,11 +131,10 @@ class Rounds:
             reasons = {str(reply.error.reason) for reply in replies if reply.has_error()}
             raise RunError(f"round {round}: no client finished: {'; '.join(sorted(reasons)) or 'no replies'}")
         self.model.load_front({name: torch.from_numpy(array.numpy()).float() for name, array in arrays.items()})
-        sent = self.ledger.commit()
-        self.finished = round
-        last = not self._goes_on(limit)
-        looked = last or round % training.evaluate_every == 0
+        looked = round % training.evaluate_every == 0 or not self._goes_on(round, limit)
+        # Evaluated while the round is still open: whoever interrupts here drops the whole round.
         eval_loss, eval_accuracy = self.model.validate() if looked else (None, None)
+        sent = self.ledger.commit()
         finished = self.ledger.finished
         row = Metrics(
             round, float(metrics["train-loss"]), eval_loss, eval_accuracy,  # type: ignore[arg-type]
@@ -176,11 +175,11 @@ class Rounds:
         return self.before + time.monotonic() - self.began
 
     def _checkpoint(self, round: int) -> None:
-        self.finished = round
         ledger, metrics = ((self.folder / name).stat().st_size for name in ("ledger.csv", "metrics.csv"))
         progress = Progress(round, self.ledger.attempt, self._seconds(), ledger, metrics, self.examples)
         optimiser = read_optimiser(self.split.pool.trainer.optimiser)
         self.checkpoints.save(self.model.state(), optimiser, progress)
+        self.finished = round
         self.ledger.forget_open()
 
     def _finish(self, limit: int | None) -> None:

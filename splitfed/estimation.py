@@ -69,7 +69,7 @@ def estimate(scenario: Scenario) -> Estimate:
     for held in examples:
         count = count_batches(held, training.batch_size, federation.local_steps, federation.local_epochs)
         last = held % training.batch_size or training.batch_size
-        passes = federation.local_epochs or 0
+        passes = count // -(-held // training.batch_size)  # each ends with a batch of what is left
         sizes[min(held, training.batch_size)] += count - passes
         sizes[last] += passes
     totals = Totals()

@@ -20,10 +20,9 @@ from splitfed.compression.lossless import Lossless, decompress
 from splitfed.errors import CodecError, WireError
 from splitfed.expect import Expected
 from splitfed.ledger import Sizes
-from splitfed.wire_header import MAX_HEADER, MAX_TEXT, Entry, Header, Scalar, meta_problem, read_header
+from splitfed.wire_header import MAX_HEADER, Entry, Header, Scalar, meta_problem, read_header
 
 VERSION = 1
-ERROR = "error"
 
 _PREFIX = struct.Struct("<BI")
 _CHECKSUM = struct.Struct("<I")
@@ -89,12 +88,6 @@ def pack(
     prefix = _PREFIX.pack(VERSION, len(header))
     buffer = b"".join([prefix, _CHECKSUM.pack(_checksum(prefix, header, *buffers)), header, *buffers])
     return Packed(_by_role(entries), len(buffer), buffer)
-
-
-def pack_error(round: int, client: int, step: int, reason: str) -> Packed:
-    """Write a frame of the kind `error`, whose meta `reason` is this text, shortened where it is too long."""
-    text = reason.encode("utf-8", "replace").decode()[:MAX_TEXT]
-    return pack(ERROR, round, client, step, {}, {"reason": text})
 
 
 def unpack(

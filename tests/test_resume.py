@@ -162,6 +162,37 @@ def test_ctrl_c_drops_the_open_round(tmp_path):
     assert outcome(folder) == expected
 
 
+def test_ctrl_c_while_the_round_is_evaluated(tmp_path, monkeypatch):
+    """Nothing of the round was kept yet, so all of it is dropped, and nothing is counted twice."""
+    from splitfed.observe import Observer
+    from splitfed.server.model import Model
+
+    class Told(Observer):
+        def interrupted(self, folder, round, totals) -> None:
+            self.round, self.sent = round, totals.total.sent
+
+    plan, told, validate, calls = scenario("sfl-v2"), Told(), Model.validate, []
+
+    def interrupted(self):
+        calls.append(None)
+        if len(calls) == 2:  # evaluated every second round: this is round 4
+            raise KeyboardInterrupt
+        return validate(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "validate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(plan, runs=tmp_path, observers=(told,))
+    (folder,) = tmp_path.glob("small-*")
+    kept = table(folder / "ledger.csv")
+    assert told.round == 3
+    assert told.sent == sum(int(row["sent_bytes"]) for row in kept)
+    assert {row["round"] for row in kept} == {"0", "1", "2", "3"}
+    assert {row["round"] for row in table(folder / "wasted.csv")} == {"4"}
+    simulate(resume=folder)
+    assert outcome(folder) == outcome(simulate(plan, runs=tmp_path / "whole").folder)
+
+
 def test_a_different_scenario_is_refused(tmp_path):
     plan = small("federation.rounds=1")
     folder = simulate(plan, runs=tmp_path).folder

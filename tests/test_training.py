@@ -183,15 +183,17 @@ def test_divergence_is_one_clear_error(tmp_path):
 
 def test_an_estimate_is_what_a_run_sends(tmp_path):
     """Without a lossless stage, reduced and coded bytes follow from shapes: the estimate is exact to rounding."""
-    for compression in (PLAIN, [*ADC, *PLAIN]):
+    steps = ["federation.local_epochs=null", "federation.local_steps=5"]  # 32 + 1 images: short batches in between
+    for compression in (PLAIN, [*ADC, *PLAIN], [*PLAIN, *steps, "data.limit=99"]):
         plan = small(*compression, "federation.rounds=1")
-        expected, found = estimate(plan), simulate(plan, runs=tmp_path).totals
+        expected, result = estimate(plan), simulate(plan, runs=tmp_path)
+        found = result.totals
         for role in ("smashed", "cut_gradient", "front_weights"):
             guess, real = expected.round.select(role=role), found.select(role=role)
             assert guess.raw == real.raw
             assert guess.coded == pytest.approx(real.coded, rel=0.02), role  # k-means may drop an empty cluster
         assert expected.round.cut.sent == pytest.approx(found.cut.sent, rel=0.02)
-        assert expected.steps == len([r for r in table(next(tmp_path.glob("*/ledger.csv"))) if r["role"] == "smashed"])
+        assert expected.steps == len([r for r in table(result.folder / "ledger.csv") if r["role"] == "smashed"])
 
 
 def test_an_estimate_needs_no_data_where_the_scenario_says_what_it_holds(tmp_path, monkeypatch):
