@@ -14,6 +14,8 @@ from splitfed.compression.bits import pack as pack_bits
 from splitfed.compression.bits import unpack as unpack_bits
 from splitfed.compression.codec import Codec
 from splitfed.compression.codecs import decode
+from splitfed.compression.fedlite import FedLite
+from splitfed.compression.float8 import Float8
 from splitfed.compression.floats import BFloat16, Float16, Float32
 from splitfed.compression.lossless import Zstd, decompress
 from splitfed.compression.uniform import WIDTHS, Uniform
@@ -38,8 +40,14 @@ def best(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]
 def codecs() -> dict[str, Codec]:
     """Return every codec by its column's name."""
     chosen: dict[str, Codec] = {c.kind: c.build() for c in (Float32(), Float16(), BFloat16())}
+    chosen |= {f"float8 {format}": Float8(format=format).build() for format in ("e4m3", "e5m2")}
     for rounding in ("stochastic", "nearest"):
         chosen |= {f"uniform {b} {rounding}": Uniform(bits=b, rounding=rounding).build() for b in WIDTHS}
+    for bits in (4, 2):
+        chosen[f"uniform {bits} channel"] = Uniform(bits=bits, scale="channel").build()
+        chosen[f"uniform {bits} 16-bit scales"] = Uniform(bits=bits, scale_bits=16).build()
+        chosen[f"uniform {bits} rotated"] = Uniform(bits=bits, rotation=True).build()
+    chosen |= {f"fedlite 16/{groups}/16": FedLite(groups=groups).build() for groups in (1, 16)}
     return chosen
 
 
@@ -59,10 +67,16 @@ def speeds() -> None:
         runs[f"{name}/unzstd"] = lambda tag=tag, sent=sent, packet=packet: decompress(tag, sent, len(packet.buffer))
     times = best(runs, 30)
     columns = ("encode", "decode", "zstd", "unzstd")
-    print(f"{'codec':22}{'bytes':>9}{'zstd':>9}" + "".join(f"{c + ' MB/s':>13}" for c in columns))
+    print(f"{'codec':24}{'bytes':>9}{'zstd':>9}" + "".join(f"{c + ' MB/s':>13}" for c in columns))
     for name, packet in packets.items():
         row = "".join(f"{megabytes / times[f'{name}/{column}']:13.0f}" for column in columns)
-        print(f"{name:22}{len(packet.buffer):9}{len(stage.compress(packet.buffer)[1]):9}{row}")
+        print(f"{name:24}{len(packet.buffer):9}{len(stage.compress(packet.buffer)[1]):9}{row}")
+    for width in (4, 2):
+        plain, turned = (
+            sum(times[f"uniform {width} {kind}/{way}"] for way in ("encode", "decode"))
+            for kind in ("stochastic", "rotated")
+        )
+        print(f"{width} bits: a rotation takes encoding and decoding to {turned / plain:.2f} of {1e3 * plain:.2f} ms")
 
 
 def bits() -> None:

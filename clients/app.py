@@ -1,12 +1,18 @@
-"""The ClientApp: one query that tells who a node is, and the training of one round."""
+"""The ClientApp: who a node is and whether it can take part, the training of one round, and the end of a run."""
 
-from pathlib import Path
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from splitfed import __version__
+from splitfed.clients.probe import probe
+from splitfed.clients.settings import Settings
+from splitfed.clients.state import ClientState
+from splitfed.clients.told import Order, Question
 from splitfed.clients.worker import worker_for
+from splitfed.errors import RunError, SplitfedError, WireError
+from splitfed.rpc import PROTOCOL
 from splitfed.wire_names import CONFIG, METRICS, WIRE
 
 app = ClientApp()
@@ -14,24 +20,64 @@ app = ClientApp()
 
 @app.query()
 def identify(message: Message, context: Context) -> Message:
-    """Answer with the node's partition id and how many examples it holds."""
-    client = int(context.node_config["partition-id"])
-    worker = worker_for(str(context.run_config["scenario"]))
-    answer: dict[str, Any] = {"partition-id": client, "num-examples": len(worker.data.partitions[client])}
+    """Answer who this node is and how many examples it trains on, or the problem for which it cannot take part."""
+    settings = Settings.read(context.node_config)
+    answer: dict[str, Any] = {"partition-id": settings.partition, "protocol": PROTOCOL, "version": __version__}
+    try:
+        answer["num-examples"] = _prepare(Question.read(message.content), context, settings)
+    except SplitfedError as error:
+        answer["problem"] = " ".join(str(error).split())
     return Message(RecordDict({CONFIG: ConfigRecord(answer)}), reply_to=message)
+
+
+def _prepare(question: Question, context: Context, settings: Settings) -> int:
+    """Make ready what the first round needs, and return how many examples there are."""
+    worker = worker_for(_scenario(context), settings, question.classes)
+    clients = worker.scenario.federation.clients
+    if settings.partition >= clients:
+        raise RunError(f"this is client {settings.partition}, where the run has clients 0 to {clients - 1}")
+    states = settings.states_of(_run(context))
+    if settings.data is not None:
+        ClientState(states, settings.partition).save_classes(question.classes)
+    if question.channel:
+        probe(question.channel, settings.reach(worker.scenario.engine))
+    return len(worker.holding.rows(settings.partition))
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the front that came with the message and return its weights with the client's metrics."""
-    client = int(context.node_config["partition-id"])
-    worker = worker_for(str(context.run_config["scenario"]))
-    config = message.content.config_records[CONFIG]
-    round = int(config["server-round"])  # type: ignore[arg-type]
-    weights, _ = worker.wire.unpack(bytes(message.content.config_records[WIRE]["weights"]))  # type: ignore[arg-type]
-    states = Path(str(context.run_config["run"])) / "clients"
-    trained = worker.train(client, round, weights, str(config["channel"]), states)
+    settings, order = Settings.read(context.node_config), Order.read(message.content)
+    client, round, states = settings.partition, order.round, settings.states_of(_run(context))
+    told = ClientState(states, client).classes() if settings.data is not None else ()
+    worker = worker_for(_scenario(context), settings, told)
+    weights, frame = worker.wire.unpack(order.weights)
+    if frame.round != round:
+        raise WireError(f"the message for round {round} has the front's weights of round {frame.round}")
+    reach = settings.reach(worker.scenario.engine)
+    trained = worker.train(client, round, weights, order.invitation, reach, states)
     packed = worker.wire.pack(trained.weights, worker.key.at("front_weights", "up", round, client), round, client)
     metrics: dict[str, Any] = {"num-examples": trained.examples, "train-loss": trained.loss, "steps": trained.steps}
     content = {WIRE: ConfigRecord({"weights": packed.buffer}), METRICS: MetricRecord(metrics)}
     return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]
+
+
+@app.query("goodbye")
+def goodbye(message: Message, context: Context) -> Message:
+    """Hear that the run is over: whoever runs this app sees the message pass."""
+    return Message(RecordDict(), reply_to=message)
+
+
+def _scenario(context: Context) -> str:
+    return _configured(context, "scenario")
+
+
+def _run(context: Context) -> str:
+    return _configured(context, "run")
+
+
+def _configured(context: Context, key: str) -> str:
+    value = context.run_config.get(key)
+    if not isinstance(value, str):
+        raise WireError(f"the run has no '{key}' in its configuration: is it one of splitfed?")
+    return value

@@ -4,22 +4,27 @@ The loop is the whole of the client's side: front, reducer, codec, exchange, bac
 in the worker; what must outlive a round is in `ClientState`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
 import torch
 from torch import Tensor
 
+from splitfed import __version__
 from splitfed.attention import ClsAttention
 from splitfed.batches import batches
-from splitfed.channel import Stream, connect
+from splitfed.channel import Invitation, Stream
+from splitfed.clients.dial import Reach, connect
+from splitfed.clients.holding import hold
+from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
 from splitfed.compression.reducer import View
 from splitfed.control import FrontWire
 from splitfed.cut import Cut
-from splitfed.data import load
-from splitfed.errors import WireError
+from splitfed.engines import Deployment
+from splitfed.errors import RunError, ScenarioError, WireError
 from splitfed.models import build, pixel_stats, split
 from splitfed.optim import pick_device, set_lr
 from splitfed.optimiser_state import read_optimiser, write_optimiser
@@ -41,15 +46,16 @@ class Trained:
 
 
 class Worker:
-    """A front with all that trains it, made once and loaded for each client."""
+    """A front with all that trains it, made once and loaded for each client.
 
-    def __init__(self, scenario: Scenario) -> None:
+    `told` are the server's class names. Raises a SplitfedError for what this machine lacks: data, or the device.
+    """
+
+    def __init__(self, scenario: Scenario, settings: Settings, told: Sequence[str] = ()) -> None:
         self.scenario, self.key = scenario, Key(scenario.seed)
-        self.data = load(
-            scenario.data, scenario.model.image_size, scenario.federation.clients, self.key.at("data")
-        )  # fmt: skip
-        classes = len(self.data.classes)
-        self.device = pick_device(scenario.training.client.device)
+        self.holding = hold(scenario, settings, told)
+        classes = len(self.holding.classes)
+        self.device = pick_device(settings.device or scenario.training.client.device)
         # Weights come from the server, so none are loaded here.
         vit = build(scenario.model, classes, pretrained=False, key=self.key.at("model"))
         self.front = split(vit, scenario.model.cut)[0].to(self.device).train()
@@ -60,8 +66,10 @@ class Worker:
         self.mean, self.std = pixel_stats(scenario.model)
         self._draws = draws(self.front)
 
-    def train(self, client: int, round: int, weights: dict[str, Tensor], address: str, states: Path) -> Trained:
-        """Train a client's front for a round, mini-batch by mini-batch, against the split server at `address`.
+    def train(
+        self, client: int, round: int, weights: dict[str, Tensor], invitation: Invitation, reach: Reach, states: Path
+    ) -> Trained:
+        """Train a client's front for a round, mini-batch by mini-batch, against the split server that invites it.
 
         Raises WireError where the server's replies are not what was asked for, and CodecError for numbers that cannot
         be sent.
@@ -71,13 +79,13 @@ class Worker:
         optimiser = training.client.optimiser_for(self.front)
         keep = ClientState(states, client) if training.client_state == "keep" else None
         if keep:
-            write_optimiser(optimiser, keep.before(round))
+            write_optimiser(optimiser, keep.before(round, optimiser))
         set_lr(optimiser, training.client.lr(round, federation.rounds))
-        rows = self.data.partitions[client]
+        rows = self.holding.rows(client)
         losses, step, up, down = 0.0, 0, 0, 0
-        with connect(address, client, round) as stream:
+        with connect(invitation, client, round, reach, self.cut.most_bytes) as stream:
             for batch in batches(
-                self.data.train, rows, training.batch_size, self.key.at("batches", round, client),
+                self.holding.images, rows, training.batch_size, self.key.at("batches", round, client),
                 augment=self.scenario.data.augment, workers=self.scenario.data.workers, mean=self.mean, std=self.std,
                 steps=federation.local_steps, epochs=federation.local_epochs,
             ):  # fmt: skip
@@ -107,7 +115,8 @@ class Worker:
         packed = self.cut.pack_step(plan, smashed, targets, len(labels), key.at("rounding"), round, client, step)
         reply = stream.exchange(packed.buffer)
         frame = self.cut.unpack_gradient(reply, smashed)
-        smashed.backward(frame.tensors["cut_gradient"].to(smashed.dtype))
+        gradient = self.cut.corrected(frame.tensors["cut_gradient"], smashed, packed)
+        smashed.backward(gradient.to(smashed.dtype))
         return float(frame.meta["loss"]), packed.total, len(reply)
 
 
@@ -122,14 +131,36 @@ def _end(stream: Stream, client: int, round: int, step: int, up: int, down: int)
         raise WireError(f"the end of step {step} was answered with step {done.step}")
 
 
-_workers: dict[str, Worker] = {}
+_workers: dict[tuple[str, Settings, tuple[str, ...]], Worker] = {}
 _lock = Lock()
 
 
-def worker_for(text: str) -> Worker:
-    """Return this process's worker for a scenario (its YAML); only the latest one is kept."""
+def worker_for(text: str, settings: Settings, told: Sequence[str] = ()) -> Worker:
+    """Return this process's worker for the server's scenario (its YAML) and a client's settings; only the latest one is
+    kept, and serves all clients whose settings differ in nothing that concerns it.
+
+    `told` are the class names that came with the message. Raises as `Worker` does, and RunError for a scenario that
+    cannot be read here.
+    """
     with _lock:
-        if text not in _workers:
+        same = replace(settings, partition=0, states=None, host=None, ca=None)
+        wanted = (text, same, tuple(told) if settings.data is not None else ())
+        if wanted not in _workers:
             _workers.clear()
-            _workers[text] = Worker(Scenario.parse(text))
-        return _workers[text]
+            _workers[wanted] = Worker(_parse(text), settings, told)
+        worker = _workers[wanted]
+        engine = worker.scenario.engine
+        # In other engines whoever started this process has set them.
+        if threads := settings.threads or (engine.threads if isinstance(engine, Deployment) else None):
+            torch.set_num_threads(threads)
+        return worker
+
+
+def _parse(text: str) -> Scenario:
+    try:
+        return Scenario.parse(text, "the server's scenario")
+    except ScenarioError as error:
+        more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
+        raise RunError(
+            f"{error.problems[0]}{more}; this is splitfed {__version__}: is the server's version another?"
+        ) from None

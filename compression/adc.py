@@ -1,25 +1,36 @@
-"""ADC, attention-based double compression: merge similar samples, then discard the merged samples' weak tokens."""
+"""ADC, attention-based double compression: merge similar samples, then discard the merged samples' weak tokens.
+
+Bytes without a lossless stage, in float32, of T merged samples of k tokens (k + 1 with `fuse`): up 4 T k d, and 4 T C
+of soft targets over C classes; down 4 T k d.
+"""
 
 import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from splitfed.compression.fusing import fuse, weak
 from splitfed.compression.merging import Merging, gather, kept, kept_tokens, merge, strongest
-from splitfed.compression.reducer import Plan, Reducer, View
-from splitfed.config import Config
+from splitfed.compression.reducer import Plan, Reducer, ReducerSettings, View
 from splitfed.expect import Expect, Expected, Geometry
 from splitfed.seeds import Key
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class AdcConfig(Config):
-    """How much of a batch ADC keeps: `ratio` = `kept_samples` * `kept_tokens`; any two of the three, or `ratio` alone.
+Pooling = Literal["attention", "cls", "average"]
 
-    `ratio` alone is split evenly, which the paper found best: both shares are its square root.
+
+class AdcConfig(ReducerSettings):
+    """Merge samples that are looked at alike, then discard the tokens that are hardly looked at.
+
+    `ratio` = `kept_samples` * `kept_tokens`: give any two of the three, or `ratio` alone, which is split evenly, as the
+    paper found best: both shares are its square root. `pooling` is what samples are compared by: the attention of the
+    class token, that token itself, or the average of all tokens. `fuse` makes one more token of those that are
+    discarded.
     """
 
     kind: Literal["adc"] = "adc"
@@ -27,6 +38,8 @@ class AdcConfig(Config):
     kept_samples: Share | None = None
     kept_tokens: Share | None = None
     iterations: int = Field(50, ge=1)
+    pooling: Pooling = "attention"
+    fuse: bool = False
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "AdcConfig":
@@ -52,20 +65,25 @@ class AdcConfig(Config):
 
     def build(self) -> "Adc":
         """Return the reducer."""
-        return Adc(*self.shares(), self.iterations)
+        return Adc(*self.shares(), self.iterations, self.pooling, self.fuse)
 
 
 @dataclass(kw_only=True)
 class AdcPlan(Plan):
-    """Which samples of a batch become one, and which tokens each merged sample keeps: `positions` `[C, k]`."""
+    """Which samples of a batch become one, which tokens each merged sample keeps: `positions` `[C, k]`; and the weights
+    `[C, n]` of the discarded ones in one token more, if they are fused."""
 
     merging: Merging
     positions: Tensor
+    weights: Tensor | None = None
 
     def reduce(self, activations: Tensor) -> Tensor:
-        """Turn activations `[B, n, d]` into merged and thinned samples `[C, k, d]`."""
+        """Turn activations `[B, n, d]` into merged and thinned samples `[C, k, d]`, or `[C, k + 1, d]`."""
         # the same as merging first, without averaging what is then discarded
-        return self.merging.average(gather(activations, self.positions[self.merging.assignment]))
+        tokens = gather(activations, self.positions[self.merging.assignment])
+        if self.weights is not None:
+            tokens = torch.cat([tokens, fuse(activations, self.weights[self.merging.assignment])], 1)
+        return self.merging.average(tokens)
 
     def targets(self, labels: Tensor, classes: int) -> Tensor:
         """Turn labels `[B]` into soft targets `[C, classes]`."""
@@ -76,26 +94,42 @@ class Adc(Reducer):
     """Merges samples whose class tokens attend alike, keeps the tokens with the highest mean attention.
 
     ADC, arXiv 2509.15058, section 3. The server needs no half of its own: the back takes any number of tokens.
+    Whatever samples are compared by, tokens are chosen by attention.
     """
 
     needs_attention = True
 
-    def __init__(self, kept_samples: float, kept_tokens: float, iterations: int = 50) -> None:
+    def __init__(
+        self, kept_samples: float, kept_tokens: float, iterations: int = 50, pooling: Pooling = "attention",
+        fuse: bool = False,
+    ) -> None:  # fmt: skip
         self.kept_samples = kept_samples
         self.kept_tokens = kept_tokens
         self.iterations = iterations
+        self.pooling = pooling
+        self.fuse = fuse
 
     def plan(self, view: View, key: Key) -> Plan:
-        """Cluster the batch by its CLS attention and choose each cluster's tokens by the centroid's."""
+        """Cluster the batch, and choose each cluster's tokens by its mean attention."""
         attention = view.attention()
-        merging = merge(attention, kept(self.kept_samples, len(attention)), key, self.iterations)
+        points = self._points(view.activations, attention)
+        merging = merge(points, kept(self.kept_samples, len(points)), key, self.iterations)
         count = kept_tokens(self.kept_tokens, attention.shape[1], view.prefix)
-        return AdcPlan(merging=merging, positions=strongest(merging.average(attention), count, view.prefix))
+        centroids = merging.average(attention)
+        positions = strongest(centroids, count, view.prefix)
+        weights = weak(centroids, positions) if self.fuse and count < attention.shape[1] else None
+        return AdcPlan(merging=merging, positions=positions, weights=weights)
+
+    def _points(self, activations: Tensor, attention: Tensor) -> Tensor:
+        if self.pooling == "attention":
+            return attention
+        return activations[:, 0] if self.pooling == "cls" else activations.mean(1)
 
     def expected(self, geometry: Geometry) -> Expected:
-        """Return the bounds: merged samples `[1..T, k, d]` and as many soft targets."""
+        """Return the bounds: merged samples `[1..T, k, d]`, fused `[1..T, k + 1, d]`, and as many soft targets."""
         most = kept(self.kept_samples, geometry.batch)
         count = kept_tokens(self.kept_tokens, geometry.tokens, geometry.prefix)
+        count += self.fuse and count < geometry.tokens
         return {
             "smashed": (Expect.floats((1, most), count, geometry.width),),
             "targets": (Expect.floats((1, most), geometry.classes),),

@@ -18,16 +18,26 @@ Buffer = bytes | memoryview
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One encoded tensor: the codec's tag, the dtype (torch name) and shape that decoding gives back, and the bytes."""
+    """One encoded tensor: the codec's tag, the dtype (torch name) and shape that decoding gives back, and the bytes.
+
+    The bytes may be those of the tensor itself: write them into a frame before the tensor changes. `bits`, which does
+    not travel, is the width of what the buffer holds most of, for the lossless stage to go by.
+    """
 
     tag: str
     dtype: str
     shape: tuple[int, ...]
     buffer: Buffer
+    bits: int = 8
 
 
 class Codec(ABC):
-    """Encodes tensors; its decoder is found by the packet's tag, see `splitfed.compression.codecs.decode`."""
+    """Encodes tensors; its decoder is found by the packet's tag, see `splitfed.compression.codecs.decode`.
+
+    `correction` times what it took from `smashed` is added to the client's gradient, see `Cut.corrected`.
+    """
+
+    correction: float = 0.0
 
     @abstractmethod
     def encode(self, tensor: Tensor, key: Key) -> Packet:

@@ -7,16 +7,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from splitfed.compression import floats, integers, uniform
+from splitfed.compression import fedlite, float8, floats, integers, uniform
 from splitfed.compression.codec import Decoder, Packet
+from splitfed.compression.fedlite import FedLite
+from splitfed.compression.float8 import Float8
 from splitfed.compression.floats import BFloat16, Float16, Float32
 from splitfed.compression.uniform import Uniform
 from splitfed.config import kind_shorthand
 from splitfed.errors import WireError
 
-CodecConfig = Annotated[Float32 | Float16 | BFloat16 | Uniform, Field(discriminator="kind"), kind_shorthand]
+CodecConfig = Annotated[
+    Float32 | Float16 | BFloat16 | Float8 | Uniform | FedLite, Field(discriminator="kind"), kind_shorthand
+]
 
-_DECODERS: dict[str, Decoder] = {**floats.DECODERS, **integers.DECODERS, **uniform.DECODERS}
+_DECODERS: dict[str, Decoder] = {
+    **floats.DECODERS, **float8.DECODERS, **integers.DECODERS, **uniform.DECODERS, **fedlite.DECODERS,
+}  # fmt: skip
 _MAX_ELEMENTS = 2**48
 
 

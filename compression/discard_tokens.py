@@ -7,13 +7,12 @@ from pydantic import Field
 from torch import Tensor
 
 from splitfed.compression.merging import gather, kept_tokens, strongest
-from splitfed.compression.reducer import Plan, Reducer, View, expected_targets
-from splitfed.config import Config
+from splitfed.compression.reducer import Plan, Reducer, ReducerSettings, View, expected_targets
 from splitfed.expect import Expect, Expected, Geometry
 from splitfed.seeds import Key
 
 
-class DiscardTokensConfig(Config):
+class DiscardTokensConfig(ReducerSettings):
     """Keep the share `kept_tokens` of each sample's tokens, prefix tokens counted."""
 
     kind: Literal["discard_tokens"] = "discard_tokens"

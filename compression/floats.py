@@ -34,16 +34,15 @@ class FloatCodec(Codec):
         if tensor.dtype == torch.int64:
             if self.stored != torch.float32:
                 return encode_integers(tensor)
-            return Packet(INTEGER_TAG, "int64", shape, to_buffer(_own(tensor, torch.int64)))
+            return Packet(INTEGER_TAG, "int64", shape, to_buffer(_as(tensor, torch.int64)), 64)
         dtype = float_dtype(tensor)
         if tensor.numel() and not bounds_fit(tensor.detach(), self.stored, tensor.dtype):
             raise CodecError(f"the tensor holds NaN, infinity or a value beyond the range of {self.tag} or {dtype}")
-        return Packet(self.tag, dtype, shape, to_buffer(_own(tensor, self.stored)))
+        return Packet(self.tag, dtype, shape, to_buffer(_as(tensor, self.stored)), 8 * self.stored.itemsize)
 
 
-def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    # A packet must not change when the tensor does, so the memory is copied even where the dtype stays.
-    return tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to(dtype, memory_format=torch.contiguous_format)
 
 
 class Float32(Config):

@@ -8,6 +8,7 @@ import zstandard
 from pydantic import Field
 
 from splitfed.compression.codec import Buffer
+from splitfed.compression.shuffling import ORDERS, order_for
 from splitfed.config import Config, kind_shorthand
 from splitfed.errors import WireError
 
@@ -20,8 +21,9 @@ class Lossless(ABC):
     """Shrinks buffers; `decompress` undoes it by the tag."""
 
     @abstractmethod
-    def compress(self, buffer: Buffer) -> tuple[str, Buffer]:
-        """Return the tag and the bytes to send, no more of them than there were."""
+    def compress(self, buffer: Buffer, bits: int = 8) -> tuple[str, Buffer]:
+        """Return the tag and the bytes to send, no more of them than there were; `bits` is the width of what the buffer
+        holds most of."""
 
 
 class _PerThread(threading.local):
@@ -41,21 +43,28 @@ _contexts = _PerThread()
 
 
 class ZstdStage(Lossless):
-    """Zstandard frames that declare their content's size; raw where they would not be smaller."""
+    """Zstandard frames that declare their content's size, of the buffer or of its bits in another order; raw where they
+    would not be smaller."""
 
-    def __init__(self, level: int) -> None:
-        self.level = level
+    def __init__(self, level: int, shuffle: bool) -> None:
+        self.level, self.shuffle = level, shuffle
 
-    def compress(self, buffer: Buffer) -> tuple[str, Buffer]:
+    def compress(self, buffer: Buffer, bits: int = 8) -> tuple[str, Buffer]:
         """Return the smaller of the frame and the buffer itself."""
-        frame = _contexts.compressor(self.level).compress(buffer)
-        return (ZSTD, frame) if len(frame) < len(buffer) else (RAW, buffer)
+        order = order_for(bits, len(buffer)) if self.shuffle else None
+        ordered = ORDERS[order].apply(buffer) if order else buffer
+        frame = _contexts.compressor(self.level).compress(ordered)
+        return (_tag(order), frame) if len(frame) < len(buffer) else (RAW, buffer)
+
+
+def _tag(order: str | None) -> str:
+    return f"{ZSTD}-{order}" if order else ZSTD
 
 
 class NoStage(Lossless):
     """Leaves buffers as they are."""
 
-    def compress(self, buffer: Buffer) -> tuple[str, Buffer]:
+    def compress(self, buffer: Buffer, bits: int = 8) -> tuple[str, Buffer]:
         """Return the buffer itself."""
         return RAW, buffer
 
@@ -63,16 +72,21 @@ class NoStage(Lossless):
 class Zstd(Config):
     """Zstandard at a level from 1, fast, to 19, small.
 
-    Quantised activations of a DeiT-Tiny shrink to 0.78 (4 bits) and 0.90 (8 bits) at level 1, at 900 MB/s on one core.
-    Level 3 gains at most 2 % at a fifth of the speed, level 15 gains 6 % at a fiftieth.
+    Activations of a DeiT-Tiny in 4 bits a number shrink to 0.80 at level 1, at 1200 MB/s on one core. Level 3 gains
+    nothing to speak of and can take five times as long; level 15 gains 6 % at a fiftieth of the speed.
+
+    With `shuffle`, numbers that Zstandard cannot tell apart by whole bytes are put in another order before. 3 bits then
+    shrink to 0.76 (0.88 without), 6 bits to 0.88 (0.95), float32 to 0.84 (0.93), at a third of the speed; other widths
+    are left as they are.
     """
 
     kind: Literal["zstd"] = "zstd"
     level: int = Field(1, ge=1, le=19)
+    shuffle: bool = False
 
     def build(self) -> Lossless:
         """Return the stage."""
-        return ZstdStage(self.level)
+        return ZstdStage(self.level, self.shuffle)
 
 
 class NoLossless(Config):
@@ -85,21 +99,31 @@ class NoLossless(Config):
         return NoStage()
 
 
+_ORDERS = {_tag(name): order for name, order in ORDERS.items()}
+
 LosslessConfig = Annotated[Zstd | NoLossless, Field(discriminator="kind"), kind_shorthand]
 
 
 def decompress(tag: str, data: Buffer, size: int) -> Buffer:
     """Return the `size` bytes that a stage turned into `data`; raw data are returned as they are.
 
-    Takes at most `size` bytes and a window of `MAX_WINDOW`, whatever the data claim. Raises WireError for an unknown
-    tag, a length other than `size`, a frame that does not declare it or holds more or less, and trailing bytes.
+    Takes memory for `size` bytes (several times that where they were shuffled) and a window of `MAX_WINDOW`, whatever
+    the data claim. Raises WireError for an unknown tag, a length other than `size`, a frame that does not declare it or
+    holds more or less, and trailing bytes.
     """
     if tag == RAW:
         if len(data) != size:
             raise WireError(f"{len(data)} raw bytes where {size} are expected")
         return data
-    if tag != ZSTD:
+    if tag == ZSTD:
+        return _inflate(data, size)
+    order = _ORDERS.get(tag)
+    if order is None:
         raise WireError(f"no lossless stage has the tag {tag[:32]!r}")
+    return order.undo(_inflate(data, order.size(size)), size)
+
+
+def _inflate(data: Buffer, size: int) -> bytes:
     # A frame declares its size in its header, which alone decides what the decompressor allocates. The stage stores
     # nothing as raw; Zstandard has several ways to write nothing, and checks none of them.
     try:

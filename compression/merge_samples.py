@@ -7,13 +7,12 @@ from pydantic import Field
 from torch import Tensor
 
 from splitfed.compression.merging import Merging, kept, merge
-from splitfed.compression.reducer import Plan, Reducer, View
-from splitfed.config import Config
+from splitfed.compression.reducer import Plan, Reducer, ReducerSettings, View
 from splitfed.expect import Expect, Expected, Geometry
 from splitfed.seeds import Key
 
 
-class MergeSamplesConfig(Config):
+class MergeSamplesConfig(ReducerSettings):
     """Merge a batch down to the share `kept_samples` of its samples."""
 
     kind: Literal["merge_samples"] = "merge_samples"

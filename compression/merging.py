@@ -43,13 +43,14 @@ class Merging:
         return self.average(one_hot(labels, classes).float())
 
 
-def merge(attention: Tensor, clusters: int, key: Key, iterations: int = 50) -> Merging:
-    """Group samples by the attention that CLS pays to their tokens, `[B, n]` (ADC, arXiv 2509.15058, section 3)."""
-    samples = len(attention)
+def merge(points: Tensor, clusters: int, key: Key, iterations: int = 50) -> Merging:
+    """Group samples by what stands for each, `[B, F]`: in ADC (arXiv 2509.15058, section 3) the attention that CLS pays
+    to its tokens."""
+    samples = len(points)
     if clusters >= samples:  # nobody shares a cluster, and identical samples stay apart
-        one = torch.arange(samples, device=attention.device)
+        one = torch.arange(samples, device=points.device)
         return Merging(one, torch.ones_like(one))
-    return Merging(*kmeans(attention, clusters, key, iterations))
+    return Merging(*kmeans(points, clusters, key, iterations))
 
 
 def strongest(attention: Tensor, count: int, prefix: int) -> Tensor:

@@ -4,13 +4,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from splitfed.compression.reducer import Plan, Reducer, View, expected_targets
-from splitfed.config import Config
+from splitfed.compression.reducer import Plan, Reducer, ReducerSettings, View, expected_targets
 from splitfed.expect import Expect, Expected, Geometry
 from splitfed.seeds import Key
 
 
-class NoneConfig(Config):
+class NoneConfig(ReducerSettings):
     """All samples and all tokens travel."""
 
     kind: Literal["none"] = "none"

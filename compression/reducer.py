@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from splitfed.config import Config
+from splitfed.errors import WireError
 from splitfed.expect import Expect, Expected, Geometry
 from splitfed.seeds import Key
 
@@ -54,15 +56,43 @@ class Reducer(ABC):
     def plan(self, view: View, key: Key) -> Plan:
         """Decide, without gradient, what becomes of a batch; all randomness comes from `key`."""
 
+    def check(
+        self, smashed: Tensor, targets: Tensor, side: Mapping[str, Tensor], meta: Meta, geometry: Geometry
+    ) -> None:
+        """Refuse what is within `expected` and yet does not fit together; a peer sent all of it. A method with a server
+        half says here what `restore` then relies on. Raises WireError."""
+        if len(targets) != len(smashed):
+            raise WireError(f"{len(targets)} targets for {len(smashed)} smashed samples")
+
     def restore(self, smashed: Tensor, side: Mapping[str, Tensor], meta: Meta) -> Tensor:
-        """Server half, differentiable: turn what arrived into the input of the back. Identity unless a method needs
-        more. `side` and `meta` come from a peer: raise WireError where they do not fit."""
+        """Server half, differentiable: turn what arrived, and `check` has passed, into the input of the back. Identity
+        unless a method needs more."""
         return smashed
 
     @abstractmethod
     def expected(self, geometry: Geometry) -> Expected:
         """Return the bounds of what may arrive for a batch of up to `geometry.batch` samples: `smashed`, `targets` and
         one `side/<name>` per side tensor. The largest size in each bound is what a full batch sends."""
+
+
+class ReducerSettings(Config, ABC):
+    """The section of a scenario that names a reducer by its `kind`."""
+
+    @abstractmethod
+    def build(self) -> Reducer:
+        """Return the reducer."""
+
+    def problem(self, batch_size: int) -> str | None:
+        """Tell why it does not go with mini-batches of this size, and the way out; or None."""
+        return None
+
+
+def meta_number(meta: Meta, name: str, low: int, high: int) -> int:
+    """Return a whole number out of a peer's meta. Raises WireError where there is none from `low` to `high`."""
+    value = meta.get(name)
+    if type(value) is not int or not low <= value <= high:
+        raise WireError(f"a step whose {name} is {str(value)[:32]}, where {low} to {high} is allowed")
+    return value
 
 
 def expected_targets(geometry: Geometry) -> tuple[Expect, ...]:

@@ -1,7 +1,8 @@
-"""Uniform quantisation: each row of the last dimension on its own grid of 2**bits values from its smallest to its
-largest, rounded to nearest or, without bias, at random (as QSGD does, arXiv 1610.02132)."""
+"""Uniform quantisation: each row, each feature or the whole tensor on its own grid of 2**bits values from its smallest
+number to its largest, rounded to nearest or, without bias, at random (as QSGD does, arXiv 1610.02132); before it, if
+asked, a random rotation of the rows."""
 
-from functools import partial
+from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
@@ -12,49 +13,123 @@ from splitfed.compression.bits import pack, packed_size, unpack
 from splitfed.compression.buffers import FLOATS, float_dtype, from_buffer, to_buffer
 from splitfed.compression.codec import Codec, Decoder, Packet
 from splitfed.compression.integers import encode_integers
+from splitfed.compression.rotation import rotate, unrotate
+from splitfed.compression.scales import read_scales, scales_size, write_scales
 from splitfed.config import Config
 from splitfed.errors import CodecError, WireError
 from splitfed.seeds import Key
 
 Bits = Literal[2, 3, 4, 6, 8]
-WIDTHS = (2, 3, 4, 6, 8)
-_SMALLEST_STEP = torch.finfo(torch.float32).tiny
+Scale = Literal["token", "channel", "tensor"]
+ScaleBits = Literal[16, 32]
+WIDTHS: tuple[Bits, ...] = (2, 3, 4, 6, 8)
+_SCALES: tuple[Scale, ...] = ("token", "channel", "tensor")
+_SCALE_BITS: tuple[ScaleBits, ...] = (16, 32)
+_SEED_BYTES = 4
+_MOST_ROTATED = 2.0**120  # turned back, it still fits in float32
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a packet's tag says: `bits` a code, what has a grid of its own (`scale`), the bits of each of a grid's two
+    numbers, and whether rows were rotated."""
+
+    bits: Bits
+    scale: Scale = "token"
+    scale_bits: ScaleBits = 32
+    rotation: bool = False
+
+    @property
+    def tag(self) -> str:
+        """The tag, `uniform4` or `uniform2-channel-half-rotated`."""
+        scale = "" if self.scale == "token" else f"-{self.scale}"
+        return f"uniform{self.bits}{scale}{'-half' * (self.scale_bits == 16)}{'-rotated' * self.rotation}"
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The dimensions of [rows, features] that one grid spans."""
+        return {"token": (1,), "channel": (0,), "tensor": (0, 1)}[self.scale]
+
+    def grids(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Return how many grids there are along rows and along features."""
+        rows, features = prod(shape[:-1]), shape[-1] if shape else 1
+        return 1 if 0 in self.axes else rows, 1 if 1 in self.axes else features
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Return the bytes of a packet: codes, scales, and the seed of a rotation."""
+        if not prod(shape):
+            return 0
+        scales = scales_size(prod(self.grids(shape)), self.scale_bits)
+        return packed_size(prod(shape), self.bits) + scales + _SEED_BYTES * self.rotation
+
+    def fits(self, low: Tensor, step: Tensor, dtype: torch.dtype) -> bool:
+        """Tell whether grids are grids, and hold nothing beyond what the dtype does: all values lie between a grid's
+        two ends. Rotated ones may be larger, and must leave room to be turned back."""
+        ends = torch.stack([low, low + step * (2**self.bits - 1)])
+        within = ends.abs() <= _MOST_ROTATED if self.rotation else ends.to(dtype).isfinite()
+        return bool(within.all() & (step >= 0).all())
+
+    def decode(self, packet: Packet, device: torch.device | str) -> Tensor:
+        """Return a packet's tensor; WireError for grids that no encoder writes."""
+        dtype, count = getattr(torch, packet.dtype), prod(packet.shape)
+        if not count:
+            return torch.empty(packet.shape, dtype=dtype, device=device)
+        buffer, split, grids = memoryview(packet.buffer), packed_size(count, self.bits), self.grids(packet.shape)
+        scales = buffer[split : split + scales_size(prod(grids), self.scale_bits)]
+        low, step = read_scales(scales, grids, self.scale_bits, device)
+        if not self.fits(low, step, dtype):
+            raise WireError(f"a grid's low or step is not finite, negative, or too large for {packet.dtype}")
+        codes = unpack(from_buffer(buffer[:split], torch.uint8, device), self.bits, count)
+        values = codes.view(prod(packet.shape[:-1]), -1).to(torch.float32).mul_(step).add_(low)
+        if self.rotation:
+            values = unrotate(values, int.from_bytes(buffer[-_SEED_BYTES:], "little"))
+            if dtype == torch.float16:  # its largest numbers may come back a little beyond its range
+                values.clamp_(-torch.finfo(dtype).max, torch.finfo(dtype).max)
+        return values.to(dtype).view(packet.shape)
 
 
 class UniformCodec(Codec):
-    """Writes value = low + code * step, with `low` and `step` in float32 for each row of the last dimension.
+    """Writes value = low + code * step, with `low` and `step` for each row of the last dimension (`token`), for each
+    index of it (`channel`), or for the tensor.
 
     A row is a token of [B, N, D] or the weights into one output; tensors of one dimension or none are one row. The
     buffer is planar: packed codes, all lows, all steps. Error at most one step (stochastic) or half a step (nearest),
-    a step being (largest - smallest) / (2**bits - 1) of the row, and float rounding; a row of equal values is exact.
-    Integers are packed instead.
+    a step being (largest - smallest) / (2**bits - 1) of the grid, and float rounding; equal values are exact. Integers
+    are packed instead.
+
+    With 16 `scale_bits`, low and step are float16 in units of a power of two that suits the tensor, rounded such that
+    the grid still holds all its numbers: it spans up to 2**-9 of its largest number, and of itself, more. With a
+    rotation all this is true of the rotated rows, and the error of a row has the same length before and after.
     """
 
-    def __init__(self, bits: Bits, stochastic: bool) -> None:
-        self.bits, self.stochastic = bits, stochastic
+    def __init__(self, layout: Layout, stochastic: bool) -> None:
+        self.layout, self.stochastic = layout, stochastic
 
     def encode(self, tensor: Tensor, key: Key) -> Packet:
-        """Encode a tensor of any shape; CodecError for NaN, infinity, and rows that span more than float32 holds."""
+        """Encode a tensor of any shape; CodecError for NaN, infinity, and grids that span more than float32 holds
+        (rotated: numbers from 2**114)."""
         if tensor.dtype == torch.int64:
             return encode_integers(tensor)
-        tag, dtype, shape = f"uniform{self.bits}", float_dtype(tensor), tuple(tensor.shape)
+        layout, dtype, shape = self.layout, float_dtype(tensor), tuple(tensor.shape)
         if not tensor.numel():
-            return Packet(tag, dtype, shape, b"")
-        rows = tensor.detach().reshape(_rows(shape), -1).to(torch.float32)
-        low = rows.amin(1, keepdim=True)
-        levels = 2**self.bits - 1
-        # Not below the normal numbers, where a step would be too coarse to reach the largest value; a row of equal
-        # values has all its codes at 0 and is exact with any step.
-        step = (rows.amax(1, keepdim=True) - low).div_(levels).clamp_(min=_SMALLEST_STEP)
-        # NaN and infinity reach the top of their row, and so does a spread that overflows.
-        if not bool((low + step * levels).isfinite().all()):
-            raise CodecError("the tensor holds NaN, infinity or a row that spans more than float32 can hold")
+            return Packet(layout.tag, dtype, shape, b"")
+        rows = tensor.detach().reshape(prod(shape[:-1]), -1).to(torch.float32)
+        seed = key.at("rotation").integer() >> 31
+        if layout.rotation:
+            rows = rotate(rows, seed)
+        low, high = rows.amin(layout.axes, keepdim=True), rows.amax(layout.axes, keepdim=True)
+        levels = 2**layout.bits - 1
+        low, step, scales = write_scales(low, high, levels, layout.scale_bits)
+        # NaN and infinity reach the ends of their grid, and so does a spread that overflows.
+        if not layout.fits(low, step, tensor.dtype if layout.scale_bits == 16 else torch.float32):
+            raise CodecError("the tensor holds NaN, infinity or numbers that span more than float32 can hold")
         place = (rows - low).div_(step).add_(0.5)
         if self.stochastic:
             place.add_(_noise(place, key), alpha=2.0**-16)
-        codes = place.clamp_(max=levels).to(torch.uint8).view(-1)
-        parts = [pack(codes, self.bits), low.view(-1).view(torch.uint8), step.view(-1).view(torch.uint8)]
-        return Packet(tag, dtype, shape, to_buffer(torch.cat(parts)))
+        parts = [pack(place.clamp_(max=levels).to(torch.uint8).view(-1), layout.bits), scales]
+        if layout.rotation:
+            parts.append(torch.tensor([seed], device=rows.device).view(torch.uint8)[:_SEED_BYTES])
+        return Packet(layout.tag, dtype, shape, to_buffer(torch.cat(parts)), layout.bits)
 
 
 def _noise(like: Tensor, key: Key) -> Tensor:
@@ -66,39 +141,29 @@ def _noise(like: Tensor, key: Key) -> Tensor:
 
 
 class Uniform(Config):
-    """`bits` bits a number and eight bytes a row; stochastic rounding is right on average, nearest errs less."""
+    """`bits` bits a number; stochastic rounding is right on average, nearest errs less.
+
+    A `scale` is kept for each token (sample and position), each channel (feature) or the tensor, in twice `scale_bits`.
+    Per channel suits activations, whose features differ more than their tokens; per token suits gradients. A `rotation`
+    spreads large features over others before rounding, which makes few bits usable with a scale per token.
+    """
 
     kind: Literal["uniform"] = "uniform"
     bits: Bits = 8
     rounding: Literal["stochastic", "nearest"] = "stochastic"
+    scale: Scale = "token"
+    scale_bits: ScaleBits = 32
+    rotation: bool = False
 
     def build(self) -> Codec:
         """Return the codec."""
-        return UniformCodec(self.bits, self.rounding == "stochastic")
+        return UniformCodec(
+            Layout(self.bits, self.scale, self.scale_bits, self.rotation), self.rounding == "stochastic"
+        )
 
 
-def _rows(shape: tuple[int, ...]) -> int:
-    if not prod(shape):
-        return 0
-    return prod(shape[:-1])
-
-
-def _size(bits: int, shape: tuple[int, ...]) -> int:
-    return packed_size(prod(shape), bits) + 8 * _rows(shape)
-
-
-def _decode(bits: int, packet: Packet, device: torch.device | str) -> Tensor:
-    dtype, count, rows = getattr(torch, packet.dtype), prod(packet.shape), _rows(packet.shape)
-    if not count:
-        return torch.empty(packet.shape, dtype=dtype, device=device)
-    buffer, split = memoryview(packet.buffer), packed_size(count, bits)
-    low, step = from_buffer(buffer[split:], torch.float32, device).view(2, rows, 1)
-    # Every value lies between these two, so they are all that must be checked.
-    ends = torch.stack([low, low + step * (2**bits - 1)]).to(dtype)
-    if not bool(ends.isfinite().all() & (step >= 0).all()):
-        raise WireError(f"a row's low or step is not finite, negative, or too large for {packet.dtype}")
-    codes = unpack(from_buffer(buffer[:split], torch.uint8, device), bits, count)
-    return codes.view(rows, -1).to(torch.float32).mul_(step).add_(low).to(dtype).view(packet.shape)
-
-
-DECODERS = {f"uniform{bits}": Decoder(FLOATS, partial(_size, bits), partial(_decode, bits)) for bits in WIDTHS}
+_LAYOUTS = [
+    Layout(bits, scale, scale_bits, rotation)
+    for bits in WIDTHS for scale in _SCALES for scale_bits in _SCALE_BITS for rotation in (False, True)
+]  # fmt: skip
+DECODERS = {layout.tag: Decoder(FLOATS, layout.size, layout.decode) for layout in _LAYOUTS}

@@ -1,26 +1,32 @@
 """The ServerApp: reads a run folder, puts the server's parts together, and runs the rounds."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import rich.console
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from splitfed.channel import InlineListener
+from splitfed import __version__
+from splitfed.channel import InlineListener, Listener
 from splitfed.console import Console
 from splitfed.control import FrontWire
 from splitfed.curves import Curves
 from splitfed.cut import Cut
 from splitfed.data import load
-from splitfed.observe import OBSERVERS
+from splitfed.engines import Remote
 from splitfed.optimiser_state import write_optimiser
 from splitfed.recover import recover
+from splitfed.rpc import PROTOCOL
 from splitfed.run import stored_scenario
+from splitfed.runtime import Runtime, runtime
+from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.server.backs import POOLS, Trainer
 from splitfed.server.model import Model
@@ -47,6 +53,18 @@ def _warnings_to(path: Path) -> Iterator[IO[str]]:
                 logger.removeHandler(handler)
 
 
+def _listener(scenario: Scenario, split: SplitServer, run: str, attempt: int, lent: Runtime) -> Listener:
+    engine = scenario.engine
+    if not isinstance(engine, Remote):
+        return InlineListener(split)
+    from splitfed.server.listener import GrpcListener
+
+    return GrpcListener(
+        split, host=lent.host, port=lent.port, tls=lent.tls, run=run, attempt=attempt,
+        streams=scenario.federation.cohort_size, deadline=engine.deadline, public=lent.public,
+    )  # fmt: skip
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run, or go on with, the run in the folder that `run_config` names."""
@@ -62,10 +80,20 @@ def main(grid: Grid, context: Context) -> None:
         write_optimiser(trainer.optimiser, recovered.checkpoint.optimiser)
     cut = Cut(scenario.compression, model.geometry, model.device)
     pool = POOLS[scenario.federation.mode](trainer)
-    split = SplitServer(pool, cut, recovered.ledger, key.at("server"), scenario.training.precision)
+    at_once = max(1, (os.cpu_count() or 1) // torch.get_num_threads())
+    split = SplitServer(
+        pool, cut, recovered.ledger, key.at("server"), scenario.training.precision, at_once=at_once
+    )  # fmt: skip
     wire = FrontWire(model.front.state_dict(), scenario.compression.front_weights)
     wire_grid = WireGrid(grid, wire, recovered.ledger, key.at("front_weights"))
     strategy = FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
-    with InlineListener(split) as listener, _warnings_to(folder / "log.txt") as log:
-        observers = (*OBSERVERS.get(), Console(rich.console.Console(file=log)), Curves())
-        Rounds(scenario, folder, recovered, model, wire_grid, split, strategy, listener.address, observers).run()
+    lent = runtime()
+    listener = _listener(scenario, split, folder.name, recovered.ledger.attempt, lent)
+    with listener, _warnings_to(folder / "log.txt") as log:
+        question = {"protocol": PROTOCOL, "version": __version__, "classes": data.classes, "channel": "", "token": ""}
+        if lent.waits:  # clients on other machines may find the way to the split server barred: they try it first
+            question["channel"] = listener.invite(-1, 0).address
+        observers = (*lent.observers, Console(rich.console.Console(file=log)), Curves())
+        Rounds(
+            scenario, folder, recovered, model, wire_grid, split, strategy, listener, lent, question, observers
+        ).run()

@@ -5,6 +5,7 @@ the client was lost, and settles the round in `close_round`.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from copy import deepcopy
 
 from torch import Tensor, nn
@@ -31,7 +32,12 @@ class Trainer:
 
 
 class BackPool(ABC):
-    """The back of a run; `trainer` holds what the last finished round left."""
+    """The back of a run; `trainer` holds what the last finished round left. Not safe to call from two threads at once.
+
+    `one_at_a_time` says that clients train the same weights, so that no two of their steps may overlap.
+    """
+
+    one_at_a_time = False
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -45,20 +51,22 @@ class BackPool(ABC):
         """Take back what a client trained on `examples` images."""
 
     @abstractmethod
-    def drop(self, client: int, trainer: Trainer) -> None:
-        """Take back what a lost client trained."""
+    def drop(self, client: int, trainer: Trainer | None) -> None:
+        """Take back what a lost client trained; None from one that never began."""
 
     @abstractmethod
     def close_round(self) -> None:
         """End a round, so that `trainer` holds its outcome."""
 
-    def open_round(self, lr: float) -> None:
-        """Begin a round at this learning rate."""
+    def open_round(self, lr: float, clients: Sequence[int]) -> None:
+        """Begin a round of these clients at this learning rate."""
         set_lr(self.trainer.optimiser, lr)
 
 
 class Shared(BackPool):
     """One back, updated client by client (`sfl-v2`); what a lost client taught it stays."""
+
+    one_at_a_time = True
 
     def open(self, client: int) -> Trainer:
         """Hand out the one back."""
@@ -67,7 +75,7 @@ class Shared(BackPool):
     def commit(self, client: int, trainer: Trainer, examples: int) -> None:
         """Nothing to settle: the back has what the client taught it."""
 
-    def drop(self, client: int, trainer: Trainer) -> None:
+    def drop(self, client: int, trainer: Trainer | None) -> None:
         """Nothing to undo."""
 
     def close_round(self) -> None:
@@ -77,7 +85,8 @@ class Shared(BackPool):
 class PerClient(BackPool):
     """A copy of the back for each client, averaged at the round's end by the clients' examples (`sfl-v1`).
 
-    Copies are summed as they come in, in float64, so memory holds one sum and as many copies as clients train at once.
+    Copies are summed in float64 in the clients' order, whoever finishes first: one that comes early waits for those
+    before it. So memory holds one sum, and as many copies as clients train at once or wait.
     Optimiser state follows the weights: every client starts from the round's common moments, and moments and step
     counts are averaged as weights are. A lost client's copy is not counted.
     """
@@ -88,11 +97,14 @@ class PerClient(BackPool):
         self._sum: dict[str, Tensor] = {}
         self._examples = 0
         self._lr = 0.0
+        self._order: list[int] = []
+        self._settled: dict[int, tuple[Trainer, int] | None] = {}
 
-    def open_round(self, lr: float) -> None:
-        """Begin a round at this learning rate."""
-        super().open_round(lr)
+    def open_round(self, lr: float, clients: Sequence[int]) -> None:
+        """Begin a round of these clients at this learning rate."""
+        super().open_round(lr, clients)
         self._lr, self._sum, self._examples = lr, {}, 0
+        self._order, self._settled = list(clients), {}
 
     def open(self, client: int) -> Trainer:
         """Hand out a copy of what the last round left."""
@@ -102,7 +114,24 @@ class PerClient(BackPool):
         return copy
 
     def commit(self, client: int, trainer: Trainer, examples: int) -> None:
-        """Add a copy to the round's sum."""
+        """Add a copy to the round's sum, once all before it are settled."""
+        self._settled[client] = trainer, examples
+        self._advance()
+
+    def drop(self, client: int, trainer: Trainer | None) -> None:
+        """Forget a lost client's copy."""
+        self._settled[client] = None
+        if trainer is not None:
+            self._free.append(trainer)
+        self._advance()
+
+    def _advance(self) -> None:
+        while self._order and self._order[0] in self._settled:
+            settled = self._settled.pop(self._order.pop(0))
+            if settled is not None:
+                self._add(*settled)
+
+    def _add(self, trainer: Trainer, examples: int) -> None:
         for name, tensor in _flat(trainer).items():
             # Sums bear the float64 that the device may lack, and must not depend on its order of addition.
             share = tensor.detach().cpu().double() * examples
@@ -110,12 +139,11 @@ class PerClient(BackPool):
         self._examples += examples
         self._free.append(trainer)
 
-    def drop(self, client: int, trainer: Trainer) -> None:
-        """Forget a lost client's copy."""
-        self._free.append(trainer)
-
     def close_round(self) -> None:
         """Put the average in place; where every client was lost, nothing changes."""
+        for client in list(self._order):  # whoever was never settled is lost
+            self._settled.setdefault(client, None)
+        self._advance()
         if not self._examples:
             return
         means = {name: (total / self._examples).float() for name, total in self._sum.items()}

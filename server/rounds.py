@@ -6,47 +6,59 @@ outside.
 
 import os
 import time
+from logging import getLogger
 from pathlib import Path
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp.strategy import Strategy
 
+from splitfed.channel import Listener
 from splitfed.checkpoint import Checkpoints, Progress
 from splitfed.errors import RunError
 from splitfed.metrics import Metrics
 from splitfed.observe import Observer, Started
 from splitfed.optimiser_state import read_optimiser
 from splitfed.recover import Recovered, wasted_bytes
+from splitfed.runtime import Runtime
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
+from splitfed.server.cohort import Cohort, failures
+from splitfed.server.dispatch import Dispatch
 from splitfed.server.model import Model
-from splitfed.server.replies import checked
+from splitfed.server.roster import Roster
 from splitfed.server.split import SplitServer
 from splitfed.summary import Summary
-from splitfed.wire_grid import CohortGrid, WireGrid
-from splitfed.wire_names import CONFIG
+from splitfed.wire_grid import WireGrid
+
+log = getLogger("splitfed")
+
+_GOODBYE_SECONDS = 10.0  # a SuperNode looks every 3 seconds
 
 
 class Rounds:
     """A run in progress: the model, the bytes so far, and where it all is written."""
 
     def __init__(
-        self, scenario: Scenario, folder: Path, recovered: Recovered, model: Model, grid: WireGrid,
-        split: SplitServer, strategy: Strategy, address: str, observers: tuple[Observer, ...],
+        self, scenario: Scenario, folder: Path, recovered: Recovered, model: Model, grid: WireGrid, split: SplitServer,
+        strategy: Strategy, listener: Listener, lent: Runtime, question: dict, observers: tuple[Observer, ...],
     ) -> None:  # fmt: skip
         self.scenario, self.folder, self.model, self.grid, self.split = scenario, folder, model, grid, split
-        self.strategy, self.address, self.observers = strategy, address, observers
+        self.strategy, self.lent, self.observers = strategy, lent, observers
         self.ledger, self.key = recovered.ledger, Key(scenario.seed)
         self.checkpoints = Checkpoints(folder, scenario.checkpoints.keep)
         self.history = recovered.history
         progress = recovered.checkpoint.progress if recovered.checkpoint else None
         self.finished = progress.round if progress else -1
-        self.examples = progress.examples if progress else []
+        known = {client: number for client, number in enumerate(progress.examples) if number} if progress else {}
+        self.dispatch = Dispatch(grid)
+        self.roster = Roster(
+            self.dispatch, scenario.federation.clients, question, known,
+            waits=lent.waits, keys=lent.roster, joined=self._on_joined,
+        )  # fmt: skip
+        self.cohort = Cohort(scenario, self.dispatch, split, strategy, listener)
         self.before = progress.seconds if progress else 0.0
         self.began = time.monotonic()
-        self.nodes: dict[int, int] = {}
         split.on_step = self._on_step
 
     def run(self) -> None:
@@ -54,6 +66,7 @@ class Rounds:
         try:
             self._run()
         except BaseException as error:
+            self.split.end_round()  # streams that are still open count nothing more
             self.ledger.waste()
             if isinstance(error, KeyboardInterrupt):
                 for observer in self.observers:
@@ -65,73 +78,66 @@ class Rounds:
 
     def _run(self) -> None:
         self._prepare()
-        limit = self.scenario.budget.limit(sum(self.examples), self.model.geometry)
         info = Started(
             self.scenario.name, self.folder, self.scenario.federation.rounds, self.scenario.engine.kind,
-            self.finished, self.history, limit,
+            self.finished, self.history, self._limit(),
         )  # fmt: skip
         for observer in self.observers:
             observer.started(info)
-        while self._goes_on(self.finished, limit):
-            self._round(self.finished + 1, limit)
-        self._finish(limit)
+        while self._goes_on(self.finished):
+            self._round(self.finished + 1)
+        self._finish()
 
-    def _goes_on(self, round: int, limit: int | None) -> bool:
+    def _limit(self) -> int | None:
+        return self.scenario.budget.limit(sum(self.roster.examples.values()), self.model.geometry)
+
+    def _goes_on(self, round: int) -> bool:
         """Decide whether another round starts after this one, by what it and those before it have sent."""
-        spent = self.ledger.finished.cut.sent + self.ledger.open.cut.sent
+        spent, limit = self.ledger.finished.cut.sent + self.ledger.open.cut.sent, self._limit()
         return round < self.scenario.federation.rounds and (limit is None or spent < limit)
 
     def _prepare(self) -> None:
-        """Learn which node is which client; a new run then writes the checkpoint that round 1 starts from."""
+        """Learn who is there; a new run then writes the checkpoint that round 1 starts from."""
         self.grid.open_round = 0
-        examples = self._identify()
+        self.roster.gather(self.lent.enough or self.scenario.federation.clients)
+        self.began = time.monotonic()  # waiting for clients is not the run's time
         if self.finished >= 0:
-            if examples != self.examples:
-                raise RunError(f"{self.folder}: the clients' data changed since the checkpoint; start a new run")
             self.ledger.waste()  # round 0 was counted by the attempt that wrote the checkpoint
             return
-        self.examples = examples
         self.ledger.commit()
         self._checkpoint(0)
 
-    def _identify(self) -> list[int]:
-        """Ask every node for its partition id and the number of its examples."""
-        queries = [Message(RecordDict(), node, "query") for node in self.grid.get_node_ids()]
-        examples: dict[int, int] = {}
-        for reply in self.grid.send_and_receive(queries):
-            if reply.has_error():
-                raise RunError(f"node {reply.metadata.src_node_id} does not answer: {reply.error.reason}")
-            answer = reply.content.config_records[CONFIG]
-            client = int(answer["partition-id"])  # type: ignore[arg-type]
-            self.nodes[client] = reply.metadata.src_node_id
-            examples[client] = int(answer["num-examples"])  # type: ignore[arg-type]
-        if sorted(examples) != list(range(self.scenario.federation.clients)):
-            raise RunError(f"the clients that answered are {sorted(examples)}, not 0 to {len(examples) - 1}")
-        self.grid.clients = {node: client for client, node in self.nodes.items()}
-        return [examples[client] for client in sorted(examples)]
-
     def _cohort(self, round: int) -> list[int]:
-        """Sample the round's clients; `sfl-v2` messages them one after another in this order."""
-        clients = self.scenario.federation.clients
-        order = torch.randperm(clients, generator=self.key.at("cohort", round).generator())
-        drawn = order[: self.scenario.federation.cohort_size].tolist()
-        return drawn if self.scenario.federation.mode == "sfl-v2" else sorted(drawn)
+        """Sample the round's clients among those who are there; `sfl-v2` messages them one after another, in this
+        order."""
+        there = self.roster.online()
+        if not there:
+            log.warning("round %d waits: no client is there", round)
+            self.roster.gather(1)
+            there = self.roster.online()
+        order = torch.randperm(self.scenario.federation.clients, generator=self.key.at("cohort", round).generator())
+        drawn = [client for client in order.tolist() if client in there][: self.scenario.federation.cohort_size]
+        return drawn if self.cohort.one_by_one else sorted(drawn)
 
-    def _round(self, round: int, limit: int | None) -> None:
+    def _round(self, round: int) -> None:
         training, rounds = self.scenario.training, self.scenario.federation.rounds
-        cohort = self._cohort(round)
-        self._steps_done, self._steps_due = 0, self.model.steps([self.examples[client] for client in cohort])
         self.grid.open_round = round
+        cohort = self._cohort(round)
+        examples = {client: self.roster.examples[client] for client in cohort}
+        self._steps_done, self._steps_due = 0, self.model.steps(list(examples.values()))
         client_lr, server_lr = training.client.lr(round, rounds), training.server.lr(round, rounds)
-        self.split.start_round(round, server_lr, {client: self.examples[client] for client in cohort})
-        replies = self._train(round, cohort)
+        self.split.start_round(round, server_lr, examples)
+        replies = self.cohort.train(round, examples, self.roster.nodes, self._arrays())
         self.split.end_round()
-        arrays, metrics = self.strategy.aggregate_train(round, replies)
-        if arrays is None or metrics is None:
-            reasons = {str(reply.error.reason) for reply in replies if reply.has_error()}
-            raise RunError(f"round {round}: no client finished: {'; '.join(sorted(reasons)) or 'no replies'}")
+        trained = [client for client, reply in replies.items() if reply and not reply.has_error()]
+        if not trained:
+            self._nobody(round, replies)
+            return
+        arrays, metrics = self.strategy.aggregate_train(round, [reply for reply in replies.values() if reply])
+        assert arrays is not None
+        assert metrics is not None
         self.model.load_front({name: torch.from_numpy(array.numpy()).float() for name, array in arrays.items()})
-        looked = round % training.evaluate_every == 0 or not self._goes_on(round, limit)
+        looked = round % training.evaluate_every == 0 or not self._goes_on(round)
         # Evaluated while the round is still open: whoever interrupts here drops the whole round.
         eval_loss, eval_accuracy = self.model.validate() if looked else (None, None)
         sent = self.ledger.commit()
@@ -139,7 +145,7 @@ class Rounds:
         row = Metrics(
             round, float(metrics["train-loss"]), eval_loss, eval_accuracy,  # type: ignore[arg-type]
             finished.cut.sent, finished.total.sent, self._seconds(), finished.cut.raw, finished.total.raw,
-            sum(self.examples[client] for client in cohort), len(cohort), client_lr, server_lr,
+            sum(examples[client] for client in trained), len(trained), client_lr, server_lr,
         )  # fmt: skip
         with open(self.folder / "metrics.csv", "a") as file:
             file.write(row.line())
@@ -150,17 +156,13 @@ class Rounds:
         for observer in self.observers:
             observer.round(row, sent, finished)
 
-    def _train(self, round: int, cohort: list[int]) -> list[Message]:
-        config = ConfigRecord({"channel": self.address})
-        chosen: Grid = CohortGrid([self.nodes[client] for client in cohort])  # type: ignore[assignment]
-        messages = list(self.strategy.configure_train(round, self._arrays(), config, chosen))
-        place = {self.nodes[client]: number for number, client in enumerate(cohort)}
-        messages.sort(key=lambda message: place[message.metadata.dst_node_id])
-        # One shared back is trained by one client at a time: the order is made here, by whom the server messages next.
-        waves = [[m] for m in messages] if self.scenario.federation.mode == "sfl-v2" else [messages]
-        replies = [reply for wave in waves for reply in self.grid.send_and_receive(wave)]
-        by_client = sorted(((self.grid.clients[r.metadata.src_node_id], r) for r in replies), key=lambda pair: pair[0])
-        return [checked(reply, round, client, self.examples[client]) for client, reply in by_client]
+    def _nobody(self, round: int, replies: dict[int, Message | None]) -> None:
+        """Drop a round that nobody finished: it starts again where clients may come back, else the run ends here."""
+        reasons = failures(replies)
+        if not self.lent.waits or reasons:
+            raise RunError(f"round {round}: no client finished: {'; '.join(sorted(reasons)) or 'all were lost'}")
+        log.warning("round %d: no client finished it; it starts again", round)
+        self.ledger.waste()
 
     def _arrays(self) -> ArrayRecord:
         weights = self.model.front.state_dict()
@@ -171,19 +173,37 @@ class Rounds:
         for observer in self.observers:
             observer.progress(round, min(1.0, self._steps_done / self._steps_due))
 
+    def _on_joined(self, client: int, examples: int, missing: list[int]) -> None:
+        for observer in self.observers:
+            observer.joined(client, examples, missing)
+
     def _seconds(self) -> float:
         return self.before + time.monotonic() - self.began
 
     def _checkpoint(self, round: int) -> None:
         ledger, metrics = ((self.folder / name).stat().st_size for name in ("ledger.csv", "metrics.csv"))
-        progress = Progress(round, self.ledger.attempt, self._seconds(), ledger, metrics, self.examples)
+        examples = [self.roster.examples.get(client, 0) for client in range(self.scenario.federation.clients)]
+        progress = Progress(round, self.ledger.attempt, self._seconds(), ledger, metrics, examples)
         optimiser = read_optimiser(self.split.pool.trainer.optimiser)
         self.checkpoints.save(self.model.state(), optimiser, progress)
         self.finished = round
         self.ledger.forget_open()
 
-    def _finish(self, limit: int | None) -> None:
+    def _goodbye(self) -> None:
+        """Tell the clients that the run is over; whoever is busy hears of it later, or never."""
+        end = time.monotonic() + _GOODBYE_SECONDS
+        nodes = [self.roster.nodes[client] for client in sorted(self.roster.online())]
+        numbers = {self.dispatch.send(Message(RecordDict(), node, "query.goodbye")) for node in nodes} - {None}
+        while numbers and time.monotonic() < end:
+            numbers -= set(self.dispatch.take(numbers))  # type: ignore[arg-type]
+            time.sleep(0.1)
+        self.ledger.commit()  # to the last round
+        self.ledger.forget_open()
+
+    def _finish(self) -> None:
         """Read the test split, once, and write the summary."""
+        if self.lent.waits:
+            self._goodbye()
         loss, accuracy = self.model.test()
         totals, wasted = self.ledger.finished, wasted_bytes(self.folder)
         total = totals.total.sent + wasted

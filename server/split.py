@@ -1,112 +1,97 @@
-"""The split server: trains the back on what clients send, answers with the cut gradient, and counts both directions."""
+"""The split server: whose round is open, who trains in it, and what becomes of what they trained."""
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-
-from torch import nn
+from threading import Lock
 
 from splitfed.cut import Cut
 from splitfed.errors import WireError
-from splitfed.ledger import Direction, Ledger, Row
+from splitfed.ledger import Ledger
 from splitfed.precision import autocast
-from splitfed.randomness import draws, keyed_rng
+from splitfed.randomness import draws
 from splitfed.seeds import Key
 from splitfed.server.backs import BackPool
-from splitfed.wire import Frame, Packed, pack
+from splitfed.server.session import SplitSession
+from splitfed.server.turns import Turns
 
 
 class SplitServer:
-    """Opens a session for each client and round; `on_step(round, client)` is called after every mini-batch."""
+    """Opens a session for each client of the round, and keeps it while its streams come and go; safe to call from
+    threads.
+
+    `on_step(round, client)` is called after every mini-batch, by one thread at a time. At most `at_once` mini-batches
+    train at the same time, and one where they must not: on a shared back, on a GPU, or where the back draws random
+    numbers, for which torch's global generator is seeded. `clock` tells seconds.
+    """
 
     def __init__(
         self, pool: BackPool, cut: Cut, ledger: Ledger, key: Key, precision: str,
-        on_step: Callable[[int, int], None] = lambda round, client: None,
+        on_step: Callable[[int, int], None] = lambda round, client: None, at_once: int = 1,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        self.pool, self.cut, self.ledger, self.key, self.on_step = pool, cut, ledger, key, on_step
+        self.pool, self.cut, self.ledger, self.key, self.on_step, self.clock = pool, cut, ledger, key, on_step, clock
         self.autocast: Callable[[], AbstractContextManager] = lambda: autocast(precision, cut.device)
         self.draws = draws(pool.trainer.back)
+        alone = pool.one_at_a_time or self.draws or cut.device.type != "cpu"
+        self.turns, self.reporting = Turns(1 if alone else at_once), Lock()
         self.examples: dict[int, int] = {}
         self.open_round = 0
+        self.most_bytes = cut.most_bytes
+        self._sessions: dict[int, SplitSession] = {}
+        self._lock = Lock()
 
     def start_round(self, round: int, lr: float, examples: dict[int, int]) -> None:
         """Accept the streams of these clients, who hold so many examples, for this round only."""
-        self.open_round, self.examples = round, examples
-        self.pool.open_round(lr)
+        with self._lock:
+            self.pool.open_round(lr, sorted(examples))
+            self.open_round, self.examples, self._sessions = round, dict(examples), {}
+
+    def open(self, client: int, round: int) -> SplitSession:
+        """Begin a client's round, or go on with it. Raises WireError for a client that the round does not have, or not
+        any more."""
+        with self._lock:
+            if round != self.open_round or client not in self.examples:
+                raise WireError(f"client {client} has no part in round {round}, or not any more")
+            if client not in self._sessions:
+                self._sessions[client] = SplitSession(self, client, round, self.pool.open(client))
+            session = self._sessions[client]
+            session.detached = None
+            return session
+
+    def lost(self, grace: float) -> set[int]:
+        """Return the clients who began, did not finish, and have had no stream for more than `grace` seconds."""
+        now = self.clock()
+        with self._lock:
+            return {
+                client
+                for client, session in self._sessions.items()
+                if not session.finished and session.detached is not None and now - session.detached > grace
+            }
+
+    def settle(self, client: int, taken: bool) -> bool:
+        """End a client's round: hand what it trained to the pool if its reply was `taken` and its stream was finished,
+        and drop it otherwise. Return whether it was handed over.
+
+        Waits for a mini-batch in progress; nothing is taken from the client afterwards. Harmless when called again, and
+        for a client that never came.
+        """
+        with self._lock:
+            examples, session = self.examples.pop(client, None), self._sessions.pop(client, None)
+        if examples is None:
+            return False
+        if session:
+            session.shut()
+        with self._lock:
+            if session and taken and session.finished:
+                self.pool.commit(client, session.trainer, examples)
+                return True
+            self.pool.drop(client, session.trainer if session else None)
+            return False
 
     def end_round(self) -> None:
-        """Settle the round in the pool."""
-        self.pool.close_round()
-        self.examples = {}
-
-    def open(self, client: int, round: int) -> "SplitSession":
-        """Begin a client's round. Raises WireError for a client that the round does not have."""
-        if round != self.open_round or client not in self.examples:
-            raise WireError(f"client {client} has no part in round {round}")
-        return SplitSession(self, client, round)
-
-
-class SplitSession:
-    """One client's mini-batches of a round, in order."""
-
-    def __init__(self, server: SplitServer, client: int, round: int) -> None:
-        self._server, self.client, self.round = server, client, round
-        self._trainer = server.pool.open(client)
-        self._step = 0
-        self._up = self._down = 0
-        self._open = True
-
-    def handle(self, buffer: bytes) -> bytes:
-        """Take a `step` or `end` frame and return the reply. Raises WireError for anything else."""
-        if not self._open:
-            raise WireError("the stream has ended")
-        frame = self._server.cut.unpack_up(buffer)
-        self._step += 1
-        if (frame.round, frame.client, frame.step) != (self.round, self.client, self._step):
-            raise WireError(
-                f"frame of round {frame.round}, client {frame.client}, step {frame.step}, "
-                f"where {self.round}, {self.client}, {self._step} is next"
-            )
-        return self._train(frame) if frame.kind == "step" else self._end(frame)
-
-    def _train(self, frame: Frame) -> bytes:
-        server, trainer = self._server, self._trainer
-        batch = server.cut.batch(frame)
-        self._count(frame, "up", batch.examples)
-        smashed = batch.smashed.requires_grad_()
-        key = server.key.at(self.round, self.client, self._step)
-        with keyed_rng(key.at("dropout"), smashed.device, server.draws), server.autocast():
-            restored = server.cut.reducer.restore(smashed, batch.side, frame.meta)
-            loss = nn.functional.cross_entropy(trainer.back(restored), batch.targets)
-        loss.backward()
-        trainer.update()
-        assert smashed.grad is not None
-        reply = server.cut.pack_gradient(frame, smashed.grad, float(loss.detach()), key.at("rounding"))
-        self._count(reply, "down", batch.examples)
-        server.on_step(self.round, self.client)
-        return reply.buffer
-
-    def _end(self, frame: Frame) -> bytes:
-        counted = (frame.meta.get("up"), frame.meta.get("down"))
-        if counted != (self._up, self._down):
-            raise WireError(f"client {self.client} counts {counted} bytes up and down, not {(self._up, self._down)}")
-        self._count(frame, "up", 0)
-        reply = pack("done", self.round, self.client, self._step, {})
-        self._count(reply, "down", 0)
-        self._server.pool.commit(self.client, self._trainer, self._server.examples[self.client])
-        self._open = False
-        return reply.buffer
-
-    def _count(self, packed: Packed | Frame, direction: Direction, examples: int) -> None:
-        if direction == "up":
-            self._up += packed.total
-        else:
-            self._down += packed.total
-        place = (self.round, self._step, self.client, direction, "data")
-        sizes = self._server.cut.sizes(packed, examples)
-        self._server.ledger.add([Row(*place, role, part) for role, part in sizes.items()])  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        """Drop what an unfinished client trained; harmless when called again."""
-        if self._open:
-            self._open = False
-            self._server.pool.drop(self.client, self._trainer)
+        """Settle who is left as not taken, and then the round, in the pool."""
+        for client in sorted(self.examples):
+            self.settle(client, taken=False)
+        with self._lock:
+            self.pool.close_round()

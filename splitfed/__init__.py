@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from splitfed.estimation import Estimate, estimate
     from splitfed.scenario import Scenario
     from splitfed.simulation import Result, simulate
+    from splitfed.sweeping import sweep
 
 __version__ = "0.1.0"
 
@@ -31,9 +32,10 @@ _WHERE = {
     "compare": "splitfed.comparison",
     "estimate": "splitfed.estimation",
     "simulate": "splitfed.simulation",
+    "sweep": "splitfed.sweeping",
 }
 
-__all__ = ["Estimate", "Result", "Scenario", "SplitfedError", "__version__", "compare", "estimate", "simulate"]
+__all__ = ["Estimate", "Result", "Scenario", "SplitfedError", "__version__", "compare", "estimate", "simulate", "sweep"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,13 +6,24 @@ carries them. An address names the carrier by its scheme; `inline:` is a call in
 
 import itertools
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Protocol
 
 from splitfed.errors import WireError
 
 
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """What a training message tells a client about the channel: where it is, and the token that admits it.
+
+    Addresses are `inline:<number>`, `grpc:<port>` (at the host that the client joined) or `grpc:<host>:<port>`."""
+
+    address: str
+    token: str = ""
+
+
 class Session(Protocol):
-    """Server end of one stream."""
+    """Server end of one client's round; it may outlive a stream that breaks."""
 
     def handle(self, buffer: bytes) -> bytes:
         """Take one frame and return the reply."""
@@ -26,9 +37,23 @@ class Session(Protocol):
 class Acceptor(Protocol):
     """Whatever opens sessions: the split server."""
 
+    most_bytes: int
+
     def open(self, client: int, round: int) -> Session:
-        """Begin a client's round."""
+        """Begin a client's round, or go on with it over a new stream."""
         ...
+
+
+class Listener(Protocol):
+    """Makes an acceptor reachable for as long as its `with` block lasts."""
+
+    def invite(self, client: int, round: int) -> Invitation:
+        """Return what a client must know to open its stream for a round."""
+        ...
+
+    def __enter__(self) -> "Listener": ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class Stream(ABC):
@@ -76,6 +101,10 @@ class InlineListener:
         self.address = f"inline:{next(_numbers):06d}"
         self._acceptor = acceptor
 
+    def invite(self, client: int, round: int) -> Invitation:
+        """Return the address alone: whoever is in this process needs no token."""
+        return Invitation(self.address)
+
     def __enter__(self) -> "InlineListener":
         _listening[self.address] = self._acceptor
         return self
@@ -84,7 +113,7 @@ class InlineListener:
         _listening.pop(self.address, None)
 
 
-def connect(address: str, client: int, round: int) -> Stream:
+def connect_inline(address: str, client: int, round: int) -> Stream:
     """Open a client's stream for a round. Raises WireError where nobody listens."""
     if address not in _listening:
         raise WireError(f"nobody listens at {address}")

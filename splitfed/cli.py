@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import typer.core
 
 from splitfed import __version__
+from splitfed.cli_deploy import certs, join, serve
+from splitfed.cli_options import SCENARIO, Overrides, ScenarioName
+from splitfed.cli_study import compare, list_, sweep
 from splitfed.errors import SplitfedError
+
+typer.core.HAS_RICH = False  # it would put a backslash before every [default: ...] of the plain help
 
 app = typer.Typer(
     name="splitfed",
@@ -18,12 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the scenario, e.g. model.cut=4; repeatable."),
-]
-ScenarioName = Annotated[str, typer.Argument(help="A YAML file, or the name of a scenario that ships with splitfed.")]
 
 
 def _version(wanted: bool) -> None:
@@ -46,15 +46,15 @@ def _options(
 _debug = False
 
 
-@app.command()
+@app.command(epilog=SCENARIO)
 def simulate(
-    scenario: Annotated[
-        str | None, typer.Argument(help="A YAML file, or the name of a scenario that ships with splitfed.")
-    ] = None,
+    scenario: Annotated[str | None, typer.Argument()] = None,
     set_: Overrides = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than the scenario's.")] = None,
     device: Annotated[str | None, typer.Option(help="Train both sides there: auto, cpu, cuda, cuda:1, mps.")] = None,
-    engine: Annotated[str | None, typer.Option(help="Where clients run: inline (in this process).")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Where clients run: inline (in this process) or ray (in one for each).")
+    ] = None,
     runs: Annotated[Path, typer.Option(help="The folder in which the run's own folder is made.")] = Path("runs"),
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run, by its folder.")] = None,
     dry_run: Annotated[
@@ -67,10 +67,10 @@ def simulate(
     from splitfed.estimate_text import text as estimate_text
 
     changes = [
+        *([f"engine.kind={engine}"] if engine else []),  # first: what is set in it is meant for this kind
         *(set_ or []),
         *([f"seed={seed}"] if seed is not None else []),
         *([f"training.{side}.device={device}" for side in ("client", "server")] if device else []),
-        *([f"engine.kind={engine}"] if engine else []),
     ]
     if resume is not None and (changes or dry_run):
         raise SplitfedError(
@@ -86,7 +86,7 @@ def simulate(
     splitfed.simulate(loaded, runs=runs, resume=resume, observers=(Console(),))
 
 
-@app.command()
+@app.command(epilog=SCENARIO)
 def validate(scenario: ScenarioName, set_: Overrides = None) -> None:
     """Check a scenario and its model, and name every mistake; trains nothing, loads no data and no weights."""
     import splitfed
@@ -105,21 +105,16 @@ def validate(scenario: ScenarioName, set_: Overrides = None) -> None:
     print(f"{scenario}: valid ({loaded.name}: {loaded.model.name} cut after block {loaded.model.cut})")
 
 
-@app.command()
-def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
-    csv: Annotated[Path | None, typer.Option(help="Write the table to this file too.")] = None,
-) -> None:
-    """Show finished runs side by side: accuracy, bytes, factors, time."""
-    import splitfed
-
-    comparison = splitfed.compare(runs)
-    comparison.show()
-    if csv is not None:
-        try:
-            csv.write_text(comparison.to_csv())
-        except OSError as error:
-            raise SplitfedError(f"{csv}: cannot be written ({error.strerror})") from error
+app.command(
+    "list",
+    epilog="WHAT is reducers, codecs, lossless, budgets, modes, strategies, engines, scenarios or models. "
+    "PATTERN is of names, e.g. 'deit*'.",
+)(list_)
+app.command(epilog="FILE is a YAML file that names a scenario and what is varied in it.")(sweep)
+app.command(epilog="RUNS are their folders.")(compare)
+app.command(epilog="FOLDER is the one to make or to add to, e.g. tls/.")(certs)
+app.command(epilog=SCENARIO)(serve)
+app.command(epilog="SERVER is the host of 'splitfed serve', and its port after a colon if not 9092.")(join)
 
 
 def main() -> None:
@@ -128,6 +123,7 @@ def main() -> None:
     # other; with less they cost nothing alone (benchmarks/threads.py).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs of a broken stream, our own lines say
     try:
         app(standalone_mode=True)
     except SplitfedError as error:

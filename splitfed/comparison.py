@@ -1,20 +1,29 @@
 """Runs side by side: what each reached, and what it cost in bytes and time."""
 
-import csv
-import io
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal, get_args
 
-import rich.box
 import rich.console
 from rich.table import Table
 from rich.text import Text
 
 from splitfed import units
-from splitfed.console import print_whole
 from splitfed.errors import RunError
+from splitfed.grouped import Grouped
+from splitfed.groups import Group, Run, group
 from splitfed.metrics import read_metrics
 from splitfed.summary import NAME, Summary
+from splitfed.tables import at_cells, at_heads, new_table, show, to_csv
+
+By = Literal["bytes", "ratio", "time"]
+
+_KEYS: dict[By, Callable[[Group], float]] = {
+    "bytes": lambda one: one.mean(lambda summary: summary.cut_bytes),
+    "ratio": lambda one: float("inf") if one.ratio is None else one.ratio,
+    "time": lambda one: one.spread(lambda run: run.summary.seconds).mean,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +33,22 @@ class Comparison:
     runs: list[tuple[Path, Summary]]
     left_out: list[tuple[Path, str]]
 
-    def table(self) -> Table:
-        """Return a row per finished run. Accuracy is that of the test split; total bytes contain the waste."""
-        table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
-        table.add_column("\nscenario")
-        for name in (
-            "\nseed", "\nrounds", "\naccuracy", "cut\nbytes", "total\nbytes", "cut\nfactor", "total\nfactor", "\ntime",
-            "\nwaste",
-        ):  # fmt: skip
-            table.add_column(name, justify="right")
+    def table(self, at: int | None = None) -> Table:
+        """Return a row per finished run. Accuracy is that of the test split; total bytes contain the waste. `at` adds
+        the accuracy on the validation split within so many cut bytes, and the bytes that were then sent."""
+        table = new_table("\nscenario", [
+            "\nseed", "\nrounds", "\naccuracy", *at_heads(at), "cut\nbytes", "total\nbytes", "cut\nfactor",
+            "total\nfactor", "\ntime", "\nwaste",
+        ])  # fmt: skip
         table.add_column("\nrun folder")
         for folder, summary in self.runs:
+            reached = Run(folder, summary).within(at) if at is not None else None
             table.add_row(
                 Text(summary.scenario),
                 str(summary.seed),
                 str(summary.rounds),
                 units.percent(summary.test_accuracy),
+                *at_cells(at, (reached.eval_accuracy, reached.cut_bytes) if reached else None),
                 units.size(summary.cut_bytes),
                 units.size(summary.total_bytes),
                 units.factor(summary.raw_bytes, summary.cut_bytes),
@@ -50,20 +59,45 @@ class Comparison:
             )
         return table
 
-    def show(self, out: rich.console.Console | None = None) -> None:
+    def show(self, out: rich.console.Console | None = None, *, at: int | None = None) -> None:
         """Print the table and, below it, each folder that is not in it with the reason."""
-        out = out or rich.console.Console()
-        print_whole(out, self.table())
-        for folder, reason in self.left_out:
-            out.print(Text(f"{folder}: {reason}"), soft_wrap=True)
+        show(self.table(at), [f"{folder}: {reason}" for folder, reason in self.left_out], out)
 
-    def to_csv(self) -> str:
-        """Return the finished runs as CSV: the folder, then every key of `summary.json`, bytes and seconds in full."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["folder", *(field.name for field in fields(Summary))], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({"folder": str(folder), **asdict(summary)} for folder, summary in self.runs)
-        return text.getvalue()
+    def to_csv(self, *, at: int | None = None) -> str:
+        """Return the finished runs as CSV: the folder, then every key of `summary.json`, bytes and seconds in full;
+        with `at` also `at_bytes`, `at_eval_accuracy` and `at_cut_bytes`."""
+        rows = []
+        for folder, summary in self.runs:
+            reached = Run(folder, summary).within(at) if at is not None else None
+            more = {} if at is None else {
+                "at_bytes": at,
+                "at_eval_accuracy": reached and reached.eval_accuracy,
+                "at_cut_bytes": reached and reached.cut_bytes,
+            }  # fmt: skip
+            rows.append({"folder": str(folder), **asdict(summary), **more})
+        names = ["folder", *(field.name for field in fields(Summary))]
+        return to_csv([*names, *(["at_bytes", "at_eval_accuracy", "at_cut_bytes"] if at is not None else [])], rows)
+
+    def grouped(self, by: By | None = None) -> Grouped:
+        """Return the runs with those together that differ in their seed alone, sorted by mean cut bytes, by ratio or by
+        mean time, all from the least up; or in the order given. A run whose metrics or ledger cannot be read is left
+        out with the reason. Raises RunError where none remains, and for another order."""
+        if by is not None and by not in get_args(By):
+            raise RunError(f"--by {by}: runs can be sorted by {', '.join(get_args(By))}")
+        runs, left_out = [], list(self.left_out)
+        for folder, summary in self.runs:
+            run = Run(folder, summary)
+            try:
+                run.check()
+                runs.append(run)
+            except RunError as error:
+                left_out.append((folder, _reason(folder, error)))
+        if not runs:
+            raise _nothing(left_out)
+        groups = group(runs)
+        if by is not None:
+            groups.sort(key=_KEYS[by])
+        return Grouped(groups, left_out)
 
 
 def compare(folders: list[Path]) -> Comparison:
@@ -76,11 +110,18 @@ def compare(folders: list[Path]) -> Comparison:
             else:
                 result.runs.append((folder, Summary.read(folder)))
         except RunError as error:
-            result.left_out.append((folder, str(error).removeprefix(str(folder)).lstrip(":/ ")))
+            result.left_out.append((folder, _reason(folder, error)))
     if not result.runs:
-        reasons = [f"  {folder}: {reason}" for folder, reason in result.left_out]
-        raise RunError("\n".join(["no finished run to compare", *reasons]))
+        raise _nothing(result.left_out)
     return result
+
+
+def _reason(folder: Path, error: RunError) -> str:
+    return str(error).removeprefix(str(folder)).lstrip(":/ ")
+
+
+def _nothing(left_out: list[tuple[Path, str]]) -> RunError:
+    return RunError("\n".join(["no finished run to compare", *(f"  {folder}: {why}" for folder, why in left_out)]))
 
 
 def _last_round(folder: Path) -> int:

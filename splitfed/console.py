@@ -30,6 +30,19 @@ class Console(Observer):
         self.out = out or rich.console.Console()
         self._info: Started | None = None
         self._bar: Progress | None = None
+        self._serving = False
+
+    def serving(self, folder: Path, address: str, split_port: int, clients: int) -> None:
+        """Print where clients may join."""
+        self._serving = True
+        self._facts(("serving at", f"{address}, mini-batches at port {split_port}"), ("clients", f"{clients} may join"))
+
+    def joined(self, client: int, examples: int, missing: list[int]) -> None:
+        """Print who joined, and who has not."""
+        names = ", ".join(map(str, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+        self._print(
+            f"client {client} joined with {examples:,} images; {f'still away: {names}' if missing else 'all are there'}"
+        )
 
     def started(self, info: Started) -> None:
         """Print the heading and the names of the columns."""
@@ -93,8 +106,11 @@ class Console(Observer):
         self.close()
         wasted = folder / "wasted.csv"
         self._breakdown(totals, sum(row.sizes.sent for row in read_rows(wasted)) if wasted.exists() else 0)
-        self._print(f"interrupted after round {round}; this goes on from there:", "bold")
-        self._print(f"  splitfed simulate --resume {shlex.quote(str(folder))}")
+        deployed = self._serving or (self._info is not None and self._info.engine == "deployment")
+        # Where clients find the server, and by what it proves itself, is not part of the run.
+        command, again = ("serve", ", with --host, --tls and ports as before") if deployed else ("simulate", "")
+        self._print(f"interrupted after round {round}; this goes on from there{again}:", "bold")
+        self._print(f"  splitfed {command} --resume {shlex.quote(str(folder))}")
 
     def close(self) -> None:
         """Take the bar off the screen, also after an error; nothing where there is none."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from splitfed.compression.integers import IntegerCodec
 from splitfed.compression.reducer import Plan
 from splitfed.errors import CodecError, WireError
 from splitfed.expect import Expect, Geometry
@@ -48,10 +49,10 @@ class Cut:
             "smashed": config.smashed, "targets": config.targets, "cut_gradient": config.cut_gradient,
         }  # fmt: skip
         self._stages = {role: (c.codec.build(), c.lossless.build()) for role, c in self._crossings.items()}
-        self._stages["side"] = self._stages["targets"]  # integers: any codec but float32 packs them
+        self._stages["side"] = (IntegerCodec(), config.targets.lossless.build())
         self.expected_up = self.reducer.expected(geometry)
         numbers = sum(max(_largest(e) for e in choices) for choices in self.expected_up.values())
-        self._most_bytes = _SLACK_BYTES + _MOST_BYTES_A_NUMBER * numbers
+        self.most_bytes = _SLACK_BYTES + _MOST_BYTES_A_NUMBER * numbers
 
     def _encode(self, tensors: dict[str, Tensor], key: Key, where: str) -> dict:
         packets = {}
@@ -75,7 +76,7 @@ class Cut:
     def unpack_up(self, buffer: bytes) -> Frame:
         """Decode a client's frame, `step` or `end`. Raises WireError for anything else."""
         return unpack(
-            buffer, {"step": self.expected_up, "end": {}}, device=self.device, max_bytes=self._most_bytes
+            buffer, {"step": self.expected_up, "end": {}}, device=self.device, max_bytes=self.most_bytes
         )  # fmt: skip
 
     def batch(self, frame: Frame) -> Batch:
@@ -87,10 +88,10 @@ class Cut:
             low, high = (int(bound) for bound in targets.aminmax())
             if low < 0 or high >= self.geometry.classes:
                 raise WireError(f"labels from {low} to {high}, where there are {self.geometry.classes} classes")
-        if len(targets) != len(frame.tensors["smashed"]):
-            raise WireError(f"{len(targets)} targets for {len(frame.tensors['smashed'])} smashed samples")
+        smashed = frame.tensors["smashed"]
         side = {name.split("/")[1]: tensor for name, tensor in frame.tensors.items() if name.startswith("side/")}
-        return Batch(frame, frame.tensors["smashed"], targets, side, examples)
+        self.reducer.check(smashed, targets, side, frame.meta, self.geometry)
+        return Batch(frame, smashed, targets, side, examples)
 
     def pack_gradient(self, frame: Frame, gradient: Tensor, loss: float, key: Key) -> Packed:
         """Encode the cut gradient that answers a `step` frame. Raises CodecError for what cannot be sent."""
@@ -101,10 +102,19 @@ class Cut:
     def unpack_gradient(self, buffer: bytes, smashed: Tensor) -> Frame:
         """Decode the gradient of what was sent. Raises WireError for anything else."""
         expected = {"cut_gradient": (Expect.floats(*smashed.shape),)}
-        frame = unpack(buffer, {"gradient": expected}, device=self.device, max_bytes=self._most_bytes)
+        frame = unpack(buffer, {"gradient": expected}, device=self.device, max_bytes=self.most_bytes)
         if type(frame.meta.get("loss")) is not float:
             raise WireError("a gradient without its loss")
         return frame
+
+    def corrected(self, gradient: Tensor, smashed: Tensor, packed: Packed) -> Tensor:
+        """Return the gradient of what the client computed, from that of what the server saw: what the `packed` step
+        holds. The same, but for a codec that asks for a correction."""
+        codec, _ = self._stages["smashed"]
+        if not codec.correction:
+            return gradient
+        seen = self.unpack_up(packed.buffer).tensors["smashed"]
+        return gradient + codec.correction * (smashed.detach().float() - seen)
 
     def raw(self, role: str, examples: int) -> int:
         """Return the bytes that a role would take in float32 without reduction, for a batch of `examples` images."""

@@ -31,3 +31,7 @@ class WireError(SplitfedError):
 
 class RunError(SplitfedError):
     """A run folder that cannot be created, locked, resumed or read."""
+
+
+class TlsError(SplitfedError):
+    """Certificates or keys that are missing, broken, expired, readable by others, or not made for each other."""

@@ -1,7 +1,8 @@
 """What a scenario will cost, before it runs: bytes by role, memory and time, from one step on random images.
 
 Sizes after the codec follow from shapes alone, so they are what a run sends but for the lossless stage, which only
-makes them smaller. Nothing is trained and nothing is kept; weights are random, and images too.
+makes them smaller; but packed integers, such as the gaps of top-k, take the bits of the largest, which is a guess.
+Nothing is trained and nothing is kept; weights are random, and images too.
 """
 
 from collections import Counter

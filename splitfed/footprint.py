@@ -51,7 +51,8 @@ def measure(
         smashed = reduced.detach().requires_grad_()
         targets = plan.targets(torch.zeros(batch, dtype=torch.int64, device=cut.device), cut.geometry.classes)
         with count[1], autocast(training.precision, cut.device):
-            loss = nn.functional.cross_entropy(back(smashed), targets)
+            restored = cut.reducer.restore(smashed, plan.side, plan.meta)
+            loss = nn.functional.cross_entropy(back(restored), targets)
         loss.backward()
         assert smashed.grad is not None
         reduced.backward(smashed.grad)

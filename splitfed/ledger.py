@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import IO, Literal
 
 Direction = Literal["up", "down"]
@@ -102,8 +103,9 @@ class Ledger:
     """Counts what crosses, round by round.
 
     Rows of the open round go at once to `open-<attempt>.csv`, so that a killed process loses none. `commit` appends a
-    finished round to `ledger.csv`, and `waste` moves an unfinished one to `wasted.csv`, where each row begins with the
-    attempt that sent it.
+    finished round to `ledger.csv`, by plane, client and step, whoever came first. `waste` moves an unfinished one to
+    `wasted.csv`, where each row begins with the attempt that sent it; `retried` counts there what was sent once more.
+    Safe to call from threads.
     """
 
     def __init__(self, folder: Path, attempt: int, totals: Totals | None = None) -> None:
@@ -111,6 +113,7 @@ class Ledger:
         self.finished = totals or Totals()
         self.open = Totals()
         self._file: IO[bytes] | None = None
+        self._lock = Lock()
         for name, header in (("ledger.csv", COLUMNS), ("wasted.csv", ("attempt", *COLUMNS))):
             if not (folder / name).exists():
                 (folder / name).write_text(",".join(header) + "\n")
@@ -121,11 +124,17 @@ class Ledger:
 
     def add(self, rows: list[Row]) -> None:
         """Count the rows of one frame or message; they reach the file in one write."""
-        if self._file is None:
-            self._file = open(self._open_path, "ab", buffering=0)  # noqa: SIM115 - open until the round ends
-        for row in rows:
-            self.open.add(row)
-        self._file.write("".join(row.line() for row in rows).encode())
+        with self._lock:
+            if self._file is None:
+                self._file = open(self._open_path, "ab", buffering=0)  # noqa: SIM115 - open until the round ends
+            for row in rows:
+                self.open.add(row)
+            self._file.write("".join(row.line() for row in rows).encode())
+
+    def retried(self, rows: list[Row]) -> None:
+        """Count rows that were sent once more, after a stream had broken: as wasted."""
+        with self._lock, open(self.folder / "wasted.csv", "ab", buffering=0) as wasted:
+            wasted.write("".join(f"{self.attempt},{row.line()}" for row in rows).encode())
 
     def _close(self) -> None:
         if self._file is not None:
@@ -136,8 +145,9 @@ class Ledger:
         """End the open round: append its rows to `ledger.csv`, on disk when this returns, and return its sums."""
         self._close()
         if self._open_path.exists():
+            lines = sorted(self._open_path.read_text().splitlines(keepends=True), key=_place)
             with open(self.folder / "ledger.csv", "ab") as ledger:
-                ledger.write(self._open_path.read_bytes())
+                ledger.write("".join(lines).encode())
                 ledger.flush()
                 os.fsync(ledger.fileno())
         ended, self.open = self.open, Totals()
@@ -149,10 +159,17 @@ class Ledger:
         self._open_path.unlink(missing_ok=True)
 
     def waste(self) -> None:
-        """End the open round without counting it: its rows go to `wasted.csv`."""
+        """End the open round without counting it: its rows go to `wasted.csv`. What follows is another attempt, so that
+        two tries of a round can be told apart."""
         self._close()
         move_to_wasted(self.folder, self._open_path, self.attempt)
         self.open = Totals()
+        self.attempt += 1
+
+
+def _place(line: str) -> tuple[str, int, int]:
+    _, step, client, _, plane, *_ = line.split(",")
+    return plane, int(client), int(step)
 
 
 def move_to_wasted(folder: Path, open_file: Path, attempt: int) -> None:
@@ -163,10 +180,11 @@ def move_to_wasted(folder: Path, open_file: Path, attempt: int) -> None:
     wasted = folder / "wasted.csv"
     before = wasted.read_text()
     mark = f"{attempt},"
+    moved = "".join(mark + line for line in lines)
     # A crash between the two steps below leaves both files; the rows are then there already.
-    if lines and f"\n{mark}{lines[0]}" not in before:
+    if lines and f"\n{moved}" not in before:
         scratch = folder / "wasted.csv.new"
-        scratch.write_text(before + "".join(mark + line for line in lines))
+        scratch.write_text(before + moved)
         os.replace(scratch, wasted)
     open_file.unlink()
 

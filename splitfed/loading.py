@@ -56,15 +56,41 @@ def open_stored(config: "DataConfig") -> tuple[Stored, Stored, list[str]]:
     return sources[0], sources[1], classes
 
 
+def open_training(config: "DataConfig") -> tuple[Stored, list[str] | None]:
+    """Open the training split alone, or the only split that there is; return it and the names that its labels number
+    (None: integers without names).
+
+    Raises `DataError` for all that is wrong with the path and the columns.
+    """
+    from datasets import ClassLabel
+
+    splits = _load(config, None, "train_split")
+    if len(splits) > 1 and config.train_split not in splits:
+        raise DataError(f"data.train_split: {config.path} has no '{config.train_split}'; it has {', '.join(splits)}")
+    split = splits[config.train_split if config.train_split in splits else next(iter(splits))]
+    images, labels = _images(config, split), _labels(config, split)
+    names = None
+    if isinstance(feature := split.features[config.label_column], ClassLabel):
+        names = list(feature.names)
+    elif labels.dtype.kind == "U":
+        unique, labels = np.unique(labels, return_inverse=True)
+        names = unique.tolist()
+    return Stored(images, config.image_column, torch.from_numpy(labels.astype(np.int64)), config.path), names
+
+
 # What `datasets` calls the reader of a single file.
 _READERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
 
 
 def _load_split(config: "DataConfig", key: str) -> "Dataset":
+    return _load(config, getattr(config, key), key)
+
+
+def _load(config: "DataConfig", split: str | None, key: str) -> Any:
+    """Load one split, or with None all of them by name; a mistake in the split is one in `key`."""
     import datasets
 
     path = Path(config.path).expanduser()
-    split = getattr(config, key)
     reader = _READERS.get(path.suffix) if path.is_file() or "*" in config.path else None
     try:
         with _bars_on_terminals_only():
@@ -89,7 +115,8 @@ def _load_split(config: "DataConfig", key: str) -> "Dataset":
         elif reason.startswith(("Config name", "BuilderConfig")):
             guilty = "name"
             reason = " ".join(str(error).split())[:300]
-        raise DataError(f"data.{guilty}: {config.path}, split '{split}', cannot be loaded: {reason}") from None
+        which = f", split '{split}'," if split else ""
+        raise DataError(f"data.{guilty}: {config.path}{which} cannot be loaded: {reason}") from None
 
 
 @contextmanager

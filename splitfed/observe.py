@@ -1,6 +1,5 @@
 """Who watches a run: consoles, TensorBoard, a notebook, a test. The training code reports and knows nothing of them."""
 
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,12 @@ class Started:
 class Observer:
     """Watches a run; every method may be left as it is."""
 
+    def serving(self, folder: Path, address: str, split_port: int, clients: int) -> None:
+        """So many clients may join at `address` (host:port). Only in a deployment."""
+
+    def joined(self, client: int, examples: int, missing: list[int]) -> None:
+        """A client that holds so many images is there; `missing` are those that are not. Only in a deployment."""
+
     def started(self, info: Started) -> None:
         """The run begins, or goes on."""
 
@@ -43,7 +48,3 @@ class Observer:
 
     def close(self) -> None:
         """The run is over, however it ended: give back what is held; called last."""
-
-
-# Set around a run in this process; a ServerApp that runs elsewhere finds none and only writes files.
-OBSERVERS: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())

@@ -25,9 +25,7 @@ def recover(folder: Path, keep: int) -> Recovered:
     progress = checkpoint.progress if checkpoint else None
     _truncate(folder / "metrics.csv", HEADER, progress.metrics_bytes if progress else 0)
     _truncate(folder / "ledger.csv", ",".join(COLUMNS) + "\n", progress.ledger_bytes if progress else 0)
-    (folder / "wasted.csv").touch()
-    if not (folder / "wasted.csv").read_text():
-        (folder / "wasted.csv").write_text(",".join(("attempt", *COLUMNS)) + "\n")
+    _cut_torn_line(folder / "wasted.csv", ",".join(("attempt", *COLUMNS)) + "\n")
     attempts = [progress.attempt if progress else 0, *_wasted_attempts(folder)]
     for path in sorted(folder.glob("open-*.csv")):
         attempt = int(path.stem.removeprefix("open-"))
@@ -57,6 +55,14 @@ def _truncate(path: Path, header: str, length: int) -> None:
         file.truncate(length)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _cut_torn_line(path: Path, header: str) -> None:
+    """Leave whole lines only: a kill may have cut the last one."""
+    text = path.read_text() if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text or not whole:
+        path.write_text(whole or header)
 
 
 def _wasted_attempts(folder: Path) -> list[int]:

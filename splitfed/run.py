@@ -68,6 +68,28 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def attempt(scenario: Scenario, folder: Path) -> Iterator[None]:
+    """Hold a run folder for an attempt at its run: set torch's threads, and write down what it runs with."""
+    import torch
+
+    from splitfed.optim import pick_device
+
+    threads = torch.get_num_threads()
+    try:
+        if scenario.engine.threads:
+            torch.set_num_threads(scenario.engine.threads)
+        with locked(folder):
+            devices = {
+                "client": str(pick_device(scenario.training.client.device)),
+                "server": str(pick_device(scenario.training.server.device)),
+            }
+            write_environment(folder, torch.get_num_threads(), devices)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def write_environment(folder: Path, threads: int, devices: dict[str, str]) -> None:
     """Append to `environment.json` what this attempt runs with: a list, one entry for each attempt."""
     versions = {}

@@ -6,16 +6,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from splitfed.budget import BudgetConfig, Unlimited
 from splitfed.config import Config
 from splitfed.data import DataConfig
+from splitfed.engines import EngineConfig, Inline
 from splitfed.errors import ScenarioError
 from splitfed.models import ModelConfig
 from splitfed.scenario_file import read
 from splitfed.scenario_problems import note
-from splitfed.scenario_sections import Checkpoints, Compression, EngineConfig, Federation, Inline, Training
+from splitfed.scenario_sections import Checkpoints, Compression, Federation, Training
 from splitfed.scenario_set import override
 from splitfed.scenario_yaml import write
 
@@ -45,6 +46,14 @@ class Scenario(Config):
         ):
             raise ValueError(f"{name!r} cannot name a folder: use letters, digits, '-' and '_', 100 at most")
         return name
+
+    @field_validator("compression")
+    @classmethod
+    def _reducer_takes_the_batches(cls, compression: Compression, info: ValidationInfo) -> Compression:
+        training = info.data.get("training")
+        if training and (problem := compression.reducer.problem(training.batch_size)):
+            raise ValueError(f"{compression.reducer.kind}: {problem}")
+        return compression
 
     @classmethod
     def load(cls, path_or_name: str | os.PathLike[str], overrides: list[str] | None = None) -> Self:

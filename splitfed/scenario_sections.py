@@ -1,13 +1,13 @@
 """The sections of a scenario that belong to no single component: who trains, how, and what is sent."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from splitfed.compression.codecs import CodecConfig
 from splitfed.compression.lossless import LosslessConfig
 from splitfed.compression.reducers import ReducerConfig
-from splitfed.config import Config, kind_shorthand
+from splitfed.config import Config
 from splitfed.optim import SideConfig
 
 
@@ -17,13 +17,16 @@ class Federation(Config):
     In each of `rounds`, `cohort` of the `clients` are sampled (all of them when null). A client trains for
     `local_epochs` passes over its images, or for `local_steps` mini-batches: one of the two, by default one epoch.
     `sfl-v1` gives each client a copy of the back and averages the copies at the end of the round; `sfl-v2` has one back
-    that the clients update in turn. Fronts are averaged in both.
+    that the clients update. Fronts are averaged in both. In `sfl-v2`, `order: fixed` lets the clients train one after
+    another in a seeded order, which is reproducible; with `arrival` all train at once and the back takes their
+    mini-batches as they come, which is fast where clients are apart, and not reproducible.
     """
 
     clients: PositiveInt
     cohort: PositiveInt | None = None
     rounds: PositiveInt
     mode: Literal["sfl-v1", "sfl-v2"] = "sfl-v2"
+    order: Literal["fixed", "arrival"] = "fixed"
     local_epochs: PositiveInt | None = None
     local_steps: PositiveInt | None = None
 
@@ -34,6 +37,13 @@ class Federation(Config):
         if cohort is not None and clients is not None and cohort > clients:
             raise ValueError(f"{cohort} of {clients} clients cannot be sampled: lower it, or leave it out for all")
         return cohort
+
+    @field_validator("order")
+    @classmethod
+    def _of_a_shared_back(cls, order: str, info: ValidationInfo) -> str:
+        if order == "arrival" and info.data.get("mode") == "sfl-v1":
+            raise ValueError("with sfl-v1 clients train at once and in no order: leave it out, or set mode: sfl-v2")
+        return order
 
     @field_validator("local_steps")
     @classmethod
@@ -96,13 +106,3 @@ class Checkpoints(Config):
     """A checkpoint is written after each round; the last `keep` of them stay on disk."""
 
     keep: PositiveInt = 2
-
-
-class Inline(Config):
-    """All clients and the server in one process, client by client; `threads` are torch's, null lets torch choose."""
-
-    kind: Literal["inline"] = "inline"
-    threads: PositiveInt | None = None
-
-
-EngineConfig = Annotated[Inline, kind_shorthand]

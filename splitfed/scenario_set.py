@@ -12,6 +12,18 @@ from splitfed.scenario_yaml import Unreadable, compose
 _AFTER_THE_FILE = 10**9
 
 
+class Change(str):
+    """An override that is written in a file, not on the command line: `place` is `file:line`."""
+
+    place: str
+
+    def __new__(cls, text: str, place: str) -> "Change":
+        """Make one of `section.key=value`."""
+        change = super().__new__(cls, text)
+        change.place = place
+        return change
+
+
 class _Refused(Exception):
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(why)
@@ -24,7 +36,8 @@ def override(document: Document, overrides: list[str], model: type[BaseModel]) -
     another `kind` drops the keys of the old one. Problems are noted in the document."""
     for i, text in enumerate(overrides):
         shown = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
-        origin = Origin(_AFTER_THE_FILE + i, f"--set {shown}")
+        place = text.place if isinstance(text, Change) else f"--set {shown}"
+        origin = Origin(_AFTER_THE_FILE + i, place)
         try:
             _apply(document, text, origin, model)
         except _Refused as e:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
+from splitfed.engines import Deployment, Inline, Ray
 from splitfed.errors import RunError, SplitfedError
 from splitfed.ledger import Totals, totals_by_round
 from splitfed.metrics import Metrics, read_metrics
-from splitfed.observe import OBSERVERS, Observer
+from splitfed.observe import Observer
 from splitfed.optim import pick_device
 from splitfed.run import check_resumable, create, locked, write_environment
+from splitfed.runtime import Runtime, lent
 from splitfed.scenario import Scenario
 from splitfed.summary import Summary
 
@@ -47,12 +49,12 @@ def simulate(
     if isinstance(scenario, (str, Path)):
         scenario = Scenario.load(str(scenario))
     if resume is not None:
-        folder = Path(resume)
-        scenario = check_resumable(folder, scenario)
+        scenario = check_resumable(Path(resume), scenario)
     elif scenario is None:
         raise RunError("nothing to simulate: name a scenario, or a run to resume")
-    else:
-        folder = create(scenario, Path(runs))
+    if isinstance(scenario.engine, Deployment):
+        raise RunError("engine: deployment has clients on other machines: use splitfed serve")
+    folder = create(scenario, Path(runs)) if resume is None else Path(resume)
     try:
         return _run(scenario, folder.resolve(), observers)
     except SplitfedError:
@@ -67,21 +69,37 @@ def _run(scenario: Scenario, folder: Path, observers: tuple[Observer, ...]) -> R
     from splitfed.inline import UserConfig, run_inline
     from splitfed.server.app import app as server_app
 
+    engine, clients = scenario.engine, scenario.federation.clients
     logging.getLogger("flwr").setLevel(logging.ERROR)  # its progress lines would interleave with ours
     threads = torch.get_num_threads()
-    token = OBSERVERS.set(observers)
     try:
-        if scenario.engine.threads:
-            torch.set_num_threads(scenario.engine.threads)
-        with locked(folder):
+        if engine.threads:
+            torch.set_num_threads(engine.threads)
+        with locked(folder), lent(Runtime(observers)):
             devices = {
-                "client": str(pick_device(scenario.training.client.device)),
+                "client": _client_device(scenario.training.client.device, engine),
                 "server": str(pick_device(scenario.training.server.device)),
             }
             write_environment(folder, torch.get_num_threads(), devices)
             config: UserConfig = {"scenario": (folder / "scenario.yaml").read_text(), "run": str(folder)}
-            run_inline(server_app, client_app, scenario.federation.clients, config)
+            if isinstance(engine, Ray):
+                from splitfed.ray_engine import run_ray
+
+                run_ray(server_app, client_app, clients, config, engine)
+            else:
+                run_inline(server_app, client_app, clients, config)
     finally:
-        OBSERVERS.reset(token)
         torch.set_num_threads(threads)
     return Result(folder, Summary.read(folder), read_metrics(folder / "metrics.csv"))
+
+
+def _client_device(wanted: str, engine: Inline | Ray | Deployment) -> str:
+    """Return where clients train. Raises RunError where that is not possible."""
+    if not isinstance(engine, Ray):
+        return str(pick_device(wanted))
+    if engine.client_gpus:  # this machine may have none itself
+        return "cuda" if wanted == "auto" else wanted
+    if wanted.startswith("cuda"):
+        raise RunError(f"training.client.device is {wanted}, but engine.client_gpus is 0: set it, for instance to 0.1")
+    device = str(pick_device(wanted))
+    return "cpu" if device.startswith("cuda") else device

@@ -1,18 +1,18 @@
-"""The wire format: one frame is a version byte, the header's length and a CRC-32 (both uint32, little endian), the
+"""The wire format: one frame is a version byte, the header's length and a checksum (both uint32, little endian), the
 header, and the raw buffers of its tensors, one after the other.
 
-The checksum covers everything else in the frame. A receiver trusts none of it: everything is checked against what it
-expects before memory is taken.
+The checksum, the lower half of XXH3-64, covers everything else in the frame. A receiver trusts none of it: everything
+is checked against what it expects before memory is taken.
 """
 
 import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
+from xxhash import xxh3_64
 
 from splitfed.compression.codec import Buffer, Packet
 from splitfed.compression.codecs import decode
@@ -22,7 +22,7 @@ from splitfed.expect import Expected
 from splitfed.ledger import Sizes
 from splitfed.wire_header import MAX_HEADER, Entry, Header, Scalar, meta_problem, read_header
 
-VERSION = 1
+VERSION = 2
 
 _PREFIX = struct.Struct("<BI")
 _CHECKSUM = struct.Struct("<I")
@@ -79,7 +79,7 @@ def pack(
         raise CodecError(f"the meta of a {kind} frame (round {round}, client {client}, step {step}): {problem}")
     entries, buffers = [], []
     for name, (packet, stage) in packets.items():
-        lossless, sent = stage.compress(packet.buffer)
+        lossless, sent = stage.compress(packet.buffer, packet.bits)
         entries.append(Entry(name, packet.tag, packet.dtype, packet.shape, lossless, len(packet.buffer), len(sent)))
         buffers.append(sent)
     header = Header(kind, round, client, step, dict(meta or {}), entries).write()
@@ -112,10 +112,10 @@ def unpack(
 
 
 def _checksum(*parts: Buffer) -> int:
-    crc = 0
+    digest = xxh3_64()
     for part in parts:
-        crc = zlib.crc32(part, crc)
-    return crc
+        digest.update(part)
+    return digest.intdigest() & 0xFFFFFFFF
 
 
 def _by_role(entries: list[Entry]) -> dict[str, Sizes]:

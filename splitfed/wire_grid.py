@@ -27,7 +27,7 @@ class WireGrid(Grid):
     def __init__(self, grid: Grid, wire: FrontWire, ledger: Ledger, key: Key) -> None:
         self.grid, self.wire, self.ledger, self.key = grid, wire, ledger, key
         self.clients: dict[int, int] = {}
-        self._coded: tuple[RecordDict, int, RecordDict, Sizes] | None = None
+        self._coded: tuple[object, int, bytes, Sizes] | None = None
         self.open_round = 0
 
     def set_run(self, run) -> None:
@@ -65,10 +65,7 @@ class WireGrid(Grid):
     def _outgoing(self, messages: Iterable[Message]) -> list[Message]:
         out = []
         for message in messages:
-            # A strategy hands the same content to all clients of a round, so the last one is most often the next.
-            if self._coded is None or self._coded[0] is not message.content or self._coded[1] != self.open_round:
-                self._coded = (message.content, self.open_round, *self._encode(message.content))
-            *_, record, sizes = self._coded
+            record, sizes = self._encode(message.content)
             sent = Message(
                 record, message.metadata.dst_node_id, message.metadata.message_type, ttl=message.metadata.ttl,
                 group_id=message.metadata.group_id,
@@ -80,11 +77,17 @@ class WireGrid(Grid):
     def _encode(self, content: RecordDict) -> tuple[RecordDict, Sizes]:
         if ARRAYS not in content:
             return content, Sizes()
-        weights = {name: torch.tensor(array.numpy()) for name, array in content[ARRAYS].items()}  # type: ignore[union-attr]
-        packed = self.wire.pack(weights, self.key.at("down", self.open_round), self.open_round, -1)
+        arrays = content[ARRAYS]
+        # A strategy hands the same weights to all clients of a round, so the last ones are most often the next.
+        if self._coded is None or self._coded[0] is not arrays or self._coded[1] != self.open_round:
+            weights = {name: torch.tensor(array.numpy()) for name, array in arrays.items()}  # type: ignore[union-attr]
+            packed = self.wire.pack(weights, self.key.at("down", self.open_round), self.open_round, -1)
+            sizes = self._weights(packed.sizes[ROLE].coded, packed.sizes[ROLE].sent)
+            self._coded = (arrays, self.open_round, packed.buffer, sizes)
+        _, _, buffer, sizes = self._coded
         record = RecordDict({name: value for name, value in content.items() if name != ARRAYS})
-        record[WIRE] = ConfigRecord({"weights": packed.buffer})
-        return record, self._weights(packed.sizes[ROLE].coded, packed.sizes[ROLE].sent)
+        record[WIRE] = ConfigRecord({"weights": buffer})
+        return record, sizes
 
     def _weights(self, coded: int, sent: int) -> Sizes:
         return Sizes(self.wire.raw_bytes, self.wire.raw_bytes, coded, sent)

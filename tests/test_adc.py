@@ -2,12 +2,16 @@ import math
 
 import pytest
 import torch
+from crossing import cut_for, plan_for, send
+from helpers import small
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from splitfed import estimate, simulate
 from splitfed.attention import ClsAttention
 from splitfed.compression.adc import AdcConfig
+from splitfed.compression.fusing import weak
 from splitfed.compression.merging import kept, kept_tokens
 from splitfed.compression.reducer import View
 from splitfed.expect import Geometry
@@ -44,24 +48,40 @@ def slow_lloyd(points, start, iterations):
     return labels
 
 
-def slow_adc(activations, labels, attention, ratio, prefix, key):
+def pooled(activations, attention, pooling):
+    """What samples are compared by, one number at a time."""
+    if pooling == "attention":
+        return attention.double().tolist()
+    if pooling == "cls":
+        return [sample[0].tolist() for sample in activations]
+    return [[sum(column) / len(sample) for column in zip(*sample, strict=True)] for sample in activations.tolist()]
+
+
+def slow_adc(activations, labels, attention, ratio, prefix, key, pooling="attention", fuse=False):
     """Sections 3.1 and 3.2 of the paper, one number at a time; also which tokens each merged sample keeps."""
     samples, tokens, width = activations.shape
     share = math.sqrt(ratio)
     clusters = min(samples, max(2, int(share * samples + 1e-9)))
     count = min(tokens, max(2, prefix + 1, int(share * tokens + 1e-9)))
     rows = torch.randperm(samples, generator=key.generator())[:clusters].tolist()
-    points = attention.double().tolist()
+    points, looks = pooled(activations, attention, pooling), attention.double().tolist()
     found = slow_lloyd(points, [points[row] for row in rows], 50)
     members = [[b for b in range(samples) if found[b] == c] for c in range(clusters)]
     smashed, targets, positions = [], [], []
     for group in filter(None, members):
-        centroid = [sum(points[b][i] for b in group) / len(group) for i in range(tokens)]
+        centroid = [sum(looks[b][i] for b in group) / len(group) for i in range(tokens)]
         best = sorted(range(prefix, tokens), key=lambda i: -centroid[i])[: count - prefix]
         positions.append(list(range(min(prefix, count))) + sorted(best))
         smashed.append([
             [sum(float(activations[b, i, f]) for b in group) / len(group) for f in range(width)] for i in positions[-1]
         ])  # fmt: skip
+        if fuse and count < tokens:
+            rest = [i for i in range(tokens) if i not in positions[-1]]
+            left = sum(centroid[i] for i in rest)
+            smashed[-1].append([
+                sum(centroid[i] / left * sum(float(activations[b, i, f]) for b in group) / len(group) for i in rest)
+                for f in range(width)
+            ])  # fmt: skip
         targets.append([sum(int(labels[b]) == c for b in group) / len(group) for c in range(CLASSES)])
     return torch.tensor(smashed, dtype=torch.float64), torch.tensor(targets), positions, list(filter(None, members))
 
@@ -97,6 +117,88 @@ def test_it_is_the_papers_formulas(samples, tokens, prefix, ratio, seed):
     assert samples < 9 or max(len(group) for group in members) > 1
 
 
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("pooling", ["attention", "cls", "average"])
+@pytest.mark.parametrize(("samples", "tokens", "ratio"), [(24, 17, 0.1), (9, 10, 0.4), (6, 5, 0.81), (1, 8, 0.2)])
+def test_pooling_and_fusing_are_what_their_words_say(pooling, fuse, samples, tokens, ratio):
+    activations, labels, attention = batch(samples, tokens, seed=samples)
+    key = Key(samples, ("adc",))
+    smashed, targets, positions, _ = slow_adc(activations, labels, attention, ratio, 2, key, pooling, fuse)
+    reducer = AdcConfig(ratio=ratio, pooling=pooling, fuse=fuse).build()
+    plan = reducer.plan(View(activations, 2, lambda: attention), key)
+    reduced = plan.reduce(activations)
+    torch.testing.assert_close(reduced, smashed, rtol=1e-6, atol=1e-6)  # attention is float32
+    torch.testing.assert_close(plan.targets(labels, CLASSES), targets)
+    assert plan.positions.tolist() == positions
+    assert reduced.shape[1] == len(positions[0]) + (fuse and len(positions[0]) < tokens)
+    dims = reducer.expected(Geometry(samples, tokens, 3, 2, CLASSES))["smashed"][0].dims
+    assert dims[1] == (reduced.shape[1], reduced.shape[1])
+
+
+def test_pooling_decides_which_samples_merge():
+    """Two pairs alike in attention, two others in their class token, two others in their mean."""
+    activations = torch.zeros(4, 3, 1)
+    activations[:, 0, 0] = torch.tensor([0.0, 9.0, 0.0, 9.0])
+    activations[:, 1, 0] = torch.tensor([0.0, -9.0, 99.0, 90.0])
+    attention = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.1, 0.1, 0.8], [0.5, 0.3, 0.2]])
+    for pooling, pairs in (("attention", [0, 1, 1, 0]), ("cls", [0, 1, 0, 1]), ("average", [0, 0, 1, 1])):
+        reducer = AdcConfig(kept_samples=0.5, kept_tokens=1.0, pooling=pooling).build()
+        found = {
+            tuple(a == b for a in plan for b in plan)
+            for plan in (
+                reducer.plan(View(activations, 1, lambda: attention), Key(seed)).merging.assignment.tolist()
+                for seed in range(8)
+            )
+        }
+        assert tuple(a == b for a in pairs for b in pairs) in found
+
+
+def test_the_gradient_of_a_fused_token_reaches_what_it_was_made_of():
+    activations, _, attention = batch(12, 9)
+    reducer = AdcConfig(kept_samples=0.5, kept_tokens=0.4, fuse=True).build()
+    plan = reducer.plan(View(activations, 1, lambda: attention.double()), Key(0))
+    inputs = activations.clone().requires_grad_()
+    assert torch.autograd.gradcheck(plan.reduce, inputs)
+    plan.reduce(inputs).sum().backward()
+    sizes = plan.merging.sizes[plan.merging.assignment]
+    torch.testing.assert_close(inputs.grad.sum((1, 2)) / 3, (3 + 1) / sizes.double())  # weights sum to 1
+    assert (inputs.grad > 0).all()
+
+
+def test_fused_tokens_without_attention_weigh_the_same():
+    weights = weak(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.4, 0.3, 0.3, 0.0]]), torch.tensor([[0, 1], [0, 1]]))
+    torch.testing.assert_close(weights, torch.tensor([[0, 0, 0.5, 0.5], [0, 0, 1, 0]]))
+
+
+def test_fusing_adds_a_token_to_what_crosses():
+    """3 merged samples of 4 tokens and a fused one, 3 features in float32, and 4 soft targets in float32 each."""
+    activations, labels, attention = batch(6, 9)
+    geometry = Geometry(6, 9, 3, 1, CLASSES)
+    for fuse, tokens in ((False, 4), (True, 5)):
+        section = {"kind": "adc", "kept_samples": 0.5, "kept_tokens": 0.5, "fuse": fuse}
+        cut = cut_for(section, geometry)
+        plan = plan_for(cut.reducer, activations, Key(0), attention)
+        packed, arrived = send(cut, plan, activations, labels)
+        merged = len(plan.merging.sizes)
+        assert packed.sizes["smashed"].sent == 4 * merged * tokens * 3
+        assert packed.sizes["targets"].sent == 4 * merged * CLASSES
+        down = cut.pack_gradient(arrived.frame, arrived.smashed, 0.1, Key(0))
+        assert down.sizes["cut_gradient"].sent == 4 * merged * tokens * 3
+
+
+@pytest.mark.parametrize("option", ["pooling: cls", "pooling: average", "fuse: true"])
+def test_a_run_with_each_option_trains(option, tmp_path):
+    runs = [
+        simulate(small(f"compression.reducer={{kind: adc, ratio: 0.4, {o}}}", "federation.rounds=1"), runs=tmp_path)
+        for o in (option, "iterations: 50")
+    ]
+    assert runs[0].rounds[-1].train_loss != runs[1].rounds[-1].train_loss
+    if option == "fuse: true":
+        assert estimate(small("compression.reducer={kind: adc, ratio: 0.4, fuse: true}")).steps == 6
+        sent = [run.totals.select(role="smashed").reduced for run in runs]
+        assert sent[0] / sent[1] == pytest.approx(4 / 3, rel=0.2)  # 3 of 5 tokens, and one more
+
+
 def test_the_sizes_at_the_papers_setting():
     activations, _, attention = batch(128, 197, groups=128)
     for ratio, samples, tokens in ((0.1, 40, 62), (0.5, 90, 139), (0.01, 12, 19)):
@@ -119,12 +221,13 @@ def test_a_share_is_a_floor_that_float_errors_do_not_lower():
 
 @given(
     full=st.integers(1, 40), part=st.integers(1, 40), tokens=st.integers(2, 20), prefix=st.integers(1, 5),
-    ratio=st.floats(0.001, 1), seed=st.integers(0, 3),
+    ratio=st.floats(0.001, 1), pooling=st.sampled_from(["attention", "cls", "average"]), fuse=st.booleans(),
+    seed=st.integers(0, 3),
 )  # fmt: skip
-def test_no_batch_leaves_the_expected_bounds(full, part, tokens, prefix, ratio, seed):
+def test_no_batch_leaves_the_expected_bounds(full, part, tokens, prefix, ratio, pooling, fuse, seed):
     part = min(part, full)
     activations, labels, attention = batch(part, tokens, seed=seed)
-    reducer = AdcConfig(ratio=ratio).build()
+    reducer = AdcConfig(ratio=ratio, pooling=pooling, fuse=fuse).build()
     plan = reducer.plan(View(activations, prefix, lambda: attention), Key(seed))
     expected = reducer.expected(Geometry(full, tokens, 3, prefix, CLASSES))
     smashed, targets = plan.reduce(activations.float()), plan.targets(labels, CLASSES)
@@ -151,9 +254,10 @@ def test_identical_samples_become_one():
     assert plan.targets(labels.expand(8), CLASSES).shape == (1, CLASSES)
 
 
-def test_ratio_one_keeps_everything():
+@pytest.mark.parametrize("fuse", [False, True])
+def test_ratio_one_keeps_everything_and_leaves_nothing_to_fuse(fuse):
     activations, labels, attention = batch(8, 17)
-    plan = AdcConfig(ratio=1.0).build().plan(View(activations, 1, lambda: attention), Key(0))
+    plan = AdcConfig(ratio=1.0, fuse=fuse).build().plan(View(activations, 1, lambda: attention), Key(0))
     assert torch.equal(plan.reduce(activations), activations)
     assert torch.equal(plan.targets(labels, CLASSES).argmax(1), labels)
 
@@ -161,8 +265,9 @@ def test_ratio_one_keeps_everything():
 def test_autocast_does_not_narrow_the_means():
     activations, labels, attention = batch(16, 17)
     activations = activations.float()
-    plan = AdcConfig(ratio=0.3).build().plan(View(activations, 1, lambda: attention), Key(0))
+    plan = AdcConfig(ratio=0.3, fuse=True).build().plan(View(activations, 1, lambda: attention), Key(0))
     expected = plan.reduce(activations), plan.targets(labels, CLASSES)
+    assert expected[0].shape[1] == 10
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(plan.reduce(activations), expected[0])
         assert torch.equal(plan.targets(labels, CLASSES), expected[1])
@@ -204,6 +309,8 @@ def test_shares_are_given_or_derived():
         ({"ratio": 0.0}, "greater than 0"),
         ({"ratio": 1.5}, "less than or equal to 1"),
         ({"ratio": 0.5, "iterations": 0}, "iterations"),
+        ({"ratio": 0.5, "pooling": "max"}, "attention"),
+        ({"ratio": 0.5, "fuse": 1}, "fuse"),
     ],
 )
 def test_shares_that_do_not_fit_are_refused(wrong, reason):

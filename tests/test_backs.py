@@ -30,7 +30,7 @@ def weights(one: Trainer) -> dict[str, torch.Tensor]:
 def test_copies_are_averaged_by_examples():
     """Against copies trained apart and averaged by hand: weights, Adam's moments and its step count."""
     pool, lessons = PerClient(trainer()), {0: (10, 2), 1: (30, 5), 2: (20, 1)}
-    pool.open_round(0.01)
+    pool.open_round(0.01, [0, 1, 2, 9])
     for client, (examples, steps) in lessons.items():
         copy = pool.open(client)
         teach(copy, client, steps)
@@ -57,7 +57,7 @@ def test_copies_are_averaged_by_examples():
 def test_one_copy_is_taken_over_bit_for_bit():
     pool, alone = PerClient(trainer()), trainer()
     for round in range(3):
-        pool.open_round(0.01)
+        pool.open_round(0.01, [0, 1, 2, 9])
         copy = pool.open(0)
         teach(copy, round, 4)
         pool.commit(0, copy, 37)
@@ -68,7 +68,7 @@ def test_one_copy_is_taken_over_bit_for_bit():
 
 def test_every_client_starts_from_the_same_back():
     pool = PerClient(trainer())
-    pool.open_round(0.01)
+    pool.open_round(0.01, [0, 1, 2, 9])
     first = pool.open(0)
     before = weights(first)
     teach(first, 0, 3)
@@ -82,7 +82,7 @@ def test_every_client_starts_from_the_same_back():
 def test_a_lost_client_does_not_count():
     pool, alone = PerClient(trainer()), PerClient(trainer())
     for each in (pool, alone):
-        each.open_round(0.01)
+        each.open_round(0.01, [0, 1, 2, 9])
     lost = pool.open(9)
     teach(lost, 9, 3)
     pool.drop(9, lost)
@@ -98,20 +98,20 @@ def test_a_lost_client_does_not_count():
 def test_a_round_without_clients_changes_nothing():
     pool = PerClient(trainer())
     before = weights(pool.trainer)
-    pool.open_round(0.01)
+    pool.open_round(0.01, [0, 1, 2, 9])
     pool.close_round()
     assert all(torch.equal(weights(pool.trainer)[name], tensor) for name, tensor in before.items())
 
 
 def test_clients_that_train_at_once_have_copies_of_their_own():
     pool = PerClient(trainer())
-    pool.open_round(0.01)
+    pool.open_round(0.01, [0, 1, 2, 9])
     assert pool.open(0) is not pool.open(1)
 
 
 def test_a_shared_back_is_one_and_keeps_what_it_learnt():
     pool = Shared(trainer())
-    pool.open_round(0.02)
+    pool.open_round(0.02, [0, 1])
     one, two = pool.open(0), pool.open(1)
     assert one is two is pool.trainer
     assert one.optimiser.param_groups[0]["lr"] == 0.02
@@ -120,3 +120,31 @@ def test_a_shared_back_is_one_and_keeps_what_it_learnt():
     pool.drop(0, one)
     pool.close_round()
     assert all(torch.equal(weights(pool.trainer)[name], tensor) for name, tensor in learnt.items())
+
+
+def test_the_average_does_not_depend_on_who_finishes_first():
+    """To the last bit, with a client lost and another that never began; copies that came early were waiting."""
+    outcomes = []
+    for order in ([0, 1, 3], [3, 1, 0], [1, 3, 0]):
+        pool = PerClient(trainer())
+        pool.open_round(0.01, [0, 1, 2, 3, 4])
+        copies = {client: pool.open(client) for client in (0, 1, 3, 4)}
+        for client, copy in copies.items():
+            teach(copy, client, client + 1)
+        pool.drop(4, copies[4])
+        for client in order:
+            pool.commit(client, copies[client], 7 * client + 3)
+        pool.close_round()  # nobody has heard of 2
+        outcomes.append(weights(pool.trainer))
+    for other in outcomes[1:]:
+        assert all(torch.equal(other[name], tensor) for name, tensor in outcomes[0].items())
+
+
+def test_a_copy_is_free_again_as_soon_as_its_turn_has_come():
+    pool = PerClient(trainer())
+    pool.open_round(0.01, [0, 1, 2])
+    early, first = pool.open(1), pool.open(0)
+    pool.commit(1, early, 5)
+    assert pool.open(2) not in (early, first)  # the early copy still waits to be added
+    pool.drop(0, None)
+    assert pool.open(2) is early

@@ -2,7 +2,7 @@
 
 import pytest
 
-from splitfed.channel import InlineListener, connect
+from splitfed.channel import InlineListener, connect_inline
 from splitfed.errors import WireError
 
 
@@ -26,14 +26,14 @@ class Echo:
 
 def test_a_stream_carries_the_very_bytes_and_is_closed():
     echo, frame = Echo(), b"\x00frame"
-    with InlineListener(echo) as listener, connect(listener.address, 3, 7) as stream:
+    with InlineListener(echo) as listener, connect_inline(listener.address, 3, 7) as stream:
         assert stream.exchange(frame) is frame
     assert echo.happened == [(3, 7), frame, "closed"]
 
 
 def test_a_stream_is_closed_after_an_error():
     echo = Echo()
-    with InlineListener(echo) as listener, pytest.raises(ZeroDivisionError), connect(listener.address, 0, 1):
+    with InlineListener(echo) as listener, pytest.raises(ZeroDivisionError), connect_inline(listener.address, 0, 1):
         raise ZeroDivisionError
     assert echo.happened[-1] == "closed"
 
@@ -42,7 +42,7 @@ def test_two_listeners_do_not_meet():
     first, second = Echo(), Echo()
     with InlineListener(first) as one, InlineListener(second) as two:
         assert one.address != two.address
-        connect(two.address, 0, 1)
+        connect_inline(two.address, 0, 1)
     assert (first.happened, second.happened) == ([], [(0, 1)])
 
 
@@ -50,7 +50,7 @@ def test_nobody_listens_after_the_block():
     with InlineListener(Echo()) as listener:
         pass
     with pytest.raises(WireError, match=f"nobody listens at {listener.address}"):
-        connect(listener.address, 0, 1)
+        connect_inline(listener.address, 0, 1)
 
 
 def test_addresses_have_one_length():

@@ -13,9 +13,12 @@ import splitfed
 from splitfed import cli
 from splitfed.errors import RunError
 from splitfed.ledger import COLUMNS
-from splitfed.metrics import HEADER
+from splitfed.listing import SORTS
+from splitfed.metrics import HEADER, Metrics
 from splitfed.scenario import shipped
 from splitfed.summary import Summary
+from splitfed.sweep_file import Sweep
+from splitfed.sweeping import Swept
 
 GOOD = """
 model: {name: vit_tiny_patch16_224, cut: 1, image_size: 8, args: {patch_size: 4, embed_dim: 16, depth: 2, num_heads: 2}}
@@ -104,6 +107,14 @@ def test_every_option_is_explained(run: Run) -> None:
     out = run("simulate", "--help").out
     for option in ("--set", "--seed", "--device", "--engine", "--runs", "--resume", "--dry-run"):
         assert re.search(rf"{option}\b.*\w", out), option
+
+
+@pytest.mark.parametrize("command", ["simulate", "serve", "join", "validate", "sweep", "compare", "certs"])
+def test_every_argument_is_explained_and_nothing_is_escaped(run: Run, command: str) -> None:
+    out = run(command, "--help").out
+    (argument,) = re.findall(r"^  \[?([A-Z]+)", out.split("Arguments:")[1].split("Options:")[0], re.MULTILINE)
+    assert re.search(rf"\b{argument} (is|are) ", out)
+    assert "\\" not in out
 
 
 def test_version(run: Run) -> None:
@@ -263,6 +274,82 @@ def test_a_table_that_cannot_be_written(run: Run, tmp_path: Path) -> None:
     ended = run("compare", finished_run(tmp_path / "done"), "--csv", tmp_path / "no" / "table.csv")
     assert ended.code == 2
     assert ended.err == f"{tmp_path / 'no' / 'table.csv'}: cannot be written (No such file or directory)\n"
+
+
+def test_compare_groups_within_a_budget_and_draws(run: Run, tmp_path: Path) -> None:
+    done = finished_run(tmp_path / "done")
+    (done / "ledger.csv").write_text(",".join(COLUMNS) + "\n")
+    row = Metrics(1, 1.0, 1.0, 0.5, 1000, 2000, 1.0, 1, 1, 1, 1, 0.1, 0.1)
+    (done / "metrics.csv").write_text(HEADER + row.line())
+    ended = run("compare", done, "--by", "bytes", "--at", "1kB", "--csv", "table.csv", "--out", "figure.svg")
+    assert (ended.code, ended.err) == (0, "")
+    assert "within 1.00 kB" in ended.out
+    assert "50.0 %" in ended.out
+    written = [f"figure-{name}.svg" for name in ("curves", "factors", "roles")]
+    assert ended.out.splitlines()[-3:] == written
+    assert all(Path(name).stat().st_size > 1000 for name in written)
+    assert Path("table.csv").read_text().startswith("scenario,seeds,test_accuracy,")
+    refused(run("compare", done, "--at", "much"), "--at much: write a number of bytes, such as 50MB")
+    refused(run("compare", done, "--at", "0"), "--at 0: ")
+    refused(run("compare", done, "--out", "figure.bmp"), "--out figure.bmp: pictures are named *.png, *.pdf, *.svg")
+    refused(run("compare", done, "--by", "size"), "--by", "bytes")
+
+
+def test_compare_names_what_it_shows_but_cannot_draw(run: Run, tmp_path: Path) -> None:
+    whole = finished_run(tmp_path / "whole")
+    (whole / "ledger.csv").write_text(",".join(COLUMNS) + "\n")
+    (whole / "metrics.csv").write_text(HEADER)
+    bare = finished_run(tmp_path / "bare")
+    ended = run("compare", whole, bare, "--out", "figure.svg")
+    assert ended.code == 0
+    assert ended.out.splitlines()[-1].startswith(f"{bare}: not drawn: metrics.csv: cannot be read")
+
+
+def test_a_sweep_that_fails_in_part_says_so_at_the_end(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:  # fmt: skip
+    (tmp_path / "good.yaml").write_text(GOOD)
+    (tmp_path / "study.yaml").write_text("scenario: good.yaml\nseeds: [0, 1]\n")
+    done = finished_run(tmp_path / "done")
+    (done / "ledger.csv").write_text(",".join(COLUMNS) + "\n")
+    (done / "metrics.csv").write_text(HEADER)
+    given = {}
+
+    def swept(plan: Sweep, **rest: object) -> Swept:
+        given.update(rest, plan=plan)
+        return Swept([done], [(Path("runs/study/good-seed1"), "out of luck")])
+
+    monkeypatch.setattr(splitfed, "sweep", swept, raising=False)
+    ended = run("sweep", "study.yaml", "--jobs", 2, "--device", "cpu", "--set", "data.limit=50")
+    assert ended.code == 2
+    assert "87.5 %" in ended.out
+    assert ended.err.splitlines() == [
+        "1 of 2 runs failed; the same command tries again:", "  runs/study/good-seed1: out of luck"
+    ]  # fmt: skip
+    scenario = given["plan"].points[1].scenario
+    assert (scenario.data.limit, scenario.training.client.device, given["jobs"]) == (50, "cpu", 2)
+    refused(run("sweep", "study.yaml", "--jobs", 0), "--jobs")
+    refused(run("sweep", "study.yaml", "--set", "a=1"), "--set a=1: a: unknown key")
+
+
+def test_an_interrupted_sweep_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "good.yaml").write_text(GOOD)
+    (tmp_path / "study.yaml").write_text("scenario: good.yaml\n")
+    monkeypatch.setattr(splitfed, "sweep", interrupted, raising=False)
+    assert run("sweep", "study.yaml") == Ended(130, "interrupted; the same command goes on\n", "")
+
+
+def test_list_narrows_by_a_pattern(run: Run) -> None:
+    ended = run("list", "codecs", "*16")
+    assert (ended.code, ended.err) == (0, "")
+    assert [line.split()[0] for line in ended.out.splitlines()] == ["float16", "bfloat16"]
+    refused(run("list", "codec"), "codec: cannot be listed, did you mean 'codecs'?")
+    out = " ".join(run("list", "--help").out.split())
+    for what in SORTS:
+        assert what in out
 
 
 def test_debug_shows_the_traceback(run: Run) -> None:

@@ -227,6 +227,15 @@ def test_an_interruption_before_the_first_round_is_no_error(tmp_path: Path) -> N
     assert f"splitfed simulate --resume {tmp_path}" in file.getvalue()
 
 
+def test_an_interrupted_deployment_says_what_to_repeat(tmp_path: Path) -> None:
+    file = io.StringIO()
+    out = console(file)
+    out.serving(tmp_path, "0.0.0.0:9092", 9093, 2)
+    out.interrupted(tmp_path, 0, Totals())
+    assert "with --host, --tls and ports as before" in file.getvalue()
+    assert f"splitfed serve --resume {tmp_path}" in file.getvalue()
+
+
 def test_a_real_pipe_is_no_terminal(tmp_path: Path) -> None:
     read, write = os.pipe()
     with os.fdopen(write, "w") as file:

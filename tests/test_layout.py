@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("splitfed", "clients", "server", "compression")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))
 HEAVY = ("torch", "torchvision", "timm", "flwr", "ray", "pydantic", "numpy", "datasets", "tensorboard")
-# The composition root: it hands the server's app and the clients' app to the engine that runs both.
-ROOTS = ("simulation.py",)
+# The composition roots: one hands both apps to an engine, the other starts the side that a command names.
+ROOTS = ("simulation.py", "cli_deploy.py")
 
 
 def name_of(path: Path) -> str:

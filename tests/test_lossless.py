@@ -7,11 +7,13 @@ import sys
 import threading
 
 import pytest
+import torch
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from splitfed.compression.bits import pack as pack_bits
 from splitfed.compression.lossless import MAX_WINDOW, LosslessConfig, Zstd, decompress
 from splitfed.errors import WireError
 
@@ -34,12 +36,15 @@ def zstd_frame(declared: int | None, blocks: int, window_log: int | None = None,
     return struct.pack("<I", 0xFD2FB528) + header + b"".join(runs)
 
 
-@given(data=st.binary(max_size=300), repeats=st.integers(1, 50), level=st.sampled_from([1, 3, 19]))
+@given(
+    data=st.binary(max_size=300), repeats=st.integers(1, 50), level=st.sampled_from([1, 3, 19]),
+    bits=st.sampled_from([2, 3, 4, 6, 8, 16, 32, 64]),
+)  # fmt: skip
 @settings(deadline=None, max_examples=100)
-def test_comes_back_and_is_never_larger(data, repeats, level):
-    for config in ({"kind": "zstd", "level": level}, "none"):
+def test_comes_back_and_is_never_larger(data, repeats, level, bits):
+    for config in ({"kind": "zstd", "level": level}, {"kind": "zstd", "level": level, "shuffle": True}, "none"):
         for buffer in (data * repeats, memoryview(data * repeats)):
-            tag, sent = build(config).compress(buffer)
+            tag, sent = build(config).compress(buffer, bits)
             assert len(sent) <= len(buffer)
             assert bytes(decompress(tag, memoryview(bytes(sent)), len(buffer))) == data * repeats
 
@@ -51,6 +56,24 @@ def test_noise_is_stored_raw_and_zeros_are_not():
     tag, sent = build("zstd").compress(bytes(1000))
     assert tag == "zstd"
     assert len(sent) < 30
+
+
+def test_shuffling_finds_what_bytes_of_their_own_order_hide():
+    """The high bytes of numbers of one size are alike; so are codes of three bits, which no byte shows."""
+    generator = torch.Generator().manual_seed(0)
+    numbers = (1 + 0.1 * torch.rand(10_000, generator=generator)).numpy().tobytes()
+    codes = (torch.rand(80_000, generator=generator) < 0.1).to(torch.uint8) * 5
+    gains = {}
+    for bits, buffer in ((32, numbers), (3, pack_bits(codes, 3).numpy().tobytes())):
+        tag, sent = build({"kind": "zstd", "shuffle": True}).compress(buffer, bits)
+        assert bytes(decompress(tag, sent, len(buffer))) == buffer
+        gains[tag] = len(sent) / len(build("zstd").compress(buffer, bits)[1])
+    assert set(gains) == {"zstd-planes4", "zstd-sixes"}
+    assert max(gains.values()) < 0.97
+    assert build({"kind": "zstd", "shuffle": True}).compress(bytes(1000), 4)[0] == "zstd", (
+        "halves of bytes are in order"
+    )
+    assert build({"kind": "zstd", "shuffle": True}).compress(bytes(1001), 32)[0] == "zstd", "these are no whole numbers"
 
 
 def test_the_frames_of_the_tests_are_real():
@@ -83,6 +106,12 @@ REFUSED = {
     "a skippable frame behind": ("zstd", GOOD + SKIPPABLE, 1000),
     "nothing, compressed": ("zstd", zstandard.ZstdCompressor().compress(b""), 0),
     "nothing, and trailing bytes": ("zstd", zstandard.ZstdCompressor().compress(b"") + bytes(9), 0),
+    "an unknown order": ("zstd-planes3", GOOD, 1000),
+    "planes of another size": ("zstd-planes4", GOOD, 996),
+    "planes of no whole numbers": ("zstd-planes4", zstandard.ZstdCompressor().compress(bytes(1001)), 1001),
+    "sixes of the size of the content": ("zstd-sixes", GOOD, 1000),
+    "sixes of more than six bits": ("zstd-sixes", zstandard.ZstdCompressor().compress(b"@" * 1000), 750),
+    "sixes of nothing": ("zstd-sixes", zstandard.ZstdCompressor().compress(b""), 0),
     "no declared size": ("zstd", zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1000)), 1000),
     "declared small, holds 1 GiB": ("zstd", zstd_frame(BLOCK, 8192), BLOCK),
     "declared small with a window, holds 1 GiB": ("zstd", zstd_frame(BLOCK, 8192, window_log=20), BLOCK),

@@ -1,23 +1,31 @@
-from dataclasses import dataclass
-
 import pytest
 import torch
+from crossing import assert_split_equals_whole
+from helpers import small
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
 
+from splitfed import simulate
 from splitfed.compression.adc import Adc
+from splitfed.compression.c3sl import C3sl
 from splitfed.compression.discard_tokens import DiscardTokens
 from splitfed.compression.merge_samples import MergeSamples
 from splitfed.compression.merging import strongest
 from splitfed.compression.none import NoReduction
-from splitfed.compression.reducer import Plan, Reducer, View, expected_targets
+from splitfed.compression.reducer import View, meta_number
 from splitfed.compression.reducers import ReducerConfig
+from splitfed.compression.topk import RandomTopK, TopK
 from splitfed.errors import WireError
-from splitfed.expect import Expect, Geometry
+from splitfed.expect import Geometry
 from splitfed.seeds import Key
 
 read = TypeAdapter(ReducerConfig).validate_python
 GEOMETRY = Geometry(batch=10, tokens=9, width=4, prefix=3, classes=5)
+SECTIONS = [
+    {"kind": "none"}, {"kind": "adc", "ratio": 0.3}, {"kind": "adc", "ratio": 0.3, "pooling": "cls", "fuse": True},
+    {"kind": "adc", "ratio": 0.3, "pooling": "average"}, {"kind": "merge_samples", "kept_samples": 0.5},
+    {"kind": "discard_tokens", "kept_tokens": 0.5}, {"kind": "topk", "ratio": 0.2},
+    {"kind": "random_topk", "ratio": 0.2, "alpha": 0.2}, {"kind": "c3sl", "r": 5},
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -50,6 +58,9 @@ def test_kinds_build_their_reducers():
         ({"kind": "adc", "ratio": 0.1}, Adc, True),
         ({"kind": "merge_samples", "kept_samples": 0.5}, MergeSamples, True),
         ({"kind": "discard_tokens", "kept_tokens": 1}, DiscardTokens, True),
+        ({"kind": "topk", "ratio": 0.1}, TopK, False),
+        ({"kind": "random_topk", "ratio": 0.1}, RandomTopK, False),
+        ({"kind": "c3sl", "r": 4}, C3sl, False),
     ):
         reducer = read(section).build()
         assert type(reducer) is kind
@@ -129,58 +140,58 @@ def test_adc_is_merging_followed_by_discarding(batch):
     torch.testing.assert_close(both.reduce(activations), discarded.reduce(merged.reduce(activations)))
 
 
-@dataclass(kw_only=True)
-class TopKPlan(Plan):
-    """Which values of each flattened sample travel; their places do, too."""
-
-    def reduce(self, activations: Tensor) -> Tensor:
-        return activations.flatten(1).gather(1, self.side["indices"])
-
-    def targets(self, labels: Tensor, classes: int) -> Tensor:
-        return labels
-
-
-class TopK(Reducer):
-    """The k values of each sample with the largest magnitude; the server puts them back among zeros."""
-
-    def __init__(self, k: int) -> None:
-        self.k = k
-
-    def plan(self, view, key):
-        _, tokens, width = view.activations.shape
-        indices = view.activations.flatten(1).abs().topk(self.k, dim=1).indices
-        return TopKPlan(side={"indices": indices}, meta={"tokens": tokens, "width": width})
-
-    def restore(self, smashed, side, meta):
-        indices, size = side["indices"], meta["tokens"] * meta["width"]
-        if indices.shape != smashed.shape or indices.min() < 0 or indices.max() >= size:
-            raise WireError("indices that do not fit")
-        whole = smashed.new_zeros(len(smashed), size).scatter(1, indices, smashed)
-        return whole.unflatten(1, (meta["tokens"], meta["width"]))
-
-    def expected(self, geometry):
-        return {
-            "smashed": (Expect.floats((1, geometry.batch), self.k),),
-            "side/indices": (Expect.integers((1, geometry.batch), self.k),),
-            "targets": expected_targets(geometry),
-        }
-
-
-def test_the_contract_carries_a_reducer_with_side_tensors_and_a_server_half(batch):
+@pytest.mark.parametrize("section", SECTIONS, ids=str)
+def test_every_reducer_keeps_the_contract(section, batch):
+    """Bounds hold, what a peer may send is checked, and the gradient that crosses is that of what was sent."""
     activations, attention, labels = batch
-    reducer = TopK(6)
-    plan = planned(reducer, activations, attention)
-    smashed = plan.reduce(activations)
-    assert within(reducer, plan, smashed, plan.targets(labels, 5))
-    # the server sees only what travelled, and sends back the gradient of just that
-    received = smashed.detach().requires_grad_()
-    restored = reducer.restore(received, plan.side, plan.meta)
-    largest = activations.abs().flatten(1).sort(1, descending=True).values[:, 5:6, None]
-    kept = torch.where(activations.abs() >= largest, activations, 0)
-    assert torch.equal(restored, kept)
-    (restored**3).sum().backward()
-    assert received.grad.shape == smashed.shape
-    smashed.backward(received.grad)
-    torch.testing.assert_close(activations.grad, 3 * kept.detach() ** 2)
-    with pytest.raises(WireError):
-        reducer.restore(received, {"indices": plan.side["indices"] + 40}, plan.meta)
+    reducer = read(section).build()
+    for samples in (10, 9, 1):
+        plan = planned(reducer, activations[:samples], attention[:samples])
+        targets = plan.targets(labels[:samples], 5)
+        smashed = plan.reduce(activations[:samples])
+        assert within(reducer, plan, smashed, targets)
+        reducer.check(smashed, targets, plan.side, plan.meta, GEOMETRY)
+        with pytest.raises(WireError, match="targets"):
+            reducer.check(smashed, torch.cat([targets, targets]), plan.side, plan.meta, GEOMETRY)
+        restored = reducer.restore(smashed, plan.side, plan.meta)
+        assert len(restored) == len(targets)
+        assert restored.shape[2] == 4
+    seen = assert_split_equals_whole(reducer, planned(reducer, activations, attention), activations, cubed)
+    assert seen.shape == planned(reducer, activations, attention).reduce(activations).shape
+
+
+def cubed(activations):
+    return (activations**3).sum()
+
+
+@pytest.mark.parametrize("value", [None, True, 2.0, "2", -1, 6])
+def test_a_number_in_a_peers_meta_is_whole_and_in_range(value):
+    with pytest.raises(WireError, match="a step whose size is"):
+        meta_number({"size": value}, "size", 0, 5)
+    assert meta_number({"size": 5}, "size", 0, 5) == 5
+
+
+NEW = ["{kind: topk, ratio: 0.1}", "{kind: random_topk, ratio: 0.1}", "{kind: c3sl, r: 8}",
+       "{kind: adc, ratio: 0.3, pooling: average, fuse: true}"]  # fmt: skip
+
+
+@pytest.mark.parametrize("section", NEW)
+def test_evaluation_does_not_pass_the_reducer(section, tmp_path):
+    """Weights that hardly move are evaluated alike whatever is trained through."""
+    still = [f"training.{side}.optimiser={{kind: sgd, lr: 1e-30}}" for side in ("client", "server")]
+    losses = [
+        simulate(small(*still, f"compression.reducer={reducer}", "federation.rounds=1"), runs=tmp_path).rounds[-1]
+        for reducer in (section, "none")
+    ]
+    assert losses[0].eval_loss == losses[1].eval_loss
+    assert losses[0].train_loss != losses[1].train_loss
+
+
+@pytest.mark.parametrize("section", NEW)
+def test_few_bits_and_a_last_batch_of_one_sample(section, tmp_path):
+    coarse = "{kind: uniform, bits: 4}"
+    sets = [f"compression.{role}.codec={coarse}" for role in ("smashed", "targets", "cut_gradient")]
+    plan = small(f"compression.reducer={section}", *sets, "data.limit=17", "federation.clients=1")
+    result = simulate(plan, runs=tmp_path)
+    assert result.summary.cut_factor > 2
+    assert torch.tensor([row.train_loss for row in result.rounds]).isfinite().all()

@@ -13,6 +13,7 @@ from splitfed.errors import ScenarioError
 from splitfed.scenario import Scenario, shipped
 from splitfed.scenario_yaml import write
 
+CODECS = "'float32', 'float16', 'bfloat16', 'float8', 'uniform', 'fedlite'"
 SMALL = """\
 model: {name: vit_tiny_patch16_224, cut: 3, image_size: 8}
 data:
@@ -89,7 +90,7 @@ compression:
       bits: 3
       kind: int8
 name: a/b
-engine: ray
+engine: rai
 checkpoints: null
 budget: {kind: none, more: 1}
 """
@@ -115,18 +116,17 @@ budget: {kind: none, more: 1}
         "f.yaml:20: training.bogus: unknown key here, known: 'batch_size', 'precision', 'client', 'server', "
         "'client_state', 'evaluate_every', 'eval_batch_size'",
         "f.yaml:22: compression.reducer.kept_sample: unknown key, did you mean 'kept_samples'?",
-        "f.yaml:23: compression.smashed.codec: 'kind' is missing: one of 'float32', 'float16', 'bfloat16', 'uniform'",
+        f"f.yaml:23: compression.smashed.codec: 'kind' is missing: one of {CODECS}",
         "f.yaml:23: compression.smashed.lossless.level: unknown key for kind 'none', it belongs to 'zstd'",
         "f.yaml:24: compression.targets.codec.bits: must be 2, 3, 4, 6 or 8, not 5",
-        "f.yaml:24: compression.targets.codec.extra: unknown key for kind 'uniform', known: 'bits', 'rounding'",
-        "f.yaml:25: compression.cut_gradient.codec: unknown kind 'uniformm', "
-        "known: 'float32', 'float16', 'bfloat16', 'uniform', did you mean 'uniform'?",
+        "f.yaml:24: compression.targets.codec.extra: unknown key for kind 'uniform', known: 'bits', 'rounding', "
+        "'scale', 'scale_bits', 'rotation'",
+        f"f.yaml:25: compression.cut_gradient.codec: unknown kind 'uniformm', known: {CODECS}, did you mean 'uniform'?",
         "f.yaml:25: compression.cut_gradient.lossless: must be one of 'zstd', 'none' or a section of such a kind, "
         "not 3",
-        "f.yaml:29: compression.front_weights.codec: unknown kind 'int8', "
-        "known: 'float32', 'float16', 'bfloat16', 'uniform'",
+        f"f.yaml:29: compression.front_weights.codec: unknown kind 'int8', known: {CODECS}",
         "f.yaml:30: name: 'a/b' cannot name a folder: use letters, digits, '-' and '_', 100 at most",
-        "f.yaml:31: engine.kind: unknown kind 'ray', known: 'inline'",
+        "f.yaml:31: engine: unknown kind 'rai', known: 'inline', 'ray', 'deployment', did you mean 'ray'?",
         "f.yaml:32: checkpoints: must be a section, not null",
         "f.yaml:33: budget.more: unknown key for kind 'none', it has no keys",
     ):
@@ -212,10 +212,10 @@ def test_overrides(overrides: list[str], change: dict[str, Any]) -> None:
         ),
         (
             "compression.targets.codec.bits=4",
-            "compression.targets.codec: 'kind' is missing: one of 'float32', 'float16', 'bfloat16', 'uniform'",
+            f"compression.targets.codec: 'kind' is missing: one of {CODECS}",
         ),
-        ("engine=ray", "engine.kind: unknown kind 'ray', known: 'inline'"),
-        ("engine.kind=ray", "engine.kind: unknown kind 'ray', known: 'inline'"),
+        ("engine=rai", "engine: unknown kind 'rai', known: 'inline', 'ray', 'deployment', did you mean 'ray'?"),
+        ("engine.client_cpus=2", "engine.client_cpus: unknown key for kind 'inline', it belongs to 'ray'"),
     ],
 )
 def test_a_refused_override_is_named(override: str, problem: str) -> None:

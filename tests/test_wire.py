@@ -5,13 +5,13 @@ import struct
 import sys
 import time
 import tracemalloc
-import zlib
 
 import msgpack
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xxhash import xxh3_64_intdigest
 
 from splitfed.compression.codec import Packet
 from splitfed.compression.floats import Float32
@@ -21,7 +21,7 @@ from splitfed.errors import CodecError, WireError
 from splitfed.expect import Expect
 from splitfed.ledger import Sizes
 from splitfed.seeds import Key
-from splitfed.wire import pack, unpack
+from splitfed.wire import VERSION, pack, unpack
 
 KEY = Key(3)
 UP = {
@@ -47,11 +47,11 @@ def read(buffer, kinds=KINDS, max_bytes=1 << 20):
     return unpack(buffer, kinds, max_bytes=max_bytes)
 
 
-def forge(header, body: bytes = b"", version: int = 1) -> bytes:
+def forge(header, body: bytes = b"", version: int = VERSION) -> bytes:
     """A frame whose lengths and checksum are right, whatever its header says."""
     header = header if isinstance(header, bytes) else msgpack.packb(header)
     prefix = struct.pack("<BI", version, len(header))
-    return prefix + struct.pack("<I", zlib.crc32(header + body, zlib.crc32(prefix))) + header + body
+    return prefix + struct.pack("<I", xxh3_64_intdigest(prefix + header + body) & 0xFFFFFFFF) + header + body
 
 
 def take_apart(buffer: bytes):
@@ -135,7 +135,7 @@ def test_a_frame_over_the_limit_is_refused():
 @given(data=st.binary(max_size=200))
 @settings(deadline=None, max_examples=300)
 def test_random_bytes_are_refused(data):
-    for buffer in (data, forge(data), b"\x01" + data, forge(msgpack.packb(["end", 0, 0, 0, {}, []]) + data)):
+    for buffer in (data, forge(data), bytes([VERSION]) + data, forge(msgpack.packb(["end", 0, 0, 0, {}, []]) + data)):
         if buffer != forge(["end", 0, 0, 0, {}, []]):
             with pytest.raises(WireError):
                 read(buffer)
@@ -188,13 +188,13 @@ def test_headers_of_the_wrong_make_are_refused():
     assert read(forge(header, body)).total
     a_key_twice = msgpack.packb(header[:4])[1:] + b"\x82\xa1a\x01\xa1a\x02" + msgpack.packb(header[5])
     wrong = [
-        forge(header, body, version=0), forge(header, body, version=2), forge(header[:5], body),
+        forge(header, body, version=VERSION - 1), forge(header, body, version=VERSION + 1), forge(header[:5], body),
         forge([*header, 1], body), forge(dict(enumerate(header)), body), forge(header, body[:-1]),
         forge(header, body + b"\0"), forge(b"\x96" + a_key_twice, body), forge(b"", body),
         forge(["end", 1, 1, 1, {}, header[5]], body), forge(["end", 1, 1, 1, {}, []], b"\0"),
         forge([*header[:5], header[5][:2]], body), forge([*header[:5], header[5] + header[5][2:]], body),
         forge([*header[:5], [header[5][0], header[5][1], header[5][1]]], body),
-        struct.pack("<BII", 1, 2**32 - 1, 0) + body, struct.pack("<BII", 1, 0, 0),
+        struct.pack("<BII", VERSION, 2**32 - 1, 0) + body, struct.pack("<BII", VERSION, 0, 0),
     ]  # fmt: skip
     for buffer in wrong:
         with pytest.raises(WireError):

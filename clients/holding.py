@@ -1,0 +1,53 @@
+"""What a client's process holds: its own images, or the scenario's data set, of which each client has a share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from splitfed.clients.settings import Settings
+from splitfed.data import load
+from splitfed.errors import DataError
+from splitfed.images import Images
+from splitfed.own_data import listed, own_images
+from splitfed.scenario import Scenario
+from splitfed.seeds import Key
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Images and class names; `shares` are the rows of each client, None where all are one client's own."""
+
+    images: Images
+    classes: list[str]
+    shares: list[Tensor] | None
+
+    def rows(self, client: int) -> Tensor:
+        """Return the rows of `images` that a client trains on. Raises DataError for one that the scenario lacks."""
+        if self.shares is None:
+            return torch.arange(len(self.images))
+        if not client < len(self.shares):
+            raise DataError(f"there is no share for client {client}: the scenario's are 0 to {len(self.shares) - 1}")
+        return self.shares[client]
+
+
+def hold(scenario: Scenario, settings: Settings, classes: Sequence[str]) -> Holding:
+    """Open what these settings say; `classes` are what the server calls them, which own images cannot do without.
+
+    Raises DataError for what cannot be opened, or does not fit the classes.
+    """
+    config, size = scenario.data, scenario.model.image_size
+    if settings.data is not None:
+        if not classes:
+            raise DataError(f"{settings.data}: cannot be matched to classes, as the server has told none")
+        return Holding(own_images(settings.data, config, size, classes), list(classes), None)
+    if settings.data_path is not None:
+        config = config.model_copy(update={"path": settings.data_path})
+    data = load(config, size, scenario.federation.clients, Key(scenario.seed).at("data"))
+    if classes and list(classes) != data.classes:
+        raise DataError(
+            f"{config.path}: is another data set than the server's: its classes are {listed(data.classes)}, not "
+            f"{listed(classes)}"
+        )
+    return Holding(data.train, data.classes, data.partitions)

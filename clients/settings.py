@@ -1,0 +1,76 @@
+"""What a client's machine decides for itself, and no server: which client it is, where its images are, what it trains
+on. It comes with the node, from the command that joined; the scenario comes from the server."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from splitfed.clients.dial import Reach
+from splitfed.engines import EngineConfig, Remote
+from splitfed.errors import RunError
+
+_KEYS: dict[str, type] = {
+    "splitfed-data": str, "splitfed-data-path": str, "splitfed-device": str, "splitfed-threads": int,
+    "splitfed-states": str, "splitfed-host": str, "splitfed-ca": str,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One client's own settings; all but `partition`, its number from 0 on, may be left out.
+
+    With `data`, the images there are this client's; without it, it takes its share of the scenario's data set, which
+    lies at `data_path` if that is given. `device` and `threads` (torch's) stand in for the scenario's. `states` is the
+    folder of what it keeps between rounds (None: in the run's folder), `host` the one that it joined, `ca` what that
+    host proves itself by.
+    """
+
+    partition: int
+    data: str | None = None
+    data_path: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    states: Path | None = None
+    host: str | None = None
+    ca: Path | None = None
+
+    @classmethod
+    def read(cls, node_config: Mapping[str, Any]) -> Self:
+        """Read what Flower's context has for this node. Raises RunError for what is missing, unknown or of another
+        kind."""
+        partition = node_config.get("partition-id")
+        if type(partition) is not int or partition < 0:
+            raise RunError(f"partition-id: {_what(partition)} is no client's number, which is 0 or more")
+        found = {key: value for key, value in node_config.items() if key.startswith("splitfed-")}
+        for key, value in found.items():
+            if key not in _KEYS:
+                raise RunError(f"{key}: unknown setting of a client; known are {', '.join(_KEYS)}")
+            if type(value) is not _KEYS[key] or not value or (isinstance(value, int) and value < 1):
+                wanted = "a number from 1 on" if _KEYS[key] is int else "a text"
+                raise RunError(f"{key}: must be {wanted}, not {_what(value)}")
+        values: dict[str, Any] = {key[len("splitfed-") :].replace("-", "_"): value for key, value in found.items()}
+        if values.keys() >= {"data", "data_path"}:
+            raise RunError("splitfed-data, splitfed-data-path: a client has its own images or a share, not both")
+        for name in values.keys() & {"states", "ca"}:
+            values[name] = Path(values[name]).expanduser()
+        return cls(partition, **values)
+
+    def reach(self, engine: EngineConfig) -> Reach:
+        """Return how this client gets to the split server, and how patient it is under this engine."""
+        patience = {"deadline": engine.deadline, "grace": engine.grace} if isinstance(engine, Remote) else {}
+        return Reach(self.host, self.ca, **patience)
+
+    def states_of(self, run: str) -> Path:
+        """Return the folder of what this run's clients keep here. `run` is the run's folder, or its name alone where
+        `states` is set; then it is the server's word, and RunError is raised for one that might lead elsewhere."""
+        if self.states is None:
+            return Path(run) / "clients"
+        if not run.isprintable() or set(run) & set('/\\:*?"<>|') or run.strip(". ") != run or not 0 < len(run) < 161:
+            raise RunError(f"the server calls its run {_what(run)}, which cannot name a folder here")
+        return self.states / run
+
+
+def _what(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:60]}..."

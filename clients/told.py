@@ -1,0 +1,79 @@
+"""What the server's messages say, checked: a client takes nothing for granted that comes from elsewhere."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+from flwr.app import RecordDict
+
+from splitfed import __version__
+from splitfed.channel import Invitation
+from splitfed.errors import WireError
+from splitfed.rpc import PROTOCOL
+from splitfed.wire_names import CONFIG, WIRE
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What comes with the query who a node is: the scenario's class names, and where the split port is, if it is to be
+    tried (else empty). An empty message asks without telling."""
+
+    classes: tuple[str, ...] = ()
+    channel: str = ""
+
+    @classmethod
+    def read(cls, content: RecordDict) -> Self:
+        """Read the query. Raises WireError for another protocol than ours, and for what is no such query."""
+        if CONFIG not in content:
+            return cls()
+        config = _record(content, CONFIG)
+        # First, and before anything that another version may not have.
+        protocol = _value(config, "protocol", int)
+        if protocol != PROTOCOL:
+            version = _value(config, "version", str)[:40]
+            raise WireError(
+                f"this client speaks protocol {PROTOCOL} (splitfed {__version__}), the server {protocol} "
+                f"(splitfed {version}): install the same version"
+            )
+        return cls(_classes(config), _value(config, "channel", str))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What comes with the order to train: the round, the front's weights as a frame, and who waits for mini-batches."""
+
+    round: int
+    weights: bytes
+    invitation: Invitation
+
+    @classmethod
+    def read(cls, content: RecordDict) -> Self:
+        """Read the order. Raises WireError for what is none."""
+        config, wire = _record(content, CONFIG), _record(content, WIRE)
+        round = _value(config, "server-round", int)
+        if round < 1:
+            raise WireError(f"the server's message is for round {round}; they are counted from 1")
+        invitation = Invitation(_value(config, "channel", str), _value(config, "token", str))
+        return cls(round, _value(wire, "weights", bytes), invitation)
+
+
+def _record(content: RecordDict, name: str) -> Mapping[str, Any]:
+    record: Mapping[str, Any] | None = content.config_records.get(name)
+    return record or {}
+
+
+def _value(record: Mapping[str, Any], key: str, kind: type[T]) -> T:
+    value = record.get(key)
+    if type(value) is not kind:
+        found = "no" if value is None else f"{type(value).__name__}, not {kind.__name__}, as"
+        raise WireError(f"the server's message has {found} '{key}': is its version of splitfed another?")
+    return value
+
+
+def _classes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    classes = _value(config, "classes", list)
+    if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
+        raise WireError("the server's message has 'classes' that are not a list of different names")
+    return tuple(classes)

@@ -1,0 +1,105 @@
+"""Which node is which client, and how many images it holds: asked of every node when it first appears."""
+
+import time
+from collections.abc import Callable, Mapping
+from logging import getLogger
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from splitfed.errors import RunError
+from splitfed.server.dispatch import Dispatch
+from splitfed.wire_names import CONFIG
+
+log = getLogger("splitfed")
+
+_PAUSE, _ASK_AGAIN, _FAREWELL = 0.2, 15.0, 3.0  # seconds
+
+
+class Roster:
+    """The clients of a run, numbered from 0.
+
+    `examples` are the images that each holds, `nodes` the node that each was last seen at. `keys` tells which client a
+    node is by the key that it has proven to hold; without it nodes are believed. `known` are the examples of an earlier
+    attempt: a client that holds another number once a run has begun is refused, for nothing that follows would repeat.
+    With `waits`, clients may come and go; one that was away, or cannot take part, is asked again. Else the run ends.
+    """
+
+    def __init__(
+        self, dispatch: Dispatch, clients: int, question: dict[str, Any], known: dict[int, int], *, waits: bool,
+        keys: Callable[[], Mapping[int, int]] | None, joined: Callable[[int, int, list[int]], None],
+    ) -> None:  # fmt: skip
+        self.dispatch, self.grid, self.clients, self.question = dispatch, dispatch.grid, clients, question
+        self.waits, self.keys, self.joined = waits, keys, joined
+        self.examples = dict(known)
+        self._known = dict(known)
+        self.nodes: dict[int, int] = {}
+        self._asked: dict[str, tuple[int, float, float]] = {}
+        self._refused: dict[int, tuple[str, float]] = {}
+
+    def online(self) -> set[int]:
+        """Ask nodes that are new, and return the clients that are there."""
+        there = set(self.grid.get_node_ids())
+        self.nodes = {client: node for client, node in self.nodes.items() if node in there}
+        self._ask(there)
+        for number, reply in self.dispatch.take(set(self._asked)).items():
+            node, _, _ = self._asked.pop(number)
+            problem = self._answer(node, reply)
+            if problem is None:
+                self._refused.pop(node, None)
+            elif not self.waits:
+                raise RunError(problem)
+            else:
+                if self._refused.get(node, ("", 0.0))[0] != problem:
+                    log.warning("%s", problem)
+                self._refused[node] = problem, time.monotonic()
+        return set(self.nodes)
+
+    def gather(self, enough: int) -> None:
+        """Return when so many clients are there. Raises RunError where they never will be."""
+        while len(there := self.online()) < enough:
+            if not self.waits and not self._asked:
+                raise RunError(f"the clients that answered are {sorted(there)}, not 0 to {self.clients - 1}")
+            time.sleep(_PAUSE)
+        self._known = dict(self.examples)
+
+    def _ask(self, there: set[int]) -> None:
+        now = time.monotonic()
+        for number, (node, asked, seen) in list(self._asked.items()):
+            seen = now if node in there else seen
+            self._asked[number] = node, asked, seen
+            # It may have been restarted meanwhile; the answer of one that left at once may still be on its way.
+            if now - seen > _FAREWELL or now - asked > _ASK_AGAIN:
+                del self._asked[number]
+                self.dispatch.forget(number)
+        busy = {node for node, _, _ in self._asked.values()} | set(self.nodes.values())
+        recently = {node for node, (_, when) in self._refused.items() if now - when < _ASK_AGAIN}
+        for node in sorted(there - busy - recently):
+            message = Message(RecordDict({CONFIG: ConfigRecord(self.question)}), node, "query")
+            if (sent := self.dispatch.send(message)) is not None:
+                self._asked[sent] = node, now, now
+
+    def _answer(self, node: int, reply: Message) -> str | None:
+        """Take a node's answer; return why it is refused, if it is."""
+        if reply.has_error():
+            return f"node {node} does not answer: {reply.error.reason}"
+        answer = dict(reply.content.config_records.get(CONFIG, {}))
+        client, examples = answer.get("partition-id"), answer.get("num-examples")
+        if type(client) is not int or not 0 <= client < self.clients:
+            return f"a node says that it is client {str(client)[:20]}, where there are clients 0 to {self.clients - 1}"
+        if self.keys and self.keys().get(node) != client:
+            return f"a node says that it is client {client}, but its key is another's"
+        if "problem" in answer:
+            return f"client {client} cannot take part: {str(answer['problem'])[:500]}"
+        if type(examples) is not int or examples < 1:
+            return f"client {client} says that it holds {str(examples)[:20]} images"
+        if self._known.get(client, examples) != examples:
+            return f"client {client} held {self._known[client]} images, now {examples}: start a new run"
+        if self.nodes.get(client, node) != node:
+            return f"a second node says that it is client {client}; the first one stays"
+        self.nodes[client] = node
+        self.examples[client] = examples
+        self.grid.clients[node] = client
+        if self.waits:
+            self.joined(client, examples, sorted(set(range(self.clients)) - set(self.nodes)))
+        return None

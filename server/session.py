@@ -1,0 +1,119 @@
+"""One client's round at the server: trains the back on what the client sends, answers with the cut gradient, and counts
+both directions."""
+
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from splitfed.errors import WireError
+from splitfed.ledger import Direction, Row
+from splitfed.randomness import keyed_rng
+from splitfed.wire import Frame, Packed, pack
+
+if TYPE_CHECKING:
+    from splitfed.server.backs import Trainer
+    from splitfed.server.split import SplitServer
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """The last frame with its reply and their rows, in case the reply is lost on its way and the frame comes again."""
+
+    request: bytes
+    reply: bytes
+    rows: list[Row]
+
+
+class SplitSession:
+    """One client's mini-batches of a round, in order and each trained once; outlives streams that break.
+
+    `detached` is when its last stream was closed, by the server's clock; None while it has one.
+    """
+
+    def __init__(self, server: "SplitServer", client: int, round: int, trainer: "Trainer") -> None:
+        self._server, self.client, self.round, self.trainer = server, client, round, trainer
+        self.finished = False
+        self.detached: float | None = None
+        self._step = 0
+        self._up = self._down = 0
+        self._last: _Answered | None = None
+        self._shut = False
+        self._lock = Lock()  # a stream and the one that supersedes it may both be here
+
+    def handle(self, buffer: bytes) -> bytes:
+        """Take a `step` or `end` frame and return the reply; the last frame again gets its reply again.
+
+        Raises WireError for anything else.
+        """
+        with self._lock:
+            if self._shut:
+                raise WireError(f"round {self.round} has gone on without client {self.client}")
+            if self._last and buffer == self._last.request:
+                self._server.ledger.retried(self._last.rows)
+                return self._last.reply
+            if self.finished:
+                raise WireError("the stream has ended")
+            frame = self._server.cut.unpack_up(buffer)
+            if (frame.round, frame.client, frame.step) != (self.round, self.client, self._step + 1):
+                raise WireError(
+                    f"frame of round {frame.round}, client {frame.client}, step {frame.step}, "
+                    f"where {self.round}, {self.client}, {self._step + 1} is next"
+                )
+            reply, rows = self._train(frame) if frame.kind == "step" else self._end(frame)
+            self._last = _Answered(buffer, reply.buffer, rows)
+        if frame.kind == "step":
+            with self._server.reporting:
+                self._server.on_step(self.round, self.client)
+        return reply.buffer
+
+    def _train(self, frame: Frame) -> tuple[Packed, list[Row]]:
+        server, trainer = self._server, self.trainer
+        batch = server.cut.batch(frame)
+        # Whatever fails from here on, this frame will not be trained again.
+        self._step += 1
+        rows = self._count(frame, "up", batch.examples)
+        smashed = batch.smashed.requires_grad_()
+        key = server.key.at(self.round, self.client, self._step)
+        with server.turns:
+            with keyed_rng(key.at("dropout"), smashed.device, server.draws), server.autocast():
+                restored = server.cut.reducer.restore(smashed, batch.side, frame.meta)
+                loss = nn.functional.cross_entropy(trainer.back(restored), batch.targets)
+            loss.backward()
+            trainer.update()
+        assert smashed.grad is not None
+        reply = server.cut.pack_gradient(frame, smashed.grad, float(loss.detach()), key.at("rounding"))
+        return reply, rows + self._count(reply, "down", batch.examples)
+
+    def _end(self, frame: Frame) -> tuple[Packed, list[Row]]:
+        counted = (frame.meta.get("up"), frame.meta.get("down"))
+        if counted != (self._up, self._down):
+            raise WireError(f"client {self.client} counts {counted} bytes up and down, not {(self._up, self._down)}")
+        self._step += 1
+        rows = self._count(frame, "up", 0)
+        reply = pack("done", self.round, self.client, self._step, {})
+        rows += self._count(reply, "down", 0)
+        self.finished = True
+        return reply, rows
+
+    def _count(self, packed: Packed | Frame, direction: Direction, examples: int) -> list[Row]:
+        if direction == "up":
+            self._up += packed.total
+        else:
+            self._down += packed.total
+        place = (self.round, self._step, self.client, direction, "data")
+        sizes = self._server.cut.sizes(packed, examples)
+        rows = [Row(*place, role, part) for role, part in sizes.items()]  # type: ignore[arg-type]
+        self._server.ledger.add(rows)
+        return rows
+
+    def close(self) -> None:
+        """Note that the client has no stream any more; it may come back. Harmless when called again."""
+        if self.detached is None:
+            self.detached = self._server.clock()
+
+    def shut(self) -> None:
+        """Take nothing more, once a mini-batch in progress is done."""
+        with self._lock:
+            self._shut, self._last = True, None

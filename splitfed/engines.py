@@ -1,0 +1,74 @@
+"""Where clients run, and how patient the server is with them: the `engine` section of a scenario.
+
+`threads` are torch's in each worker, null lets torch choose; figures repeat only where they are the same.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+
+from splitfed.config import Config, kind_shorthand
+
+
+class Inline(Config):
+    """All clients and the server in one process, client by client."""
+
+    kind: Literal["inline"] = "inline"
+    threads: PositiveInt | None = None
+
+
+class Remote(Config):
+    """What engines share whose clients are other processes.
+
+    A client whose stream broke may come back within `grace` seconds and go on where it was; after that it is lost to
+    the round. `deadline` is the time in seconds that one mini-batch may take: the server ends the stream of a client
+    that sends nothing for so long, and a client gives up a server that does not answer.
+    """
+
+    threads: PositiveInt | None = None
+    grace: NonNegativeFloat = 10.0
+    deadline: PositiveFloat = 600.0
+
+
+class Ray(Remote):
+    """Flower's simulation engine: clients in Ray actors of `client_cpus` cores and `client_gpus` GPUs each (a share of
+    one, or whole ones; with 0 clients train on CPUs). Ray is started on this machine for the run, or is the cluster at
+    `address`: `host:port` as its machines name it, of which this is one, or `auto` for the one that runs here.
+    `threads` are `client_cpus` when null.
+
+    At once train as many clients as fit, and no more than 32 or this machine's cores and four: Flower's own limit."""
+
+    kind: Literal["ray"] = "ray"
+    client_cpus: PositiveInt = 1
+    client_gpus: NonNegativeFloat = 0.0
+    address: str | None = None
+
+    @field_validator("client_gpus")
+    @classmethod
+    def _a_share_or_whole(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"{gpus:g} GPUs cannot be had: take a share of one, or a whole number")
+        return gpus
+
+    @field_validator("address")
+    @classmethod
+    def _of_a_cluster(cls, address: str | None) -> str | None:
+        host, _, port = (address or "auto").rpartition(":")
+        if address not in (None, "auto") and ("/" in host or not host or not port.isdecimal()):
+            raise ValueError(f"{address!r} is no address: write host:port, or auto")
+        return address
+
+
+class Deployment(Remote):
+    """Real clients on other machines; set by `splitfed serve`."""
+
+    kind: Literal["deployment"] = "deployment"
+
+
+def _inline_unless_said(value: Any) -> Any:
+    return {"kind": "inline", **value} if isinstance(value, dict) else value
+
+
+EngineConfig = Annotated[
+    Inline | Ray | Deployment, Field(discriminator="kind"), BeforeValidator(_inline_unless_said), kind_shorthand
+]

@@ -1,0 +1,50 @@
+"""Tables of runs: how they look, and the same as CSV."""
+
+import csv
+import io
+
+import rich.box
+import rich.console
+from rich.table import Table
+from rich.text import Text
+
+from splitfed import units
+from splitfed.console import print_whole
+
+
+def new_table(first: str, others: list[str]) -> Table:
+    """Return an empty table: one column of text, the others aligned to the right."""
+    table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def to_csv(names: list[str], rows: list[dict]) -> str:
+    """Return rows as CSV with a heading; None is an empty field."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def at_heads(at: int | None) -> list[str]:
+    """Return the headings of what was reached within a budget of cut bytes; none without a budget."""
+    return [] if at is None else [f"validation\nwithin {units.size(at)}", "bytes\nthen"]
+
+
+def at_cells(at: int | None, reached: tuple[float | None, int] | None) -> list[str]:
+    """Return the cells below these headings: validation accuracy and cut bytes, or two dashes."""
+    if at is None:
+        return []
+    return [units.percent(reached[0]), units.size(reached[1])] if reached else [units.NONE, units.NONE]
+
+
+def show(table: Table, notes: list[str], out: rich.console.Console | None) -> None:
+    """Print a table, never cut, and the notes below it."""
+    out = out or rich.console.Console()
+    print_whole(out, table)
+    for note in notes:
+        out.print(Text(note), soft_wrap=True)

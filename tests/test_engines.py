@@ -1,0 +1,51 @@
+"""The same numbers everywhere: one scenario in one process, in Ray actors, and with real clients."""
+
+from pathlib import Path
+
+import pytest
+from deployed import deployment, descendants
+from helpers import ADC, small, table
+
+from splitfed import Scenario, simulate
+from splitfed.engines import Deployment
+from splitfed.summary import Summary
+
+THREE = ["federation.clients=3", "federation.cohort=2", "federation.rounds=3", "training.client_state=keep"]
+
+
+def scenario(mode: str) -> Scenario:
+    return small(*ADC, *THREE, f"federation.mode={mode}")
+
+
+def data_rows(folder: Path) -> list[dict[str, str]]:
+    return [row for row in table(folder / "ledger.csv") if row["plane"] == "data"]
+
+
+def same(one: Path, other: Path) -> None:
+    assert data_rows(one) == data_rows(other)
+    without = ("seconds", "total_bytes", "total_raw_bytes")
+    assert table(one / "metrics.csv", *without) == table(other / "metrics.csv", *without)
+    first, second = Summary.read(one), Summary.read(other)
+    assert (first.test_accuracy, first.test_loss, first.cut_bytes) == (
+        second.test_accuracy, second.test_loss, second.cut_bytes,
+    )  # fmt: skip
+    assert (first.bytes_wasted, second.bytes_wasted) == (0, 0)
+
+
+@pytest.mark.parametrize("mode", ["sfl-v1", pytest.param("sfl-v2", marks=pytest.mark.slow)])
+def test_a_deployment_repeats_a_simulation(mode, tmp_path):
+    expected = simulate(scenario(mode), runs=tmp_path / "inline")
+    with deployment(tmp_path) as here:
+        server = here.serve(scenario(mode))
+        clients = [here.join(client) for client in range(3)]
+        assert server.end() == 0, server.text
+        assert [client.end() for client in clients] == [0, 0, 0]
+        assert not descendants(server.pid)
+    (folder,) = here.runs
+    same(expected.folder, folder)
+    assert Summary.read(folder).engine == "deployment"
+    assert isinstance(Scenario.load(str(folder / "scenario.yaml")).engine, Deployment)
+    assert "test accuracy" in server.text
+    assert all(f"client {client} joined with" in server.text for client in range(3))
+    assert "the run is over" in clients[0].text
+    assert not (folder / "flower").exists()  # nothing of Flower's, nor of its database, stays behind
