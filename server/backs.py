@@ -140,7 +140,7 @@ class PerClient(BackPool):
         self._free.append(trainer)
 
     def close_round(self) -> None:
-        """Put the average in place; where every client was lost, nothing changes."""
+        """Put the average in place; where every client was lost, or no round is open, nothing changes."""
         for client in list(self._order):  # whoever was never settled is lost
             self._settled.setdefault(client, None)
         self._advance()
@@ -150,7 +150,7 @@ class PerClient(BackPool):
         weights = {name.removeprefix("back/"): t for name, t in means.items() if name.startswith("back/")}
         moments = {name.removeprefix("optimiser/"): t for name, t in means.items() if name.startswith("optimiser/")}
         self.trainer.load(weights, unflatten(moments))
-        self._sum = {}
+        self._sum, self._examples = {}, 0
 
 
 def _flat(trainer: Trainer) -> dict[str, Tensor]:

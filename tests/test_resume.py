@@ -134,7 +134,8 @@ def test_killed_between_two_writes(where, tmp_path, monkeypatch):
         assert outcome(folder) == expected
 
 
-def test_ctrl_c_drops_the_open_round(tmp_path):
+@pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
+def test_ctrl_c_drops_the_open_round(mode, tmp_path):
     from splitfed.observe import Observer
 
     class Impatient(Observer):
@@ -147,7 +148,7 @@ def test_ctrl_c_drops_the_open_round(tmp_path):
         def interrupted(self, folder, round, totals) -> None:
             self.stopped = (round, totals.total.sent)
 
-    plan, observer = scenario("sfl-v2"), Impatient()
+    plan, observer = scenario(mode), Impatient()
     with pytest.raises(KeyboardInterrupt):
         simulate(plan, runs=tmp_path, observers=(observer,))
     (folder,) = tmp_path.glob("small-*")
@@ -162,7 +163,8 @@ def test_ctrl_c_drops_the_open_round(tmp_path):
     assert outcome(folder) == expected
 
 
-def test_ctrl_c_while_the_round_is_evaluated(tmp_path, monkeypatch):
+@pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
+def test_ctrl_c_while_the_round_is_evaluated(mode, tmp_path, monkeypatch):
     """Nothing of the round was kept yet, so all of it is dropped, and nothing is counted twice."""
     from splitfed.observe import Observer
     from splitfed.server.model import Model
@@ -171,7 +173,7 @@ def test_ctrl_c_while_the_round_is_evaluated(tmp_path, monkeypatch):
         def interrupted(self, folder, round, totals) -> None:
             self.round, self.sent = round, totals.total.sent
 
-    plan, told, validate, calls = scenario("sfl-v2"), Told(), Model.validate, []
+    plan, told, validate, calls = scenario(mode), Told(), Model.validate, []
 
     def interrupted(self):
         calls.append(None)
@@ -189,6 +191,29 @@ def test_ctrl_c_while_the_round_is_evaluated(tmp_path, monkeypatch):
     assert told.sent == sum(int(row["sent_bytes"]) for row in kept)
     assert {row["round"] for row in kept} == {"0", "1", "2", "3"}
     assert {row["round"] for row in table(folder / "wasted.csv")} == {"4"}
+    simulate(resume=folder)
+    assert outcome(folder) == outcome(simulate(plan, runs=tmp_path / "whole").folder)
+
+
+@pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
+def test_ctrl_c_between_two_rounds(mode, tmp_path, monkeypatch):
+    """The backs of the round before are settled, those of the next not handed out."""
+    from splitfed.server.roster import Roster
+
+    plan, online, calls = scenario(mode), Roster.online, []
+
+    def interrupted(self):
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return online(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Roster, "online", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(plan, runs=tmp_path)
+    (folder,) = tmp_path.glob("small-*")
+    assert {row["round"] for row in table(folder / "ledger.csv")} == {"0", "1", "2"}
     simulate(resume=folder)
     assert outcome(folder) == outcome(simulate(plan, runs=tmp_path / "whole").folder)
 
