@@ -198,18 +198,17 @@ def test_ctrl_c_while_the_round_is_evaluated(mode, tmp_path, monkeypatch):
 @pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
 def test_ctrl_c_between_two_rounds(mode, tmp_path, monkeypatch):
     """The backs of the round before are settled, those of the next not handed out."""
-    from splitfed.server.roster import Roster
+    from splitfed.server.rounds import Rounds
 
-    plan, online, calls = scenario(mode), Roster.online, []
+    plan, cohort = scenario(mode), Rounds._cohort
 
-    def interrupted(self):
-        calls.append(None)
-        if len(calls) == 3:
+    def interrupted(self, round):
+        if round == 3:
             raise KeyboardInterrupt
-        return online(self)
+        return cohort(self, round)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Roster, "online", interrupted)
+        patch.setattr(Rounds, "_cohort", interrupted)
         with pytest.raises(KeyboardInterrupt):
             simulate(plan, runs=tmp_path)
     (folder,) = tmp_path.glob("small-*")
