@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from splitfed.compression.fusing import fuse, weak
-from splitfed.compression.merging import Merging, gather, kept, kept_tokens, merge, strongest
+from splitfed.compression.merging import Merging, gather, kept, kept_tokens, marked, merge, strongest
 from splitfed.compression.reducer import Plan, Reducer, ReducerSettings, View
 from splitfed.expect import Expect, Expected, Geometry
 from splitfed.seeds import Key
@@ -88,6 +88,14 @@ class AdcPlan(Plan):
     def targets(self, labels: Tensor, classes: int) -> Tensor:
         """Turn labels `[B]` into soft targets `[C, classes]`."""
         return self.merging.soft_targets(labels, classes)
+
+    def kept(self, samples: int, tokens: int) -> Tensor:
+        """Return the marks `[B, n]` of the tokens that each sample's cluster keeps; fused ones have no place left."""
+        return marked(self.positions[self.merging.assignment], tokens)
+
+    def groups(self, samples: int) -> Tensor:
+        """Return each sample's cluster, `[B]`."""
+        return self.merging.assignment
 
 
 class Adc(Reducer):

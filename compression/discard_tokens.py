@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from splitfed.compression.merging import gather, kept_tokens, strongest
+from splitfed.compression.merging import gather, kept_tokens, marked, strongest
 from splitfed.compression.reducer import Plan, Reducer, ReducerSettings, View, expected_targets
 from splitfed.expect import Expect, Expected, Geometry
 from splitfed.seeds import Key
@@ -36,6 +36,10 @@ class DiscardPlan(Plan):
     def targets(self, labels: Tensor, classes: int) -> Tensor:
         """Return the labels `[B]` as they are: no sample is merged."""
         return labels
+
+    def kept(self, samples: int, tokens: int) -> Tensor:
+        """Return the marks `[B, n]` of the tokens that travel."""
+        return marked(self.positions, tokens)
 
 
 class DiscardTokens(Reducer):

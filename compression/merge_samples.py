@@ -37,6 +37,10 @@ class MergePlan(Plan):
         """Turn labels `[B]` into soft targets `[C, classes]`."""
         return self.merging.soft_targets(labels, classes)
 
+    def groups(self, samples: int) -> Tensor:
+        """Return each sample's cluster, `[B]`."""
+        return self.merging.assignment
+
 
 class MergeSamples(Reducer):
     """The first half of ADC: samples cluster by CLS attention, each cluster becomes one soft-labelled sample.

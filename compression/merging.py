@@ -65,6 +65,11 @@ def strongest(attention: Tensor, count: int, prefix: int) -> Tensor:
     return torch.cat([first, order[:, : count - prefix]], 1).sort(dim=1).values
 
 
+def marked(positions: Tensor, tokens: int) -> Tensor:
+    """Return a table `[B, n]`, float32, of ones at positions `[B, k]` and zeros elsewhere."""
+    return torch.zeros(len(positions), tokens, device=positions.device).scatter(1, positions, 1.0)
+
+
 def gather(activations: Tensor, positions: Tensor) -> Tensor:
     """Take the tokens at positions `[B, k]` out of activations `[B, n, d]`, differentiably: `[B, k, d]`."""
     samples, tokens, _ = activations.shape

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from splitfed.config import Config
@@ -16,18 +17,24 @@ from splitfed.errors import WireError
 from splitfed.expect import Expect, Expected, Geometry
 from splitfed.seeds import Key
 
+if TYPE_CHECKING:
+    from splitfed.models import ModelConfig
+
 Meta = Mapping[str, int | float | str]
+
+IDENTITY = nn.Identity()
 
 
 @dataclass(frozen=True)
 class View:
     """What a reducer may look at when it decides: detached activations `[B, n, d]`, and on demand the attention that
     CLS pays to all tokens in the last block of the front, `[B, n]`, rows summing to 1; the first `prefix` tokens are
-    class and register tokens."""
+    class and register tokens. `encoder` is the client's half of a reducer with layers of its own, else the identity."""
 
     activations: Tensor
     prefix: int
     attention: Callable[[], Tensor]
+    encoder: nn.Module = IDENTITY
 
 
 @dataclass
@@ -46,11 +53,28 @@ class Plan(ABC):
         """Turn labels `[B]` (int64) into what the smashed samples are trained on: `[T]` labels, or `[T, classes]`
         probabilities (float32) where samples were merged."""
 
+    # For people, not for the wire: `splitfed explain` shows both. A method that discards or merges says so here.
+
+    def kept(self, samples: int, tokens: int) -> Tensor:
+        """Return the share of each token that travels in its own place, float `[B, n]`, of a batch of B samples and n
+        tokens: 0 for a token that is discarded. All of them, unless a method says otherwise."""
+        return torch.ones(samples, tokens)
+
+    def groups(self, samples: int) -> Tensor:
+        """Return which smashed sample each of B samples becomes part of, int64 `[B]`: samples of one number are merged.
+        A number each, unless a method says otherwise."""
+        return torch.arange(samples)
+
 
 class Reducer(ABC):
-    """One method of reduction; stateless but for its modules, so one object serves any number of clients."""
+    """One method of reduction; stateless, so one object serves any number of clients. Layers that it trains live in
+    the model."""
 
     needs_attention: bool = False
+
+    def halves(self, geometry: Geometry, key: Key) -> Halves | None:
+        """Return the reducer's own layers, new and drawn from `key`; None where it has none."""
+        return None
 
     @abstractmethod
     def plan(self, view: View, key: Key) -> Plan:
@@ -64,10 +88,12 @@ class Reducer(ABC):
         if len(targets) != len(smashed):
             raise WireError(f"{len(targets)} targets for {len(smashed)} smashed samples")
 
-    def restore(self, smashed: Tensor, side: Mapping[str, Tensor], meta: Meta) -> Tensor:
-        """Server half, differentiable: turn what arrived, and `check` has passed, into the input of the back. Identity
-        unless a method needs more."""
-        return smashed
+    def restore(
+        self, smashed: Tensor, side: Mapping[str, Tensor], meta: Meta, decoder: nn.Module = IDENTITY
+    ) -> Tensor:  # fmt: skip
+        """Server half, differentiable: turn what arrived, and `check` has passed, into the input of the back. `decoder`
+        is that of the back which is trained on it, the identity where the reducer has no layers of its own."""
+        return decoder(smashed)
 
     @abstractmethod
     def expected(self, geometry: Geometry) -> Expected:
@@ -84,6 +110,11 @@ class ReducerSettings(Config, ABC):
 
     def problem(self, batch_size: int) -> str | None:
         """Tell why it does not go with mini-batches of this size, and the way out; or None."""
+        return None
+
+    def misfit(self, model: "ModelConfig", geometry: Geometry) -> str | None:
+        """Tell why it does not go with this model, whose sizes at the cut are these, and the way out; or None. Asked
+        where the run's files are, not at the clients."""
         return None
 
 

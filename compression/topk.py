@@ -16,10 +16,19 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from splitfed.compression.merging import kept
-from splitfed.compression.reducer import Meta, Plan, Reducer, ReducerSettings, View, expected_targets, meta_number
+from splitfed.compression.reducer import (
+    IDENTITY,
+    Meta,
+    Plan,
+    Reducer,
+    ReducerSettings,
+    View,
+    expected_targets,
+    meta_number,
+)
 from splitfed.errors import WireError
 from splitfed.expect import Expect, Expected, Geometry
 from splitfed.seeds import Key
@@ -62,6 +71,12 @@ class SparsePlan(Plan):
         """Return the labels `[B]` as they are: no sample is merged."""
         return labels
 
+    def kept(self, samples: int, tokens: int) -> Tensor:
+        """Return the share `[B, n]` of each token's values that travel."""
+        width = int(self.meta["width"])
+        counts = torch.zeros(samples, tokens, device=self.places.device)
+        return counts.scatter_add_(1, self.places // width, torch.ones_like(self.places, dtype=counts.dtype)) / width
+
 
 class Sparse(Reducer):
     """Values and gaps up, zeros filled in at the server; a subclass says which values."""
@@ -97,7 +112,9 @@ class Sparse(Reducer):
         if low < 0 or high >= size or int(_places(gaps)[:, -1].max()) >= size:
             raise WireError(f"gaps that lead out of a sample of {size} values")
 
-    def restore(self, smashed: Tensor, side: Mapping[str, Tensor], meta: Meta) -> Tensor:
+    def restore(
+        self, smashed: Tensor, side: Mapping[str, Tensor], meta: Meta, decoder: nn.Module = IDENTITY
+    ) -> Tensor:  # fmt: skip
         """Turn values `[B, k]` into samples `[B, n, d]` with zeros everywhere else."""
         tokens, width = int(meta["tokens"]), int(meta["width"])
         whole = smashed.new_zeros(len(smashed), tokens * width)
