@@ -18,11 +18,20 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fft import irfft, rfft
 from torch.nn.functional import pad
 
-from splitfed.compression.reducer import Meta, Plan, Reducer, ReducerSettings, View, expected_targets, meta_number
+from splitfed.compression.reducer import (
+    IDENTITY,
+    Meta,
+    Plan,
+    Reducer,
+    ReducerSettings,
+    View,
+    expected_targets,
+    meta_number,
+)
 from splitfed.errors import WireError
 from splitfed.expect import Expect, Expected, Geometry
 from splitfed.seeds import Key
@@ -85,7 +94,9 @@ class C3sl(Reducer):
         if len(targets) != samples or len(smashed) != -(-samples // self.r):
             raise WireError(f"{len(targets)} targets and {len(smashed)} groups of {self.r} for {samples} samples")
 
-    def restore(self, smashed: Tensor, side: Mapping[str, Tensor], meta: Meta) -> Tensor:
+    def restore(
+        self, smashed: Tensor, side: Mapping[str, Tensor], meta: Meta, decoder: nn.Module = IDENTITY
+    ) -> Tensor:  # fmt: skip
         """Turn `[G, n, d]` into samples `[B, n, d]`, each with the noise of its group."""
         bound = _wide(smashed.flatten(1))
         samples = unbind(bound, _spectra_for(bound, int(meta["keys"]), self.r))

@@ -8,10 +8,12 @@ never travels, and the gradient of what remains is small by itself. Turning tens
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from splitfed.compression.halves import Halves
 from splitfed.config import Config
 from splitfed.errors import WireError
 from splitfed.expect import Expect, Expected, Geometry

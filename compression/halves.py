@@ -1,0 +1,53 @@
+"""Layers that a reducer brings with it: an encoder at the client, a decoder at the server.
+
+They become part of the model, as `encoder` of the front and `decoder` of the back, so whatever holds for these holds for
+them: optimisers, averages, checkpoints, copies of the back.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import sqrt
+from typing import Literal
+
+from torch import nn
+from torch.nn.utils import skip_init
+
+from splitfed.seeds import Key
+
+# How the names of these layers' tensors begin, in the front's and the back's state.
+ENCODER, DECODER = "encoder.", "decoder."
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A reducer's own layers.
+
+    `encoder` turns activations `[B, n, d]` into the smashed tensor, `decoder` that into the input of the back,
+    `[B, n, d]`. The encoder's `owner` is the round (it goes out with the front and is averaged with it) or each client
+    alone (`local`: it never travels after it was handed out). `trained` ones learn with the model, the encoder in the
+    front's optimiser and the decoder in the back's; others are frozen while it learns.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    owner: Literal["round", "local"] = "round"
+    trained: bool = True
+
+    @property
+    def encoder_travels(self) -> bool:
+        """Whether the encoder is part of what the server hands out and takes back in each round."""
+        return self.owner == "round" and self.trained
+
+
+def mlp(widths: Sequence[int], key: Key) -> nn.Sequential:
+    """Return linear layers from each width to the next, with ReLU between them: `[..., widths[0]]` to
+    `[..., widths[-1]]`. Weights and biases are drawn from `key` as torch draws its own, uniformly within
+    1 / sqrt(inputs)."""
+    generator, layers = key.generator(), list[nn.Module]()
+    for inputs, outputs in pairwise(widths):
+        linear = skip_init(nn.Linear, inputs, outputs)
+        for parameter in linear.parameters():
+            nn.init.uniform_(parameter, -1 / sqrt(inputs), 1 / sqrt(inputs), generator=generator)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
