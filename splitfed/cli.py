@@ -107,7 +107,7 @@ def validate(scenario: ScenarioName, set_: Overrides = None) -> None:
 
 app.command(
     "list",
-    epilog="WHAT is reducers, codecs, lossless, budgets, modes, strategies, engines, scenarios or models. "
+    epilog="WHAT is reducers, codecs, lossless, presets, budgets, modes, strategies, engines, scenarios or models. "
     "PATTERN is of names, e.g. 'deit*'.",
 )(list_)
 app.command(epilog="FILE is a YAML file that names a scenario and what is varied in it.")(sweep)

@@ -115,6 +115,14 @@ def _lossless(_: str) -> Iterator[Entry]:
     return _kinds(Packing, "lossless")
 
 
+def _presets(_: str) -> Iterator[Entry]:
+    from splitfed.compression.presets import PRESETS
+    from splitfed.scenario_yaml import write_line
+
+    for name, settings in PRESETS.items():
+        yield Entry(name, "", write_line(settings))
+
+
 def _of_scenario(key: str) -> Callable[[str], Iterator[Entry]]:
     def found(_: str) -> Iterator[Entry]:
         from splitfed.scenario import Scenario
@@ -163,6 +171,7 @@ SORTS: dict[str, Callable[[str], Iterator[Entry]]] = {
     "reducers": _reducers,
     "codecs": _codecs,
     "lossless": _lossless,
+    "presets": _presets,
     "budgets": _of_scenario("budget"),
     "modes": _modes,
     "strategies": _strategies,

@@ -6,6 +6,7 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_
 
 from splitfed.compression.codecs import CodecConfig
 from splitfed.compression.lossless import LosslessConfig
+from splitfed.compression.presets import PRESETS, written_out
 from splitfed.compression.reducers import ReducerConfig
 from splitfed.config import Config
 from splitfed.optim import SideConfig
@@ -92,14 +93,21 @@ class Packing(Config):
 class Compression(Config):
     """What makes the bytes fewer: a `reducer` that drops or merges before sending, and a packing for each role.
 
-    `smashed` and `targets` go up at every step, `cut_gradient` comes down; `front_weights` go both ways once a round.
+    `smashed` and `targets` go up at every step, `cut_gradient` comes down; `front_weights` go both ways once a round. A
+    `preset` stands for settings of all of them; keys beside it win. It is written out when it is read, and not kept.
     """
 
+    preset: Literal[tuple(PRESETS)] | None = Field(None, exclude=True)  # type: ignore[valid-type]
     reducer: ReducerConfig = Field("none", validate_default=True)
     smashed: Packing = Packing()
     targets: Packing = Packing()
     cut_gradient: Packing = Packing()
     front_weights: Packing = Packing()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_written_out(cls, data: Any) -> Any:
+        return written_out(data)
 
 
 class Checkpoints(Config):

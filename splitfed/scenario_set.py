@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from splitfed import scenario_presets
 from splitfed.scenario_file import Document, Origin, Path, Reader, shown
 from splitfed.scenario_schema import Sections, below, kind
 from splitfed.scenario_yaml import Unreadable, compose
@@ -33,13 +34,16 @@ class _Refused(Exception):
 def override(document: Document, overrides: list[str], model: type[BaseModel]) -> None:
     """Apply overrides in order. Values are YAML (`3`, `1e-4`, `[1, 2]`, `{kind: adc, ratio: 0.1}`; nothing is null),
     sections that are missing are created, `reducer: adc` becomes a section when one of its keys is set, and setting
-    another `kind` drops the keys of the old one. Problems are noted in the document."""
+    another `kind` drops the keys of the old one. A preset of the compression is written out, see `scenario_presets`.
+    Problems are noted in the document."""
+    scenario_presets.write_out(document, _AFTER_THE_FILE)
     for i, text in enumerate(overrides):
         shown = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
         place = text.place if isinstance(text, Change) else f"--set {shown}"
         origin = Origin(_AFTER_THE_FILE + i, place)
         try:
             _apply(document, text, origin, model)
+            scenario_presets.write_out(document, _AFTER_THE_FILE)
         except _Refused as e:
             document.refuse(e.path, e.why, origin)
         except Unreadable as e:
@@ -52,6 +56,8 @@ def _apply(document: Document, text: str, origin: Origin, model: type[BaseModel]
     if not equals or not all(parts):
         raise _Refused((), "write it as section.key=value")
     node = compose(written)
+    if tuple(parts) == scenario_presets.PRESET:
+        scenario_presets.drop_file(document, _AFTER_THE_FILE)
     holder, path = _holder(document, parts, origin, (model,))
     key = _key(holder, parts[-1], path)
     path = (*path, key)

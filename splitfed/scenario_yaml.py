@@ -93,3 +93,8 @@ def compose(text: str) -> Node | None:
 def write(sections: dict[str, Any]) -> str:
     """Write plain values as ASCII YAML that reads back equal."""
     return yaml.dump(sections, Dumper=_Dumper, sort_keys=False, width=120)
+
+
+def write_line(sections: dict[str, Any]) -> str:
+    """Write plain values as YAML in one line, as they can follow a key."""
+    return yaml.dump(sections, Dumper=_Dumper, sort_keys=False, width=1 << 20, default_flow_style=True).strip()
