@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from splitfed import __version__
+from splitfed.assembly import assemble
 from splitfed.attention import ClsAttention
 from splitfed.batches import batches
 from splitfed.channel import Invitation, Stream
@@ -25,7 +26,7 @@ from splitfed.control import FrontWire
 from splitfed.cut import Cut
 from splitfed.engines import Deployment
 from splitfed.errors import RunError, ScenarioError, WireError
-from splitfed.models import build, pixel_stats, split
+from splitfed.models import pixel_stats
 from splitfed.optim import pick_device, set_lr
 from splitfed.optimiser_state import read_optimiser, write_optimiser
 from splitfed.precision import autocast
@@ -57,12 +58,11 @@ class Worker:
         classes = len(self.holding.classes)
         self.device = pick_device(settings.device or scenario.training.client.device)
         # Weights come from the server, so none are loaded here.
-        vit = build(scenario.model, classes, pretrained=False, key=self.key.at("model"))
-        self.front = split(vit, scenario.model.cut)[0].to(self.device).train()
+        self.front = assemble(scenario, classes, pretrained=False)[0].to(self.device).train()
         self.geometry = self.front.geometry(scenario.training.batch_size, classes)
         self.cut = Cut(scenario.compression, self.geometry, self.device)
         self.attention = ClsAttention(self.front) if self.cut.reducer.needs_attention else None
-        self.wire = FrontWire(self.front.state_dict(), scenario.compression.front_weights)
+        self.wire = FrontWire(self.front.travelling(), scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)
         self._draws = draws(self.front)
 
@@ -75,7 +75,7 @@ class Worker:
         be sent.
         """
         training, federation = self.scenario.training, self.scenario.federation
-        self.front.load_state_dict(weights)
+        self.front.load_travelling(weights)
         optimiser = training.client.optimiser_for(self.front)
         keep = ClientState(states, client) if training.client_state == "keep" else None
         if keep:
@@ -97,7 +97,7 @@ class Worker:
             _end(stream, client, round, step + 1, up, down)
         if keep:
             keep.save(round, read_optimiser(optimiser))
-        return Trained(self.front.state_dict(), losses / max(1, step), step, len(rows))
+        return Trained(self.front.travelling(), losses / max(1, step), step, len(rows))
 
     def _step(
         self, stream: Stream, images: Tensor, labels: Tensor, client: int, round: int, step: int
@@ -107,7 +107,8 @@ class Worker:
         precision = self.scenario.training.precision
         with keyed_rng(key.at("dropout"), self.device, self._draws), autocast(precision, self.device):
             activations = self.front(images)
-        view = View(activations.detach(), self.geometry.prefix, self.attention.read if self.attention else _blind)
+        attention = self.attention.read if self.attention else _blind
+        view = View(activations.detach(), self.geometry.prefix, attention, self.front.encoder)
         with torch.no_grad():
             plan = self.cut.reducer.plan(view, key.at("plan"))
             targets = plan.targets(labels, self.geometry.classes)

@@ -43,8 +43,8 @@ class BottleneckConfig(ReducerSettings):
         if self.width < geometry.width:
             return None
         return (
-            f"width: {self.width} is not below the {geometry.width} features of {model.name}, so nothing would be saved: "
-            "lower it, or use the reducer none"
+            f"width: {self.width} is not below the {geometry.width} features of {model.name}, so nothing would be "
+            "saved: lower it, or use the reducer none"
         )
 
 

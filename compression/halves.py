@@ -1,7 +1,7 @@
 """Layers that a reducer brings with it: an encoder at the client, a decoder at the server.
 
-They become part of the model, as `encoder` of the front and `decoder` of the back, so whatever holds for these holds for
-them: optimisers, averages, checkpoints, copies of the back.
+They become part of the model, as `encoder` of the front and `decoder` of the back, so whatever holds for these holds
+for them: optimisers, averages, checkpoints, copies of the back.
 """
 
 from collections.abc import Sequence

@@ -84,7 +84,7 @@ def main(grid: Grid, context: Context) -> None:
     split = SplitServer(
         pool, cut, recovered.ledger, key.at("server"), scenario.training.precision, at_once=at_once
     )  # fmt: skip
-    wire = FrontWire(model.front.state_dict(), scenario.compression.front_weights)
+    wire = FrontWire(model.front.travelling(), scenario.compression)
     wire_grid = WireGrid(grid, wire, recovered.ledger, key.at("front_weights"))
     strategy = FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
     lent = runtime()

@@ -1,16 +1,21 @@
-"""Evaluation of the whole model, front and back, where the back lives; nothing crosses the cut."""
+"""Evaluation of the whole model, where the back lives; nothing crosses the cut.
+
+A reducer takes no part in it, but for layers of its own: these belong to the model, which is then front, encoder,
+decoder, back, with the encoder that the server knows.
+"""
 
 import torch
 from torch import nn
 
 from splitfed.batches import batches
 from splitfed.images import Images
+from splitfed.models import Back, Front
 from splitfed.precision import autocast
 from splitfed.seeds import Key
 
 
 def evaluate(
-    front: nn.Module, back: nn.Module, images: Images, batch_size: int, mean: tuple[float, ...],
+    front: Front, back: Back, images: Images, batch_size: int, mean: tuple[float, ...],
     std: tuple[float, ...], device: torch.device, precision: str, workers: int = 0,
 ) -> tuple[float, float]:  # fmt: skip
     """Return the mean loss and the accuracy (a share in [0, 1]) over all images."""
@@ -26,7 +31,7 @@ def evaluate(
         ):  # fmt: skip
             labels = batch.labels.to(device)
             with autocast(precision, device):
-                logits = back(front(batch.images.to(device)))
+                logits = back(back.decoder(front.encoder(front(batch.images.to(device)))))
             loss += float(nn.functional.cross_entropy(logits.float(), labels, reduction="sum"))
             right += int((logits.argmax(1) == labels).sum())
     front.train(was_training[0])

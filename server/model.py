@@ -2,23 +2,24 @@
 
 from torch import Tensor
 
+from splitfed.assembly import assemble, check_fits
 from splitfed.batches import count_batches
 from splitfed.data import FederatedData
-from splitfed.models import build, pixel_stats, split, whole_state
+from splitfed.models import pixel_stats, whole_state
 from splitfed.optim import pick_device
 from splitfed.scenario import Scenario
-from splitfed.seeds import Key
 from splitfed.server.evaluate import evaluate
 
 
 class Model:
-    """Front and back of a scenario's model on the server's device."""
+    """Front and back of a scenario's model on the server's device, with the reducer's own layers in them. Raises
+    ModelError where the model cannot be built or the reducer does not go with it."""
 
     def __init__(self, scenario: Scenario, data: FederatedData) -> None:
         self.scenario, self.data = scenario, data
         self.device = pick_device(scenario.training.server.device)
-        vit = build(scenario.model, len(data.classes), key=Key(scenario.seed).at("model"))
-        front, back = split(vit, scenario.model.cut)
+        front, back = assemble(scenario, len(data.classes))
+        check_fits(scenario, front)
         self.front, self.back = front.to(self.device), back.to(self.device).train()
         self.geometry = front.geometry(scenario.training.batch_size, len(data.classes))
         self.mean, self.std = pixel_stats(scenario.model)
@@ -33,8 +34,8 @@ class Model:
             part.load_state_dict({name: state[name] for name in part.state_dict()})
 
     def load_front(self, weights: dict[str, Tensor]) -> None:
-        """Take over the front's weights, by copy."""
-        self.front.load_state_dict(weights)
+        """Take over what came back of the front, by copy."""
+        self.front.load_travelling(weights)
 
     def steps(self, examples: list[int]) -> int:
         """Return how many mini-batches clients of so many examples send in a round."""

@@ -165,7 +165,7 @@ class Rounds:
         self.ledger.waste()
 
     def _arrays(self) -> ArrayRecord:
-        weights = self.model.front.state_dict()
+        weights = self.model.front.travelling()
         return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in weights.items()})
 
     def _on_step(self, round: int, client: int) -> None:

@@ -78,7 +78,8 @@ class SplitSession:
         key = server.key.at(self.round, self.client, self._step)
         with server.turns:
             with keyed_rng(key.at("dropout"), smashed.device, server.draws), server.autocast():
-                restored = server.cut.reducer.restore(smashed, batch.side, frame.meta)
+                decoder = trainer.back.get_submodule("decoder")
+                restored = server.cut.reducer.restore(smashed, batch.side, frame.meta, decoder)
                 loss = nn.functional.cross_entropy(trainer.back(restored), batch.targets)
             loss.backward()
             trainer.update()

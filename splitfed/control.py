@@ -2,7 +2,7 @@
 
 Tensors are grouped by the length of their rows and each group is encoded as one matrix: per-row scales then fit the
 weights, and a front of 150 tensors costs as little overhead as one of four. Names and shapes do not travel: both ends
-hold the same front.
+hold the same front. An encoder that a reducer brought into it is counted, and packed, apart.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from splitfed.compression.halves import ENCODER
 from splitfed.expect import Expect
+from splitfed.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.wire import Frame, Packed, pack, unpack
 
 if TYPE_CHECKING:
-    from splitfed.scenario_sections import Packing
+    from splitfed.scenario_sections import Compression
 
-ROLE = "front_weights"
+ROLE, PARTS = "front_weights", "parts"
 # Header and checksums of a frame, and the worst case of a codec that keeps a scale for every number.
 _SLACK_BYTES, _MOST_BYTES_A_NUMBER = 1 << 17, 16
 
@@ -31,39 +33,48 @@ def _row_length(shape: torch.Size) -> int:
 
 
 class FrontWire:
-    """Packs and unpacks the weights of a front of known names and shapes under one codec and lossless stage."""
+    """Packs and unpacks the weights of a front of known names and shapes: `front_weights` and, if the front has a
+    reducer's encoder, `parts`, each under its own codec and lossless stage. `numbers` counts them by role."""
 
-    def __init__(self, template: Mapping[str, Tensor], packing: "Packing") -> None:
+    def __init__(self, template: Mapping[str, Tensor], compression: "Compression") -> None:
         self.shapes = {name: tensor.shape for name, tensor in template.items()}
-        self.codec, self.lossless = packing.codec.build(), packing.lossless.build()
-        self.groups: dict[int, list[str]] = {}
+        packings = {ROLE: compression.front_weights, PARTS: compression.parts}
+        self.stages = {role: (packing.codec.build(), packing.lossless.build()) for role, packing in packings.items()}
+        self.groups: dict[tuple[str, int], list[str]] = {}
+        self.numbers: dict[str, int] = {}
         for name, shape in self.shapes.items():
-            self.groups.setdefault(_row_length(shape), []).append(name)
-        self.numbers = sum(shape.numel() for shape in self.shapes.values())
+            role = PARTS if name.startswith(ENCODER) else ROLE
+            self.groups.setdefault((role, _row_length(shape)), []).append(name)
+            self.numbers[role] = self.numbers.get(role, 0) + shape.numel()
         self.expected = {
-            f"{ROLE}/{length}": (Expect.floats(sum(self.shapes[n].numel() for n in names) // length, length),)
-            for length, names in self.groups.items()
+            f"{role}/{length}": (Expect.floats(sum(self.shapes[n].numel() for n in names) // length, length),)
+            for (role, length), names in self.groups.items()
         }
-        self.most_bytes = _SLACK_BYTES + _MOST_BYTES_A_NUMBER * self.numbers
-
-    @property
-    def raw_bytes(self) -> int:
-        """Bytes of these weights in float32."""
-        return 4 * self.numbers
+        self.most_bytes = _SLACK_BYTES + _MOST_BYTES_A_NUMBER * sum(self.numbers.values())
 
     def pack(self, weights: Mapping[str, Tensor], key: Key, round: int, client: int) -> Packed:
         """Encode the weights as one frame."""
         packets = {}
-        for length, names in self.groups.items():
+        for (role, length), names in self.groups.items():
+            codec, lossless = self.stages[role]
             rows = torch.cat([weights[name].detach().float().reshape(-1, length) for name in names])
-            packets[f"{ROLE}/{length}"] = (self.codec.encode(rows, key.at(length)), self.lossless)
+            place = key.at(length) if role == ROLE else key.at(role, length)
+            packets[f"{role}/{length}"] = (codec.encode(rows, place), lossless)
         return pack("weights", round, client, 0, packets)
 
     def unpack(self, buffer: bytes) -> tuple[dict[str, Tensor], Frame]:
         """Decode a peer's frame into weights by name. Raises WireError where it is not what this front needs."""
         frame = unpack(buffer, {"weights": self.expected}, max_bytes=self.most_bytes)
         weights: dict[str, Tensor] = {}
-        for length, names in self.groups.items():
-            parts = frame.tensors[f"{ROLE}/{length}"].split([self.shapes[n].numel() // length for n in names])
+        for (role, length), names in self.groups.items():
+            parts = frame.tensors[f"{role}/{length}"].split([self.shapes[n].numel() // length for n in names])
             weights |= {name: part.reshape(self.shapes[name]) for name, part in zip(names, parts, strict=True)}
         return weights, frame
+
+    def sizes(self, packed: Packed | Frame) -> dict[str, Sizes]:
+        """Return what the weights in a frame add to the ledger, by role; no uncompressed method needs `parts`."""
+        rows = {}
+        for role, part in packed.sizes.items():
+            plain = 4 * self.numbers[role]
+            rows[role] = Sizes(0 if role == PARTS else plain, plain, part.coded, part.sent)
+        return rows

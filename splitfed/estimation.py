@@ -9,15 +9,16 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
+from splitfed.assembly import assemble, check_fits
 from splitfed.batches import count_batches
 from splitfed.compression.reducer import View
-from splitfed.control import ROLE, FrontWire
+from splitfed.control import FrontWire
 from splitfed.cut import Cut
 from splitfed.data import load
 from splitfed.footprint import Side, measure
 from splitfed.ledger import Direction, Row, Sizes, Totals
-from splitfed.models import build, split
 from splitfed.optim import pick_device
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
@@ -60,8 +61,9 @@ def estimate(scenario: Scenario) -> Estimate:
         validation = len(data.validation)
         pictures = len(data.train) + validation + len(data.test)
     device = pick_device(training.client.device)
-    vit = build(scenario.model, classes, pretrained=False, key=key.at("model"))
-    front, back = split(vit.to(device), scenario.model.cut)
+    front, back = assemble(scenario, classes, pretrained=False)
+    front, back = front.to(device), back.to(device)
+    check_fits(scenario, front)
     batch = min(training.batch_size, max(examples))
     cut = Cut(scenario.compression, front.geometry(training.batch_size, classes), device)
 
@@ -76,9 +78,9 @@ def estimate(scenario: Scenario) -> Estimate:
     totals = Totals()
     for size, number in sorted(sizes.items()):
         if size and number:
-            _add_step(totals, cut, size, number * share_of_round, key)
+            _add_step(totals, cut, front.encoder, size, number * share_of_round, key)
     _add_streams(totals, federation.cohort_size)
-    _add_fronts(totals, FrontWire(front.state_dict(), scenario.compression.front_weights), federation.cohort_size, key)
+    _add_fronts(totals, FrontWire(front.travelling(), scenario.compression), federation.cohort_size, key)
 
     steps = round(sum(sizes.values()) * share_of_round)
     client, server, seconds, forward = measure(front, back, cut, scenario, batch, key)
@@ -100,14 +102,15 @@ def _add(totals: Totals, direction: Direction, plane: str, role: str, sizes: Siz
     totals.add(Row(0, 0, 0, direction, plane, role, scaled))  # type: ignore[arg-type]
 
 
-def _add_step(totals: Totals, cut: Cut, size: int, times: float, key: Key) -> None:
+def _add_step(totals: Totals, cut: Cut, encoder: nn.Module, size: int, times: float, key: Key) -> None:
     """Count a step of `size` images on random activations, before the lossless stage."""
     geometry = cut.geometry
     generator = key.at("estimate", size).generator()
     activations = torch.randn(size, geometry.tokens, geometry.width, generator=generator).to(cut.device)
     attention = torch.rand(size, geometry.tokens, generator=generator).to(cut.device)
     labels = torch.randint(geometry.classes, (size,), generator=generator).to(cut.device)
-    plan = cut.reducer.plan(View(activations, geometry.prefix, lambda: attention / attention.sum(1, True)), key)
+    view = View(activations, geometry.prefix, lambda: attention / attention.sum(1, True), encoder)
+    plan = cut.reducer.plan(view, key)
     smashed = plan.reduce(activations)
     up = cut.pack_step(plan, smashed, plan.targets(labels, geometry.classes), size, key, 1, 0, 1)
     for role, part in cut.sizes(up, size).items():
@@ -129,7 +132,6 @@ def _add_streams(totals: Totals, cohort: int) -> None:
 
 def _add_fronts(totals: Totals, wire: FrontWire, cohort: int, key: Key) -> None:
     weights = {name: torch.zeros(shape) for name, shape in wire.shapes.items()}
-    coded = wire.pack(weights, key, 1, 0).sizes[ROLE].coded
-    for direction in ("up", "down"):
-        sizes = Sizes(wire.raw_bytes, wire.raw_bytes, coded, coded)
-        _add(totals, direction, "control", ROLE, sizes, cohort)
+    for role, sizes in wire.sizes(wire.pack(weights, key, 1, 0)).items():
+        for direction in ("up", "down"):
+            _add(totals, direction, "control", role, _without_lossless(sizes), cohort)

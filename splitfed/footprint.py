@@ -45,13 +45,14 @@ def measure(
         began = time.perf_counter()
         with count[0], autocast(training.precision, cut.device):
             activations = front(images)
-        view = View(activations.detach(), cut.geometry.prefix, attention.read if attention else lambda: images)
-        plan = cut.reducer.plan(view, key)
-        reduced = plan.reduce(activations)
+        read = attention.read if attention else lambda: images
+        plan = cut.reducer.plan(View(activations.detach(), cut.geometry.prefix, read, front.encoder), key)
+        with count[0]:
+            reduced = plan.reduce(activations)
         smashed = reduced.detach().requires_grad_()
         targets = plan.targets(torch.zeros(batch, dtype=torch.int64, device=cut.device), cut.geometry.classes)
         with count[1], autocast(training.precision, cut.device):
-            restored = cut.reducer.restore(smashed, plan.side, plan.meta)
+            restored = cut.reducer.restore(smashed, plan.side, plan.meta, back.decoder)
             loss = nn.functional.cross_entropy(back(restored), targets)
         loss.backward()
         assert smashed.grad is not None
@@ -62,7 +63,7 @@ def measure(
         seconds.append(time.perf_counter() - began)
     began = time.perf_counter()
     with torch.inference_mode(), autocast(training.precision, cut.device):
-        float(back(front(images)).sum())
+        float(back(back.decoder(front.encoder(front(images)))).sum())
     forward = time.perf_counter() - began
     client, server = (_side(*side) for side in zip((front, back), optimisers, saved, strict=True))
     return client, server, min(seconds[1:]), forward
@@ -70,8 +71,9 @@ def measure(
 
 def _side(module: nn.Module, optimiser: torch.optim.Optimizer, saved: "_Saved") -> Side:
     numbers = sum(p.numel() for p in module.parameters())
+    learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
     moments = sum(t.nbytes for s in optimiser.state.values() for t in s.values() if isinstance(t, Tensor))
-    return Side(numbers, 2 * 4 * numbers + moments, saved.bytes)
+    return Side(numbers, 4 * (numbers + learned) + moments, saved.bytes)
 
 
 class _Saved(torch.autograd.graph.saved_tensors_hooks):

@@ -16,6 +16,7 @@ from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, init_weights_vit_timm
 from torch import Tensor, nn
 
+from splitfed.compression.halves import ENCODER, Halves
 from splitfed.config import Config
 from splitfed.errors import ModelError
 from splitfed.expect import Geometry
@@ -150,11 +151,17 @@ class _Half(VisionTransformer):
 
 
 class Front(_Half):
-    """The client's half: patch embedding, prefix tokens and the first blocks, images to activations `[B, n, D]`."""
+    """The client's half: patch embedding, prefix tokens and the first blocks, images to activations `[B, n, D]`.
+
+    `encoder`, which the forward pass leaves out, is the client's half of a reducer with layers of its own, else the
+    identity.
+    """
 
     def __init__(self, vit: VisionTransformer, cut: int) -> None:
         super().__init__(vit, [*_FRONT_PARTS, "blocks"], 0, cut)
         self.norm = nn.Identity()
+        self.encoder: nn.Module = nn.Identity()
+        self._encoder_travels = True
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         """Turn images `[B, 3, H, W]` into activations at the cut, `[B, n, D]`."""
@@ -165,15 +172,39 @@ class Front(_Half):
         tokens = self.patch_embed.num_patches + self.num_prefix_tokens
         return Geometry(batch, tokens, self.embed_dim, self.num_prefix_tokens, classes)
 
+    def attach(self, halves: Halves) -> None:
+        """Take a reducer's encoder in."""
+        self.encoder = halves.encoder.requires_grad_(halves.trained)
+        self._encoder_travels = halves.encoder_travels
+
+    def travelling(self) -> dict[str, Tensor]:
+        """Return the tensors that go out and come back in each round: all but an encoder that is frozen or a client's
+        own."""
+        state = self.state_dict()
+        return {name: t for name, t in state.items() if self._encoder_travels or not name.startswith(ENCODER)}
+
+    def load_travelling(self, weights: dict[str, Tensor]) -> None:
+        """Take over, by copy, what came; what does not travel stays as it is."""
+        self.load_state_dict({**self.state_dict(), **weights})
+
 
 class Back(_Half):
-    """The server's half: the other blocks, the final norm and the head."""
+    """The server's half: the other blocks, the final norm and the head.
+
+    `decoder`, which the forward pass leaves out, is the server's half of a reducer with layers of its own, else the
+    identity.
+    """
 
     def __init__(self, vit: VisionTransformer, cut: int) -> None:
         parts = [name for name, _ in vit.named_children() if name not in _FRONT_PARTS]
         super().__init__(vit, parts, cut, len(vit.blocks))
         for name in ("patch_embed", "patch_drop", "norm_pre"):
             setattr(self, name, nn.Identity())
+        self.decoder: nn.Module = nn.Identity()
+
+    def attach(self, halves: Halves) -> None:
+        """Take a reducer's decoder in."""
+        self.decoder = halves.decoder.requires_grad_(halves.trained)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         return x
@@ -190,7 +221,8 @@ def split(vit: VisionTransformer, cut: int) -> tuple[Front, Back]:
 
 
 def whole_state(front: Front, back: Back) -> dict[str, Tensor]:
-    """Join both halves' tensors into the state dict of the whole timm model."""
+    """Join both halves' tensors into the state dict of the whole timm model; a reducer's own layers come beside it, as
+    `encoder.*` and `decoder.*`."""
     return {**front.state_dict(), **back.state_dict()}
 
 

@@ -93,8 +93,9 @@ class Packing(Config):
 class Compression(Config):
     """What makes the bytes fewer: a `reducer` that drops or merges before sending, and a packing for each role.
 
-    `smashed` and `targets` go up at every step, `cut_gradient` comes down; `front_weights` go both ways once a round. A
-    `preset` stands for settings of all of them; keys beside it win. It is written out when it is read, and not kept.
+    `smashed` and `targets` go up at every step, `cut_gradient` comes down; `front_weights` go both ways once a round,
+    and so do `parts`, the layers that some reducers bring with them. A `preset` stands for settings of all of them;
+    keys beside it win. It is written out when it is read, and not kept.
     """
 
     preset: Literal[tuple(PRESETS)] | None = Field(None, exclude=True)  # type: ignore[valid-type]
@@ -103,6 +104,7 @@ class Compression(Config):
     targets: Packing = Packing()
     cut_gradient: Packing = Packing()
     front_weights: Packing = Packing()
+    parts: Packing = Packing()
 
     @model_validator(mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.common.serde import message_to_proto, recorddict_to_proto
 from flwr.serverapp import Grid
 
-from splitfed.control import ROLE, FrontWire
+from splitfed.control import FrontWire
 from splitfed.errors import WireError
 from splitfed.ledger import Direction, Ledger, Row, Sizes
 from splitfed.seeds import Key
@@ -27,7 +27,7 @@ class WireGrid(Grid):
     def __init__(self, grid: Grid, wire: FrontWire, ledger: Ledger, key: Key) -> None:
         self.grid, self.wire, self.ledger, self.key = grid, wire, ledger, key
         self.clients: dict[int, int] = {}
-        self._coded: tuple[object, int, bytes, Sizes] | None = None
+        self._coded: tuple[object, int, bytes, dict[str, Sizes]] | None = None
         self.open_round = 0
 
     def set_run(self, run) -> None:
@@ -74,57 +74,53 @@ class WireGrid(Grid):
             out.append(sent)
         return out
 
-    def _encode(self, content: RecordDict) -> tuple[RecordDict, Sizes]:
+    def _encode(self, content: RecordDict) -> tuple[RecordDict, dict[str, Sizes]]:
         if ARRAYS not in content:
-            return content, Sizes()
+            return content, {}
         arrays = content[ARRAYS]
         # A strategy hands the same weights to all clients of a round, so the last ones are most often the next.
         if self._coded is None or self._coded[0] is not arrays or self._coded[1] != self.open_round:
             weights = {name: torch.tensor(array.numpy()) for name, array in arrays.items()}  # type: ignore[union-attr]
             packed = self.wire.pack(weights, self.key.at("down", self.open_round), self.open_round, -1)
-            sizes = self._weights(packed.sizes[ROLE].coded, packed.sizes[ROLE].sent)
-            self._coded = (arrays, self.open_round, packed.buffer, sizes)
+            self._coded = (arrays, self.open_round, packed.buffer, self.wire.sizes(packed))
         _, _, buffer, sizes = self._coded
         record = RecordDict({name: value for name, value in content.items() if name != ARRAYS})
         record[WIRE] = ConfigRecord({"weights": buffer})
         return record, sizes
-
-    def _weights(self, coded: int, sent: int) -> Sizes:
-        return Sizes(self.wire.raw_bytes, self.wire.raw_bytes, coded, sent)
 
     def _incoming(self, replies: Iterable[Message]) -> list[Message]:
         decoded = []
         for reply in sorted(replies, key=lambda reply: self._client(reply.metadata.src_node_id)):
             node = reply.metadata.src_node_id
             if reply.has_error() or WIRE not in reply.content:
-                self._count(reply, node, "up", Sizes())
+                self._count(reply, node, "up", {})
                 decoded.append(reply)
                 continue
             try:
                 weights, frame = self.wire.unpack(bytes(reply.content[WIRE]["weights"]))  # type: ignore[arg-type]
             except (WireError, KeyError, TypeError) as error:
-                self._count(reply, node, "up", Sizes())
+                self._count(reply, node, "up", {})
                 decoded.append(refusal(reply, str(error)))
                 continue
-            self._count(reply, node, "up", self._weights(frame.sizes[ROLE].coded, frame.sizes[ROLE].sent))
+            self._count(reply, node, "up", self.wire.sizes(frame))
             content = RecordDict({name: value for name, value in reply.content.items() if name != WIRE})
             content[ARRAYS] = ArrayRecord({n: Array(t.numpy().astype(np.float64)) for n, t in weights.items()})
             reply.content = content
             decoded.append(reply)
         return decoded
 
-    def _count(self, message: Message, node: int, direction: Direction, weights: Sizes) -> None:
+    def _count(self, message: Message, node: int, direction: Direction, weights: dict[str, Sizes]) -> None:
         total = message_to_proto(message).ByteSize()
         metrics = 0
         if message.has_content() and METRICS in message.content:
             metrics = recorddict_to_proto(RecordDict({METRICS: message.content[METRICS]})).ByteSize()
-        parts = {
-            ROLE: weights,
+        roles = {
+            **weights,
             "metrics": Sizes(metrics, metrics, metrics, metrics),
-            "envelope": Sizes(sent=total - metrics - weights.sent),
+            "envelope": Sizes(sent=total - metrics - sum(sizes.sent for sizes in weights.values())),
         }
         row = (self.open_round, 0, self._client(node), direction, "control")
-        self.ledger.add([Row(*row, role, sizes) for role, sizes in parts.items() if sizes.sent])  # type: ignore[arg-type]
+        self.ledger.add([Row(*row, role, sizes) for role, sizes in roles.items() if sizes.sent])  # type: ignore[arg-type]
 
 
 class CohortGrid:

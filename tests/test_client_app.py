@@ -201,7 +201,7 @@ class Server:
         self.model = Model(scenario, data)
         self.cut = Cut(scenario.compression, self.model.geometry, self.model.device)
         pool = POOLS[scenario.federation.mode](Trainer(self.model.back, scenario.training.server))
-        self.wire = FrontWire(self.model.front.state_dict(), scenario.compression.front_weights)
+        self.wire = FrontWire(self.model.front.travelling(), scenario.compression)
         self.split = SplitServer(pool, self.cut, Ledger(folder, 1), self.key, scenario.training.precision)
 
     def order(self, round: int, where: str, **changes) -> dict:

@@ -12,7 +12,7 @@ from splitfed.errors import WireError
 from splitfed.inline import InlineGrid, run_inline
 from splitfed.ledger import Ledger
 from splitfed.models import build, split
-from splitfed.scenario_sections import Packing
+from splitfed.scenario_sections import Compression
 from splitfed.seeds import Key
 from splitfed.wire_grid import CohortGrid, WireGrid
 
@@ -26,7 +26,7 @@ def front():
 
 
 def wire(front, **packing) -> FrontWire:
-    return FrontWire(front.state_dict(), Packing.model_validate(packing))
+    return FrontWire(front.travelling(), Compression.model_validate({"front_weights": packing}))
 
 
 def test_float32_weights_cross_exactly(front):
@@ -35,7 +35,8 @@ def test_float32_weights_cross_exactly(front):
     weights, frame = one.unpack(packed.buffer)
     assert all(torch.equal(weights[n], t) for n, t in front.state_dict().items())
     assert frame.sizes == packed.sizes
-    assert packed.sizes["front_weights"].reduced == one.raw_bytes == 4 * sum(p.numel() for p in front.parameters())
+    assert packed.sizes["front_weights"].reduced == 4 * sum(p.numel() for p in front.parameters())
+    assert one.sizes(packed)["front_weights"].raw == packed.sizes["front_weights"].reduced
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
@@ -51,7 +52,7 @@ def test_a_convolution_has_one_scale_for_each_channel(front):
     """Rows of 4 pixels would each carry 8 bytes of scale for 4 bytes of codes."""
     one = wire(front, codec={"kind": "uniform", "bits": 8}, lossless="none")
     sizes = one.pack(front.state_dict(), KEY, 1, 0).sizes["front_weights"]
-    assert sizes.coded < 0.45 * one.raw_bytes
+    assert sizes.coded < 0.45 * 4 * one.numbers["front_weights"]
 
 
 def test_rounding_follows_the_key(front):
@@ -121,7 +122,8 @@ def test_replies_come_sorted_by_client_in_float64(front, tmp_path):
         arrays = reply.content["arrays"]
         assert all(arrays[n].numpy().dtype == "float64" for n in arrays)
         assert all((arrays[n].numpy() == t.numpy()).all() for n, t in front.state_dict().items())
-    assert ledger.open.select(direction="down", role="front_weights").raw == 3 * wire(front).raw_bytes
+    numbers = sum(p.numel() for p in front.parameters())
+    assert ledger.open.select(direction="down", role="front_weights").raw == 3 * 4 * numbers
 
 
 def test_control_bytes_are_those_of_flowers_messages(front, tmp_path):

@@ -1,0 +1,35 @@
+"""A scenario's model as it is trained: cut in two, with the reducer's own layers where they belong."""
+
+from splitfed.errors import ModelError
+from splitfed.models import Back, Front, build, check_buildable, split
+from splitfed.scenario import Scenario
+from splitfed.seeds import Key
+
+
+def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None) -> tuple[Front, Back]:
+    """Build both halves for `classes`; whatever is not loaded is drawn from the scenario's seed. `pretrained=False`
+    skips the weights that the scenario asks for. Raises ModelError as `build` does."""
+    key = Key(scenario.seed)
+    vit = build(scenario.model, classes, pretrained=pretrained, key=key.at("model"))
+    front, back = split(vit, scenario.model.cut)
+    geometry = front.geometry(scenario.training.batch_size, classes)
+    halves = scenario.compression.reducer.build().halves(geometry, key.at("halves"))
+    if halves is not None:
+        front.attach(halves)
+        back.attach(halves)
+    return front, back
+
+
+def check_fits(scenario: Scenario, front: Front) -> None:
+    """Raise ModelError, with the key and the way out, where the reducer does not go with the model."""
+    reducer = scenario.compression.reducer
+    if problem := reducer.misfit(scenario.model, front.geometry(scenario.training.batch_size, 2)):
+        raise ModelError(f"compression.reducer ({reducer.kind}): {problem}")
+
+
+def check_model(scenario: Scenario) -> Front:
+    """Check a scenario's model and its reducer without weights or data, and return the model's front. Raises ModelError
+    with the reason where a run could not begin."""
+    front = check_buildable(scenario.model)
+    check_fits(scenario, front)
+    return front
