@@ -13,10 +13,11 @@ _LOOK_SECONDS = 2.0
 
 
 class Dispatch:
-    """The messages under way over a grid."""
+    """The messages under way over a grid; `meanwhile` is called now and then while clients train."""
 
     def __init__(self, grid: WireGrid) -> None:
         self.grid = grid
+        self.meanwhile: Callable[[], object] = lambda: None
         self._nodes: dict[str, int] = {}
         self._late: set[str] = set()
 
@@ -72,6 +73,7 @@ class Dispatch:
                 # A client that has left, and was already away a look ago: what it sent before has had time to come.
                 there, before = set(self.grid.get_node_ids()), away
                 away = {client for number, client in waiting.items() if self._nodes[number] not in there}
+                self.meanwhile()
                 gone, looked = gone | (away & before), time.monotonic()
             for number in [number for number, client in waiting.items() if client in gone]:
                 self.forget(number)

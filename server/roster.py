@@ -36,12 +36,20 @@ class Roster:
         self.nodes: dict[int, int] = {}
         self._asked: dict[str, tuple[int, float, float]] = {}
         self._refused: dict[int, tuple[str, float]] = {}
+        if waits:  # a round may last for hours: whoever comes meanwhile has a part in the next one
+            dispatch.meanwhile = self.online
 
     def online(self) -> set[int]:
         """Ask nodes that are new, and return the clients that are there."""
         there = set(self.grid.get_node_ids())
         self.nodes = {client: node for client, node in self.nodes.items() if node in there}
+        self._take()  # before anybody is asked again: this may be called once a round, hours after the last answer came
         self._ask(there)
+        self._take()
+        self.nodes = {client: node for client, node in self.nodes.items() if node in there}
+        return set(self.nodes)
+
+    def _take(self) -> None:
         for number, reply in self.dispatch.take(set(self._asked)).items():
             node, _, _ = self._asked.pop(number)
             problem = self._answer(node, reply)
@@ -53,7 +61,6 @@ class Roster:
                 if self._refused.get(node, ("", 0.0))[0] != problem:
                     log.warning("%s", problem)
                 self._refused[node] = problem, time.monotonic()
-        return set(self.nodes)
 
     def gather(self, enough: int) -> None:
         """Return when so many clients are there. Raises RunError where they never will be."""

@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from splitfed.errors import RunError
+from splitfed.server import dispatch as dispatching
 from splitfed.server import roster as module
 from splitfed.server.dispatch import Dispatch
 from splitfed.server.roster import Roster
@@ -185,6 +186,37 @@ def test_a_silent_node_is_asked_again_and_its_first_answer_only_counted(monkeypa
     nodes.answers[70] = holds(0)
     assert one.online() == {0}
     assert sorted(nodes.pulled) == ["m0", "m1"]
+
+
+def test_an_answer_counts_however_late_it_is_looked_for(monkeypatch):
+    """Between two rounds lies a whole round: the answer came long ago, and it took a moment until it was whole."""
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    nodes = Nodes({70: silent})
+    one = roster(nodes, 1)
+    assert one.online() == set()
+    nodes.answers[70] = holds(0)
+    now[0] += 3600
+    assert one.online() == {0}
+    assert len(nodes.sent) == 1
+
+
+def test_who_comes_during_a_round_is_greeted_at_once(monkeypatch):
+    monkeypatch.setattr(dispatching, "_LOOK_SECONDS", 0.0)
+    greeted: list[int] = []
+
+    def late(message: Message) -> Message | None:
+        nodes.answers[71] = holds(1)
+        return holds(0)(message) if 1 in greeted else None
+
+    nodes = Nodes({70: holds(0)})
+    one = roster(nodes, 2, joined=lambda client, *_: greeted.append(client))
+    one.gather(1)
+    nodes.answers[70] = late
+    settled: list[int] = []
+    message = Message(RecordDict(), 70, "train")
+    one.dispatch.exchange({0: message}, set, lambda client, reply: settled.append(client))
+    assert (greeted, settled) == ([0, 1], [0])
 
 
 def test_a_run_that_does_not_wait_ends_when_all_have_answered_and_some_are_missing():
