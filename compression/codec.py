@@ -5,12 +5,14 @@ accept (`splitfed.expect`), and that is checked before a codec sees the bytes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from splitfed.config import Config
 from splitfed.seeds import Key
 
 Buffer = bytes | memoryview
@@ -59,3 +61,18 @@ class Decoder:
     dtypes: frozenset[str]
     size: Callable[[tuple[int, ...]], int | range]
     decode: Callable[[Packet, torch.device | str], Tensor]
+
+
+class CodecSettings(Config, ABC):
+    """The section of a scenario that names a codec by its `kind`, which a subclass narrows to one `Literal`.
+
+    `decoders` read the packets that the codec writes, by their tags, but for those of packed integers, which are always
+    there. They are known wherever the class is installed, so that a receiver needs no configuration.
+    """
+
+    kind: str
+    decoders: ClassVar[Mapping[str, Decoder]]
+
+    @abstractmethod
+    def build(self) -> Codec:
+        """Return the codec."""

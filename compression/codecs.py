@@ -1,28 +1,45 @@
 """All codecs by their names: the scenario's choice for a sender, and the decoder of any packet for a receiver."""
 
+from collections.abc import Mapping
 from math import prod
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from splitfed.compression import fedlite, float8, floats, integers, uniform
-from splitfed.compression.codec import Decoder, Packet
+from splitfed.compression.codec import CodecSettings, Decoder, Packet
 from splitfed.compression.fedlite import FedLite
 from splitfed.compression.float8 import Float8
 from splitfed.compression.floats import BFloat16, Float16, Float32
+from splitfed.compression.integers import DECODERS as INTEGERS
 from splitfed.compression.uniform import Uniform
-from splitfed.config import kind_shorthand
 from splitfed.errors import WireError
+from splitfed.plugins import CODECS, Unusable, load, one_of
 
-CodecConfig = Annotated[
-    Float32 | Float16 | BFloat16 | Float8 | Uniform | FedLite, Field(discriminator="kind"), kind_shorthand
-]
+OWN: tuple[type[CodecSettings], ...] = (Float32, Float16, BFloat16, Float8, Uniform, FedLite)
 
-_DECODERS: dict[str, Decoder] = {
-    **floats.DECODERS, **float8.DECODERS, **integers.DECODERS, **uniform.DECODERS, **fedlite.DECODERS,
-}  # fmt: skip
+_DECODERS: dict[str, Decoder] = dict(INTEGERS)
+for _config in OWN:
+    _DECODERS |= _config.decoders
+
+
+def _register(config: type[CodecSettings]) -> None:
+    """Add a plug-in's decoders. Raises Unusable where they are none, or their tags are others' too."""
+    decoders = getattr(config, "decoders", None)
+    if not isinstance(decoders, Mapping) or not all(isinstance(decoder, Decoder) for decoder in decoders.values()):
+        raise Unusable("its decoders must map each tag to a splitfed.compression.codec.Decoder")
+    if taken := [tag for tag, decoder in decoders.items() if _DECODERS.get(tag, decoder) is not decoder]:
+        raise Unusable(f"another codec has the tag {taken[0]!r} too")
+    _DECODERS.update(decoders)
+
+
+PLUGINS = load(CODECS, CodecSettings, OWN, _register)
+
+if TYPE_CHECKING:
+    CodecConfig = CodecSettings
+else:
+    CodecConfig = one_of(OWN, PLUGINS)
+
 _MAX_ELEMENTS = 2**48
 
 

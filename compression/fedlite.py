@@ -9,7 +9,7 @@ gradient for what is lost: gradient + correction * (smashed - smashed as sent), 
 import struct
 from dataclasses import dataclass
 from math import gcd, prod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
@@ -19,9 +19,8 @@ from torch.nn.functional import pad
 from splitfed.compression.bits import pack, packed_size, unpack
 from splitfed.compression.buffers import FLOATS, bounds_fit, float_dtype, from_buffer, to_buffer
 from splitfed.compression.codebooks import fit
-from splitfed.compression.codec import Codec, Decoder, Packet
+from splitfed.compression.codec import Codec, CodecSettings, Decoder, Packet
 from splitfed.compression.integers import encode_integers
-from splitfed.config import Config
 from splitfed.errors import CodecError, WireError
 from splitfed.seeds import Key
 
@@ -110,33 +109,6 @@ class FedLiteCodec(Codec):
         return Packet(TAG, dtype, shape, to_buffer(torch.cat(parts)))
 
 
-class FedLite(Config):
-    """A few bits for each of the `subvectors` of a token, and `centroids` of float32 for each group of subvectors.
-
-    `correction` is what pulls the client's activations towards their centroids; `smashed` alone has a gradient to
-    correct, other roles leave it out of account.
-    """
-
-    kind: Literal["fedlite"] = "fedlite"
-    subvectors: int = Field(16, ge=1, le=MOST_SUBVECTORS)
-    groups: PositiveInt = 1
-    centroids: int = Field(16, ge=2, le=MOST_CENTROIDS)
-    iterations: PositiveInt = 10
-    correction: float = Field(5e-5, ge=0, allow_inf_nan=False)
-
-    @field_validator("groups")
-    @classmethod
-    def _of_equal_size(cls, groups: int, info: ValidationInfo) -> int:
-        subvectors = info.data.get("subvectors")
-        if subvectors is not None and subvectors % groups:
-            raise ValueError(f"{subvectors} subvectors make no {groups} groups of equal size: choose a divisor")
-        return groups
-
-    def build(self) -> Codec:
-        """Return the codec."""
-        return FedLiteCodec(self.subvectors, self.groups, self.centroids, self.iterations, self.correction)
-
-
 def _size(shape: tuple[int, ...]) -> int | range:
     if not prod(shape):
         return 0
@@ -173,3 +145,31 @@ def _decode(packet: Packet, device: torch.device | str) -> Tensor:
 
 
 DECODERS = {TAG: Decoder(FLOATS, _size, _decode)}
+
+
+class FedLite(CodecSettings):
+    """A few bits for each of the `subvectors` of a token, and `centroids` of float32 for each group of subvectors.
+
+    `correction` is what pulls the client's activations towards their centroids; `smashed` alone has a gradient to
+    correct, other roles leave it out of account.
+    """
+
+    kind: Literal["fedlite"] = "fedlite"
+    decoders: ClassVar = DECODERS
+    subvectors: int = Field(16, ge=1, le=MOST_SUBVECTORS)
+    groups: PositiveInt = 1
+    centroids: int = Field(16, ge=2, le=MOST_CENTROIDS)
+    iterations: PositiveInt = 10
+    correction: float = Field(5e-5, ge=0, allow_inf_nan=False)
+
+    @field_validator("groups")
+    @classmethod
+    def _of_equal_size(cls, groups: int, info: ValidationInfo) -> int:
+        subvectors = info.data.get("subvectors")
+        if subvectors is not None and subvectors % groups:
+            raise ValueError(f"{subvectors} subvectors make no {groups} groups of equal size: choose a divisor")
+        return groups
+
+    def build(self) -> Codec:
+        """Return the codec."""
+        return FedLiteCodec(self.subvectors, self.groups, self.centroids, self.iterations, self.correction)

@@ -1,15 +1,14 @@
 """Eight-bit floats with one scale for the tensor: `e4m3` has 4 significant bits, `e5m2` has 3 and a wider range."""
 
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from splitfed.compression.buffers import FLOATS, bounds_fit, float_dtype, from_buffer, to_buffer
-from splitfed.compression.codec import Codec, Decoder, Packet
+from splitfed.compression.codec import Codec, CodecSettings, Decoder, Packet
 from splitfed.compression.integers import encode_integers
-from splitfed.config import Config
 from splitfed.errors import CodecError, WireError
 from splitfed.seeds import Key
 
@@ -51,17 +50,6 @@ def _capable(tensor: Tensor) -> Tensor:
     return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
-class Float8(Config):
-    """A byte a number; `e4m3` suits activations, `e5m2` what spans many orders of magnitude."""
-
-    kind: Literal["float8"] = "float8"
-    format: Format = "e4m3"
-
-    def build(self) -> Codec:
-        """Return the codec."""
-        return Float8Codec(self.format)
-
-
 def _size(shape: tuple[int, ...]) -> int:
     return prod(shape) + _SCALE_BYTES if prod(shape) else 0
 
@@ -82,3 +70,15 @@ def _decoder(stored: torch.dtype) -> Decoder:
 
 
 DECODERS = {f"float8-{name}": _decoder(stored) for name, stored in _STORED.items()}
+
+
+class Float8(CodecSettings):
+    """A byte a number; `e4m3` suits activations, `e5m2` what spans many orders of magnitude."""
+
+    kind: Literal["float8"] = "float8"
+    decoders: ClassVar = DECODERS
+    format: Format = "e4m3"
+
+    def build(self) -> Codec:
+        """Return the codec."""
+        return Float8Codec(self.format)

@@ -1,15 +1,14 @@
 """Plain floats: `float32`, `float16` and `bfloat16`, two or four bytes a number; what does not fit is an error."""
 
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from splitfed.compression.buffers import FLOATS, bounds_fit, float_dtype, from_buffer, to_buffer
-from splitfed.compression.codec import Codec, Decoder, Packet
+from splitfed.compression.codec import Codec, CodecSettings, Decoder, Packet
 from splitfed.compression.integers import encode_integers
-from splitfed.config import Config
 from splitfed.errors import CodecError, WireError
 from splitfed.seeds import Key
 
@@ -45,36 +44,6 @@ def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to(dtype, memory_format=torch.contiguous_format)
 
 
-class Float32(Config):
-    """Four bytes a number, nothing lost; integers as they are."""
-
-    kind: Literal["float32"] = "float32"
-
-    def build(self) -> Codec:
-        """Return the codec."""
-        return FloatCodec(torch.float32)
-
-
-class Float16(Config):
-    """Two bytes a number, 11 significant bits, values up to 65504."""
-
-    kind: Literal["float16"] = "float16"
-
-    def build(self) -> Codec:
-        """Return the codec."""
-        return FloatCodec(torch.float16)
-
-
-class BFloat16(Config):
-    """Two bytes a number, 8 significant bits, the range of float32."""
-
-    kind: Literal["bfloat16"] = "bfloat16"
-
-    def build(self) -> Codec:
-        """Return the codec."""
-        return FloatCodec(torch.bfloat16)
-
-
 def _decoder(stored: torch.dtype) -> Decoder:
     def decode(packet: Packet, device: torch.device | str) -> Tensor:
         dtype = getattr(torch, packet.dtype)
@@ -96,3 +65,36 @@ DECODERS = {
     "bfloat16": _decoder(torch.bfloat16),
     INTEGER_TAG: Decoder(frozenset({"int64"}), lambda shape: prod(shape) * 8, _decode_integers),
 }
+
+
+class Float32(CodecSettings):
+    """Four bytes a number, nothing lost; integers as they are."""
+
+    kind: Literal["float32"] = "float32"
+    decoders: ClassVar = DECODERS
+
+    def build(self) -> Codec:
+        """Return the codec."""
+        return FloatCodec(torch.float32)
+
+
+class Float16(CodecSettings):
+    """Two bytes a number, 11 significant bits, values up to 65504."""
+
+    kind: Literal["float16"] = "float16"
+    decoders: ClassVar = DECODERS
+
+    def build(self) -> Codec:
+        """Return the codec."""
+        return FloatCodec(torch.float16)
+
+
+class BFloat16(CodecSettings):
+    """Two bytes a number, 8 significant bits, the range of float32."""
+
+    kind: Literal["bfloat16"] = "bfloat16"
+    decoders: ClassVar = DECODERS
+
+    def build(self) -> Codec:
+        """Return the codec."""
+        return FloatCodec(torch.bfloat16)

@@ -104,7 +104,9 @@ class Reducer(ABC):
 
 
 class ReducerSettings(Config, ABC):
-    """The section of a scenario that names a reducer by its `kind`."""
+    """The section of a scenario that names a reducer by its `kind`, which a subclass narrows to one `Literal`."""
+
+    kind: str
 
     @abstractmethod
     def build(self) -> Reducer:

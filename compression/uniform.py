@@ -4,18 +4,17 @@ asked, a random rotation of the rows."""
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from splitfed.compression.bits import pack, packed_size, unpack
 from splitfed.compression.buffers import FLOATS, float_dtype, from_buffer, to_buffer
-from splitfed.compression.codec import Codec, Decoder, Packet
+from splitfed.compression.codec import Codec, CodecSettings, Decoder, Packet
 from splitfed.compression.integers import encode_integers
 from splitfed.compression.rotation import rotate, unrotate
 from splitfed.compression.scales import read_scales, scales_size, write_scales
-from splitfed.config import Config
 from splitfed.errors import CodecError, WireError
 from splitfed.seeds import Key
 
@@ -140,7 +139,14 @@ def _noise(like: Tensor, key: Key) -> Tensor:
     return draws.view(torch.int16)[:count].view(like.shape).to(torch.float32)
 
 
-class Uniform(Config):
+_LAYOUTS = [
+    Layout(bits, scale, scale_bits, rotation)
+    for bits in WIDTHS for scale in _SCALES for scale_bits in _SCALE_BITS for rotation in (False, True)
+]  # fmt: skip
+DECODERS = {layout.tag: Decoder(FLOATS, layout.size, layout.decode) for layout in _LAYOUTS}
+
+
+class Uniform(CodecSettings):
     """`bits` bits a number; stochastic rounding is right on average, nearest errs less.
 
     A `scale` is kept for each token (sample and position), each channel (feature) or the tensor, in twice `scale_bits`.
@@ -149,6 +155,7 @@ class Uniform(Config):
     """
 
     kind: Literal["uniform"] = "uniform"
+    decoders: ClassVar = DECODERS
     bits: Bits = 8
     rounding: Literal["stochastic", "nearest"] = "stochastic"
     scale: Scale = "token"
@@ -160,10 +167,3 @@ class Uniform(Config):
         return UniformCodec(
             Layout(self.bits, self.scale, self.scale_bits, self.rotation), self.rounding == "stochastic"
         )
-
-
-_LAYOUTS = [
-    Layout(bits, scale, scale_bits, rotation)
-    for bits in WIDTHS for scale in _SCALES for scale_bits in _SCALE_BITS for rotation in (False, True)
-]  # fmt: skip
-DECODERS = {layout.tag: Decoder(FLOATS, layout.size, layout.decode) for layout in _LAYOUTS}

@@ -2,9 +2,9 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal, get_args, get_origin
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args, get_origin
 
 import rich.console
 from pydantic import BaseModel
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from splitfed.errors import SplitfedError
+from splitfed.plugins import Plugin
 from splitfed.scenario_file import shown
 from splitfed.scenario_schema import did_you_mean, kind, sections
 
@@ -21,17 +22,20 @@ _PAPERS = (re.compile(r"arXiv \d{4}\.\d{4,5}"), re.compile(r"[A-Z][\w-]+ et al\.
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing that a scenario can name: its keys with their defaults, what it is, and where it comes from."""
+    """One thing that a scenario can name: its keys with their defaults, what it is, the paper that it comes from, and
+    the package if that is not splitfed."""
 
     name: str
     keys: str
     text: str
     source: str = ""
+    package: str = ""
 
     def line(self) -> str:
         """Return all but the name."""
-        source = f" ({self.source})" if self.source and self.source not in self.text else ""
-        return self.text + source + (f"  {self.keys}" if self.keys else "")
+        origin = [part for part in (self.source, self.package) if part and part not in self.text]
+        shown = self.text + (f" ({'; '.join(origin)})" if origin else "")
+        return shown.strip() + (f"  {self.keys}" if self.keys else "")
 
 
 def entries(what: str, pattern: str = "*") -> list[Entry]:
@@ -97,16 +101,28 @@ def _source(config: type[BaseModel]) -> str:
     return next((match.group() for paper in _PAPERS for text in texts if (match := paper.search(text))), "")
 
 
+def _with_plugins(entries: Iterable[Entry], plugins: Iterable[Plugin[Any]]) -> Iterator[Entry]:
+    """Yield the entries, those of plug-ins with their packages, and then the plug-ins that cannot be used."""
+    packages = {plugin.kind: plugin.package for plugin in plugins if plugin.config is not None}
+    for entry in entries:
+        yield replace(entry, package=packages.get(entry.name, ""))
+    for plugin in plugins:
+        if plugin.config is None:
+            yield Entry(plugin.kind, "", f"broken: {plugin.problem}")
+
+
 def _reducers(_: str) -> Iterator[Entry]:
+    from splitfed.compression.reducers import PLUGINS
     from splitfed.scenario_sections import Compression
 
-    return _kinds(Compression, "reducer")
+    return _with_plugins(_kinds(Compression, "reducer"), PLUGINS)
 
 
 def _codecs(_: str) -> Iterator[Entry]:
+    from splitfed.compression.codecs import PLUGINS
     from splitfed.scenario_sections import Packing
 
-    return _kinds(Packing, "codec")
+    return _with_plugins(_kinds(Packing, "codec"), PLUGINS)
 
 
 def _lossless(_: str) -> Iterator[Entry]:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from splitfed.errors import RunError
+from splitfed.plugins import packages
 from splitfed.scenario import Scenario
 from splitfed.summary import NAME as SUMMARY
 
@@ -93,7 +94,7 @@ def attempt(scenario: Scenario, folder: Path) -> Iterator[None]:
 def write_environment(folder: Path, threads: int, devices: dict[str, str]) -> None:
     """Append to `environment.json` what this attempt runs with: a list, one entry for each attempt."""
     versions = {}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *packages()):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from splitfed.plugins import UNUSABLE
 from splitfed.scenario_file import Document, Path, shown
 from splitfed.scenario_schema import Place, did_you_mean, kind, locate
 
@@ -54,7 +55,7 @@ def note(error: ValidationError, document: Document, model: type[BaseModel]) -> 
             continue
         origin = document.origin(path)
         kind_at = (*path, "kind")
-        if errors[0][0]["type"] == "union_tag_invalid" and kind_at in document.origins:
+        if errors[0][0]["type"] in ("union_tag_invalid", UNUSABLE) and kind_at in document.origins:
             origin = document.origins[kind_at]
         document.refuse(path, _why(errors, _value(document.data, path)), origin)
 
@@ -84,9 +85,9 @@ def _one(details: ErrorDetails, place: Place, value: Any) -> str:
         case "union_tag_not_found":
             return f"'kind' is missing: one of {_listed(_kinds(place))}"
         case "union_tag_invalid":
-            return _unknown_kind(str(context["tag"]), _quoted(context["expected_tags"]))
+            return _unknown_kind(str(context["tag"]), _quoted(context["expected_tags"]), place)
         case "literal_error":
-            return _unknown_kind(details["input"], _quoted(context["expected"]))
+            return _unknown_kind(details["input"], _quoted(context["expected"]), place)
         case "model_attributes_type":
             return f"must be one of {_listed(_kinds(place))} or a section of such a kind, not {shown(value)}"
         case "value_error" | "assertion_error":
@@ -97,8 +98,11 @@ def _one(details: ErrorDetails, place: Place, value: Any) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _unknown_kind(tag: Any, known: list[str]) -> str:
-    return f"unknown kind {shown(tag)}, known: {_listed(known)}{did_you_mean(str(tag), known)}"
+def _unknown_kind(tag: Any, known: list[str], place: Place) -> str:
+    hint = did_you_mean(str(tag), known)
+    if not hint and place.path[-1:] in (("reducer",), ("codec",)):
+        hint = ", and no installed package brings it"
+    return f"unknown kind {shown(tag)}, known: {_listed(known)}{hint}"
 
 
 def _unknown_key(place: Place) -> str:

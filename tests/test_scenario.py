@@ -124,7 +124,8 @@ budget: {kind: none, more: 1}
         f"f.yaml:25: compression.cut_gradient.codec: unknown kind 'uniformm', known: {CODECS}, did you mean 'uniform'?",
         "f.yaml:25: compression.cut_gradient.lossless: must be one of 'zstd', 'none' or a section of such a kind, "
         "not 3",
-        f"f.yaml:29: compression.front_weights.codec: unknown kind 'int8', known: {CODECS}",
+        f"f.yaml:29: compression.front_weights.codec: unknown kind 'int8', known: {CODECS}, "
+        "and no installed package brings it",
         "f.yaml:30: name: 'a/b' cannot name a folder: use letters, digits, '-' and '_', 100 at most",
         "f.yaml:31: engine: unknown kind 'rai', known: 'inline', 'ray', 'deployment', did you mean 'ray'?",
         "f.yaml:32: checkpoints: must be a section, not null",
@@ -285,7 +286,7 @@ def test_the_baseline_of_digits_differs_in_compression_only() -> None:
     plain = {"codec": {"kind": "float32"}, "lossless": {"kind": "none"}}
     assert baseline.compression.model_dump() == {
         "reducer": {"kind": "none"},
-        **dict.fromkeys(("smashed", "targets", "cut_gradient", "front_weights"), plain),
+        **dict.fromkeys(("smashed", "targets", "cut_gradient", "front_weights", "parts"), plain),
     }
     other = {"name", "compression"}
     assert ours.model_dump(exclude=other) == baseline.model_dump(exclude=other)
