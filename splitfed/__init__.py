@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from splitfed.comparison import compare
     from splitfed.errors import SplitfedError
     from splitfed.estimation import Estimate, estimate
+    from splitfed.explaining import Explanation, explain
     from splitfed.scenario import Scenario
     from splitfed.simulation import Result, simulate
     from splitfed.sweeping import sweep
@@ -26,16 +27,21 @@ if (_root / "pyproject.toml").is_file():
 
 _WHERE = {
     "Estimate": "splitfed.estimation",
+    "Explanation": "splitfed.explaining",
     "Result": "splitfed.simulation",
     "Scenario": "splitfed.scenario",
     "SplitfedError": "splitfed.errors",
     "compare": "splitfed.comparison",
     "estimate": "splitfed.estimation",
+    "explain": "splitfed.explaining",
     "simulate": "splitfed.simulation",
     "sweep": "splitfed.sweeping",
 }
 
-__all__ = ["Estimate", "Result", "Scenario", "SplitfedError", "__version__", "compare", "estimate", "simulate", "sweep"]
+__all__ = [
+    "Estimate", "Explanation", "Result", "Scenario", "SplitfedError", "__version__", "compare", "estimate", "explain",
+    "simulate", "sweep",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

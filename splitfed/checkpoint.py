@@ -67,6 +67,18 @@ class Checkpoints:
         for old in self._all()[: -self._keep]:
             shutil.rmtree(old)
 
+    def rounds(self) -> list[int]:
+        """Return the rounds after which a checkpoint was written, ascending: those that are still there."""
+        return [int(folder.name.removeprefix("round-")) for folder in self._all()]
+
+    def model(self, round: int) -> dict[str, Tensor]:
+        """Read the model alone of one of `rounds`, under timm's names. Raises RunError where it is broken."""
+        path = self._folder / f"round-{round:06d}" / "model.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{path}: broken checkpoint ({error}); name another --round, or run again") from error
+
     def latest(self) -> Checkpoint | None:
         """Read the newest checkpoint; None before the first. Raises RunError where it is broken."""
         if not (found := self._all()):

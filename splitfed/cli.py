@@ -10,6 +10,7 @@ import typer.core
 
 from splitfed import __version__
 from splitfed.cli_deploy import certs, join, serve
+from splitfed.cli_explain import explain
 from splitfed.cli_options import SCENARIO, Overrides, ScenarioName
 from splitfed.cli_study import compare, list_, sweep
 from splitfed.errors import SplitfedError
@@ -90,14 +91,14 @@ def simulate(
 def validate(scenario: ScenarioName, set_: Overrides = None) -> None:
     """Check a scenario and its model, and name every mistake; trains nothing, loads no data and no weights."""
     import splitfed
+    from splitfed.assembly import check_model
     from splitfed.attention import check_readable
     from splitfed.errors import ModelError
-    from splitfed.models import check_buildable
 
     loaded = splitfed.Scenario.load(scenario, set_ or [])
 
     try:
-        front = check_buildable(loaded.model)
+        front = check_model(loaded)
         if loaded.compression.reducer.build().needs_attention:
             check_readable(front)
     except ModelError as error:
@@ -112,6 +113,7 @@ app.command(
 )(list_)
 app.command(epilog="FILE is a YAML file that names a scenario and what is varied in it.")(sweep)
 app.command(epilog="RUNS are their folders.")(compare)
+app.command(epilog="RUN is its folder, finished or not.")(explain)
 app.command(epilog="FOLDER is the one to make or to add to, e.g. tls/.")(certs)
 app.command(epilog=SCENARIO)(serve)
 app.command(epilog="SERVER is the host of 'splitfed serve', and its port after a colon if not 9092.")(join)

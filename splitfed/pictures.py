@@ -23,26 +23,26 @@ from splitfed.groups import Group, Spread
 NAMES = ("curves", "factors", "roles")
 SUFFIXES = (".png", ".pdf", ".svg")
 
-_WIDTH, _HEIGHT, _ROW = 3.3, 2.2, 0.14
-_BLUE, _VERMILION, _GREEN, _PURPLE, _ORANGE, _SKY, _BLACK, _YELLOW = (
+WIDTH, _HEIGHT, _ROW = 3.3, 2.2, 0.14
+BLUE, VERMILION, _GREEN, _PURPLE, ORANGE, _SKY, _BLACK, _YELLOW = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442",
 )  # fmt: skip
 # A method's colour and marker: 7 and 9, so that 63 methods differ in one of them. Yellow is too light for lines.
 _METHODS = list(zip(
-    (_BLUE, _VERMILION, _GREEN, _PURPLE, _ORANGE, _SKY, _BLACK) * 9, ("o", "s", "^", "D", "v", "P", "X", "<", ">") * 7,
+    (BLUE, VERMILION, _GREEN, _PURPLE, ORANGE, _SKY, _BLACK) * 9, ("o", "s", "^", "D", "v", "P", "X", "<", ">") * 7,
     strict=True,
 ))  # fmt: skip
 # The settings of one method, in their order: a line and whether markers are filled.
 _MEMBERS = (("-", "full"), ("--", "none"), (":", "full"), ("-.", "none"))
 _BOTH_WAYS = ("parts", "front_weights")
 _STACKS = (
-    ("smashed", _BLUE, ""), ("targets", _ORANGE, ""), ("side", _VERMILION, ""), ("cut_gradient", _SKY, "/////"),
+    ("smashed", BLUE, ""), ("targets", ORANGE, ""), ("side", VERMILION, ""), ("cut_gradient", _SKY, "/////"),
     ("parts, up", _PURPLE, ""), ("parts, down", _PURPLE, "/////"),
     ("front_weights, up", _GREEN, ""), ("front_weights, down", _GREEN, "/////"),
     ("other", _YELLOW, ""), ("wasted", _BLACK, ""),
 )  # fmt: skip
 _NAMES = {name for name, _, _ in _STACKS}
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 7, "axes.labelsize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "legend.fontsize": 6.5,
     "font.family": "sans-serif", "axes.linewidth": 0.6, "lines.linewidth": 0.9, "lines.markersize": 2.8,
     "lines.markeredgewidth": 0.7,
@@ -65,18 +65,23 @@ def draw(groups: list[Group], path: Path) -> list[Path]:
     `figure-roles.png`, and return their paths. Raises RunError where they cannot be written."""
     check_path(path)
     written = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for name, picture in zip(NAMES, (curves, factors, roles), strict=True):
             target = path.with_name(f"{path.stem}-{name}{path.suffix}")
-            # No date in it: the same runs make the same file.
-            metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix.lower())
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                picture(groups).savefig(target, metadata=metadata)
-            except OSError as error:
-                raise RunError(f"{target}: cannot be written ({error.strerror})") from error
+            save(picture(groups), target)
             written.append(target)
     return written
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture, and the folder that it goes to. Raises RunError where it cannot be written."""
+    # No date in it: the same runs make the same file.
+    metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix.lower())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata=metadata)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def curves(groups: list[Group]) -> Figure:
@@ -146,7 +151,7 @@ def roles(groups: list[Group]) -> Figure:
 
 def _figure(entries: int, height: float = _HEIGHT) -> tuple[Figure, Axes]:
     """Return a figure with room for so many entries of a legend, two in a row."""
-    figure = Figure((_WIDTH, height + _ROW * -(-entries // 2)), layout="constrained")
+    figure = Figure((WIDTH, height + _ROW * -(-entries // 2)), layout="constrained")
     return figure, figure.add_subplot()
 
 
