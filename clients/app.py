@@ -62,6 +62,12 @@ def train(message: Message, context: Context) -> Message:
     return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]
 
 
+@app.query("refused")
+def refused(message: Message, context: Context) -> Message:
+    """Hear that the server does not take this client, for now: whoever runs this app sees the message pass."""
+    return Message(RecordDict(), reply_to=message)
+
+
 @app.query("goodbye")
 def goodbye(message: Message, context: Context) -> Message:
     """Hear that the run is over: whoever runs this app sees the message pass."""

@@ -182,6 +182,11 @@ class _Client:
             trained = event.reply.content.metric_records[METRICS]
             round, loss = event.message.content.config_records[CONFIG]["server-round"], trained["train-loss"]
             self.say(f"round {round!r}: {trained['steps']} steps, loss {loss:.4f}, {event.seconds:.1f} s")
+        elif event.message_type == "query.refused":
+            from splitfed.clients.told import refusal
+
+            # It is asked again: the server may take it later, for instance when it has missed its crashed forerunner.
+            self.say(f"the server does not take this client for now: {refusal(event.message.content)}")
         elif event.message_type == "query.goodbye":
             self.say("the run is over")
             self.problem = None

@@ -59,6 +59,12 @@ class Order:
         return cls(round, _value(wire, "weights", bytes), invitation)
 
 
+def refusal(content: RecordDict) -> str:
+    """Return why the server does not take this client, as one short line that a terminal can bear."""
+    text = str(_record(content, CONFIG).get("problem", "it does not say why"))
+    return "".join(letter if letter.isprintable() else " " for letter in text[:500])
+
+
 def _record(content: RecordDict, name: str) -> Mapping[str, Any]:
     record: Mapping[str, Any] | None = content.config_records.get(name)
     return record or {}

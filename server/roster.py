@@ -60,7 +60,15 @@ class Roster:
             else:
                 if self._refused.get(node, ("", 0.0))[0] != problem:
                     log.warning("%s", problem)
+                    if not reply.has_error() and "problem" not in reply.content.config_records.get(CONFIG, {}):
+                        self._tell(node, problem)
                 self._refused[node] = problem, time.monotonic()
+
+    def _tell(self, node: int, problem: str) -> None:
+        """Let whoever sits at that node know: nobody there sees what is printed here."""
+        content = RecordDict({CONFIG: ConfigRecord({"problem": problem})})
+        if (number := self.dispatch.send(Message(content, node, "query.refused"))) is not None:
+            self.dispatch.forget(number)
 
     def gather(self, enough: int) -> None:
         """Return when so many clients are there. Raises RunError where they never will be."""

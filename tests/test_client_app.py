@@ -84,7 +84,8 @@ def problem(*arguments, **node) -> str:
 def test_a_client_says_who_it_is_and_what_it_holds():
     assert identify() == {"partition-id": 1, "num-examples": 32, "protocol": PROTOCOL, "version": __version__}
     assert dict(ask("query", {}, partition_id=2).content["config"])["num-examples"] == 32
-    assert not ask("query.goodbye", {}).has_error()
+    for told in ("query.goodbye", "query.refused"):
+        assert not ask(told, {}).has_error()
 
 
 def test_a_client_with_images_of_its_own(hospital, tmp_path):
