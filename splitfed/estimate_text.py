@@ -7,6 +7,7 @@ import rich.console
 from splitfed import units
 from splitfed.console import breakdown, print_whole
 from splitfed.estimation import Estimate, Side
+from splitfed.operations import Operations
 
 
 def text(found: Estimate) -> str:
@@ -30,6 +31,7 @@ def text(found: Estimate) -> str:
         ("total bytes", f"{units.size(found.rounds * found.round.total.sent)} at most"),
         ("client memory", _memory(found.client)),
         ("server memory", _memory(found.server)),
+        ("operations", _operations(found.operations)),
         ("images in memory", units.size(found.images) if found.images else "none kept"),
         ("time of a step", f"{1000 * found.step_seconds:.0f} ms (client and server)"),
         ("time of a round", f"{units.duration(found.round_seconds)} without loading and packing"),
@@ -41,6 +43,13 @@ def text(found: Estimate) -> str:
     for name, value in rows:
         print(f"{name:<17} {value}", file=out)
     return out.getvalue().rstrip("\n")
+
+
+def _operations(found: Operations) -> str:
+    return (
+        f"client {units.flops(found.client)} an image ({found.client_ratio:.2f}x uncompressed), "
+        f"server {units.flops(found.server)} ({found.server_ratio:.2f}x)"
+    )
 
 
 def _memory(side: Side) -> str:

@@ -19,6 +19,7 @@ from splitfed.cut import Cut
 from splitfed.data import load
 from splitfed.footprint import Side, measure
 from splitfed.ledger import Direction, Row, Sizes, Totals
+from splitfed.operations import Operations, count_step
 from splitfed.optim import pick_device
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
@@ -28,7 +29,7 @@ from splitfed.wire import pack
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """The cost of a scenario: bytes of an average round (`sent` before the lossless stage), rounds it will run at
-    most, the budget in cut bytes, memory of each side, bytes of decoded images, and seconds."""
+    most, the budget in cut bytes, memory and operations of each side, bytes of decoded images, and seconds."""
 
     scenario: Scenario
     examples: int
@@ -39,6 +40,7 @@ class Estimate:
     limit: int | None
     client: Side
     server: Side
+    operations: Operations
     images: int
     step_seconds: float
     round_seconds: float
@@ -83,6 +85,7 @@ def estimate(scenario: Scenario) -> Estimate:
     _add_fronts(totals, FrontWire(front.travelling(), scenario.compression), federation.cohort_size, key)
 
     steps = round(sum(sizes.values()) * share_of_round)
+    operations = count_step(front, back, cut, scenario.model.image_size, batch, key)
     client, server, seconds, forward = measure(front, back, cut, scenario, batch, key)
     copies = 1 if federation.mode == "sfl-v2" else 2  # the common back, and the copy that a client trains
     server = Side(server.parameters, server.state * copies, server.activations)
@@ -92,7 +95,7 @@ def estimate(scenario: Scenario) -> Estimate:
     cached = pictures * 3 * scenario.model.image_size**2
     images = cached if scenario.data.cache is not None and cached <= scenario.data.cache else 0
     return Estimate(
-        scenario, sum(examples), classes, steps, totals, rounds, limit, client, server, images, seconds,
+        scenario, sum(examples), classes, steps, totals, rounds, limit, client, server, operations, images, seconds,
         steps * seconds + evaluation, expect is not None,
     )  # fmt: skip
 

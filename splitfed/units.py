@@ -8,16 +8,25 @@ NONE = "-"
 
 def size(count: int) -> str:
     """Return a number of bytes in decimal units, rounded half up: `999 B`, `1.49 MB`."""
+    return _scaled(count, "B")
+
+
+def flops(count: float) -> str:
+    """Return a number of floating-point operations in decimal units, rounded half up: `325.31 MFLOP`."""
+    return _scaled(round(count), "FLOP")
+
+
+def _scaled(count: int, of: str) -> str:
     if count < 1000:
-        return f"{count} B"
-    unit, name = 1000, "kB"
-    for bigger in ("MB", "GB", "TB", "PB", "EB"):
+        return f"{count} {of}"
+    unit, name = 1000, "k"
+    for bigger in "MGTPE":
         # Integers only: a float would lose the last bytes, and 999,995 must become 1.00 MB, not 1000.00 kB.
         if _hundredths(count, unit) < 100_000:
             break
         unit, name = unit * 1000, bigger
     whole, rest = divmod(_hundredths(count, unit), 100)
-    return f"{whole}.{rest:02d} {name}"
+    return f"{whole}.{rest:02d} {name}{of}"
 
 
 def _hundredths(count: int, unit: int) -> int:
