@@ -23,7 +23,7 @@ def show_in_tensorboard(run: Path, round: int, png: bytes) -> Path:
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     width, height = struct.unpack(">II", png[16:24])  # where every PNG has them
-    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
     events = [
         Event(wall_time=time.time(), file_version="brain.Event:2"),
         Event(wall_time=time.time(), step=round, summary=Summary(value=[Summary.Value(tag=TAG, image=image)])),
