@@ -1,7 +1,6 @@
 """Every codec, dtype and shape: what comes back is within the codec's stated bound, or the sender was told."""
 
 import struct
-import warnings
 
 import pytest
 import torch
@@ -9,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from splitfed import testing
 from splitfed.compression.codec import Packet
-from splitfed.compression.codecs import _DECODERS, CodecConfig, coded_size, decode, fits
+from splitfed.compression.codecs import _DECODERS, CodecConfig, coded_size, decode
 from splitfed.errors import CodecError, WireError
 from splitfed.seeds import Key
 
@@ -39,8 +39,11 @@ CONFIGS = [
 SHAPES = [(), (0,), (3, 0), (0, 5), (1,), (7,), (1, 1, 24), (2, 1, 1), (3, 5, 8), (5, 33), (2, 3, 4, 5)]
 
 
+settings_of = TypeAdapter(CodecConfig).validate_python
+
+
 def build(config):
-    return TypeAdapter(CodecConfig).validate_python(config).build()
+    return settings_of(config).build()
 
 
 def as_rows(x: torch.Tensor) -> torch.Tensor:
@@ -103,31 +106,11 @@ def may_refuse(config, x: torch.Tensor) -> bool:
 
 def round_trip(config, x: torch.Tensor) -> torch.Tensor | None:
     """Encode and decode, and check everything that is promised; None where the sender was rightly told."""
-    before = x.clone()
-    try:
-        packet = build(config).encode(x, KEY)
-    except CodecError:
+    y = testing.round_trip(settings_of(config), x, KEY)
+    if y is None:
         assert may_refuse(config, x)
-        return None
-    assert torch.equal(x, before)
-    assert packet.shape == tuple(x.shape)
-    assert f"torch.{packet.dtype}" == str(x.dtype)
-    assert fits(len(packet.buffer), coded_size(packet.tag, packet.dtype, packet.shape))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        y = decode(packet)
-        sent = bytes(packet.buffer)
-        y.view(-1).add_(0)  # writable
-    assert y.dtype == x.dtype
-    assert y.shape == x.shape
-    if x.numel():
-        if x.is_floating_point():
-            assert y.isfinite().all()
-            assert within(config, x, y)
-        kept = y.clone()
-        y.view(-1).fill_(1)
-        assert bytes(packet.buffer) == sent, "the decoded tensor lives in the packet"
-        y = kept
+    elif x.numel() and x.is_floating_point():
+        assert within(config, x, y)
     return y
 
 
@@ -182,18 +165,8 @@ def test_nan_and_infinity_are_refused_wherever_they_are(config, dtype, bad, shap
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(map(str, c.values())))
-def test_strides_do_not_show(config):
-    x = torch.randn(6, 7, 8)
-    views = [x.transpose(0, 2), x[:, ::2], x[..., 1::3], x[1:], x[:1].expand(4, 7, 8), torch.arange(24).view(4, 6).T]
-    for view in views:
-        expected, packet = build(config).encode(view.contiguous(), KEY), build(config).encode(view, KEY)
-        assert (packet.tag, packet.shape, bytes(packet.buffer)) == (
-            expected.tag,
-            expected.shape,
-            bytes(expected.buffer),
-        )
-    leaf = torch.randn(3, 4, requires_grad=True)
-    assert not decode(build(config).encode(leaf, KEY)).requires_grad
+def test_every_codec_keeps_the_contract(config):
+    testing.check_codec(settings_of(config), lambda x, y: not x.numel() or within(config, x, y), KEY)
 
 
 @pytest.mark.parametrize(
@@ -213,13 +186,6 @@ def test_a_row_that_spans_more_than_float32_is_refused_and_the_largest_span_is_n
     with pytest.raises(CodecError):
         build("uniform").encode(torch.tensor([[1.0, 2.0], [-MOST, MOST]]), KEY)
     assert round_trip({"kind": "uniform", "bits": 2, "rounding": "nearest"}, torch.tensor([0.0, MOST])) is not None
-
-
-def test_other_tensors_are_refused():
-    for x in (torch.zeros(2, dtype=torch.int32), torch.zeros(2, dtype=torch.bool), torch.zeros(2, dtype=torch.cfloat)):
-        for config in CONFIGS:
-            with pytest.raises(CodecError):
-                build(config).encode(x, KEY)
 
 
 def test_integers_are_packed_but_for_float32_and_need_no_sign():

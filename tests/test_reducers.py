@@ -1,6 +1,5 @@
 import pytest
 import torch
-from crossing import assert_split_equals_whole
 from helpers import small
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,6 +16,7 @@ from splitfed.compression.topk import RandomTopK, TopK
 from splitfed.errors import WireError
 from splitfed.expect import Geometry
 from splitfed.seeds import Key
+from splitfed.testing import check_reducer
 
 read = TypeAdapter(ReducerConfig).validate_python
 GEOMETRY = Geometry(batch=10, tokens=9, width=4, prefix=3, classes=5)
@@ -25,6 +25,7 @@ SECTIONS = [
     {"kind": "adc", "ratio": 0.3, "pooling": "average"}, {"kind": "merge_samples", "kept_samples": 0.5},
     {"kind": "discard_tokens", "kept_tokens": 0.5}, {"kind": "topk", "ratio": 0.2},
     {"kind": "random_topk", "ratio": 0.2, "alpha": 0.2}, {"kind": "c3sl", "r": 5},
+    {"kind": "bottleneck", "width": 2},
 ]  # fmt: skip
 
 
@@ -141,27 +142,8 @@ def test_adc_is_merging_followed_by_discarding(batch):
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=str)
-def test_every_reducer_keeps_the_contract(section, batch):
-    """Bounds hold, what a peer may send is checked, and the gradient that crosses is that of what was sent."""
-    activations, attention, labels = batch
-    reducer = read(section).build()
-    for samples in (10, 9, 1):
-        plan = planned(reducer, activations[:samples], attention[:samples])
-        targets = plan.targets(labels[:samples], 5)
-        smashed = plan.reduce(activations[:samples])
-        assert within(reducer, plan, smashed, targets)
-        reducer.check(smashed, targets, plan.side, plan.meta, GEOMETRY)
-        with pytest.raises(WireError, match="targets"):
-            reducer.check(smashed, torch.cat([targets, targets]), plan.side, plan.meta, GEOMETRY)
-        restored = reducer.restore(smashed, plan.side, plan.meta)
-        assert len(restored) == len(targets)
-        assert restored.shape[2] == 4
-    seen = assert_split_equals_whole(reducer, planned(reducer, activations, attention), activations, cubed)
-    assert seen.shape == planned(reducer, activations, attention).reduce(activations).shape
-
-
-def cubed(activations):
-    return (activations**3).sum()
+def test_every_reducer_keeps_the_contract(section):
+    check_reducer(read(section), GEOMETRY)
 
 
 @pytest.mark.parametrize("value", [None, True, 2.0, "2", -1, 6])
