@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from splitfed.assembly import assemble, check_fits
+from splitfed.attention import check_readable
 from splitfed.compression.reducer import View
 from splitfed.cut import Cut
 from splitfed.data import load
@@ -79,6 +80,8 @@ def count(scenario: Scenario, classes: int | None = None) -> Operations:
     front, back = assemble(scenario, classes, pretrained=False)
     check_fits(scenario, front)
     cut = Cut(scenario.compression, front.geometry(scenario.training.batch_size, classes), torch.device("cpu"))
+    if cut.reducer.needs_attention:
+        check_readable(front)
     return count_step(front, back, cut, scenario.model.image_size, scenario.training.batch_size, key)
 
 
@@ -94,7 +97,8 @@ def count_step(front: Front, back: Back, cut: Cut, image_size: int, examples: in
     _crossing(cut, front.encoder, back.decoder, examples, key)  # the first does what a run does once, as drawing keys
     reducing, restoring, restored = _crossing(cut, front.encoder, back.decoder, examples, key)
     whole = (geometry.tokens, geometry.width)
-    with torch.random.fork_rng(), sdpa_kernel(SDPBackend.MATH):
+    drawn = [cut.device] if cut.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=drawn), sdpa_kernel(SDPBackend.MATH):
         at_front = _sample(front, (3, image_size, image_size), cut.device, inner=False)
         at_back = _sample(back, whole, cut.device, inner=True)
         left = at_back if restored[1:] == whole else _sample(back, restored[1:], cut.device, inner=True)
