@@ -1,5 +1,6 @@
 """The ClientApp: who a node is and whether it can take part, the training of one round, and the end of a run."""
 
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -9,8 +10,8 @@ from splitfed import __version__
 from splitfed.clients.probe import probe
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
-from splitfed.clients.told import Order, Question
-from splitfed.clients.worker import worker_for
+from splitfed.clients.told import Alignment, Order, Question
+from splitfed.clients.worker import Worker, worker_for
 from splitfed.errors import RunError, SplitfedError, WireError
 from splitfed.rpc import PROTOCOL
 from splitfed.wire_names import CONFIG, METRICS, WIRE
@@ -49,11 +50,9 @@ def train(message: Message, context: Context) -> Message:
     """Train the front that came with the message and return its weights with the client's metrics."""
     settings, order = Settings.read(context.node_config), Order.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
-    told = ClientState(states, client).classes() if settings.data is not None else ()
-    worker = worker_for(_scenario(context), settings, told)
+    worker = _worker(context, settings, states)
     weights, frame = worker.wire.unpack(order.weights)
-    if frame.round != round:
-        raise WireError(f"the message for round {round} has the front's weights of round {frame.round}")
+    _same_round(frame.round, round)
     reach = settings.reach(worker.scenario.engine)
     trained = worker.train(client, round, weights, order.invitation, reach, states)
     packed = worker.wire.pack(trained.weights, worker.key.at("front_weights", "up", round, client), round, client)
@@ -68,10 +67,40 @@ def refused(message: Message, context: Context) -> Message:
     return Message(RecordDict(), reply_to=message)
 
 
+@app.train("align")
+def align(message: Message, context: Context) -> Message:
+    """Fit the reducer's layers that came with the message to this client's images, keep the encoder, and return the
+    decoder if it is wanted."""
+    settings, order = Settings.read(context.node_config), Alignment.read(message.content)
+    client, round, states = settings.partition, order.round, settings.states_of(_run(context))
+    worker = _worker(context, settings, states)
+    if worker.fitting is None:
+        raise WireError(f"the reducer {worker.scenario.compression.reducer.kind} has no layers to fit")
+    down, up = worker.alignment_wires
+    weights, frame = down.unpack(order.weights)
+    _same_round(frame.round, round)
+    decoder, examples = worker.align(client, round, weights, order.both, states)
+    content: dict[str, Any] = {METRICS: MetricRecord({"num-examples": examples})}
+    if order.both:
+        packed = up.pack(decoder, worker.key.at("parts", "up", round, client), round, client)
+        content[WIRE] = ConfigRecord({"weights": packed.buffer})
+    return Message(RecordDict(content), reply_to=message)
+
+
 @app.query("goodbye")
 def goodbye(message: Message, context: Context) -> Message:
     """Hear that the run is over: whoever runs this app sees the message pass."""
     return Message(RecordDict(), reply_to=message)
+
+
+def _worker(context: Context, settings: Settings, states: Path) -> Worker:
+    told = ClientState(states, settings.partition).classes() if settings.data is not None else ()
+    return worker_for(_scenario(context), settings, told)
+
+
+def _same_round(weights: int, message: int) -> None:
+    if weights != message:
+        raise WireError(f"the message for round {message} has the front's weights of round {weights}")
 
 
 def _scenario(context: Context) -> str:

@@ -182,6 +182,8 @@ class _Client:
             trained = event.reply.content.metric_records[METRICS]
             round, loss = event.message.content.config_records[CONFIG]["server-round"], trained["train-loss"]
             self.say(f"round {round!r}: {trained['steps']} steps, loss {loss:.4f}, {event.seconds:.1f} s")
+        elif event.message_type == "train.align":
+            self.say(f"encoder fitted to this client's images, {event.seconds:.1f} s")
         elif event.message_type == "query.refused":
             from splitfed.clients.told import refusal
 

@@ -1,5 +1,5 @@
-"""What a client keeps between rounds, on its own disk: with `client_state: keep`, its optimiser; with images of its
-own, the scenario's class names.
+"""What a client keeps between rounds, on its own disk: with `client_state: keep`, its optimiser; with a reducer that
+it has fitted to its images, its encoder; with images of its own, the scenario's class names.
 
 Each round's optimiser is a file of its own. A round that is run again after an interruption finds the state from before
 it, because only older files are read; the newest two are kept.
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from splitfed.errors import RunError
 from splitfed.files import replace_with
@@ -19,7 +20,7 @@ from splitfed.optimiser_state import OptimiserState, flatten, unflatten
 
 
 class ClientState:
-    """What one client of one run has stored: optimiser tensors by round, and class names."""
+    """What one client of one run has stored: optimiser tensors by round, its encoder, and class names."""
 
     def __init__(self, folder: Path, client: int) -> None:
         self._folder = folder / f"{client:06d}"
@@ -57,6 +58,27 @@ class ClientState:
                 self._path(old).unlink()
         except (OSError, SafetensorError) as error:
             raise RunError(f"{self._folder}: this client's optimiser cannot be kept there ({error})") from None
+
+    def encoder(self) -> dict[str, Tensor]:
+        """Return the encoder that this client has fitted to its images. Raises RunError where it has none any more."""
+        path = self._folder / "encoder.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = "it is not there" if isinstance(error, FileNotFoundError) else error
+            raise RunError(
+                f"{path}: the encoder that this client fitted to its images is lost ({reason}): bring the file back, "
+                "or start a new run"
+            ) from None
+
+    def save_encoder(self, encoder: dict[str, Tensor]) -> None:
+        """Store the encoder; an interrupted round that is run again fits it again. Raises RunError."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with replace_with(self._folder / "encoder.safetensors") as scratch:
+                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in encoder.items()}, scratch)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{self._folder}: this client's encoder cannot be kept there ({error})") from None
 
     def classes(self) -> list[str]:
         """Return the class names that the server told this client. Raises RunError where it has not."""

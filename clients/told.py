@@ -52,11 +52,25 @@ class Order:
     def read(cls, content: RecordDict) -> Self:
         """Read the order. Raises WireError for what is none."""
         config, wire = _record(content, CONFIG), _record(content, WIRE)
-        round = _value(config, "server-round", int)
-        if round < 1:
-            raise WireError(f"the server's message is for round {round}; they are counted from 1")
+        round = _round(config)
         invitation = Invitation(_value(config, "channel", str), _value(config, "token", str))
         return cls(round, _value(wire, "weights", bytes), invitation)
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """What comes with the order to fit a reducer's layers: the round, the weights of front, encoder and decoder as a
+    frame, and whether the decoder is fitted too and wanted back."""
+
+    round: int
+    weights: bytes
+    both: bool
+
+    @classmethod
+    def read(cls, content: RecordDict) -> Self:
+        """Read the order. Raises WireError for what is none."""
+        config, wire = _record(content, CONFIG), _record(content, WIRE)
+        return cls(_round(config), _value(wire, "weights", bytes), _value(config, "both", bool))
 
 
 def refusal(content: RecordDict) -> str:
@@ -68,6 +82,13 @@ def refusal(content: RecordDict) -> str:
 def _record(content: RecordDict, name: str) -> Mapping[str, Any]:
     record: Mapping[str, Any] | None = content.config_records.get(name)
     return record or {}
+
+
+def _round(config: Mapping[str, Any]) -> int:
+    round = _value(config, "server-round", int)
+    if round < 1:
+        raise WireError(f"the server's message is for round {round}; they are counted from 1")
+    return round
 
 
 def _value(record: Mapping[str, Any], key: str, kind: type[T]) -> T:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from splitfed import __version__
+from splitfed.aligning import Aligner
 from splitfed.assembly import assemble
 from splitfed.attention import ClsAttention
 from splitfed.batches import batches
@@ -21,6 +22,7 @@ from splitfed.clients.dial import Reach, connect
 from splitfed.clients.holding import hold
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
+from splitfed.compression.halves import DECODER
 from splitfed.compression.reducer import View
 from splitfed.control import FrontWire
 from splitfed.cut import Cut
@@ -58,11 +60,14 @@ class Worker:
         classes = len(self.holding.classes)
         self.device = pick_device(settings.device or scenario.training.client.device)
         # Weights come from the server, so none are loaded here.
-        self.front = assemble(scenario, classes, pretrained=False)[0].to(self.device).train()
+        front, back = assemble(scenario, classes, pretrained=False)
+        self.front, self.decoder = front.to(self.device).train(), back.decoder.to(self.device)
         self.geometry = self.front.geometry(scenario.training.batch_size, classes)
         self.cut = Cut(scenario.compression, self.geometry, self.device)
         self.attention = ClsAttention(self.front) if self.cut.reducer.needs_attention else None
         self.wire = FrontWire(self.front.travelling(), scenario.compression)
+        self.fitting = scenario.compression.reducer.alignment()
+        self.alignment_wires = FrontWire.of_alignment(self.front, self.decoder, scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)
         self._draws = draws(self.front)
 
@@ -76,6 +81,8 @@ class Worker:
         """
         training, federation = self.scenario.training, self.scenario.federation
         self.front.load_travelling(weights)
+        if self.fitting:
+            self._take_encoder(ClientState(states, client).encoder())
         optimiser = training.client.optimiser_for(self.front)
         keep = ClientState(states, client) if training.client_state == "keep" else None
         if keep:
@@ -98,6 +105,33 @@ class Worker:
         if keep:
             keep.save(round, read_optimiser(optimiser))
         return Trained(self.front.travelling(), losses / max(1, step), step, len(rows))
+
+    def align(
+        self, client: int, round: int, weights: dict[str, Tensor], both: bool, states: Path
+    ) -> tuple[dict[str, Tensor], int]:
+        """Fit the encoder, and with `both` the decoder, to a client's images, from the `weights` of front, encoder and
+        decoder; keep the encoder, and return the decoder's weights and the number of images."""
+        assert self.fitting is not None
+        self.front.load_state_dict({name: t for name, t in weights.items() if not name.startswith(DECODER)})
+        parts = {name.removeprefix(DECODER): t for name, t in weights.items() if name.startswith(DECODER)}
+        self.decoder.load_state_dict(parts)
+        rows, training = self.holding.rows(client), self.scenario.training
+        aligner = Aligner(self.front, self.front.encoder, self.decoder, self.fitting.lr, training.precision, both=both)
+        aligner.fit(
+            batches(
+                self.holding.images, rows, training.batch_size, self.key.at("align", client),
+                augment=self.scenario.data.augment, workers=self.scenario.data.workers, mean=self.mean, std=self.std,
+                epochs=self.fitting.epochs,
+            )
+        )  # fmt: skip
+        ClientState(states, client).save_encoder(self.front.encoder.state_dict())
+        return {DECODER + name: tensor for name, tensor in self.decoder.state_dict().items()}, len(rows)
+
+    def _take_encoder(self, encoder: dict[str, Tensor]) -> None:
+        try:
+            self.front.encoder.load_state_dict(encoder)
+        except RuntimeError:
+            raise RunError("the encoder that this client has kept is that of another model: start a new run") from None
 
     def _step(
         self, stream: Stream, images: Tensor, labels: Tensor, client: int, round: int, step: int

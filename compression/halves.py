@@ -4,15 +4,16 @@ They become part of the model, as `encoder` of the front and `decoder` of the ba
 for them: optimisers, averages, checkpoints, copies of the back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from splitfed.errors import ModelError
 from splitfed.seeds import Key
 
 # How the names of these layers' tensors begin, in the front's and the back's state.
@@ -38,6 +39,28 @@ class Halves:
     def encoder_travels(self) -> bool:
         """Whether the encoder is part of what the server hands out and takes back in each round."""
         return self.owner == "round" and self.trained
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors of both, named as in the front and the back."""
+        encoder, decoder = self.encoder.state_dict(), self.decoder.state_dict()
+        return {ENCODER + n: t for n, t in encoder.items()} | {DECODER + n: t for n, t in decoder.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over, by copy, the tensors of both. Raises ModelError where they are others."""
+        try:
+            for half, prefix in ((self.encoder, ENCODER), (self.decoder, DECODER)):
+                half.load_state_dict({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
+        except RuntimeError as error:
+            raise ModelError(f"weights of other layers: {' '.join(str(error).split())}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """How clients fit a reducer's frozen layers to their images before they first train: `epochs` passes over them
+    (none: the layers are handed out as they are), Adam at `lr`."""
+
+    epochs: int
+    lr: float
 
 
 def mlp(widths: Sequence[int], key: Key) -> nn.Sequential:

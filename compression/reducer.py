@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from splitfed.compression.halves import Halves
+from splitfed.compression.halves import Alignment, Halves
 from splitfed.config import Config
 from splitfed.errors import WireError
 from splitfed.expect import Expect, Expected, Geometry
@@ -119,6 +119,14 @@ class ReducerSettings(Config, ABC):
     def misfit(self, model: "ModelConfig", geometry: Geometry) -> str | None:
         """Tell why it does not go with this model, whose sizes at the cut are these, and the way out; or None. Asked
         where the run's files are, not at the clients."""
+        return None
+
+    def load(self, halves: Halves) -> None:
+        """Give the reducer's layers the weights that the settings name, if any, once `misfit` has none to report. Asked
+        at the server, where the run's files are."""
+
+    def alignment(self) -> Alignment | None:
+        """Return how each client fits the layers to its images before it first trains; None where none does."""
         return None
 
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from splitfed.compression.adc import AdcConfig
+from splitfed.compression.ae import AeConfig
 from splitfed.compression.bottleneck import BottleneckConfig
 from splitfed.compression.c3sl import C3slConfig
 from splitfed.compression.discard_tokens import DiscardTokensConfig
@@ -14,7 +15,7 @@ from splitfed.plugins import REDUCERS, load, one_of
 
 OWN: tuple[type[ReducerSettings], ...] = (
     NoneConfig, AdcConfig, MergeSamplesConfig, DiscardTokensConfig, TopKConfig, RandomTopKConfig, C3slConfig,
-    BottleneckConfig,
+    BottleneckConfig, AeConfig,
 )  # fmt: skip
 PLUGINS = load(REDUCERS, ReducerSettings, OWN)
 

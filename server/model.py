@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from splitfed.assembly import assemble, check_fits
+from splitfed.assembly import assemble
 from splitfed.batches import count_batches
 from splitfed.data import FederatedData
 from splitfed.models import pixel_stats, whole_state
@@ -19,7 +19,6 @@ class Model:
         self.scenario, self.data = scenario, data
         self.device = pick_device(scenario.training.server.device)
         front, back = assemble(scenario, len(data.classes))
-        check_fits(scenario, front)
         self.front, self.back = front.to(self.device), back.to(self.device).train()
         self.geometry = front.geometry(scenario.training.batch_size, len(data.classes))
         self.mean, self.std = pixel_stats(scenario.model)

@@ -23,6 +23,7 @@ from splitfed.recover import Recovered, wasted_bytes
 from splitfed.runtime import Runtime
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
+from splitfed.server.alignment import Alignment
 from splitfed.server.cohort import Cohort, failures
 from splitfed.server.dispatch import Dispatch
 from splitfed.server.model import Model
@@ -57,6 +58,7 @@ class Rounds:
             waits=lent.waits, keys=lent.roster, joined=self._on_joined,
         )  # fmt: skip
         self.cohort = Cohort(scenario, self.dispatch, split, strategy, listener)
+        self.alignment = Alignment(scenario, self.dispatch, grid, model, progress.aligned if progress else [])
         self.before = progress.seconds if progress else 0.0
         self.began = time.monotonic()
         split.on_step = self._on_step
@@ -124,6 +126,11 @@ class Rounds:
         self.grid.open_round = round
         cohort = self._cohort(round)
         examples = {client: self.roster.examples[client] for client in cohort}
+        unfit = self.alignment.align(round, examples, self.roster.nodes)
+        examples = {client: number for client, number in examples.items() if client not in unfit}
+        if not examples:
+            self._nobody(round, unfit)
+            return
         self._steps_done, self._steps_due = 0, self.model.steps(list(examples.values()))
         client_lr, server_lr = training.client.lr(round, rounds), training.server.lr(round, rounds)
         self.split.start_round(round, server_lr, examples)
@@ -183,7 +190,8 @@ class Rounds:
     def _checkpoint(self, round: int) -> None:
         ledger, metrics = ((self.folder / name).stat().st_size for name in ("ledger.csv", "metrics.csv"))
         examples = [self.roster.examples.get(client, 0) for client in range(self.scenario.federation.clients)]
-        progress = Progress(round, self.ledger.attempt, self._seconds(), ledger, metrics, examples)
+        aligned = sorted(self.alignment.aligned)
+        progress = Progress(round, self.ledger.attempt, self._seconds(), ledger, metrics, examples, aligned)
         optimiser = read_optimiser(self.split.pool.trainer.optimiser)
         self.checkpoints.save(self.model.state(), optimiser, progress)
         self.finished = round

@@ -8,13 +8,19 @@ from splitfed.seeds import Key
 
 def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None) -> tuple[Front, Back]:
     """Build both halves for `classes`; whatever is not loaded is drawn from the scenario's seed. `pretrained=False`
-    skips the weights that the scenario asks for. Raises ModelError as `build` does."""
+    skips the weights that the scenario asks for, the reducer's too. Raises ModelError as `build` and, where these are
+    loaded, as `check_fits` does."""
     key = Key(scenario.seed)
     vit = build(scenario.model, classes, pretrained=pretrained, key=key.at("model"))
     front, back = split(vit, scenario.model.cut)
     geometry = front.geometry(scenario.training.batch_size, classes)
-    halves = scenario.compression.reducer.build().halves(geometry, key.at("halves"))
+    reducer = scenario.compression.reducer
+    if pretrained is not False:
+        check_fits(scenario, front)
+    halves = reducer.build().halves(geometry, key.at("halves"))
     if halves is not None:
+        if pretrained is not False:
+            reducer.load(halves)
         front.attach(halves)
         back.attach(halves)
     return front, back

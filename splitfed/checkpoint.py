@@ -6,7 +6,7 @@ back's) and `state.json`. A folder by that name is complete: it is written besid
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -21,7 +21,8 @@ from splitfed.optimiser_state import OptimiserState, flatten, unflatten
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Where a run stands: the finished round, the attempt that finished it, seconds so far, the lengths in bytes that
-    `ledger.csv` and `metrics.csv` had, and the examples that each client holds."""
+    `ledger.csv` and `metrics.csv` had, the examples that each client holds, and the clients that have fitted an encoder to
+    their images."""
 
     round: int
     attempt: int
@@ -29,6 +30,7 @@ class Progress:
     ledger_bytes: int
     metrics_bytes: int
     examples: list[int]
+    aligned: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

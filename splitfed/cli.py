@@ -9,6 +9,7 @@ import typer
 import typer.core
 
 from splitfed import __version__
+from splitfed.cli_align import align
 from splitfed.cli_deploy import certs, join, serve
 from splitfed.cli_explain import explain
 from splitfed.cli_options import SCENARIO, Overrides, ScenarioName
@@ -114,6 +115,7 @@ app.command(
 app.command(epilog="FILE is a YAML file that names a scenario and what is varied in it.")(sweep)
 app.command(epilog="RUNS are their folders.")(compare)
 app.command(epilog="RUN is its folder, finished or not.")(explain)
+app.command(epilog=SCENARIO)(align)
 app.command(epilog="FOLDER is the one to make or to add to, e.g. tls/.")(certs)
 app.command(epilog=SCENARIO)(serve)
 app.command(epilog="SERVER is the host of 'splitfed serve', and its port after a colon if not 9092.")(join)

@@ -1,4 +1,4 @@
-"""The control plane's payload: the front's weights as one frame, whichever way they go.
+"""The control plane's payload: the front's weights as one frame, whichever way they go, and a reducer's own layers.
 
 Tensors are grouped by the length of their rows and each group is encoded as one matrix: per-row scales then fit the
 weights, and a front of 150 tensors costs as little overhead as one of four. Names and shapes do not travel: both ends
@@ -7,18 +7,19 @@ hold the same front. An encoder that a reducer brought into it is counted, and p
 
 from collections.abc import Mapping
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from splitfed.compression.halves import ENCODER
+from splitfed.compression.halves import DECODER, ENCODER
 from splitfed.expect import Expect
 from splitfed.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.wire import Frame, Packed, pack, unpack
 
 if TYPE_CHECKING:
+    from splitfed.models import Front
     from splitfed.scenario_sections import Compression
 
 ROLE, PARTS = "front_weights", "parts"
@@ -33,17 +34,18 @@ def _row_length(shape: torch.Size) -> int:
 
 
 class FrontWire:
-    """Packs and unpacks the weights of a front of known names and shapes: `front_weights` and, if the front has a
-    reducer's encoder, `parts`, each under its own codec and lossless stage. `numbers` counts them by role."""
+    """Packs and unpacks weights of known names and shapes, each role under its own codec and lossless stage: those of a
+    front as `front_weights`, and as `parts` what a reducer brought. `extra` says that no uncompressed run sends them."""
 
-    def __init__(self, template: Mapping[str, Tensor], compression: "Compression") -> None:
+    def __init__(self, template: Mapping[str, Tensor], compression: "Compression", extra: bool = False) -> None:
+        self.extra = extra
         self.shapes = {name: tensor.shape for name, tensor in template.items()}
         packings = {ROLE: compression.front_weights, PARTS: compression.parts}
         self.stages = {role: (packing.codec.build(), packing.lossless.build()) for role, packing in packings.items()}
         self.groups: dict[tuple[str, int], list[str]] = {}
         self.numbers: dict[str, int] = {}
         for name, shape in self.shapes.items():
-            role = PARTS if name.startswith(ENCODER) else ROLE
+            role = PARTS if name.startswith((ENCODER, DECODER)) else ROLE
             self.groups.setdefault((role, _row_length(shape)), []).append(name)
             self.numbers[role] = self.numbers.get(role, 0) + shape.numel()
         self.expected = {
@@ -71,10 +73,16 @@ class FrontWire:
             weights |= {name: part.reshape(self.shapes[name]) for name, part in zip(names, parts, strict=True)}
         return weights, frame
 
+    @classmethod
+    def of_alignment(cls, front: "Front", decoder: nn.Module, compression: "Compression") -> tuple[Self, Self]:
+        """Return what carries an alignment: front, encoder and decoder down, and the decoder up."""
+        parts = {DECODER + name: tensor for name, tensor in decoder.state_dict().items()}
+        return cls({**front.state_dict(), **parts}, compression, extra=True), cls(parts, compression, extra=True)
+
     def sizes(self, packed: Packed | Frame) -> dict[str, Sizes]:
-        """Return what the weights in a frame add to the ledger, by role; no uncompressed method needs `parts`."""
+        """Return what the weights in a frame add to the ledger, by role; no uncompressed run sends `parts`."""
         rows = {}
         for role, part in packed.sizes.items():
             plain = 4 * self.numbers[role]
-            rows[role] = Sizes(0 if role == PARTS else plain, plain, part.coded, part.sent)
+            rows[role] = Sizes(0 if role == PARTS or self.extra else plain, plain, part.coded, part.sent)
         return rows

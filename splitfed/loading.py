@@ -78,6 +78,13 @@ def open_training(config: "DataConfig") -> tuple[Stored, list[str] | None]:
     return Stored(images, config.image_column, torch.from_numpy(labels.astype(np.int64)), config.path), names
 
 
+def open_unlabelled(config: "DataConfig") -> Stored:
+    """Open the images of the training split alone; their labels are all 0. Raises `DataError`."""
+    split = _load_split(config, "train_split")
+    labels = torch.zeros(len(split), dtype=torch.int64)
+    return Stored(_images(config, split), config.image_column, labels, f"{config.path}, split '{config.train_split}',")
+
+
 # What `datasets` calls the reader of a single file.
 _READERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
 

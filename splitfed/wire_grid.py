@@ -22,10 +22,14 @@ _REFUSED = 2000  # error code of a reply whose bytes we refuse
 
 
 class WireGrid(Grid):
-    """Wraps a grid; `clients` maps node ids to partition ids and may be filled after the first queries."""
+    """Wraps a grid; `clients` maps node ids to partition ids and may be filled after the first queries.
+
+    `wire` carries the weights of all messages but those of the types in `others`, which have two: down and up.
+    """
 
     def __init__(self, grid: Grid, wire: FrontWire, ledger: Ledger, key: Key) -> None:
         self.grid, self.wire, self.ledger, self.key = grid, wire, ledger, key
+        self.others: dict[str, tuple[FrontWire, FrontWire]] = {}
         self.clients: dict[int, int] = {}
         self._coded: tuple[object, int, bytes, dict[str, Sizes]] | None = None
         self.open_round = 0
@@ -65,7 +69,8 @@ class WireGrid(Grid):
     def _outgoing(self, messages: Iterable[Message]) -> list[Message]:
         out = []
         for message in messages:
-            record, sizes = self._encode(message.content)
+            wire, _ = self.others.get(message.metadata.message_type, (self.wire, self.wire))
+            record, sizes = self._encode(message.content, wire)
             sent = Message(
                 record, message.metadata.dst_node_id, message.metadata.message_type, ttl=message.metadata.ttl,
                 group_id=message.metadata.group_id,
@@ -74,15 +79,15 @@ class WireGrid(Grid):
             out.append(sent)
         return out
 
-    def _encode(self, content: RecordDict) -> tuple[RecordDict, dict[str, Sizes]]:
+    def _encode(self, content: RecordDict, wire: FrontWire) -> tuple[RecordDict, dict[str, Sizes]]:
         if ARRAYS not in content:
             return content, {}
         arrays = content[ARRAYS]
         # A strategy hands the same weights to all clients of a round, so the last ones are most often the next.
         if self._coded is None or self._coded[0] is not arrays or self._coded[1] != self.open_round:
             weights = {name: torch.tensor(array.numpy()) for name, array in arrays.items()}  # type: ignore[union-attr]
-            packed = self.wire.pack(weights, self.key.at("down", self.open_round), self.open_round, -1)
-            self._coded = (arrays, self.open_round, packed.buffer, self.wire.sizes(packed))
+            packed = wire.pack(weights, self.key.at("down", self.open_round), self.open_round, -1)
+            self._coded = (arrays, self.open_round, packed.buffer, wire.sizes(packed))
         _, _, buffer, sizes = self._coded
         record = RecordDict({name: value for name, value in content.items() if name != ARRAYS})
         record[WIRE] = ConfigRecord({"weights": buffer})
@@ -96,13 +101,14 @@ class WireGrid(Grid):
                 self._count(reply, node, "up", {})
                 decoded.append(reply)
                 continue
+            _, wire = self.others.get(reply.metadata.message_type, (self.wire, self.wire))
             try:
-                weights, frame = self.wire.unpack(bytes(reply.content[WIRE]["weights"]))  # type: ignore[arg-type]
+                weights, frame = wire.unpack(bytes(reply.content[WIRE]["weights"]))  # type: ignore[arg-type]
             except (WireError, KeyError, TypeError) as error:
                 self._count(reply, node, "up", {})
                 decoded.append(refusal(reply, str(error)))
                 continue
-            self._count(reply, node, "up", self.wire.sizes(frame))
+            self._count(reply, node, "up", wire.sizes(frame))
             content = RecordDict({name: value for name, value in reply.content.items() if name != WIRE})
             content[ARRAYS] = ArrayRecord({n: Array(t.numpy().astype(np.float64)) for n, t in weights.items()})
             reply.content = content

@@ -9,17 +9,15 @@ from crossing import arrive, cut_for, send
 from helpers import PLAIN, small, table
 from safetensors.torch import load_file
 from torch import nn
+from whole import newest, whole_model
 
 from splitfed import estimate, simulate
 from splitfed.assembly import assemble, check_model
-from splitfed.batches import batches
 from splitfed.clients.worker import Worker
 from splitfed.compression.bottleneck import Bottleneck, BottleneckConfig
 from splitfed.compression.reducer import View
-from splitfed.data import load
 from splitfed.errors import ModelError, ScenarioError, WireError
 from splitfed.expect import Geometry
-from splitfed.models import pixel_stats
 from splitfed.seeds import Key
 from splitfed.server.backs import POOLS
 from splitfed.wire import pack
@@ -40,11 +38,6 @@ def by_hand(layers, x):
     """Two linear layers with ReLU between them, from the formula."""
     w1, b1, w2, b2 = layers.state_dict().values()
     return torch.relu(x @ w1.T + b1) @ w2.T + b2
-
-
-def newest(folder):
-    (found,) = sorted((folder / "checkpoints").iterdir())[-1:]
-    return load_file(found / "model.safetensors")
 
 
 def test_layers_are_those_of_the_formula():
@@ -134,27 +127,6 @@ def test_as_many_targets_as_samples():
     packets = cut._encode({"smashed": torch.zeros(6, 5, 4), "targets": torch.zeros(5, dtype=torch.int64)}, Key(0), "")
     with pytest.raises(WireError, match="5 targets"):
         arrive(cut, pack("step", 1, 0, 1, packets, {"examples": 6}))
-
-
-def whole_model(scenario):
-    """Train front, encoder, decoder and back as one model, as a plain PyTorch user would."""
-    key, training, federation = Key(scenario.seed), scenario.training, scenario.federation
-    data = load(scenario.data, scenario.model.image_size, federation.clients, key.at("data"))
-    front, back = assemble(scenario, len(data.classes))
-    model = nn.Sequential(front, front.encoder, back.decoder, back).train()
-    mean, std = pixel_stats(scenario.model)
-    server = training.server.optimiser.build(list(back.parameters()), 0.0)
-    for number in range(1, federation.rounds + 1):
-        client = training.client.optimiser.build(list(front.parameters()), 0.0)
-        for batch in batches(
-            data.train, data.partitions[0], training.batch_size, key.at("batches", number, 0), mean=mean, std=std,
-            epochs=1,
-        ):  # fmt: skip
-            nn.functional.cross_entropy(model(batch.images), batch.labels).backward()
-            for optimiser in (client, server):
-                optimiser.step()
-                optimiser.zero_grad()
-    return {**front.state_dict(), **back.state_dict()}
 
 
 @pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
