@@ -1,0 +1,132 @@
+"""The tables and pictures of docs/results.md, out of the runs of a sweep.
+
+    splitfed sweep sweeps/cifar100-methods.yaml --jobs 2
+    python benchmarks/results.py runs/cifar100-methods --page docs/results.md
+
+Written are docs/results/<sweep>.csv with all figures, the three pictures of `splitfed compare --out` beside it, of the
+methods that --draw names, and the tables on the page, between its marks `<!-- <sweep>: table -->` and `<!-- end -->`.
+Accuracy at a budget is that of the last round within it, on the validation split; the test split was read once, at the
+end of each run.
+"""
+
+import argparse
+import csv
+import re
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from pydantic import ByteSize
+
+from splitfed import Scenario, compare, units
+from splitfed.errors import SplitfedError
+from splitfed.groups import Group, Spread
+from splitfed.operations import Operations, count
+from splitfed.pictures import draw
+
+BUDGETS = ("40MB", "80MB", "160MB")
+
+
+def size(text: str) -> int:
+    """Read a number of bytes."""
+    return int(ByteSize._validate(text, None))  # type: ignore[arg-type]
+
+
+def percents(found: Spread) -> str:
+    """Return a mean, and where there are several values the lowest and the highest."""
+    mean = units.percent(found.mean)
+    if found.low == found.high:
+        return mean
+    return f"{mean} ({units.percent(found.low).removesuffix(' %')} to {units.percent(found.high).removesuffix(' %')})"
+
+
+def operations(one: Group) -> Operations:
+    """Count what a group's scenario computes."""
+    return count(Scenario.load(str(one.runs[0].folder / "scenario.yaml")))
+
+
+def row(one: Group, budgets: list[int], cost: Operations) -> dict[str, object]:
+    """Return all figures of a group, in full."""
+    cut, total = one.mean(lambda s: s.cut_bytes), one.mean(lambda s: s.total_bytes)
+    raw, total_raw = one.mean(lambda s: s.raw_bytes), one.mean(lambda s: s.total_raw_bytes)
+    figures: dict[str, object] = {"method": one.label, "seeds": len(one.runs), "ratio": one.ratio}
+    for budget in budgets:
+        accuracy, sent = one.within(budget) or (None, None)
+        for name in ("mean", "low", "high"):
+            figures[f"validation_{name}_at_{budget}"] = accuracy and getattr(accuracy, name)
+        figures[f"cut_bytes_at_{budget}"] = sent
+    return figures | {
+        "rounds": one.spread(lambda run: run.summary.rounds).mean,
+        "test_mean": one.accuracy.mean, "test_low": one.accuracy.low, "test_high": one.accuracy.high,
+        "cut_bytes": cut, "total_bytes": total,
+        "cut_factor": raw / cut, "total_factor": total_raw / total,
+        "seconds": one.spread(lambda run: run.summary.seconds).mean,
+        "client_operations": cost.client, "client_ratio": cost.client_ratio,
+        "server_operations": cost.server, "server_ratio": cost.server_ratio,
+    }  # fmt: skip
+
+
+def table(groups: list[Group], budgets: list[int], costs: list[Operations]) -> str:
+    """Return a table in Markdown, a row for each group."""
+    heads = [
+        "method", "seeds", "ratio", *(f"within {units.size(budget)}" for budget in budgets),
+        "test, at the end", "cut bytes", "total bytes", "cut factor", "client", "server",
+    ]  # fmt: skip
+    lines = [heads, ["---"] * len(heads)]
+    for one, cost in zip(groups, costs, strict=True):
+        reached = [one.within(budget) for budget in budgets]
+        cut = one.mean(lambda s: s.cut_bytes)
+        lines.append([
+            one.label, str(len(one.runs)), units.NONE if one.ratio is None else f"{one.ratio:.3f}",
+            *(percents(found[0]) if found else units.NONE for found in reached), percents(one.accuracy),
+            units.size(cut), units.size(one.mean(lambda s: s.total_bytes)),
+            units.factor(one.mean(lambda s: s.raw_bytes), cut),
+            f"{cost.client_ratio:.3f}", f"{cost.server_ratio:.3f}",
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def place(page: Path, name: str, text: str) -> None:
+    """Put a table between its marks on a page."""
+    mark = re.compile(rf"(<!-- {re.escape(name)}: table -->\n).*?(\n<!-- end -->)", re.DOTALL)
+    found, times = mark.subn(lambda match: match.group(1) + text + match.group(2), page.read_text())
+    if not times:
+        raise SplitfedError(f"{page}: has no mark <!-- {name}: table --> with an <!-- end --> below it")
+    page.write_text(found)
+
+
+def main() -> None:
+    """Write the files, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path, help="the folder of a sweep's runs")
+    parser.add_argument("--at", action="append", metavar="SIZE", help=f"a budget; {', '.join(BUDGETS)} if not given")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="the folder of tables and pictures")
+    parser.add_argument("--page", type=Path, help="the page to put the table on")
+    parser.add_argument("--draw", default="*", metavar="PATTERNS", help="methods to draw, as in 'none,adc-*'")
+    options = parser.parse_args()
+    budgets = [size(text) for text in options.at or BUDGETS]
+    try:
+        folders = sorted(folder for folder in options.sweep.iterdir() if folder.is_dir())
+        grouped = compare(folders).grouped("ratio")
+        groups = grouped.groups[::-1]
+        costs = [operations(one) for one in groups]
+        rows = [row(one, budgets, cost) for one, cost in zip(groups, costs, strict=True)]
+        options.out.mkdir(parents=True, exist_ok=True)
+        with open(options.out / f"{options.sweep.name}.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        patterns = [pattern.strip() for pattern in options.draw.split(",")]
+        drawn = [one for one in groups if any(fnmatchcase(one.label, pattern) for pattern in patterns)]
+        draw(drawn, options.out / f"{options.sweep.name}.png")
+        found = table(groups, budgets, costs)
+        if options.page:
+            place(options.page, options.sweep.name, found)
+    except (SplitfedError, OSError) as error:
+        parser.exit(2, f"{error}\n")
+    print(found)
+    for folder, reason in grouped.left_out:
+        print(f"left out: {folder}: {reason}")
+
+
+if __name__ == "__main__":
+    main()
