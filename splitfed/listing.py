@@ -17,7 +17,8 @@ from splitfed.plugins import Plugin
 from splitfed.scenario_file import shown
 from splitfed.scenario_schema import did_you_mean, kind, sections
 
-_PAPERS = (re.compile(r"arXiv \d{4}\.\d{4,5}"), re.compile(r"[A-Z][\w-]+ et al\.,? \d{4}"))
+# By number, by author, or by title.
+_PAPERS = tuple(map(re.compile, (r"arXiv \d{4}\.\d{4,5}", r"[A-Z][\w-]+ et al\.,? \d{4}", r'"[A-Z][^"]+", \d{4}')))
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ SECTIONS = [
     {"kind": "adc", "ratio": 0.3, "pooling": "average"}, {"kind": "merge_samples", "kept_samples": 0.5},
     {"kind": "discard_tokens", "kept_tokens": 0.5}, {"kind": "topk", "ratio": 0.2},
     {"kind": "random_topk", "ratio": 0.2, "alpha": 0.2}, {"kind": "c3sl", "r": 5},
-    {"kind": "bottleneck", "width": 2},
+    {"kind": "bottleneck", "width": 2}, {"kind": "ae", "width": 2},
 ]  # fmt: skip
 
 
