@@ -27,13 +27,17 @@ class Halves:
     `encoder` turns activations `[B, n, d]` into the smashed tensor, `decoder` that into the input of the back,
     `[B, n, d]`. The encoder's `owner` is the round (it goes out with the front and is averaged with it) or each client
     alone (`local`: it never travels after it was handed out). `trained` ones learn with the model, the encoder in the
-    front's optimiser and the decoder in the back's; others are frozen while it learns.
+    front's optimiser and the decoder in the back's; others are frozen while it learns, as local ones have to be.
     """
 
     encoder: nn.Module
     decoder: nn.Module
     owner: Literal["round", "local"] = "round"
     trained: bool = True
+
+    def __post_init__(self) -> None:
+        if self.owner == "local" and self.trained:
+            raise ValueError("a local encoder is frozen: what a client's own would learn in a round, nobody keeps")
 
     @property
     def encoder_travels(self) -> bool:

@@ -28,7 +28,7 @@ def text(found: Estimate) -> str:
     rows = [
         ("rounds", str(found.rounds) if found.limit is None else f"{found.rounds} at most, see budget"),
         ("cut bytes", f"{units.size(found.rounds * found.round.cut.sent)} at most"),
-        ("total bytes", f"{units.size(found.rounds * found.round.total.sent)} at most"),
+        ("total bytes", f"{units.size(found.total_sent)} at most"),
         ("client memory", _memory(found.client)),
         ("server memory", _memory(found.server)),
         ("operations", _operations(found.operations)),
@@ -37,6 +37,8 @@ def text(found: Estimate) -> str:
         ("time of a round", f"{units.duration(found.round_seconds)} without loading and packing"),
         ("time of the run", units.duration(found.rounds * found.round_seconds)),
     ]
+    if once := found.once.total.sent:
+        rows.insert(2, ("alignment", f"{units.size(once)} once: layers for each client, before it first trains"))
     if found.limit is not None:
         rows.insert(1, ("budget", f"{units.size(found.limit)} of cut bytes; fewer bytes a round mean more rounds"))
     print(file=out)

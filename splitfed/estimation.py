@@ -28,14 +28,16 @@ from splitfed.wire import pack
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The cost of a scenario: bytes of an average round (`sent` before the lossless stage), rounds it will run at
-    most, the budget in cut bytes, memory and operations of each side, bytes of decoded images, and seconds."""
+    """The cost of a scenario: bytes of an average round (`sent` before the lossless stage) and those that cross `once`,
+    where clients fit a reducer's layers to their images; rounds it will run at most, the budget in cut bytes, memory
+    and operations of each side, bytes of decoded images, and seconds."""
 
     scenario: Scenario
     examples: int
     classes: int
     steps: int
     round: Totals
+    once: Totals
     rounds: int
     limit: int | None
     client: Side
@@ -45,6 +47,11 @@ class Estimate:
     step_seconds: float
     round_seconds: float
     assumed: bool
+
+    @property
+    def total_sent(self) -> int:
+        """Bytes of the whole run, both planes, before the lossless stage."""
+        return self.rounds * self.round.total.sent + self.once.total.sent
 
 
 def estimate(scenario: Scenario) -> Estimate:
@@ -82,7 +89,15 @@ def estimate(scenario: Scenario) -> Estimate:
         if size and number:
             _add_step(totals, cut, front.encoder, size, number * share_of_round, key)
     _add_streams(totals, federation.cohort_size)
-    _add_fronts(totals, FrontWire(front.travelling(), scenario.compression), federation.cohort_size, key)
+    wire = FrontWire(front.travelling(), scenario.compression)
+    _add_weights(totals, wire, "up", federation.cohort_size, key)
+    _add_weights(totals, wire, "down", federation.cohort_size, key)
+    once = Totals()
+    if fitting := scenario.compression.reducer.alignment():
+        down, up = FrontWire.of_alignment(front, back.decoder, scenario.compression)
+        _add_weights(once, down, "down", federation.clients, key)
+        if fitting.epochs:
+            _add_weights(once, up, "up", federation.cohort_size, key)
 
     steps = round(sum(sizes.values()) * share_of_round)
     operations = count_step(front, back, cut, scenario.model.image_size, batch, key)
@@ -95,8 +110,8 @@ def estimate(scenario: Scenario) -> Estimate:
     cached = pictures * 3 * scenario.model.image_size**2
     images = cached if scenario.data.cache is not None and cached <= scenario.data.cache else 0
     return Estimate(
-        scenario, sum(examples), classes, steps, totals, rounds, limit, client, server, operations, images, seconds,
-        steps * seconds + evaluation, expect is not None,
+        scenario, sum(examples), classes, steps, totals, once, rounds, limit, client, server, operations, images,
+        seconds, steps * seconds + evaluation, expect is not None,
     )  # fmt: skip
 
 
@@ -133,8 +148,7 @@ def _add_streams(totals: Totals, cohort: int) -> None:
     _add(totals, "down", "data", "envelope", Sizes(sent=done.total), cohort)
 
 
-def _add_fronts(totals: Totals, wire: FrontWire, cohort: int, key: Key) -> None:
+def _add_weights(totals: Totals, wire: FrontWire, direction: Direction, clients: int, key: Key) -> None:
     weights = {name: torch.zeros(shape) for name, shape in wire.shapes.items()}
     for role, sizes in wire.sizes(wire.pack(weights, key, 1, 0)).items():
-        for direction in ("up", "down"):
-            _add(totals, direction, "control", role, _without_lossless(sizes), cohort)
+        _add(totals, direction, "control", role, _without_lossless(sizes), clients)

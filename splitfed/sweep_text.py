@@ -27,7 +27,7 @@ def show_plan(plan: Sweep, runs: Path, out: rich.console.Console | None = None) 
         if point.label not in costs:
             costs[point.label] = _cost(point)
         found = costs[point.label]
-        sizes = found.rounds * found.round.cut.sent, found.rounds * found.round.total.sent
+        sizes = found.rounds * found.round.cut.sent, found.total_sent
         time = found.rounds * found.round_seconds
         table.add_row(
             Text(point.name), _state(states[point], root / point.name), str(found.rounds), *map(units.size, sizes),

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from whole import newest, whole_model
 
-from splitfed import simulate
+from splitfed import estimate, simulate
 from splitfed.align import Public, align
 from splitfed.aligning import Aligner
 from splitfed.assembly import assemble, check_model
@@ -20,11 +20,13 @@ from splitfed.clients.told import Alignment
 from splitfed.clients.worker import Worker
 from splitfed.compression.ae import Ae
 from splitfed.compression.ae_file import read
+from splitfed.compression.halves import Halves
 from splitfed.compression.reducer import View
 from splitfed.errors import DataError, ModelError, RunError, ScenarioError, WireError
 from splitfed.expect import Geometry
 from splitfed.observe import Observer
 from splitfed.seeds import Key
+from splitfed.testing import check_reducer
 from splitfed.wire import pack
 
 GEOMETRY = Geometry(batch=6, tokens=7, width=12, prefix=2, classes=4)
@@ -188,8 +190,6 @@ def test_what_cannot_be_aligned(tmp_path):
 
 
 def test_weights_of_another_model_are_refused(weights, tmp_path):
-    from splitfed import estimate
-
     check_model(scenario(weights))
     wrong = tmp_path / "wrong.safetensors"
     save_file({"a": torch.zeros(1)}, wrong)
@@ -257,6 +257,11 @@ def test_client_alignment(mode, weights, tmp_path, monkeypatch):
         else:
             assert torch.equal(model[name], start), name  # the server's own stays the general one
             assert all(torch.equal(received[name], start) for _, _, _, received, *_ in seen)
+    front, _ = assemble(plan, 10, pretrained=False)
+    numbers = sum(t.numel() for t in front.travelling().values())
+    once = estimate(plan).once
+    assert once.select(role="parts").sent == 4 * (3 * (ENCODER + DECODER) + 2 * DECODER)
+    assert once.select(role="front_weights").sent == 4 * 3 * numbers
     # Frozen while front and back are trained.
     checkpoints = [load_file(p / "model.safetensors") for p in sorted((folder / "checkpoints").iterdir())][1:]
     assert all(torch.equal(c[n], model[n]) for c in checkpoints for n in general)
@@ -272,8 +277,6 @@ def test_client_alignment(mode, weights, tmp_path, monkeypatch):
                  for d, n in (("down", 4 * (ENCODER + DECODER)), ("up", 4 * DECODER))]  # fmt: skip
     assert found == sorted([*both_ways, (later[0][0], later[0][1], "down", 4 * (ENCODER + DECODER))])
     assert {(r["plane"], r["raw_bytes"]) for r in rows} == {("control", "0")}
-    front, _ = assemble(plan, 10, pretrained=False)
-    numbers = sum(t.numel() for t in front.travelling().values())
     sent = [r for r in table(folder / "ledger.csv") if r["role"] == "front_weights"]
     assert sum(int(r["sent_bytes"]) for r in sent) == 4 * numbers * (5 * 2 * 2 + 3)
     assert sum(int(r["raw_bytes"]) for r in sent) == 4 * numbers * 5 * 2 * 2  # an uncompressed run aligns nobody
@@ -358,6 +361,15 @@ def test_an_order_that_is_none(config):
         Alignment.read(content)
     with pytest.raises(WireError):
         Alignment.read(RecordDict({"config": ConfigRecord({"server-round": 1, "both": True}), "arrays": ArrayRecord()}))
+
+
+def test_the_contract(weights):
+    check_reducer(scenario(weights).compression.reducer)
+    encoder, decoder = halves()
+    with pytest.raises(ValueError, match="frozen"):
+        Halves(encoder, decoder, owner="local", trained=True)
+    assert not Halves(encoder, decoder, trained=False).encoder_travels
+    assert Halves(encoder, decoder).encoder_travels
 
 
 def test_config_round_trips(weights):

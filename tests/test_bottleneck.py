@@ -20,6 +20,7 @@ from splitfed.errors import ModelError, ScenarioError, WireError
 from splitfed.expect import Geometry
 from splitfed.seeds import Key
 from splitfed.server.backs import POOLS
+from splitfed.testing import check_reducer
 from splitfed.wire import pack
 
 GEOMETRY = Geometry(batch=6, tokens=5, width=12, prefix=1, classes=4)
@@ -258,6 +259,10 @@ def test_a_width_that_saves_nothing_is_refused(tmp_path):
 def test_bad_settings_are_refused(settings, why):
     with pytest.raises(ScenarioError, match=why):
         small(f"compression.reducer={settings}")
+
+
+def test_the_contract():
+    check_reducer(BottleneckConfig(width=3))
 
 
 def test_config_round_trips():
