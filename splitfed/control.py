@@ -35,7 +35,7 @@ def _row_length(shape: torch.Size) -> int:
 
 class FrontWire:
     """Packs and unpacks weights of known names and shapes, each role under its own codec and lossless stage: those of a
-    front as `front_weights`, and as `parts` what a reducer brought. `extra` says that no uncompressed run sends them."""
+    front as `front_weights`, and as `parts` what a reducer brought. `extra`: no uncompressed run sends them."""
 
     def __init__(self, template: Mapping[str, Tensor], compression: "Compression", extra: bool = False) -> None:
         self.extra = extra
