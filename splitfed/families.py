@@ -19,7 +19,14 @@ def families(groups: list[Group]) -> dict[str, list[Group]]:
 
 
 def _method(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if not (key.startswith("compression.") and _number(value))}
+    return {
+        key: value for key, value in settings.items() if not (key.startswith("compression.") and _strength(key, value))
+    }
+
+
+def _strength(key: str, value: Any) -> bool:
+    """Tell whether a setting says how much is sent, and not how: a number, or the file of weights of that width."""
+    return _number(value) or key == "compression.reducer.weights"
 
 
 def _number(value: Any) -> bool:

@@ -118,6 +118,14 @@ def test_another_budget_is_another_family_and_the_name_says_so(tmp_path: Path) -
     assert found == {"adc: bytes=5": ["0", "2"], "adc: bytes=9": ["1"]}
 
 
+def test_an_autoencoder_of_another_width_is_one_method_with_weights_of_its_own(tmp_path: Path) -> None:
+    ae = "{kind: ae, width: %d, weights: ae-%d.safetensors}"
+    groups = [
+        Group(str(width), [finished(tmp_path, [0.5], 10, reducer=ae % (width, width))]) for width in (24, 48)
+    ]  # fmt: skip
+    assert {name: len(members) for name, members in families(groups).items()} == {"ae": 2}
+
+
 def test_bars_are_stacked_by_role_and_end_at_all_bytes(tmp_path: Path) -> None:
     groups = [
         Group("a", [finished(tmp_path, [0.1], 100, wasted=6), finished(tmp_path, [0.1], 300)]),
