@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from splitfed.errors import SplitfedError
     from splitfed.estimation import Estimate, estimate
     from splitfed.explaining import Explanation, explain
+    from splitfed.exporting import Exported, export
     from splitfed.scenario import Scenario
     from splitfed.simulation import Result, simulate
     from splitfed.sweeping import sweep
@@ -28,19 +29,21 @@ if (_root / "pyproject.toml").is_file():
 _WHERE = {
     "Estimate": "splitfed.estimation",
     "Explanation": "splitfed.explaining",
+    "Exported": "splitfed.exporting",
     "Result": "splitfed.simulation",
     "Scenario": "splitfed.scenario",
     "SplitfedError": "splitfed.errors",
     "compare": "splitfed.comparison",
     "estimate": "splitfed.estimation",
     "explain": "splitfed.explaining",
+    "export": "splitfed.exporting",
     "simulate": "splitfed.simulation",
     "sweep": "splitfed.sweeping",
 }
 
 __all__ = [
-    "Estimate", "Explanation", "Result", "Scenario", "SplitfedError", "__version__", "compare", "estimate", "explain",
-    "simulate", "sweep",
+    "Estimate", "Explanation", "Exported", "Result", "Scenario", "SplitfedError", "__version__", "compare", "estimate",
+    "explain", "export", "simulate", "sweep",
 ]  # fmt: skip
 
 

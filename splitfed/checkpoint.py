@@ -21,8 +21,8 @@ from splitfed.optimiser_state import OptimiserState, flatten, unflatten
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Where a run stands: the finished round, the attempt that finished it, seconds so far, the lengths in bytes that
-    `ledger.csv` and `metrics.csv` had, the examples that each client holds, and the clients that have fitted an encoder to
-    their images."""
+    `ledger.csv` and `metrics.csv` had, the examples that each client holds, and the clients that have fitted an encoder
+    to their images."""
 
     round: int
     attempt: int
@@ -80,6 +80,19 @@ class Checkpoints:
             return load_file(path)
         except (OSError, SafetensorError) as error:
             raise RunError(f"{path}: broken checkpoint ({error}); name another --round, or run again") from error
+
+    def choose(self, round: int | None) -> tuple[int, dict[str, Tensor]]:
+        """Read the model alone, the newest or that of a `round`, and return it behind its round. Raises RunError where
+        there is none."""
+        if not (rounds := self.rounds()):
+            raise RunError(f"{self._folder.parent}: has no checkpoint yet; one is written after each round")
+        if round is not None and round not in rounds:
+            raise RunError(
+                f"--round {round}: {self._folder.parent} holds the checkpoints of {', '.join(map(str, rounds))} alone; "
+                "more stay with checkpoints.keep"
+            )
+        chosen = rounds[-1] if round is None else round
+        return chosen, self.model(chosen)
 
     def latest(self) -> Checkpoint | None:
         """Read the newest checkpoint; None before the first. Raises RunError where it is broken."""

@@ -102,7 +102,7 @@ def explain(
     """
     stored_scenario(run)
     scenario = Scenario.load(run / "scenario.yaml", overrides)
-    round, state = _checkpoint(run, round)
+    round, state = Checkpoints(run).choose(round)
     key = Key(scenario.seed)
     data = load(scenario.data, scenario.model.image_size, scenario.federation.clients, key.at("data"))
     front = _front(scenario, state, len(data.classes), run).to(pick_device(scenario.training.client.device))
@@ -121,19 +121,6 @@ def explain(
             "--set compression.reducer=... shows what another would do"
         )
     return explanation
-
-
-def _checkpoint(run: Path, round: int | None) -> tuple[int, dict[str, Tensor]]:
-    checkpoints = Checkpoints(run)
-    if not (rounds := checkpoints.rounds()):
-        raise RunError(f"{run}: has no checkpoint yet; one is written after each round")
-    if round is not None and round not in rounds:
-        raise RunError(
-            f"--round {round}: {run} holds the checkpoints of {', '.join(map(str, rounds))} alone; more stay with "
-            "checkpoints.keep"
-        )
-    chosen = rounds[-1] if round is None else round
-    return chosen, checkpoints.model(chosen)
 
 
 def _front(scenario: Scenario, state: dict[str, Tensor], classes: int, run: Path) -> Front:
