@@ -3,13 +3,16 @@
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Annotated
 
+import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from splitfed.batches import Augment, Batch, batches, count_batches
 from splitfed.budget import Bytes
 from splitfed.config import Config
+from splitfed.dealing import Column
 from splitfed.digits import open_digits
 from splitfed.errors import DataError
 from splitfed.images import Images
@@ -44,8 +47,10 @@ class DataConfig(Config):
 
     `path` is what `datasets.load_dataset` takes, a name on the Hugging Face Hub (`name` picks its configuration), a
     folder or a file, or `digits`: the 1,797 real 8x8 images that scikit-learn brings, a fifth of them for testing; they
-    need none of the keys up to `test_split`. Splits may be slices, such as `train[:80%]`. Labels are integers, with or
-    without names, or strings, which are numbered in sorted order.
+    need none of the keys up to `test_split`. A folder of one for each class has the columns `image` and `label`. Splits
+    may be slices, such as `train[:80%]`; where there is no test split, `test_split` may be a share of the training
+    split, such as 0.2: drawn by class, and the same whatever the seed. Labels are integers, with or without names, or
+    strings, which are numbered in sorted order.
 
     `validation` is a share of the training images in use: `limit` of them are trained on, and with `limit: 5000` and
     `validation: 0.1` another 556 are held out. `limit` and `test_limit` are upper bounds. All of these choices are
@@ -60,7 +65,7 @@ class DataConfig(Config):
     image_column: str = "image"
     label_column: str = "label"
     train_split: str = "train"
-    test_split: str = "test"
+    test_split: str | Annotated[float, Field(gt=0, lt=1)] = "test"
     validation: float = Field(0.1, gt=0, lt=1)
     limit: PositiveInt | None = None
     test_limit: PositiveInt | None = None
@@ -122,7 +127,8 @@ def _load(config: DataConfig, image_size: int, clients: int, key: Key) -> Federa
     counts = config.counts(len(train), len(test))
     order = spread(train.labels, key.at("validation"))
     stop = counts.validation + counts.train
-    in_training = Images(train, order[counts.validation : stop].sort().values, image_size)
+    rows = order[counts.validation : stop].sort().values
+    in_training = Images(train, rows, image_size)
     held_out = Images(train, order[: counts.validation].sort().values, image_size)
     in_test = Images(test, spread(test.labels, key.at("test"))[: counts.test].sort().values, image_size)
     left = config.cache or 0
@@ -130,8 +136,22 @@ def _load(config: DataConfig, image_size: int, clients: int, key: Key) -> Federa
         if images.nbytes <= left:
             left -= images.nbytes
             images.keep()
-    partitions = config.partition.split(in_training.labels, clients, key.at("partition"))
+    column = _column(config, train, rows)
+    partitions = config.partition.split(in_training.labels, clients, key.at("partition"), column)
     return FederatedData(in_training, held_out, in_test, partitions, classes)
+
+
+def _column(config: DataConfig, train: Source, rows: Tensor) -> Column | None:
+    """Return the column that the partition goes by, of these rows of the training split."""
+    name = getattr(config.partition, "partition_by", None)
+    if name is None:
+        return None
+    if train.column is None:
+        raise DataError(
+            f"data.partition.partition_by: {config.path} has no columns, so none '{name}'; use a data set that has, or "
+            "another data.partition"
+        )
+    return Column(name, train.column[rows.numpy()], np.unique(train.column))
 
 
 def _check_expected(config: DataConfig, train: Source, test: Source, classes: list[str]) -> None:

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from splitfed.errors import DataError
+from splitfed.seeds import Key
 from splitfed.sources import Stored, first_line
+from splitfed.spread import spread
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,9 +30,11 @@ def open_stored(config: "DataConfig") -> tuple[Stored, Stored, list[str]]:
     if config.train_split == config.test_split:
         raise DataError(
             f"data.test_split: '{config.test_split}' is what is trained on; name another split, or slices such as "
-            f"'{config.train_split}[:80%]' and '{config.train_split}[80%:]'"
+            f"'{config.train_split}[:80%]' and '{config.train_split}[80%:]', or a share such as 0.2"
         )
-    splits = [_load_split(config, key) for key in ("train_split", "test_split")]
+    shared = isinstance(config.test_split, float)
+    keys = ("train_split",) if shared else ("train_split", "test_split")
+    splits = [_load_split(config, key) for key in keys]
     for key in ("image_column", "label_column"):
         _column(config, key, splits[0])
     values = [_labels(config, split) for split in splits]
@@ -42,18 +46,29 @@ def open_stored(config: "DataConfig") -> tuple[Stored, Stored, list[str]]:
         unique = np.unique(np.concatenate(values))
         classes = [str(name) for name in unique]
         numbers = [np.searchsorted(unique, value) for value in values]
-    for number, key in zip(numbers, ("train_split", "test_split"), strict=True):
+    for number, key in zip(numbers, keys, strict=True):
         if len(number) and (number.min() < 0 or number.max() >= len(classes)):
             raise DataError(
                 f"data.label_column: '{config.label_column}' of {config.path}, split '{getattr(config, key)}', holds "
                 f"labels outside its {len(classes)} classes, as unlabelled images have; use another split in data.{key}"
             )
+    name = getattr(config.partition, "partition_by", None)
     sources = [
         Stored(_images(config, split), config.image_column, torch.from_numpy(number.astype(np.int64)),
                f"{config.path}, split '{getattr(config, key)}',")
-        for split, number, key in zip(splits, numbers, ("train_split", "test_split"), strict=True)
+        for split, number, key in zip(splits, numbers, keys, strict=True)
     ]  # fmt: skip
-    return sources[0], sources[1], classes
+    if name is not None:
+        sources[0].column = _values(config, name, splits[0])
+    train, test = _divided(sources[0], config.test_split) if isinstance(config.test_split, float) else sources
+    return train, test, classes
+
+
+def _divided(source: Stored, share: float) -> tuple[Stored, Stored]:
+    """Take a share of a split for testing: stratified by class, and the same whatever a run's seed."""
+    order = spread(source.labels, Key(0).at("test_split"))
+    count = max(1, round(share * len(order)))
+    return source.of(order[count:].sort().values), source.of(order[:count].sort().values)
 
 
 def open_training(config: "DataConfig") -> tuple[Stored, list[str] | None]:
@@ -119,6 +134,8 @@ def _load(config: "DataConfig", split: str | None, key: str) -> Any:
         guilty = "path"
         if reason.startswith(("Unknown split", "Unrecognized instruction", "Requested slice", "Instruction")):
             guilty = key
+            if key == "test_split":
+                reason += "; a share of the training images can be held out instead, such as 0.2"
         elif reason.startswith(("Config name", "BuilderConfig")):
             guilty = "name"
             reason = " ".join(str(error).split())[:300]
@@ -184,3 +201,26 @@ def _labels(config: "DataConfig", dataset: "Dataset") -> np.ndarray:
             "strings, one for each image"
         )
     return np.array(values.to_pylist(), dtype=str) if text else values.to_numpy()
+
+
+def _values(config: "DataConfig", name: str, dataset: "Dataset") -> np.ndarray:
+    """Return the column that clients are told apart by: numbers or strings, names where the labels of it have some."""
+    from datasets import ClassLabel, Value
+
+    if name not in dataset.features:
+        raise DataError(
+            f"data.partition.partition_by: no column '{name}' in {config.path}; it has {', '.join(dataset.features)}"
+        )
+    feature = dataset.features[name]
+    values = dataset.select_columns([name]).with_format("arrow")[:][name]
+    if not isinstance(feature, Value | ClassLabel) or values.null_count:
+        kind = "empty values" if values.null_count else type(feature).__name__
+        raise DataError(
+            f"data.partition.partition_by: column '{name}' of {config.path} holds {kind}; it must hold a number or a "
+            f"string for each image; it has {', '.join(dataset.features)}"
+        )
+    if isinstance(feature, ClassLabel):
+        return np.array(feature.names)[values.to_numpy()]
+    return (
+        values.to_numpy() if feature.dtype.startswith(("int", "uint", "float")) else np.array(values.to_pylist(), str)
+    )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -25,6 +26,7 @@ class Pictures:
 
     def __init__(self, paths: Sequence[str], labels: Tensor) -> None:
         self.labels = labels
+        self.column: np.ndarray | None = None
         self._paths = paths
 
     def __len__(self) -> int:

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Labelled images, decoded one at a time. `labels` is int64 `[N]`, from 0 on."""
+    """Labelled images, decoded one at a time. `labels` is int64 `[N]`, from 0 on; `column` `[N]` is what the partition
+    goes by, if it goes by anything else."""
 
     labels: Tensor
+    column: np.ndarray | None
 
     def __len__(self) -> int: ...
 
@@ -30,12 +32,19 @@ class Stored:
 
     def __init__(self, dataset: "Dataset", column: str, labels: Tensor, where: str) -> None:
         self.labels = labels
+        self.column: np.ndarray | None = None
         self._dataset = dataset
         self._column = column
         self._where = where
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def of(self, rows: Tensor) -> "Stored":
+        """Return these rows alone."""
+        part = Stored(self._dataset.select(rows.numpy()), self._column, self.labels[rows], self._where)
+        part.column = None if self.column is None else self.column[rows.numpy()]
+        return part
 
     def image(self, row: int) -> Image.Image:
         """Return the RGB image of a row; `DataError` where it cannot be decoded."""
@@ -55,6 +64,7 @@ class InMemory:
 
     def __init__(self, pixels: np.ndarray, labels: Tensor) -> None:
         self.labels = labels
+        self.column: np.ndarray | None = None
         self._pixels = pixels
 
     def __len__(self) -> int:
