@@ -15,7 +15,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 FLWR_TELEMETRY_ENABLED=0 FLWR
 	RAY_USAGE_STATS_ENABLED=0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all lint format types wheel clean
+.PHONY: help install demo test test-slow test-all lint format types schema wheel clean
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +57,10 @@ types: $(READY)  ## Check types in all four folders
 	ln -s $(CURDIR)/splitfed/* $(CURDIR)/clients $(CURDIR)/server $(CURDIR)/compression $(TYPES)/splitfed/
 	rm -f $(TYPES)/splitfed/__pycache__
 	cd $(TYPES) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p splitfed
+
+schema: $(READY)  ## Renew scenarios/schema.json and sweeps/schema.json, by which editors check these files
+	$(BIN)/splitfed schema scenario --out scenarios/schema.json
+	$(BIN)/splitfed schema sweep --out sweeps/schema.json
 
 wheel: $(READY)  ## Build the wheel and the source distribution into dist/
 	rm -rf dist build/lib build/bdist.*

@@ -1,5 +1,6 @@
 """When a run has sent enough; decided between rounds, from finished rounds only, so that a run is reproducible."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ByteSize, Field, PositiveFloat
@@ -7,13 +8,22 @@ from pydantic import BeforeValidator, ByteSize, Field, PositiveFloat
 from splitfed.config import Config, kind_shorthand
 from splitfed.expect import Geometry
 
+_SIZE = r"^ *[0-9]*\.?[0-9]+ *([kKmMgGtTpPeE][iI]?)?([bB]|[bB][iI][tT])? *$"
+
 
 def _size(value: object) -> object:
-    return ByteSize._validate(value, None) if isinstance(value, str) else value  # type: ignore[arg-type]
+    if not isinstance(value, str):
+        return value
+    size = ByteSize._validate(value, None)  # type: ignore[arg-type]
+    if not re.match(_SIZE, value):  # pydantic reads 1,000 as 1
+        raise ValueError(f"{value[:40]!r} is no number of bytes: write 130MB, 1.5 GiB or 130000000")
+    return size
 
 
+_Number = Annotated[int, Field(gt=0)]
+_Text = Annotated[str, Field(pattern=_SIZE)]
 # `130MB`, `1.5 GiB` or a plain number of bytes.
-Bytes = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+Bytes = Annotated[_Number, BeforeValidator(_size, json_schema_input_type=_Number | _Text)]
 
 
 def uncompressed_epoch(examples: int, geometry: Geometry) -> int:

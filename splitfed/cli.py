@@ -12,7 +12,7 @@ from splitfed import __version__
 from splitfed.cli_align import align
 from splitfed.cli_deploy import certs, join, serve
 from splitfed.cli_explain import explain
-from splitfed.cli_export import export
+from splitfed.cli_export import export, schema
 from splitfed.cli_options import SCENARIO, Overrides, ScenarioName
 from splitfed.cli_study import compare, list_, sweep
 from splitfed.errors import SplitfedError
@@ -117,6 +117,7 @@ app.command(epilog="FILE is a YAML file that names a scenario and what is varied
 app.command(epilog="RUNS are their folders.")(compare)
 app.command(epilog="RUN is its folder, finished or not.")(explain)
 app.command(epilog="RUN is its folder, finished or not; OUT is the file to write, e.g. model.safetensors.")(export)
+app.command(epilog="WHAT is scenario or sweep.")(schema)
 app.command(epilog=SCENARIO)(align)
 app.command(epilog="FOLDER is the one to make or to add to, e.g. tls/.")(certs)
 app.command(epilog=SCENARIO)(serve)

@@ -1,11 +1,20 @@
-"""The commands that hand on what splitfed knows: a run's model to timm, a scenario's schema to editors."""
+"""The commands that hand on what splitfed knows: a run's model to timm, the schema of its files to editors."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from splitfed.cli_options import Overrides
+from splitfed.errors import SplitfedError
+
+
+class Written(StrEnum):
+    """What people write."""
+
+    scenario = "scenario"
+    sweep = "sweep"
 
 
 def export(
@@ -26,3 +35,24 @@ def export(
     if made.halves is not None:
         print(f"{made.halves}: the reducer's own layers: timm's model is without them, and not what the run evaluated")
     print(made.create)
+
+
+def schema(
+    what: Annotated[Written, typer.Argument()] = Written.scenario,
+    out: Annotated[Path | None, typer.Option(help="Write it to this file, in place of what is there.")] = None,
+) -> None:
+    """Print the JSON schema of a scenario, or of a sweep: with it, editors complete keys and mark mistakes.
+
+    The reducers and codecs of installed packages are in it. A file names its schema in its first line, by a path from
+    its own folder: # yaml-language-server: $schema=schema.json
+    """
+    from splitfed.schema import SCHEMAS, text
+
+    written = text(SCHEMAS[what.value]())
+    if out is None:
+        print(written, end="")
+        return
+    try:
+        out.write_text(written)
+    except OSError as error:
+        raise SplitfedError(f"{out}: cannot be written ({error.strerror})") from error

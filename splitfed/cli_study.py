@@ -118,12 +118,11 @@ def sweep(
 
 
 def _size(text: str) -> int:
-    from pydantic import ByteSize, TypeAdapter, ValidationError
+    from pydantic import TypeAdapter, ValidationError
+
+    from splitfed.budget import Bytes
 
     try:
-        size = int(TypeAdapter(ByteSize).validate_python(text))
+        return int(TypeAdapter(Bytes).validate_python(text))
     except ValidationError:
-        size = 0
-    if size <= 0:
-        raise SplitfedError(f"--at {text}: write a number of bytes, such as 50MB")
-    return size
+        raise SplitfedError(f"--at {text}: write a number of bytes, such as 50MB") from None

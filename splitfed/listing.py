@@ -171,7 +171,9 @@ def _scenarios(_: str) -> Iterator[Entry]:
     from splitfed.scenario import shipped
 
     for name, path in shipped().items():
-        comment = " ".join(line.strip("# \n") for line in path.read_text().split("\n\n")[0].splitlines())
+        heading = path.read_text().split("\n\n")[0].splitlines()
+        # The schema that editors look for is no description.
+        comment = " ".join(line.strip("# \n") for line in heading if "yaml-language-server" not in line)
         yield Entry(name, "", _sentence(comment.split("  ")[0]))
 
 
