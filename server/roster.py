@@ -19,10 +19,10 @@ _PAUSE, _ASK_AGAIN, _FAREWELL = 0.2, 15.0, 3.0  # seconds
 class Roster:
     """The clients of a run, numbered from 0.
 
-    `examples` are the images that each holds, `nodes` the node that each was last seen at. `keys` tells which client a
-    node is by the key that it has proven to hold; without it nodes are believed. `known` are the examples of an earlier
-    attempt: a client that holds another number once a run has begun is refused, for nothing that follows would repeat.
-    With `waits`, clients may come and go; one that was away, or cannot take part, is asked again. Else the run ends.
+    `examples` are the images that each holds, `nodes` the node that each was last seen at. A client that holds none is
+    there, but never online: there is nothing that it could train on. `keys` tells which client a node is by the key that
+    it has proven to hold; without it nodes are believed. `known` are the examples of an earlier attempt: a client that
+    holds another number once a run has begun is refused, for nothing that follows would repeat. With `waits`, clients may come and go; one that was away, or cannot take part, is asked again. Else the run ends.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Roster:
             dispatch.meanwhile = self.online
 
     def online(self) -> set[int]:
-        """Ask nodes that are new, and return the clients that are there."""
+        """Ask nodes that are new, and return the clients that are there and hold images."""
         there = set(self.grid.get_node_ids())
         self.nodes = {client: node for client, node in self.nodes.items() if node in there}
         self._take()  # before anybody is asked again: this may be called once a round, hours after the last answer came
         self._ask(there)
         self._take()
         self.nodes = {client: node for client, node in self.nodes.items() if node in there}
-        return set(self.nodes)
+        return {client for client in self.nodes if self.examples[client]}
 
     def _take(self) -> None:
         for number, reply in self.dispatch.take(set(self._asked)).items():
@@ -71,11 +71,15 @@ class Roster:
             self.dispatch.forget(number)
 
     def gather(self, enough: int) -> None:
-        """Return when so many clients are there. Raises RunError where they never will be."""
-        while len(there := self.online()) < enough:
+        """Return when so many clients are there, one with images at least. Raises RunError where they never will be."""
+        while not self.online() or len(self.nodes) < enough:
             if not self.waits and not self._asked:
-                raise RunError(f"the clients that answered are {sorted(there)}, not 0 to {self.clients - 1}")
+                raise RunError(f"the clients that answered are {sorted(self.nodes)}, not 0 to {self.clients - 1}")
             time.sleep(_PAUSE)
+        empty = sorted(client for client in self.nodes if not self.examples[client] and client not in self._known)
+        if empty:
+            named = ", ".join(map(str, empty[:10])) + (", ..." if empty[10:] else "")
+            log.warning("%d of %d clients hold no images and never train: %s", len(empty), self.clients, named)
         self._known = dict(self.examples)
 
     def _ask(self, there: set[int]) -> None:
@@ -106,7 +110,7 @@ class Roster:
             return f"a node says that it is client {client}, but its key is another's"
         if "problem" in answer:
             return f"client {client} cannot take part: {str(answer['problem'])[:500]}"
-        if type(examples) is not int or examples < 1:
+        if type(examples) is not int or examples < 0:
             return f"client {client} says that it holds {str(examples)[:20]} images"
         if self._known.get(client, examples) != examples:
             return f"client {client} held {self._known[client]} images, now {examples}: start a new run"

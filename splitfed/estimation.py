@@ -76,7 +76,9 @@ def estimate(scenario: Scenario) -> Estimate:
     batch = min(training.batch_size, max(examples))
     cut = Cut(scenario.compression, front.geometry(training.batch_size, classes), device)
 
-    share_of_round = federation.cohort_size / federation.clients
+    examples = [held for held in examples if held]  # who holds none is never drawn
+    cohort = min(federation.cohort_size, len(examples))
+    share_of_round = cohort / len(examples)
     sizes: Counter[int] = Counter()
     for held in examples:
         count = count_batches(held, training.batch_size, federation.local_steps, federation.local_epochs)
@@ -88,16 +90,16 @@ def estimate(scenario: Scenario) -> Estimate:
     for size, number in sorted(sizes.items()):
         if size and number:
             _add_step(totals, cut, front.encoder, size, number * share_of_round, key)
-    _add_streams(totals, federation.cohort_size)
+    _add_streams(totals, cohort)
     wire = FrontWire(front.travelling(), scenario.compression)
-    _add_weights(totals, wire, "up", federation.cohort_size, key)
-    _add_weights(totals, wire, "down", federation.cohort_size, key)
+    _add_weights(totals, wire, "up", cohort, key)
+    _add_weights(totals, wire, "down", cohort, key)
     once = Totals()
     if fitting := scenario.compression.reducer.alignment():
         down, up = FrontWire.of_alignment(front, back.decoder, scenario.compression)
-        _add_weights(once, down, "down", federation.clients, key)
+        _add_weights(once, down, "down", len(examples), key)
         if fitting.epochs:
-            _add_weights(once, up, "up", federation.cohort_size, key)
+            _add_weights(once, up, "up", cohort, key)
 
     steps = round(sum(sizes.values()) * share_of_round)
     operations = count_step(front, back, cut, scenario.model.image_size, batch, key)

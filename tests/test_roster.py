@@ -111,6 +111,23 @@ def test_who_leaves_is_not_there_until_a_node_says_it_again():
     assert one.nodes == {0: 70, 1: 81}
 
 
+def test_a_client_without_images_is_there_but_never_drawn(caplog, monkeypatch):
+    nodes = Nodes({70: holds(0), 80: holds(1, 0), 90: holds(2)})
+    one = roster(nodes, waits=False)
+    with caplog.at_level(logging.WARNING, "splitfed"):
+        one.gather(3)
+        one.gather(3)
+    assert set(one.nodes) == {0, 1, 2}
+    assert one.online() == {0, 2}
+    assert [record.getMessage() for record in caplog.records] == ["1 of 3 clients hold no images and never train: 1"]
+    # Alone it is nobody to train with: whoever waits for clients goes on waiting.
+    nodes, coming = Nodes({80: holds(1, 0)}), iter([(90, holds(2))])
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: nodes.answers.update([next(coming)]))
+    one = roster(nodes)
+    one.gather(1)
+    assert one.online() == {2}
+
+
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
@@ -119,7 +136,7 @@ def test_who_leaves_is_not_there_until_a_node_says_it_again():
         (holds(-1), "a node says that it is client -1, where there are clients 0 to 2"),
         (says(**{"partition-id": "0", "num-examples": 3}), "a node says that it is client 0, where there are"),
         (says(**{"num-examples": 3}), "a node says that it is client None, where there are"),
-        (holds(0, 0), "client 0 says that it holds 0 images"),
+        (holds(0, -1), "client 0 says that it holds -1 images"),
         (says(**{"partition-id": 0}), "client 0 says that it holds None images"),
         (holds(1, 11), "client 1 held 12 images, now 11: start a new run"),
         (holds(2), "a second node says that it is client 2; the first one stays"),
