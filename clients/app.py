@@ -54,7 +54,7 @@ def train(message: Message, context: Context) -> Message:
     weights, frame = worker.wire.unpack(order.weights)
     _same_round(frame.round, round)
     reach = settings.reach(worker.scenario.engine)
-    trained = worker.train(client, round, weights, order.invitation, reach, states)
+    trained = worker.train(client, round, weights, order.invitation, reach, states, order.proximal)
     packed = worker.wire.pack(trained.weights, worker.key.at("front_weights", "up", round, client), round, client)
     metrics: dict[str, Any] = {"num-examples": trained.examples, "train-loss": trained.loss, "steps": trained.steps}
     content = {WIRE: ConfigRecord({"weights": packed.buffer}), METRICS: MetricRecord(metrics)}

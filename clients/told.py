@@ -1,5 +1,6 @@
 """What the server's messages say, checked: a client takes nothing for granted that comes from elsewhere."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -42,11 +43,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What comes with the order to train: the round, the front's weights as a frame, and who waits for mini-batches."""
+    """What comes with the order to train: the round, the front's weights as a frame, who waits for mini-batches, and
+    the weight of FedProx's proximal term, 0 for none. What else a strategy sends is not read."""
 
     round: int
     weights: bytes
     invitation: Invitation
+    proximal: float = 0.0
 
     @classmethod
     def read(cls, content: RecordDict) -> Self:
@@ -54,7 +57,10 @@ class Order:
         config, wire = _record(content, CONFIG), _record(content, WIRE)
         round = _round(config)
         invitation = Invitation(_value(config, "channel", str), _value(config, "token", str))
-        return cls(round, _value(wire, "weights", bytes), invitation)
+        proximal = _value(config, "proximal-mu", float) if "proximal-mu" in config else 0.0
+        if not 0 <= proximal < math.inf:
+            raise WireError(f"the server's message has {proximal} as 'proximal-mu': it cannot weigh a distance")
+        return cls(round, _value(wire, "weights", bytes), invitation, proximal)
 
 
 @dataclass(frozen=True, slots=True)

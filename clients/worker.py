@@ -18,6 +18,7 @@ from splitfed.assembly import assemble
 from splitfed.attention import ClsAttention
 from splitfed.batches import batches
 from splitfed.channel import Invitation, Stream
+from splitfed.clients.anchor import Anchor
 from splitfed.clients.dial import Reach, connect
 from splitfed.clients.holding import hold
 from splitfed.clients.settings import Settings
@@ -72,9 +73,13 @@ class Worker:
         self._draws = draws(self.front)
 
     def train(
-        self, client: int, round: int, weights: dict[str, Tensor], invitation: Invitation, reach: Reach, states: Path
-    ) -> Trained:
+        self, client: int, round: int, weights: dict[str, Tensor], invitation: Invitation, reach: Reach, states: Path,
+        proximal: float = 0.0,
+    ) -> Trained:  # fmt: skip
         """Train a client's front for a round, mini-batch by mini-batch, against the split server that invites it.
+
+        `proximal` is FedProx's mu (arXiv 1812.06127, section 3.2): mu/2 times the squared distance of the front to the
+        round's first joins the loss that is minimised, not the one that is reported.
 
         Raises WireError where the server's replies are not what was asked for, and CodecError for numbers that cannot
         be sent.
@@ -90,6 +95,7 @@ class Worker:
         set_lr(optimiser, training.client.lr(round, federation.rounds))
         rows = self.holding.rows(client)
         losses, step, up, down = 0.0, 0, 0, 0
+        anchor = Anchor(self.front, proximal)
         with connect(invitation, client, round, reach, self.cut.most_bytes) as stream:
             for batch in batches(
                 self.holding.images, rows, training.batch_size, self.key.at("batches", round, client),
@@ -99,6 +105,7 @@ class Worker:
                 step += 1
                 images, labels = batch.images.to(self.device), batch.labels.to(self.device)
                 loss, sent, received = self._step(stream, images, labels, client, round, step)
+                anchor.pull()
                 training.client.step(optimiser, self.front)
                 losses, up, down = losses + loss, up + sent, down + received
             _end(stream, client, round, step + 1, up, down)

@@ -11,7 +11,6 @@ import rich.console
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
 
 from splitfed import __version__
 from splitfed.channel import InlineListener, Listener
@@ -32,6 +31,7 @@ from splitfed.server.backs import POOLS, Trainer
 from splitfed.server.model import Model
 from splitfed.server.rounds import Rounds
 from splitfed.server.split import SplitServer
+from splitfed.server.strategy import Aggregation
 from splitfed.wire_grid import WireGrid
 
 app = ServerApp()
@@ -70,6 +70,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run, or go on with, the run in the folder that `run_config` names."""
     folder = Path(str(context.run_config["run"]))
     scenario = stored_scenario(folder)
+    strategy = Aggregation(scenario.federation.strategy)
     key = Key(scenario.seed)
     data = load(scenario.data, scenario.model.image_size, scenario.federation.clients, key.at("data"))
     recovered = recover(folder, scenario.checkpoints.keep)
@@ -78,6 +79,7 @@ def main(grid: Grid, context: Context) -> None:
     if recovered.checkpoint:
         model.load(recovered.checkpoint.model)
         write_optimiser(trainer.optimiser, recovered.checkpoint.optimiser)
+        strategy.load(recovered.checkpoint.strategy)
     cut = Cut(scenario.compression, model.geometry, model.device)
     pool = POOLS[scenario.federation.mode](trainer)
     at_once = max(1, (os.cpu_count() or 1) // torch.get_num_threads())
@@ -86,7 +88,6 @@ def main(grid: Grid, context: Context) -> None:
     )  # fmt: skip
     wire = FrontWire(model.front.travelling(), scenario.compression)
     wire_grid = WireGrid(grid, wire, recovered.ledger, key.at("front_weights"))
-    strategy = FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
     lent = runtime()
     listener = _listener(scenario, split, folder.name, recovered.ledger.attempt, lent)
     with listener, _warnings_to(folder / "log.txt") as log:

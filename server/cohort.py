@@ -4,8 +4,6 @@ from logging import getLogger
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 
 from splitfed.channel import Listener
 from splitfed.engines import Remote
@@ -13,7 +11,7 @@ from splitfed.scenario import Scenario
 from splitfed.server.dispatch import Dispatch
 from splitfed.server.replies import checked
 from splitfed.server.split import SplitServer
-from splitfed.wire_grid import CohortGrid
+from splitfed.server.strategy import Aggregation
 from splitfed.wire_names import CONFIG
 
 log = getLogger("splitfed")
@@ -29,7 +27,7 @@ class Cohort:
     """Lets the clients of a round train, in the scenario's order."""
 
     def __init__(
-        self, scenario: Scenario, dispatch: Dispatch, split: SplitServer, strategy: Strategy, listener: Listener
+        self, scenario: Scenario, dispatch: Dispatch, split: SplitServer, strategy: Aggregation, listener: Listener
     ) -> None:
         self.dispatch, self.split, self.strategy, self.listener = dispatch, split, strategy, listener
         federation, engine = scenario.federation, scenario.engine
@@ -43,10 +41,8 @@ class Cohort:
         """Send these weights to the clients that hold so many `examples`, and return their replies, in order of client;
         None for one that was lost."""
         config = ConfigRecord({"channel": "", "token": ""})
-        chosen: Grid = CohortGrid([nodes[client] for client in examples])  # type: ignore[assignment]
-        clients = {nodes[client]: client for client in examples}
-        configured = self.strategy.configure_train(round, arrays, config, chosen)
-        messages = {clients[message.metadata.dst_node_id]: message for message in configured}
+        configured = self.strategy.configure(round, arrays, config, [nodes[client] for client in examples])
+        messages = {client: configured[nodes[client]] for client in examples}
         for client, message in messages.items():
             self._invite(message, round, client)
         replies: dict[int, Message | None] = {}

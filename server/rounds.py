@@ -4,6 +4,7 @@ The same loop serves every engine: which grid carries the messages, and what lis
 outside.
 """
 
+import math
 import os
 import time
 from logging import getLogger
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
-from flwr.serverapp.strategy import Strategy
 
 from splitfed.channel import Listener
 from splitfed.checkpoint import Checkpoints, Progress
@@ -29,8 +29,10 @@ from splitfed.server.dispatch import Dispatch
 from splitfed.server.model import Model
 from splitfed.server.roster import Roster
 from splitfed.server.split import SplitServer
+from splitfed.server.strategy import Aggregation
 from splitfed.summary import Summary
 from splitfed.wire_grid import WireGrid
+from splitfed.wire_names import METRICS
 
 log = getLogger("splitfed")
 
@@ -42,7 +44,7 @@ class Rounds:
 
     def __init__(
         self, scenario: Scenario, folder: Path, recovered: Recovered, model: Model, grid: WireGrid, split: SplitServer,
-        strategy: Strategy, listener: Listener, lent: Runtime, question: dict, observers: tuple[Observer, ...],
+        strategy: Aggregation, listener: Listener, lent: Runtime, question: dict, observers: tuple[Observer, ...],
     ) -> None:  # fmt: skip
         self.scenario, self.folder, self.model, self.grid, self.split = scenario, folder, model, grid, split
         self.strategy, self.lent, self.observers = strategy, lent, observers
@@ -134,25 +136,29 @@ class Rounds:
         self._steps_done, self._steps_due = 0, self.model.steps(list(examples.values()))
         client_lr, server_lr = training.client.lr(round, rounds), training.server.lr(round, rounds)
         self.split.start_round(round, server_lr, examples)
-        replies = self.cohort.train(round, examples, self.roster.nodes, self._arrays())
+        before = self._arrays()
+        replies = self.cohort.train(round, examples, self.roster.nodes, before)
         self.split.end_round()
-        trained = [client for client, reply in replies.items() if reply and not reply.has_error()]
+        trained = {client: reply for client, reply in replies.items() if reply and not reply.has_error()}
         if not trained:
             self._nobody(round, replies)
             return
-        arrays, metrics = self.strategy.aggregate_train(round, [reply for reply in replies.values() if reply])
-        assert arrays is not None
-        assert metrics is not None
-        self.model.load_front({name: torch.from_numpy(array.numpy()).float() for name, array in arrays.items()})
+        # Of all who trained, whichever of them the strategy selects.
+        seen = sum(examples[client] for client in trained)
+        losses = {client: reply.content.metric_records[METRICS]["train-loss"] for client, reply in trained.items()}
+        loss = math.fsum(examples[client] / seen * losses[client] for client in trained)  # type: ignore[operator]
+        arrays = self.strategy.aggregate(round, list(trained.values()), before)
+        if arrays is not None:
+            self.model.load_front({name: torch.from_numpy(array.numpy()).float() for name, array in arrays.items()})
         looked = round % training.evaluate_every == 0 or not self._goes_on(round)
         # Evaluated while the round is still open: whoever interrupts here drops the whole round.
         eval_loss, eval_accuracy = self.model.validate() if looked else (None, None)
         sent = self.ledger.commit()
         finished = self.ledger.finished
         row = Metrics(
-            round, float(metrics["train-loss"]), eval_loss, eval_accuracy,  # type: ignore[arg-type]
+            round, loss, eval_loss, eval_accuracy,
             finished.cut.sent, finished.total.sent, self._seconds(), finished.cut.raw, finished.total.raw,
-            sum(examples[client] for client in trained), len(trained), client_lr, server_lr,
+            seen, len(trained), client_lr, server_lr,
         )  # fmt: skip
         with open(self.folder / "metrics.csv", "a") as file:
             file.write(row.line())
@@ -193,14 +199,15 @@ class Rounds:
         aligned = sorted(self.alignment.aligned)
         progress = Progress(round, self.ledger.attempt, self._seconds(), ledger, metrics, examples, aligned)
         optimiser = read_optimiser(self.split.pool.trainer.optimiser)
-        self.checkpoints.save(self.model.state(), optimiser, progress)
+        self.checkpoints.save(self.model.state(), optimiser, progress, self.strategy.state())
         self.finished = round
         self.ledger.forget_open()
 
     def _goodbye(self) -> None:
         """Tell the clients that the run is over; whoever is busy hears of it later, or never."""
         end = time.monotonic() + _GOODBYE_SECONDS
-        nodes = [self.roster.nodes[client] for client in sorted(self.roster.online())]
+        self.roster.online()
+        nodes = [node for _, node in sorted(self.roster.nodes.items())]
         numbers = {self.dispatch.send(Message(RecordDict(), node, "query.goodbye")) for node in nodes} - {None}
         while numbers and time.monotonic() < end:
             numbers -= set(self.dispatch.take(numbers))  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """Checkpoints: everything that the next round needs, written at the end of each round or not at all.
 
 `checkpoints/round-000012/` holds `model.safetensors` (front and back under timm's names), `optimiser.safetensors` (the
-back's) and `state.json`. A folder by that name is complete: it is written beside and renamed.
+back's), `state.json` and, where the strategy has a state, `strategy.safetensors` (its arrays, and the rest as
+metadata). A folder by that name is complete: it is written beside and renamed.
 """
 
 import json
@@ -9,13 +10,16 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from splitfed.errors import RunError
 from splitfed.files import sync
+from splitfed.nested import Flat
 from splitfed.optimiser_state import OptimiserState, flatten, unflatten
+
+_STRATEGY = "strategy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +39,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint as read: the model under timm's names, the back's optimiser, and the progress."""
+    """A checkpoint as read: the model under timm's names, the back's optimiser, the progress, and the strategy's state
+    if it has one."""
 
     model: dict[str, Tensor]
     optimiser: OptimiserState
     progress: Progress
+    strategy: Flat | None = None
 
 
 class Checkpoints:
@@ -51,15 +57,23 @@ class Checkpoints:
     def _all(self) -> list[Path]:
         return sorted(self._folder.glob("round-*"))
 
-    def save(self, model: dict[str, Tensor], optimiser: OptimiserState, progress: Progress) -> None:
+    def save(
+        self, model: dict[str, Tensor], optimiser: OptimiserState, progress: Progress, strategy: Flat | None = None
+    ) -> None:
         """Write a checkpoint; when this returns it is on disk."""
         self._folder.mkdir(exist_ok=True)
         scratch, final = self._folder / ".new", self._folder / f"round-{progress.round:06d}"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        for name, tensors in (("model", model), ("optimiser", flatten(optimiser))):
+        files: list[tuple[str, dict[str, Tensor], dict[str, str] | None]] = [
+            ("model", model, None),
+            ("optimiser", flatten(optimiser), None),
+        ]
+        if strategy is not None:
+            files.append((_STRATEGY, strategy[0], {"state": strategy[1]}))
+        for name, tensors, metadata in files:
             path = scratch / f"{name}.safetensors"
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
+            save_file({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, path, metadata)
             sync(path)
         (scratch / "state.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
         sync(scratch / "state.json")
@@ -102,6 +116,14 @@ class Checkpoints:
         try:
             progress = Progress(**json.loads((folder / "state.json").read_text()))
             model, optimiser = (load_file(folder / f"{name}.safetensors") for name in ("model", "optimiser"))
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
+            strategy = _strategy(folder / f"{_STRATEGY}.safetensors")
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             raise RunError(f"{folder}: broken checkpoint ({error}); delete it to go on from the one before") from error
-        return Checkpoint(model, unflatten(optimiser), progress)
+        return Checkpoint(model, unflatten(optimiser), progress, strategy)
+
+
+def _strategy(path: Path) -> Flat | None:
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {})["state"]  # noqa: SIM118

@@ -71,7 +71,7 @@ class FrontWire:
         for (role, length), names in self.groups.items():
             parts = frame.tensors[f"{role}/{length}"].split([self.shapes[n].numel() // length for n in names])
             weights |= {name: part.reshape(self.shapes[name]) for name, part in zip(names, parts, strict=True)}
-        return weights, frame
+        return {name: weights[name] for name in self.shapes}, frame  # in one order: some strategies go by it
 
     @classmethod
     def of_alignment(cls, front: "Front", decoder: nn.Module, compression: "Compression") -> tuple[Self, Self]:

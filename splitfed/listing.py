@@ -159,12 +159,11 @@ def _modes(_: str) -> Iterator[Entry]:
 
 
 def _strategies(_: str) -> Iterator[Entry]:
-    from flwr.serverapp.strategy import FedAvg
+    from splitfed.own_strategy import OWN
+    from splitfed.scenario_sections import Federation
 
-    text = (
-        "Averages the clients' fronts by their numbers of images; Flower's own, and the only one, so no key names it."
-    )
-    yield Entry(FedAvg.__name__, "", text, "arXiv 1602.05629")
+    for entry in _kinds(Federation, "strategy"):
+        yield replace(entry, name=OWN) if entry.name == "None" else entry
 
 
 def _scenarios(_: str) -> Iterator[Entry]:

@@ -108,6 +108,8 @@ def _unknown_kind(tag: Any, known: list[str], place: Place) -> str:
 def _unknown_key(place: Place) -> str:
     key = str(place.path[-1])
     known = list(place.section.model_fields) if place.section else []
+    if why := getattr(place.section, "refused", {}).get(key):
+        return f"cannot be set: {why}"
     if close := did_you_mean(key, known):
         return f"unknown key{close}"
     own = kind(place.section) if place.section else None

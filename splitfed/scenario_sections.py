@@ -10,6 +10,7 @@ from splitfed.compression.presets import PRESETS, written_out
 from splitfed.compression.reducers import ReducerConfig
 from splitfed.config import Config
 from splitfed.optim import SideConfig
+from splitfed.strategies import FedAvgConfig, StrategyConfig
 
 
 class Federation(Config):
@@ -18,9 +19,10 @@ class Federation(Config):
     In each of `rounds`, `cohort` of the `clients` are sampled (all of them when null). A client trains for
     `local_epochs` passes over its images, or for `local_steps` mini-batches: one of the two, by default one epoch.
     `sfl-v1` gives each client a copy of the back and averages the copies at the end of the round; `sfl-v2` has one back
-    that the clients update. Fronts are averaged in both. In `sfl-v2`, `order: fixed` lets the clients train one after
-    another in a seeded order, which is reproducible; with `arrival` all train at once and the back takes their
-    mini-batches as they come, which is fast where clients are apart, and not reproducible.
+    that the clients update. In both, `strategy`, one of Flower's, makes the round's front of the clients' fronts. In
+    `sfl-v2`, `order: fixed` lets the clients train one after another in a seeded order, which is reproducible; with
+    `arrival` all train at once and the back takes their mini-batches as they come, which is fast where clients are
+    apart, and not reproducible.
     """
 
     clients: PositiveInt
@@ -30,6 +32,7 @@ class Federation(Config):
     order: Literal["fixed", "arrival"] = "fixed"
     local_epochs: PositiveInt | None = None
     local_steps: PositiveInt | None = None
+    strategy: StrategyConfig = FedAvgConfig()
 
     @field_validator("cohort")
     @classmethod
@@ -52,6 +55,14 @@ class Federation(Config):
         if steps is not None and info.data.get("local_epochs") is not None:
             raise ValueError("local_epochs is set too: keep one of them and set the other to null")
         return steps
+
+    @field_validator("strategy")
+    @classmethod
+    def _for_so_many(cls, strategy: StrategyConfig, info: ValidationInfo) -> StrategyConfig:
+        clients = info.data.get("cohort") or info.data.get("clients")
+        if clients is not None and (problem := strategy.problem(clients)):
+            raise ValueError(f"{strategy.kind}: {problem}")
+        return strategy
 
     @model_validator(mode="before")
     @classmethod
