@@ -95,16 +95,19 @@ def validate(scenario: ScenarioName, set_: Overrides = None) -> None:
     import splitfed
     from splitfed.assembly import check_model
     from splitfed.attention import check_readable
-    from splitfed.errors import ModelError
+    from splitfed.errors import ModelError, RunError
+    from splitfed.own_strategy import OwnStrategy
 
     loaded = splitfed.Scenario.load(scenario, set_ or [])
-
+    strategy = loaded.federation.strategy
     try:
+        if isinstance(strategy, OwnStrategy):
+            strategy.load()
         front = check_model(loaded)
         if loaded.compression.reducer.build().needs_attention:
             check_readable(front)
-    except ModelError as error:
-        raise ModelError(f"{scenario}: {error}") from error
+    except (ModelError, RunError) as error:
+        raise type(error)(f"{scenario}: {error}") from error
     print(f"{scenario}: valid ({loaded.name}: {loaded.model.name} cut after block {loaded.model.cut})")
 
 
