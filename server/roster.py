@@ -20,9 +20,10 @@ class Roster:
     """The clients of a run, numbered from 0.
 
     `examples` are the images that each holds, `nodes` the node that each was last seen at. A client that holds none is
-    there, but never online: there is nothing that it could train on. `keys` tells which client a node is by the key that
-    it has proven to hold; without it nodes are believed. `known` are the examples of an earlier attempt: a client that
-    holds another number once a run has begun is refused, for nothing that follows would repeat. With `waits`, clients may come and go; one that was away, or cannot take part, is asked again. Else the run ends.
+    there, but never online: it has nothing to train on. `keys` tells which client a node is by the key that it has
+    proven to hold; without it nodes are believed. `known` are the examples of an earlier attempt: a client that holds
+    another number once a run has begun is refused, for nothing that follows would repeat. With `waits`, clients may
+    come and go; one that was away, or cannot take part, is asked again. Else the run ends.
     """
 
     def __init__(

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from splitfed.comparison import compare
+    from splitfed.describing import Description, describe
     from splitfed.errors import SplitfedError
     from splitfed.estimation import Estimate, estimate
     from splitfed.explaining import Explanation, explain
     from splitfed.exporting import Exported, export
+    from splitfed.observe import Observer
     from splitfed.scenario import Scenario
     from splitfed.simulation import Result, simulate
     from splitfed.sweeping import sweep
@@ -27,13 +29,16 @@ if (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))
 
 _WHERE = {
+    "Description": "splitfed.describing",
     "Estimate": "splitfed.estimation",
     "Explanation": "splitfed.explaining",
     "Exported": "splitfed.exporting",
+    "Observer": "splitfed.observe",
     "Result": "splitfed.simulation",
     "Scenario": "splitfed.scenario",
     "SplitfedError": "splitfed.errors",
     "compare": "splitfed.comparison",
+    "describe": "splitfed.describing",
     "estimate": "splitfed.estimation",
     "explain": "splitfed.explaining",
     "export": "splitfed.exporting",
@@ -42,8 +47,8 @@ _WHERE = {
 }
 
 __all__ = [
-    "Estimate", "Explanation", "Exported", "Result", "Scenario", "SplitfedError", "__version__", "compare", "estimate",
-    "explain", "export", "simulate", "sweep",
+    "Description", "Estimate", "Explanation", "Exported", "Observer", "Result", "Scenario", "SplitfedError",
+    "__version__", "compare", "describe", "estimate", "explain", "export", "simulate", "sweep",
 ]  # fmt: skip
 
 

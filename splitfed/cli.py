@@ -10,6 +10,7 @@ import typer.core
 
 from splitfed import __version__
 from splitfed.cli_align import align
+from splitfed.cli_data import data
 from splitfed.cli_deploy import certs, join, serve
 from splitfed.cli_explain import explain
 from splitfed.cli_export import export, schema
@@ -113,9 +114,10 @@ def validate(scenario: ScenarioName, set_: Overrides = None) -> None:
 
 app.command(
     "list",
-    epilog="WHAT is reducers, codecs, lossless, presets, budgets, modes, strategies, engines, scenarios or models. "
-    "PATTERN is of names, e.g. 'deit*'.",
+    epilog="WHAT is reducers, codecs, lossless, presets, partitions, budgets, modes, strategies, engines, scenarios or "
+    "models. PATTERN is of names, e.g. 'deit*'.",
 )(list_)
+app.command(epilog=SCENARIO)(data)
 app.command(epilog="FILE is a YAML file that names a scenario and what is varied in it.")(sweep)
 app.command(epilog="RUNS are their folders.")(compare)
 app.command(epilog="RUN is its folder, finished or not.")(explain)

@@ -92,13 +92,15 @@ class DataConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class FederatedData:
-    """What a run works on: three sets of images, the rows of `train` that each client holds, and the class names."""
+    """What a run works on: three sets of images, the rows of `train` that each client holds, and the class names; where
+    each client holds what belongs to one value of a column (`natural_id`), these values."""
 
     train: Images
     validation: Images
     test: Images
     partitions: list[Tensor]
     classes: list[str]
+    owners: list[str] | None = None
 
 
 def load(config: DataConfig, image_size: int, clients: int, key: Key) -> FederatedData:
@@ -138,7 +140,8 @@ def _load(config: DataConfig, image_size: int, clients: int, key: Key) -> Federa
             images.keep()
     column = _column(config, train, rows)
     partitions = config.partition.split(in_training.labels, clients, key.at("partition"), column)
-    return FederatedData(in_training, held_out, in_test, partitions, classes)
+    owners = [str(value) for value in column.known] if column and config.partition.kind == "natural_id" else None
+    return FederatedData(in_training, held_out, in_test, partitions, classes, owners)
 
 
 def _column(config: DataConfig, train: Source, rows: Tensor) -> Column | None:

@@ -149,6 +149,12 @@ def _of_scenario(key: str) -> Callable[[str], Iterator[Entry]]:
     return found
 
 
+def _partitions(_: str) -> Iterator[Entry]:
+    from splitfed.data import DataConfig
+
+    return _kinds(DataConfig, "partition")
+
+
 def _modes(_: str) -> Iterator[Entry]:
     from splitfed.scenario_sections import Federation
 
@@ -190,6 +196,7 @@ SORTS: dict[str, Callable[[str], Iterator[Entry]]] = {
     "codecs": _codecs,
     "lossless": _lossless,
     "presets": _presets,
+    "partitions": _partitions,
     "budgets": _of_scenario("budget"),
     "modes": _modes,
     "strategies": _strategies,

@@ -285,3 +285,64 @@ def test_photos_of_different_sizes():
     pixels = data.validation.pixels(torch.arange(len(data.validation)))
     assert pixels.shape == (24, 3, 96, 96)
     assert pixels.float().flatten(1).std(1).min() > 10  # each a real photo
+
+
+@pytest.fixture
+def written(tmp_path) -> Path:
+    """Images of three writers, and how old each was."""
+    folder = tmp_path / "written"
+    folder.mkdir()
+    for split, count in (("train", 60), ("test", 6)):
+        rows = {
+            "image": [png(i) for i in range(count)], "label": [i % 2 for i in range(count)],
+            "writer": [("ann", "bob", "eve")[i % 3] for i in range(count)], "age": [float(i) for i in range(count)],
+            "place": [i % 3 for i in range(count)], "note": [None] * count, "box": [[1, 2]] * count,
+        }  # fmt: skip
+        features = {
+            "image": datasets.Image(), "label": datasets.Value("int64"), "writer": datasets.Value("string"),
+            "age": datasets.Value("float32"), "place": datasets.ClassLabel(names=["Rome", "Oslo", "Bonn"]),
+            "note": datasets.Value("string"), "box": datasets.Sequence(datasets.Value("int64")),
+        }  # fmt: skip
+        datasets.Dataset.from_dict(rows, features=datasets.Features(features)).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def test_clients_by_a_column(written):
+    by_writer = DataConfig(path=str(written), partition={"kind": "natural_id", "partition_by": "writer"})
+    data = load(by_writer, 8, 3, Key(0))
+    assert data.owners == ["ann", "bob", "eve"]
+    for client, rows in enumerate(data.partitions):
+        shades = data.train.pixels(rows)[:, 0, 0, 0]  # the shade of an image is its row, and tells its writer
+        assert len(rows) > 10
+        assert (shades % 3 == client).all()
+    by_place = DataConfig(path=str(written), partition={"kind": "natural_id", "partition_by": "place"})
+    assert load(by_place, 8, 3, Key(0)).owners == ["Bonn", "Oslo", "Rome"]
+    by_age = DataConfig(path=str(written), partition={"kind": "continuous", "partition_by": "age", "strictness": 1})
+    ages = [data.train.pixels(rows)[:, 0, 0, 0] for data in [load(by_age, 8, 3, Key(0))] for rows in data.partitions]
+    assert ages[0].max() < ages[1].min()
+    assert ages[1].max() < ages[2].min()
+    held_out = by_writer.model_copy(update={"test_split": 0.5})
+    assert sum(map(len, load(held_out, 8, 3, Key(0)).partitions)) == 27
+
+
+def test_columns_that_tell_no_clients_apart(written):
+    def found(column: str) -> str:
+        return refusal(path=str(written), partition={"kind": "natural_id", "partition_by": column})
+
+    columns = "it has image, label, writer, age, place, note, box"
+    assert found("author") == f"data.partition.partition_by: no column 'author' in {written}; {columns}"
+    assert found("note").startswith(
+        f"data.partition.partition_by: column 'note' of {written} holds empty values; it must"
+    )
+    assert "holds List; it must hold a number or a string for each image" in found("box")
+    assert "column 'image'" in found("image")
+    assert found("writer").startswith(
+        "federation.clients: 2, but column 'writer' has 3 values, each a client of its own"
+    )
+
+
+def test_a_share_of_the_training_split_for_testing(small):
+    assert "a share of the training images can be held out instead" in refusal(path=str(small), test_split="validation")
+    for wrong in (0.0, 1.0, 1):
+        with pytest.raises(ValidationError):
+            DataConfig(path=str(small), test_split=wrong)
