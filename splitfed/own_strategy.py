@@ -11,14 +11,14 @@ import re
 import sys
 from typing import Any, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from splitfed.config import Config
 from splitfed.errors import RunError
 from splitfed.scenario_schema import did_you_mean
 
 OWN = "package.module:Class"
-_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_PATH = r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$"
 _SAMPLING = "sampling is the platform's, by number and from the seed: set federation.cohort"
 _EVALUATION = "evaluation is the server's, on the validation split: set training.evaluate_every"
 _KEYS = "it names a part of the messages, which the platform makes"
@@ -43,7 +43,7 @@ class OwnStrategy(Config):
 
     model_config = ConfigDict(extra="allow")
 
-    kind: str
+    kind: str = Field(pattern=_PATH)
 
     def arguments(self) -> dict[str, Any]:
         """Return what the class is called with."""
@@ -105,7 +105,7 @@ class OwnStrategy(Config):
 
 def wrong_path(named: str, section: dict[str, Any]) -> str | None:
     """Return why a section of this kind cannot be one of OwnStrategy, or None; imports nothing."""
-    if not _PATH.fullmatch(named):
+    if not re.fullmatch(_PATH, named):
         return f"{named!r} is no import path: write it as package.module:Class"
     return next((f"{key} cannot be set: {PLATFORM[key]}" for key in section if key in PLATFORM), None)
 
