@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from helpers import PLAIN, small, table
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from whole import newest
@@ -390,6 +392,19 @@ def test_mistakes_in_ones_own_are_one_line(name, more, why, own, tmp_path):
     with pytest.raises(RunError, match=why) as caught:
         simulate(small(section(name, **more)), runs=tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_the_example_of_the_document_is_one(tmp_path, monkeypatch):
+    text = (Path(__file__).resolve().parent.parent / "docs" / "extending.md").read_text()
+    (code,) = [block for block in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S) if "class Damped" in block]
+    (tmp_path / "damped.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    result = simulate(small(section("damped:Damped", share=0.8)), runs=tmp_path)
+    with safe_open(result.folder / "checkpoints/round-000002/strategy.safetensors", "pt") as file:
+        state = unflatten({name: file.get_tensor(name) for name in file.keys()}, file.metadata()["state"])  # noqa: SIM118
+    assert set(state) == {"share", "start"}
+    assert state["share"] == 0.8 * 0.9 * 0.9
 
 
 def test_the_base_of_all_is_usable_by_path():
