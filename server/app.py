@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import rich.console
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from splitfed import __version__
 from splitfed.channel import InlineListener, Listener
-from splitfed.console import Console
+from splitfed.console import Console, in_file
 from splitfed.control import FrontWire
 from splitfed.curves import Curves
 from splitfed.cut import Cut
@@ -94,7 +93,7 @@ def main(grid: Grid, context: Context) -> None:
         question = {"protocol": PROTOCOL, "version": __version__, "classes": data.classes, "channel": "", "token": ""}
         if lent.waits:  # clients on other machines may find the way to the split server barred: they try it first
             question["channel"] = listener.invite(-1, 0).address
-        observers = (*lent.observers, Console(rich.console.Console(file=log)), Curves())
+        observers = (*lent.observers, Console(in_file(log)), Curves())
         Rounds(
             scenario, folder, recovered, model, wire_grid, split, strategy, listener, lent, question, observers
         ).run()

@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import IO
 
 import rich.box
 import rich.console
@@ -152,6 +153,11 @@ class Console(Observer):
         self._print()
         print_whole(self.out, breakdown(totals, wasted))
         self._print()
+
+
+def in_file(file: IO[str]) -> rich.console.Console:
+    """Return a console that writes plain text to a file, in a notebook too, where rich would show it in the cell."""
+    return rich.console.Console(file=file, color_system=None, force_jupyter=False)
 
 
 def print_whole(out: rich.console.Console, table: Table) -> None:

@@ -13,7 +13,7 @@ from splitfed.operations import Operations
 def text(found: Estimate) -> str:
     """Return the estimate as lines of text: bytes of a round by role, then rounds, memory and time."""
     scenario, out = found.scenario, io.StringIO()
-    console = rich.console.Console(file=out, width=100)
+    console = rich.console.Console(file=out, width=100, force_jupyter=False)
     federation = scenario.federation
     print(
         f"{scenario.name}: {scenario.model.name} cut after block {scenario.model.cut}, "

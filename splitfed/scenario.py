@@ -1,10 +1,11 @@
 """A scenario: one YAML file that says everything about an experiment, typed and checked before anything runs."""
 
 import os
+from copy import deepcopy
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
@@ -14,7 +15,7 @@ from splitfed.data import DataConfig
 from splitfed.engines import EngineConfig, Inline
 from splitfed.errors import ScenarioError
 from splitfed.models import ModelConfig
-from splitfed.scenario_file import read
+from splitfed.scenario_file import Document, Origin, read
 from splitfed.scenario_problems import note
 from splitfed.scenario_sections import Checkpoints, Compression, Federation, Training
 from splitfed.scenario_set import override
@@ -79,9 +80,19 @@ class Scenario(Config):
 
         Raises ScenarioError with every problem at once.
         """
-        document = read(text, source)
+        return cls._checked(read(text, source), overrides, {"name": name} if name is not None else {})
+
+    @classmethod
+    def from_dict(cls, sections: dict[str, Any], overrides: list[str] | None = None) -> Self:
+        """Check a scenario that is written in Python, as nested dicts of what a file would say.
+
+        Raises ScenarioError with every problem at once.
+        """
+        return cls._checked(Document(deepcopy(sections), {(): Origin(0, "scenario")}), overrides, {})
+
+    @classmethod
+    def _checked(cls, document: Document, overrides: list[str] | None, given: dict[str, str]) -> Self:
         override(document, overrides or [], cls)
-        given = {"name": name} if name is not None else {}
         try:
             scenario = cls.model_validate({**given, **document.data})
         except ValidationError as e:

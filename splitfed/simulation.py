@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from splitfed.engines import Deployment, Inline, Ray
 from splitfed.errors import RunError, SplitfedError
 from splitfed.ledger import Totals, totals_by_round
 from splitfed.metrics import Metrics, read_metrics
+from splitfed.notebook import Notebook, in_notebook
 from splitfed.observe import Observer
 from splitfed.optim import pick_device
 from splitfed.run import check_resumable, create, locked, write_environment
@@ -38,14 +40,17 @@ class Result:
 
 def simulate(
     scenario: Scenario | str | Path | None = None, *, runs: str | Path = "runs",
-    resume: str | Path | None = None, observers: tuple[Observer, ...] = (),
+    resume: str | Path | None = None, observers: Sequence[Observer] | None = None,
 ) -> Result:  # fmt: skip
     """Run a scenario (an object, a file, or the name of one that ships with the package) and return its result.
 
     A new folder is made under `runs`; `resume` names an interrupted run's folder to go on with instead, under that
-    run's own scenario. Observers see the run as it goes; nothing is printed without one. Raises a SplitfedError for
-    mistakes of the user's, and KeyboardInterrupt after an orderly stop.
+    run's own scenario. Observers see the run as it goes. Where none are named, a notebook shows its progress in the
+    cell, and elsewhere nothing is printed; with `()` nothing is shown anywhere. Raises a SplitfedError for mistakes of
+    the user's, and KeyboardInterrupt after an orderly stop.
     """
+    if observers is None:
+        observers = (Notebook(),) if in_notebook() else ()
     if isinstance(scenario, (str, Path)):
         scenario = Scenario.load(str(scenario))
     if resume is not None:
@@ -56,7 +61,7 @@ def simulate(
         raise RunError("engine: deployment has clients on other machines: use splitfed serve")
     folder = create(scenario, Path(runs)) if resume is None else Path(resume)
     try:
-        return _run(scenario, folder.resolve(), observers)
+        return _run(scenario, folder.resolve(), tuple(observers))
     except SplitfedError:
         if resume is None and not (folder / "checkpoints").exists():
             shutil.rmtree(folder, ignore_errors=True)  # a mistake in data, weights or device: nothing ran
