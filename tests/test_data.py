@@ -346,3 +346,21 @@ def test_a_share_of_the_training_split_for_testing(small):
     for wrong in (0.0, 1.0, 1):
         with pytest.raises(ValidationError):
             DataConfig(path=str(small), test_split=wrong)
+
+
+def test_a_folder_for_each_class_with_a_table_of_more_columns(tmp_path):
+    rows = ["file_name,label,hospital"]
+    for i in range(24):
+        kind, hospital = ("healthy", "ill")[i % 2], ("Rome", "Oslo")[i // 2 % 2]
+        (tmp_path / "scans" / kind).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (i, i, i)).save(tmp_path / "scans" / kind / f"{i}.png")
+        rows.append(f"{kind}/{i}.png,{kind},{hospital}")
+    (tmp_path / "scans" / "metadata.csv").write_text("\n".join(rows))
+    config = DataConfig(path=str(tmp_path / "scans"), test_split=0.25,
+                        partition={"kind": "natural_id", "partition_by": "hospital"})  # fmt: skip
+    data = load(config, 9, 2, Key(0))
+    assert (data.classes, data.owners) == (["healthy", "ill"], ["Oslo", "Rome"])
+    for client, rows in enumerate(data.partitions):
+        shades = data.train.pixels(rows)[:, 0, 0, 0]
+        assert (shades // 2 % 2 == 1 - client).all()
+        assert torch.equal(shades % 2, data.train.labels[rows])
