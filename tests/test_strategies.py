@@ -20,7 +20,9 @@ from whole import newest
 from splitfed import Scenario, simulate
 from splitfed.assembly import assemble
 from splitfed.batches import batches
+from splitfed.clients.settings import Settings
 from splitfed.clients.told import Order
+from splitfed.clients.worker import worker_for
 from splitfed.data import load
 from splitfed.errors import RunError, ScenarioError, WireError
 from splitfed.models import pixel_stats
@@ -98,8 +100,6 @@ class Noisy(FedAvg):
     def __init__(self):
         raise ValueError("no\\nluck")
 
-
-imported = True
 '''
 
 
@@ -355,11 +355,19 @@ def test_scenarios_are_written_and_read_back():
     assert changed.federation.strategy == SETTINGS["FedMedian"]()
 
 
-def test_ones_own_aggregates_and_only_the_server_imports_it(own, tmp_path):
+def test_a_client_that_reads_the_servers_scenario_imports_nothing(tmp_path, monkeypatch):
+    (tmp_path / "poison.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    worker = worker_for(small(section("poison:Strategy")).to_yaml(), Settings(0))
+    assert worker.scenario.federation.strategy.kind == "poison:Strategy"
+    assert "poison" not in sys.modules
+    with pytest.raises(RunError, match="poison:Strategy cannot be imported: SystemExit: imported"):
+        Aggregation(worker.scenario.federation.strategy)  # as the server does
+
+
+def test_ones_own_aggregates(own, tmp_path):
     plan = small(section("my_strategies:Damped", share=0.25), "federation.rounds=1", "checkpoints.keep=2")
-    assert "my_strategies" not in sys.modules  # whoever reads the scenario imports nothing
     damped = simulate(plan, runs=tmp_path).folder
-    assert sys.modules["my_strategies"].imported
     start = load_file(damped / "checkpoints/round-000000/model.safetensors")
     whole = newest(simulate(small("federation.rounds=1"), runs=tmp_path).folder)
     found = newest(damped)
