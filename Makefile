@@ -15,7 +15,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 FLWR_TELEMETRY_ENABLED=0 FLWR
 	RAY_USAGE_STATS_ENABLED=0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all lint format types schema wheel clean
+.PHONY: help install demo test test-slow test-all lint format types schema notebook wheel clean
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +61,9 @@ types: $(READY)  ## Check types in all four folders
 schema: $(READY)  ## Renew scenarios/schema.json and sweeps/schema.json, by which editors check these files
 	$(BIN)/splitfed schema scenario --out scenarios/schema.json
 	$(BIN)/splitfed schema sweep --out sweeps/schema.json
+
+notebook: $(READY)  ## Run the notebook in examples/ again and keep its outputs
+	cd examples && $(TEST_ENV) $(CURDIR)/$(BIN)/jupyter-execute --inplace --NotebookClient.record_timing=False digits.ipynb
 
 wheel: $(READY)  ## Build the wheel and the source distribution into dist/
 	rm -rf dist build/lib build/bdist.*
