@@ -1,6 +1,6 @@
 """Runs side by side: what each reached, and what it cost in bytes and time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
@@ -100,10 +100,10 @@ class Comparison:
         return Grouped(groups, left_out)
 
 
-def compare(folders: list[Path]) -> Comparison:
+def compare(folders: Sequence[str | Path]) -> Comparison:
     """Read the results of run folders. Raises RunError, with every reason, where not one of them is finished."""
     result = Comparison([], [])
-    for folder in folders:
+    for folder in map(Path, folders):
         try:
             if (folder / "ledger.csv").is_file() and not (folder / NAME).exists():
                 result.left_out.append((folder, f"unfinished after round {_last_round(folder)}"))

@@ -63,6 +63,7 @@ def test_no_width_cuts_a_row(tmp_path: Path, width: int) -> None:
 def test_rows_stand_in_the_order_given(tmp_path: Path) -> None:
     folders = [run(tmp_path / name, replace(SUMMARY, seed=seed)) for seed, name in enumerate("cab")]
     result = compare(folders)
+    assert compare([str(folder) for folder in folders]) == result
     assert [(folder.name, summary.seed) for folder, summary in result.runs] == [("c", 0), ("a", 1), ("b", 2)]
     assert result.left_out == []
 
