@@ -128,7 +128,8 @@ class Rounds:
         self.grid.open_round = round
         cohort = self._cohort(round)
         examples = {client: self.roster.examples[client] for client in cohort}
-        unfit = self.alignment.align(round, examples, self.roster.nodes)
+        nodes = {client: self.roster.nodes[client] for client in cohort}  # some may leave before they are messaged
+        unfit = self.alignment.align(round, examples, nodes)
         examples = {client: number for client, number in examples.items() if client not in unfit}
         if not examples:
             self._nobody(round, unfit)
@@ -137,7 +138,7 @@ class Rounds:
         client_lr, server_lr = training.client.lr(round, rounds), training.server.lr(round, rounds)
         self.split.start_round(round, server_lr, examples)
         before = self._arrays()
-        replies = self.cohort.train(round, examples, self.roster.nodes, before)
+        replies = self.cohort.train(round, examples, nodes, before)
         self.split.end_round()
         trained = {client: reply for client, reply in replies.items() if reply and not reply.has_error()}
         if not trained:
