@@ -64,7 +64,7 @@ class BackPool(ABC):
 
 
 class Shared(BackPool):
-    """One back, updated client by client (`sfl-v2`); what a lost client taught it stays."""
+    """One back, updated client by client (`sl`, `sfl-v2`); what a lost client taught it stays."""
 
     one_at_a_time = True
 
@@ -159,4 +159,4 @@ def _flat(trainer: Trainer) -> dict[str, Tensor]:
     return flat | {f"optimiser/{name}": tensor for name, tensor in moments.items()}
 
 
-POOLS: dict[str, type[BackPool]] = {"sfl-v1": PerClient, "sfl-v2": Shared}
+POOLS: dict[str, type[BackPool]] = {"sl": Shared, "sfl-v1": PerClient, "sfl-v2": Shared}

@@ -12,7 +12,7 @@ from splitfed.server.dispatch import Dispatch
 from splitfed.server.replies import checked
 from splitfed.server.split import SplitServer
 from splitfed.server.strategy import Aggregation
-from splitfed.wire_names import CONFIG
+from splitfed.wire_names import ARRAYS, CONFIG
 
 log = getLogger("splitfed")
 
@@ -32,7 +32,7 @@ class Cohort:
         self.dispatch, self.split, self.strategy, self.listener = dispatch, split, strategy, listener
         federation, engine = scenario.federation, scenario.engine
         # One shared back is trained by one client at a time: the order is made here, by whom the server messages next.
-        self.one_by_one = federation.mode == "sfl-v2" and federation.order == "fixed"
+        self.one_by_one, self.hands_on = federation.one_by_one, federation.mode == "sl"
         self._grace = engine.grace if isinstance(engine, Remote) else 0.0
 
     def train(
@@ -61,8 +61,20 @@ class Cohort:
             replies[client] = reply
 
         for wave in [[client] for client in examples] if self.one_by_one else [list(examples)]:
+            if self.hands_on:
+                messages[wave[0]].content[ARRAYS] = self.handed_on(examples, replies) or arrays
             self.dispatch.exchange({c: messages[c] for c in wave}, lambda: self.split.lost(self._grace), settle)
         return {client: replies[client] for client in sorted(replies)}
+
+    @staticmethod
+    def handed_on(examples: dict[int, int], replies: dict[int, Message | None]) -> ArrayRecord | None:
+        """Return the front of the last client, in the order of `examples`, whose reply was taken; None before the
+        first."""
+        for client in reversed(examples):
+            reply = replies.get(client)
+            if reply is not None and not reply.has_error():
+                return reply.content.array_records[ARRAYS]
+        return None
 
     def _invite(self, message: Message, round: int, client: int) -> None:
         """Give a message, whose content a strategy shares among all, its own client's invitation."""

@@ -112,8 +112,7 @@ class Rounds:
         self._checkpoint(0)
 
     def _cohort(self, round: int) -> list[int]:
-        """Sample the round's clients among those who are there; `sfl-v2` messages them one after another, in this
-        order."""
+        """Sample the round's clients among those who are there; where they train one after another, in this order."""
         there = self.roster.online()
         if not there:
             log.warning("round %d waits: no client is there", round)
@@ -148,7 +147,10 @@ class Rounds:
         seen = sum(examples[client] for client in trained)
         losses = {client: reply.content.metric_records[METRICS]["train-loss"] for client, reply in trained.items()}
         loss = math.fsum(examples[client] / seen * losses[client] for client in trained)  # type: ignore[operator]
-        arrays = self.strategy.aggregate(round, list(trained.values()), before)
+        if self.cohort.hands_on:
+            arrays = self.cohort.handed_on(examples, replies)
+        else:
+            arrays = self.strategy.aggregate(round, list(trained.values()), before)
         if arrays is not None:
             self.model.load_front({name: torch.from_numpy(array.numpy()).float() for name, array in arrays.items()})
         looked = round % training.evaluate_every == 0 or not self._goes_on(round)

@@ -104,7 +104,7 @@ def estimate(scenario: Scenario) -> Estimate:
     steps = round(sum(sizes.values()) * share_of_round)
     operations = count_step(front, back, cut, scenario.model.image_size, batch, key)
     client, server, seconds, forward = measure(front, back, cut, scenario, batch, key)
-    copies = 1 if federation.mode == "sfl-v2" else 2  # the common back, and the copy that a client trains
+    copies = 2 if federation.mode == "sfl-v1" else 1  # the common back, and the copy that a client trains
     server = Side(server.parameters, server.state * copies, server.activations)
     limit = scenario.budget.limit(sum(examples), cut.geometry)
     rounds = federation.rounds if limit is None else min(federation.rounds, -(-limit // max(1, totals.cut.sent)))

@@ -19,7 +19,8 @@ class Federation(Config):
     In each of `rounds`, `cohort` of the `clients` are sampled (all of them when null). A client trains for
     `local_epochs` passes over its images, or for `local_steps` mini-batches: one of the two, by default one epoch.
     `sfl-v1` gives each client a copy of the back and averages the copies at the end of the round; `sfl-v2` has one back
-    that the clients update. In both, `strategy`, one of Flower's, makes the round's front of the clients' fronts. In
+    that the clients update. In both, `strategy`, one of Flower's, makes the round's front of the clients' fronts. `sl`
+    hands one front on from client to client, who train one after another with one back, and averages nothing. In
     `sfl-v2`, `order: fixed` lets the clients train one after another in a seeded order, which is reproducible; with
     `arrival` all train at once and the back takes their mini-batches as they come, which is fast where clients are
     apart, and not reproducible.
@@ -28,7 +29,7 @@ class Federation(Config):
     clients: PositiveInt
     cohort: PositiveInt | None = None
     rounds: PositiveInt
-    mode: Literal["sfl-v1", "sfl-v2"] = "sfl-v2"
+    mode: Literal["sl", "sfl-v1", "sfl-v2"] = "sfl-v2"
     order: Literal["fixed", "arrival"] = "fixed"
     local_epochs: PositiveInt | None = None
     local_steps: PositiveInt | None = None
@@ -45,8 +46,10 @@ class Federation(Config):
     @field_validator("order")
     @classmethod
     def _of_a_shared_back(cls, order: str, info: ValidationInfo) -> str:
-        if order == "arrival" and info.data.get("mode") == "sfl-v1":
-            raise ValueError("with sfl-v1 clients train at once and in no order: leave it out, or set mode: sfl-v2")
+        mode = info.data.get("mode")
+        how = {"sl": "one after another, or there is no front to hand on", "sfl-v1": "at once and in no order"}
+        if order == "arrival" and mode in how:
+            raise ValueError(f"with {mode} clients train {how[mode]}: leave it out, or set mode: sfl-v2")
         return order
 
     @field_validator("local_steps")
@@ -62,6 +65,8 @@ class Federation(Config):
         clients = info.data.get("cohort") or info.data.get("clients")
         if clients is not None and (problem := strategy.problem(clients)):
             raise ValueError(f"{strategy.kind}: {problem}")
+        if info.data.get("mode") == "sl" and strategy != FedAvgConfig():
+            raise ValueError(f"{strategy.kind}: with sl nothing is aggregated: leave it out, or set another mode")
         return strategy
 
     @model_validator(mode="before")
@@ -75,6 +80,11 @@ class Federation(Config):
     def cohort_size(self) -> int:
         """How many clients train in a round."""
         return self.cohort or self.clients
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether the clients of a round train one after another, in an order that is drawn."""
+        return self.mode == "sl" or (self.mode == "sfl-v2" and self.order == "fixed")
 
 
 class Training(Config):

@@ -182,7 +182,7 @@ def crossed(run: splitfed.Result) -> list[dict[str, str]]:
 
 
 @pytest.mark.usefixtures("ray_is_up")
-@pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
+@pytest.mark.parametrize("mode", ["sl", "sfl-v1", "sfl-v2"])
 def test_the_same_numbers_as_in_one_process(mode: str, tmp_path: Path):
     changes = [*ADC, f"federation.mode={mode}", "training.client_state=keep"]
     here, there = (simulate(small(*changes, f"engine.kind={kind}"), runs=tmp_path) for kind in ("inline", "ray"))

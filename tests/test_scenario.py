@@ -107,7 +107,7 @@ budget: {kind: none, more: 1}
         "f.yaml:8: data.cache: could not interpret byte unit: elephants",
         "f.yaml:11: federation.cohort: 20 of 10 clients cannot be sampled: lower it, or leave it out for all",
         "f.yaml:12: federation.rounds: must be a whole number, not 1.5",
-        "f.yaml:13: federation.mode: must be 'sfl-v1' or 'sfl-v2', not 'sfl-v3', did you mean 'sfl-v2'?",
+        "f.yaml:13: federation.mode: must be 'sl', 'sfl-v1' or 'sfl-v2', not 'sfl-v3', did you mean 'sfl-v2'?",
         "f.yaml:15: federation.local_steps: local_epochs is set too: keep one of them and set the other to null",
         "f.yaml:17: training.batch_size: must be a whole number, not '3'",
         "f.yaml:18: training.client.device: must be text, not 3",
@@ -391,3 +391,15 @@ def test_any_overrides_load_or_are_refused(overrides: list[tuple[str, str, str]]
 @given(st.text(), st.lists(st.text(), max_size=2))
 def test_any_text_loads_or_is_refused(text: str, overrides: list[str]) -> None:
     loads_or_lines(text, overrides, r"(--set |f\.yaml:\d+: )")
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("federation.order=arrival", "federation.order: with sl clients train one after another"),
+        ("federation.strategy=FedMedian", "federation.strategy: FedMedian: with sl nothing is aggregated"),
+    ],
+)
+def test_split_learning_in_turn_takes_neither_another_order_nor_a_strategy(override, problem):
+    with pytest.raises(ScenarioError, match=problem):
+        Scenario.parse(SMALL, overrides=["federation.mode=sl", override])
