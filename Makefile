@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := splitfed clients server compression
-STYLED := $(PACKAGES) tests benchmarks
+SOURCES := $(PACKAGES) tests benchmarks
 TYPES := build/types
 RUN := digits
 
@@ -43,12 +43,12 @@ test-all: $(READY)  ## Run all tests
 	$(TEST_ENV) $(BIN)/python -m pytest
 
 lint: $(READY)  ## Check style
-	$(BIN)/ruff check $(STYLED)
-	$(BIN)/ruff format --check $(STYLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 format: $(READY)  ## Put the style right
-	$(BIN)/ruff check --fix $(STYLED)
-	$(BIN)/ruff format $(STYLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 # The four folders are one package only once installed, and mypy does not look through an editable install: it would
 # pass over three of them without a word. So they are linked into the shape that they have in the wheel.
@@ -71,4 +71,4 @@ wheel: $(READY)  ## Build the wheel and the source distribution into dist/
 
 clean:  ## Remove what was built; .venv and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find $(STYLED) -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,6 +21,19 @@ os.environ |= {
 for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE"):
     os.environ.pop(name, None)
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory):
+    """Four CAs with a server certificate each: a good one, another good one, an expired one, and another host's."""
+    from channels import certify
+
+    folder = tmp_path_factory.mktemp("tls")
+    return {
+        "good": certify(folder / "good"), "other": certify(folder / "other"),
+        "old": certify(folder / "old", days=-1), "elsewhere": certify(folder / "elsewhere", host="10.9.8.7"),
+    }  # fmt: skip

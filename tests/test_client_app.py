@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from channels import HOST, Door, certify, listen
+from channels import HOST, Door, listen
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from helpers import small
@@ -343,15 +343,6 @@ def tried(address: str, **reach) -> str | None:
     except WireError as error:
         return str(error)
     return None
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    return {
-        "good": certify(folder / "good"), "other": certify(folder / "other"),
-        "old": certify(folder / "old", days=-1), "elsewhere": certify(folder / "elsewhere", host="10.9.8.7"),
-    }  # fmt: skip
 
 
 def test_the_way_to_the_split_port_is_tried(certificates, tmp_path):

@@ -9,20 +9,11 @@ from threading import Event
 
 import grpc
 import pytest
-from channels import HOST, Door, Proxy, certify, dial, listen
+from channels import HOST, Door, Proxy, dial, listen
 
 from splitfed.channel import Invitation
 from splitfed.clients.dial import Reach, connect
 from splitfed.errors import WireError
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    return {
-        "good": certify(folder / "good"), "other": certify(folder / "other"),
-        "old": certify(folder / "old", days=-1), "elsewhere": certify(folder / "elsewhere", host="10.9.8.7"),
-    }  # fmt: skip
 
 
 def test_a_stream_that_breaks_under_a_frame_comes_back_with_it():

@@ -43,7 +43,7 @@ class Coded(CodecSettings):
     decoders: ClassVar = {"coded": DECODERS["float32"]}
 
     def build(self) -> Codec:
-        raise NotImplementedError
+        raise NotImplementedError  # found, listed and refused, but never built
 
 class Taken(Coded):
     kind: Literal["taken"] = "taken"
