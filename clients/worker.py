@@ -1,4 +1,4 @@
-"""Trains a client's front: one worker a process, which loads client after client.
+"""Trains what a client holds of the model: one worker a process, which loads client after client.
 
 The loop is the whole of the client's side: front, reducer, codec, exchange, backward, update. Nothing of a client stays
 in the worker; what must outlive a round is in `ClientState`.
@@ -29,6 +29,7 @@ from splitfed.control import FrontWire
 from splitfed.cut import Cut
 from splitfed.engines import Deployment
 from splitfed.errors import RunError, ScenarioError, WireError
+from splitfed.held import Held
 from splitfed.models import pixel_stats
 from splitfed.optim import pick_device, set_lr
 from splitfed.optimiser_state import read_optimiser, write_optimiser
@@ -61,16 +62,17 @@ class Worker:
         classes = len(self.holding.classes)
         self.device = pick_device(settings.device or scenario.training.client.device)
         # Weights come from the server, so none are loaded here.
-        front, back = assemble(scenario, classes, pretrained=False)
-        self.front, self.decoder = front.to(self.device).train(), back.decoder.to(self.device)
+        parts = assemble(scenario, classes, pretrained=False).to(self.device)
+        self.held = Held.of(scenario, parts).train()
+        self.front, self.decoder = self.held.front, parts.back.decoder
         self.geometry = self.front.geometry(scenario.training.batch_size, classes)
         self.cut = Cut(scenario.compression, self.geometry, self.device)
         self.attention = ClsAttention(self.front) if self.cut.reducer.needs_attention else None
-        self.wire = FrontWire(self.front.travelling(), scenario.compression)
+        self.wire = FrontWire.of(self.held, scenario.compression)
         self.fitting = scenario.compression.reducer.alignment()
         self.alignment_wires = FrontWire.of_alignment(self.front, self.decoder, scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)
-        self._draws = draws(self.front)
+        self._draws = draws(self.held)
 
     def train(
         self, client: int, round: int, weights: dict[str, Tensor], invitation: Invitation, reach: Reach, states: Path,
@@ -85,17 +87,17 @@ class Worker:
         be sent.
         """
         training, federation = self.scenario.training, self.scenario.federation
-        self.front.load_travelling(weights)
+        self.held.load_travelling(weights)
         if self.fitting:
             self._take_encoder(ClientState(states, client).encoder())
-        optimiser = training.client.optimiser_for(self.front)
+        optimiser = training.client.optimiser_for(self.held)
         keep = ClientState(states, client) if training.client_state == "keep" else None
         if keep:
             write_optimiser(optimiser, keep.before(round, optimiser))
         set_lr(optimiser, training.client.lr(round, federation.rounds))
         rows = self.holding.rows(client)
         losses, step, up, down = 0.0, 0, 0, 0
-        anchor = Anchor(self.front, proximal)
+        anchor = Anchor(self.held, proximal)
         with connect(invitation, client, round, reach, self.cut.most_bytes) as stream:
             for batch in batches(
                 self.holding.images, rows, training.batch_size, self.key.at("batches", round, client),
@@ -106,12 +108,12 @@ class Worker:
                 images, labels = batch.images.to(self.device), batch.labels.to(self.device)
                 loss, sent, received = self._step(stream, images, labels, client, round, step)
                 anchor.pull()
-                training.client.step(optimiser, self.front)
+                training.client.step(optimiser, self.held)
                 losses, up, down = losses + loss, up + sent, down + received
             _end(stream, client, round, step + 1, up, down)
         if keep:
             keep.save(round, read_optimiser(optimiser))
-        return Trained(self.front.travelling(), losses / max(1, step), step, len(rows))
+        return Trained(self.held.travelling(), losses / max(1, step), step, len(rows))
 
     def align(
         self, client: int, round: int, weights: dict[str, Tensor], both: bool, states: Path

@@ -85,7 +85,7 @@ def main(grid: Grid, context: Context) -> None:
     split = SplitServer(
         pool, cut, recovered.ledger, key.at("server"), scenario.training.precision, at_once=at_once
     )  # fmt: skip
-    wire = FrontWire(model.front.travelling(), scenario.compression)
+    wire = FrontWire.of(model.held, scenario.compression)
     wire_grid = WireGrid(grid, wire, recovered.ledger, key.at("front_weights"))
     lent = runtime()
     listener = _listener(scenario, split, folder.name, recovered.ledger.attempt, lent)

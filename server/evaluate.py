@@ -9,19 +9,18 @@ from torch import nn
 
 from splitfed.batches import batches
 from splitfed.images import Images
-from splitfed.models import Back, Front
+from splitfed.parts import Parts
 from splitfed.precision import autocast
 from splitfed.seeds import Key
 
 
 def evaluate(
-    front: Front, back: Back, images: Images, batch_size: int, mean: tuple[float, ...],
-    std: tuple[float, ...], device: torch.device, precision: str, workers: int = 0,
+    parts: Parts, images: Images, batch_size: int, mean: tuple[float, ...], std: tuple[float, ...],
+    device: torch.device, precision: str, workers: int = 0,
 ) -> tuple[float, float]:  # fmt: skip
     """Return the mean loss and the accuracy (a share in [0, 1]) over all images."""
-    was_training = front.training, back.training
-    front.eval()
-    back.eval()
+    was_training = [part.training for part in parts]
+    model = parts.whole().eval()
     loss, right = 0.0, 0
     rows = torch.arange(len(images))
     with torch.inference_mode():
@@ -31,9 +30,9 @@ def evaluate(
         ):  # fmt: skip
             labels = batch.labels.to(device)
             with autocast(precision, device):
-                logits = back(back.decoder(front.encoder(front(batch.images.to(device)))))
+                logits = model(batch.images.to(device))
             loss += float(nn.functional.cross_entropy(logits.float(), labels, reduction="sum"))
             right += int((logits.argmax(1) == labels).sum())
-    front.train(was_training[0])
-    back.train(was_training[1])
+    for part, training in zip(parts, was_training, strict=True):
+        part.train(training)
     return loss / len(images), right / len(images)

@@ -1,40 +1,43 @@
-"""The whole model as the server holds it: the aggregated front, the back, and how well both do."""
+"""The whole model as the server holds it: what is aggregated of the clients, the back, and how well they do."""
 
 from torch import Tensor
 
 from splitfed.assembly import assemble
 from splitfed.batches import count_batches
 from splitfed.data import FederatedData
-from splitfed.models import pixel_stats, whole_state
+from splitfed.held import Held
+from splitfed.models import pixel_stats
 from splitfed.optim import pick_device
+from splitfed.parts import whole_state
 from splitfed.scenario import Scenario
 from splitfed.server.evaluate import evaluate
 
 
 class Model:
-    """Front and back of a scenario's model on the server's device, with the reducer's own layers in them. Raises
-    ModelError where the model cannot be built or the reducer does not go with it."""
+    """The parts of a scenario's model on the server's device, with the reducer's own layers in them; `held` is what
+    each client holds of them. Raises ModelError where the model cannot be built or the reducer does not go with it."""
 
     def __init__(self, scenario: Scenario, data: FederatedData) -> None:
         self.scenario, self.data = scenario, data
         self.device = pick_device(scenario.training.server.device)
-        front, back = assemble(scenario, len(data.classes))
-        self.front, self.back = front.to(self.device), back.to(self.device).train()
-        self.geometry = front.geometry(scenario.training.batch_size, len(data.classes))
+        self.parts = assemble(scenario, len(data.classes)).to(self.device)
+        self.front, self.back = self.parts.front, self.parts.back.train()
+        self.held = Held.of(scenario, self.parts)
+        self.geometry = self.front.geometry(scenario.training.batch_size, len(data.classes))
         self.mean, self.std = pixel_stats(scenario.model)
 
     def state(self) -> dict[str, Tensor]:
         """Return all weights under timm's names."""
-        return whole_state(self.front, self.back)
+        return whole_state(*self.parts)
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over all weights, by copy."""
-        for part in (self.front, self.back):
+        for part in self.parts:
             part.load_state_dict({name: state[name] for name in part.state_dict()})
 
-    def load_front(self, weights: dict[str, Tensor]) -> None:
-        """Take over what came back of the front, by copy."""
-        self.front.load_travelling(weights)
+    def load_held(self, weights: dict[str, Tensor]) -> None:
+        """Take over what came back from the clients, by copy."""
+        self.held.load_travelling(weights)
 
     def steps(self, examples: list[int]) -> int:
         """Return how many mini-batches clients of so many examples send in a round."""
@@ -44,7 +47,7 @@ class Model:
     def _evaluate(self, images) -> tuple[float, float]:
         training = self.scenario.training
         return evaluate(
-            self.front, self.back, images, training.eval_batch_size, self.mean, self.std, self.device,
+            self.parts, images, training.eval_batch_size, self.mean, self.std, self.device,
             training.precision, self.scenario.data.workers,
         )  # fmt: skip
 

@@ -152,7 +152,7 @@ class Rounds:
         else:
             arrays = self.strategy.aggregate(round, list(trained.values()), before)
         if arrays is not None:
-            self.model.load_front({name: torch.from_numpy(array.numpy()).float() for name, array in arrays.items()})
+            self.model.load_held({name: torch.from_numpy(array.numpy()).float() for name, array in arrays.items()})
         looked = round % training.evaluate_every == 0 or not self._goes_on(round)
         # Evaluated while the round is still open: whoever interrupts here drops the whole round.
         eval_loss, eval_accuracy = self.model.validate() if looked else (None, None)
@@ -181,7 +181,7 @@ class Rounds:
         self.ledger.waste()
 
     def _arrays(self) -> ArrayRecord:
-        weights = self.model.front.travelling()
+        weights = self.model.held.travelling()
         return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in weights.items()})
 
     def _on_step(self, round: int, client: int) -> None:

@@ -1,18 +1,22 @@
-"""A scenario's model as it is trained: cut in two, with the reducer's own layers where they belong."""
+"""A scenario's model as it is trained: in parts, with the reducer's own layers where they belong."""
+
+from torch import nn
 
 from splitfed.errors import ModelError
-from splitfed.models import Back, Front, build, check_buildable, split
+from splitfed.models import build, check_buildable
+from splitfed.parts import Front, Parts, split
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 
 
-def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None) -> tuple[Front, Back]:
-    """Build both halves for `classes`; whatever is not loaded is drawn from the scenario's seed. `pretrained=False`
+def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None) -> Parts:
+    """Build the parts for `classes`; whatever is not loaded is drawn from the scenario's seed. `pretrained=False`
     skips the weights that the scenario asks for, the reducer's too. Raises ModelError as `build` and, where these are
     loaded, as `check_fits` does."""
     key = Key(scenario.seed)
     vit = build(scenario.model, classes, pretrained=pretrained, key=key.at("model"))
     front, back = split(vit, scenario.model.cut)
+    tail = nn.Identity()
     geometry = front.geometry(scenario.training.batch_size, classes)
     reducer = scenario.compression.reducer
     if pretrained is not False:
@@ -23,7 +27,7 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
             reducer.load(halves)
         front.attach(halves)
         back.attach(halves)
-    return front, back
+    return Parts(front, back, tail)
 
 
 def check_fits(scenario: Scenario, front: Front) -> None:

@@ -1,4 +1,5 @@
-"""The control plane's payload: the front's weights as one frame, whichever way they go, and a reducer's own layers.
+"""The control plane's payload: the weights that a client holds as one frame, whichever way they go, and a reducer's own
+layers.
 
 Tensors are grouped by the length of their rows and each group is encoded as one matrix: per-row scales then fit the
 weights, and a front of 150 tensors costs as little overhead as one of four. Names and shapes do not travel: both ends
@@ -7,6 +8,7 @@ hold the same front. An encoder that a reducer brought into it is counted, and p
 
 from collections.abc import Mapping
 from math import prod
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -14,15 +16,17 @@ from torch import Tensor, nn
 
 from splitfed.compression.halves import DECODER, ENCODER
 from splitfed.expect import Expect
+from splitfed.held import Held
 from splitfed.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.wire import Frame, Packed, pack, unpack
 
 if TYPE_CHECKING:
-    from splitfed.models import Front
+    from splitfed.parts import Front
     from splitfed.scenario_sections import Compression
 
 ROLE, PARTS = "front_weights", "parts"
+BACK, TAIL = "back_weights", "tail_weights"  # packed as the front's are, and counted apart
 # Header and checksums of a frame, and the worst case of a codec that keeps a scale for every number.
 _SLACK_BYTES, _MOST_BYTES_A_NUMBER = 1 << 17, 16
 
@@ -35,17 +39,21 @@ def _row_length(shape: torch.Size) -> int:
 
 class FrontWire:
     """Packs and unpacks weights of known names and shapes, each role under its own codec and lossless stage: those of a
-    front as `front_weights`, and as `parts` what a reducer brought. `extra`: no uncompressed run sends them."""
+    front as `front_weights`, and as `parts` what a reducer brought. `roles` names those that have another one. `extra`:
+    no uncompressed run sends them."""
 
-    def __init__(self, template: Mapping[str, Tensor], compression: "Compression", extra: bool = False) -> None:
+    def __init__(
+        self, template: Mapping[str, Tensor], compression: "Compression", extra: bool = False,
+        roles: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self.extra = extra
         self.shapes = {name: tensor.shape for name, tensor in template.items()}
-        packings = {ROLE: compression.front_weights, PARTS: compression.parts}
+        packings = dict.fromkeys((ROLE, BACK, TAIL), compression.front_weights) | {PARTS: compression.parts}
         self.stages = {role: (packing.codec.build(), packing.lossless.build()) for role, packing in packings.items()}
         self.groups: dict[tuple[str, int], list[str]] = {}
         self.numbers: dict[str, int] = {}
         for name, shape in self.shapes.items():
-            role = PARTS if name.startswith((ENCODER, DECODER)) else ROLE
+            role = PARTS if name.startswith((ENCODER, DECODER)) else roles.get(name, ROLE)
             self.groups.setdefault((role, _row_length(shape)), []).append(name)
             self.numbers[role] = self.numbers.get(role, 0) + shape.numel()
         self.expected = {
@@ -72,6 +80,11 @@ class FrontWire:
             parts = frame.tensors[f"{role}/{length}"].split([self.shapes[n].numel() // length for n in names])
             weights |= {name: part.reshape(self.shapes[name]) for name, part in zip(names, parts, strict=True)}
         return {name: weights[name] for name in self.shapes}, frame  # in one order: some strategies go by it
+
+    @classmethod
+    def of(cls, held: Held, compression: "Compression") -> Self:
+        """Return what carries the weights that a client holds."""
+        return cls(held.travelling(), compression, roles=held.roles())
 
     @classmethod
     def of_alignment(cls, front: "Front", decoder: nn.Module, compression: "Compression") -> tuple[Self, Self]:

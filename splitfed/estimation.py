@@ -18,6 +18,7 @@ from splitfed.control import FrontWire
 from splitfed.cut import Cut
 from splitfed.data import load
 from splitfed.footprint import Side, measure
+from splitfed.held import Held
 from splitfed.ledger import Direction, Row, Sizes, Totals
 from splitfed.operations import Operations, count_step
 from splitfed.optim import pick_device
@@ -70,8 +71,8 @@ def estimate(scenario: Scenario) -> Estimate:
         validation = len(data.validation)
         pictures = len(data.train) + validation + len(data.test)
     device = pick_device(training.client.device)
-    front, back = assemble(scenario, classes, pretrained=False)
-    front, back = front.to(device), back.to(device)
+    parts = assemble(scenario, classes, pretrained=False).to(device)
+    front, back, _ = parts
     check_fits(scenario, front)
     batch = min(training.batch_size, max(examples))
     cut = Cut(scenario.compression, front.geometry(training.batch_size, classes), device)
@@ -91,7 +92,7 @@ def estimate(scenario: Scenario) -> Estimate:
         if size and number:
             _add_step(totals, cut, front.encoder, size, number * share_of_round, key)
     _add_streams(totals, cohort)
-    wire = FrontWire(front.travelling(), scenario.compression)
+    wire = FrontWire.of(Held.of(scenario, parts), scenario.compression)
     _add_weights(totals, wire, "up", cohort, key)
     _add_weights(totals, wire, "down", cohort, key)
     once = Totals()

@@ -30,7 +30,7 @@ from splitfed.attention import check_readable
 from splitfed.compression.reducer import View
 from splitfed.cut import Cut
 from splitfed.data import load
-from splitfed.models import Back, Front
+from splitfed.parts import Back, Front
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 
@@ -77,7 +77,7 @@ def count(scenario: Scenario, classes: int | None = None) -> Operations:
     neither they nor `data.expect` say how many. Raises SplitfedError as a run would."""
     key = Key(scenario.seed)
     classes = classes or _classes(scenario, key)
-    front, back = assemble(scenario, classes, pretrained=False)
+    front, back, _ = assemble(scenario, classes, pretrained=False)
     check_fits(scenario, front)
     cut = Cut(scenario.compression, front.geometry(scenario.training.batch_size, classes), torch.device("cpu"))
     if cut.reducer.needs_attention:

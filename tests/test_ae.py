@@ -257,7 +257,7 @@ def test_client_alignment(mode, weights, tmp_path, monkeypatch):
         else:
             assert torch.equal(model[name], start), name  # the server's own stays the general one
             assert all(torch.equal(received[name], start) for _, _, _, received, *_ in seen)
-    front, _ = assemble(plan, 10, pretrained=False)
+    front, *_ = assemble(plan, 10, pretrained=False)
     numbers = sum(t.numel() for t in front.travelling().values())
     once = estimate(plan).once
     assert once.select(role="parts").sent == 4 * (3 * (ENCODER + DECODER) + 2 * DECODER)

@@ -187,7 +187,7 @@ def test_ledger_counts_the_encoder_as_parts(mode, tmp_path):
     for row in rows:
         sizes = [int(row[f"{stage}_bytes"]) for stage in ("raw", "reduced", "coded", "sent")]
         assert sizes == [0, 4 * ENCODER, 4 * ENCODER, 4 * ENCODER]
-    front, _ = assemble(scenario, 10)
+    front, *_ = assemble(scenario, 10)
     numbers = sum(p.numel() for n, p in front.named_parameters() if not n.startswith("encoder."))
     assert result.totals.select(role="front_weights").raw == 12 * 4 * numbers
     smashed = result.totals.select(role="smashed")
@@ -228,7 +228,7 @@ def test_resumed_equals_uninterrupted(mode, tmp_path):
 
 def test_kept_optimisers_hold_the_encoder(tmp_path):
     folder = simulate(small(REDUCER, "training.client_state=keep", "federation.rounds=1"), runs=tmp_path).folder
-    front, back = assemble(small(REDUCER), 10)
+    front, back, _ = assemble(small(REDUCER), 10)
     kept = load_file(folder / "clients/000000/000001.safetensors")
     assert sum(name.endswith("exp_avg") for name in kept) == len(list(front.parameters()))
     (checkpoint,) = (folder / "checkpoints").glob("round-000001")

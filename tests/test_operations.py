@@ -121,9 +121,9 @@ def test_counting_leaves_no_gradients_and_draws_nothing() -> None:
     halves = assemble(scenario, CLASSES)
     cut = Cut(scenario.compression, halves[0].geometry(BATCH, CLASSES), torch.device("cpu"))
     before = torch.get_rng_state()
-    count_step(*halves, cut, IMAGE, BATCH, Key(0))
+    count_step(*halves[:2], cut, IMAGE, BATCH, Key(0))
     assert torch.equal(before, torch.get_rng_state())
-    assert all(p.grad is None for half in halves for p in half.parameters())
+    assert all(p.grad is None for half in halves[:2] for p in half.parameters())
 
 
 def test_an_estimate_tells_the_operations() -> None:

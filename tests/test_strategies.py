@@ -425,7 +425,7 @@ def prox_model(scenario: Scenario, mu: float) -> dict[str, torch.Tensor]:
     """Train the model in one piece, with the proximal term written into the loss."""
     key, training = Key(scenario.seed), scenario.training
     data = load(scenario.data, scenario.model.image_size, 1, key.at("data"))
-    front, back = assemble(scenario, len(data.classes))
+    front, back, _ = assemble(scenario, len(data.classes))
     model, (mean, std) = nn.Sequential(front, front.encoder, back.decoder, back).train(), pixel_stats(scenario.model)
     server = training.server.optimiser.build(list(back.parameters()), 0.0)
     for number in range(1, scenario.federation.rounds + 1):

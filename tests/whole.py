@@ -17,8 +17,9 @@ def whole_model(scenario: Scenario) -> dict[str, Tensor]:
     """Train front, encoder, decoder and back as one model, as a plain PyTorch user would."""
     key, training, federation = Key(scenario.seed), scenario.training, scenario.federation
     data = load(scenario.data, scenario.model.image_size, federation.clients, key.at("data"))
-    front, back = assemble(scenario, len(data.classes))
-    model = nn.Sequential(front, front.encoder, back.decoder, back).train()
+    parts = assemble(scenario, len(data.classes))
+    front, back, _ = parts
+    model = parts.whole().train()
     mean, std = pixel_stats(scenario.model)
     server = training.server.optimiser.build([p for p in back.parameters() if p.requires_grad], 0.0)
     for number in range(1, federation.rounds + 1):
