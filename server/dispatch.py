@@ -33,10 +33,11 @@ class Dispatch:
 
         What comes too late for a round that has ended is taken too, so that its bytes are counted, and forgotten."""
         wanted, came = numbers | self._late, {}
+        of_node = {self._nodes[number]: number for number in wanted}  # in one process messages bear no number
         for reply in self.grid.pull_messages(wanted):
             number = reply.metadata.reply_to_message_id
-            if number not in wanted:  # in one process messages bear no number
-                number = next(n for n in wanted if self._nodes.get(n) == reply.metadata.src_node_id)
+            if number not in wanted:
+                number = of_node[reply.metadata.src_node_id]
             del self._nodes[number]
             self._late.discard(number)
             if number in numbers:
