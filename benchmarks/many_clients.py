@@ -55,7 +55,8 @@ def main() -> None:
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        return run(options.only, options.rounds, options.threads, options.set)
+        run(options.only, options.rounds, options.threads, options.set)
+        return
     print(f"{'clients':>8}  {'peak MB':>8}  {'ratio':>6}  {'start s':>8}  {'all s':>7}")
     first = None
     for clients in CLIENTS:
