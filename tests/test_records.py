@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from helpers import small
+
 from splitfed import compare
 from splitfed.simulation import simulate
 
