@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from splitfed import __version__
@@ -14,7 +14,7 @@ from splitfed.clients.told import Alignment, Order, Question
 from splitfed.clients.worker import Worker, worker_for
 from splitfed.errors import RunError, SplitfedError, WireError
 from splitfed.rpc import PROTOCOL
-from splitfed.wire_names import CONFIG, METRICS, WIRE
+from splitfed.wire_names import CONFIG, METRICS, VANISHED, WIRE
 
 app = ClientApp()
 
@@ -47,14 +47,19 @@ def _prepare(question: Question, context: Context, settings: Settings) -> int:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the front that came with the message and return its weights with the client's metrics."""
+    """Train the front that came with the message and return its weights with the client's metrics; an error where the
+    client has to vanish."""
     settings, order = Settings.read(context.node_config), Order.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     worker = _worker(context, settings, states)
     weights, frame = worker.wire.unpack(order.weights)
     _same_round(frame.round, round)
     reach = settings.reach(worker.scenario.engine)
-    trained = worker.train(client, round, weights, order.invitation, reach, states, order.proximal)
+    trained = worker.train(
+        client, round, weights, order.invitation, reach, states, order.proximal, order.vanishes_after
+    )  # fmt: skip
+    if trained is None:
+        return Message(Error(VANISHED, "it has vanished"), reply_to=message)
     packed = worker.wire.pack(trained.weights, worker.key.at("front_weights", "up", round, client), round, client)
     metrics: dict[str, Any] = {"num-examples": trained.examples, "train-loss": trained.loss, "steps": trained.steps}
     content = {WIRE: ConfigRecord({"weights": packed.buffer}), METRICS: MetricRecord(metrics)}

@@ -6,6 +6,7 @@ in the worker; what must outlive a round is in `ClientState`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 
@@ -76,12 +77,13 @@ class Worker:
 
     def train(
         self, client: int, round: int, weights: dict[str, Tensor], invitation: Invitation, reach: Reach, states: Path,
-        proximal: float = 0.0,
-    ) -> Trained:  # fmt: skip
+        proximal: float = 0.0, vanishes_after: int | None = None,
+    ) -> Trained | None:  # fmt: skip
         """Train a client's front for a round, mini-batch by mini-batch, against the split server that invites it.
 
         `proximal` is FedProx's mu (arXiv 1812.06127, section 3.2): mu/2 times the squared distance of the front to the
-        round's first joins the loss that is minimised, not the one that is reported.
+        round's first joins the loss that is minimised, not the one that is reported. In a simulation the client may
+        have to vanish after so many mini-batches: it leaves without a word, keeps nothing, and None is returned.
 
         Raises WireError where the server's replies are not what was asked for, and CodecError for numbers that cannot
         be sent.
@@ -99,17 +101,20 @@ class Worker:
         losses, step, up, down = 0.0, 0, 0, 0
         anchor = Anchor(self.held, proximal)
         with connect(invitation, client, round, reach, self.cut.most_bytes) as stream:
-            for batch in batches(
+            all_batches = batches(
                 self.holding.images, rows, training.batch_size, self.key.at("batches", round, client),
                 augment=self.scenario.data.augment, workers=self.scenario.data.workers, mean=self.mean, std=self.std,
                 steps=federation.local_steps, epochs=federation.local_epochs,
-            ):  # fmt: skip
+            )  # fmt: skip
+            for batch in islice(all_batches, vanishes_after):
                 step += 1
                 images, labels = batch.images.to(self.device), batch.labels.to(self.device)
                 loss, sent, received = self._step(stream, images, labels, client, round, step)
                 anchor.pull()
                 training.client.step(optimiser, self.held)
                 losses, up, down = losses + loss, up + sent, down + received
+            if vanishes_after is not None:
+                return None
             _end(stream, client, round, step + 1, up, down)
         if keep:
             keep.save(round, read_optimiser(optimiser))

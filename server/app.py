@@ -60,7 +60,7 @@ def _listener(scenario: Scenario, split: SplitServer, run: str, attempt: int, le
 
     return GrpcListener(
         split, host=lent.host, port=lent.port, tls=lent.tls, run=run, attempt=attempt,
-        streams=scenario.federation.cohort_size, deadline=engine.deadline, public=lent.public,
+        streams=scenario.federation.sampled, deadline=engine.deadline, public=lent.public,
     )  # fmt: skip
 
 

@@ -1,25 +1,27 @@
 """The training of one round: a message with its own invitation to every client of the cohort, and their replies."""
 
+import time
 from logging import getLogger
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
 from splitfed.channel import Listener
-from splitfed.engines import Remote
+from splitfed.engines import Deployment, Remote
 from splitfed.scenario import Scenario
+from splitfed.server.attendance import Plan
 from splitfed.server.dispatch import Dispatch
 from splitfed.server.replies import checked
 from splitfed.server.split import SplitServer
 from splitfed.server.strategy import Aggregation
-from splitfed.wire_names import ARRAYS, CONFIG
+from splitfed.wire_names import ARRAYS, CONFIG, VANISHED, VANISHES_AFTER
 
 log = getLogger("splitfed")
 
 # Flower's errors of a client that is not there, as against one that failed.
 _ABSENT = {
     ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE,
-    ErrorCode.CLIENT_APP_CRASHED,
+    ErrorCode.CLIENT_APP_CRASHED, VANISHED,
 }  # fmt: skip
 
 
@@ -34,17 +36,22 @@ class Cohort:
         # One shared back is trained by one client at a time: the order is made here, by whom the server messages next.
         self.one_by_one, self.hands_on = federation.one_by_one, federation.mode == "sl"
         self._grace = engine.grace if isinstance(engine, Remote) else 0.0
+        # A simulation's plan says who finishes first and in time; in a deployment that is seen.
+        deployed = isinstance(engine, Deployment)
+        self._enough = federation.cohort_size if deployed else federation.clients
+        self._seconds = federation.deadline if deployed else None
 
     def train(
-        self, round: int, examples: dict[int, int], nodes: dict[int, int], arrays: ArrayRecord
+        self, round: int, examples: dict[int, int], nodes: dict[int, int], arrays: ArrayRecord, plan: Plan
     ) -> dict[int, Message | None]:
         """Send these weights to the clients that hold so many `examples`, and return their replies, in order of client;
-        None for one that was lost."""
+        None for one that was lost, or given up."""
+        finish = _Finish(self._enough, self._seconds)
         config = ConfigRecord({"channel": "", "token": ""})
         configured = self.strategy.configure(round, arrays, config, [nodes[client] for client in examples])
         messages = {client: configured[nodes[client]] for client in examples}
         for client, message in messages.items():
-            self._invite(message, round, client)
+            self._invite(message, round, client, plan.vanish[client])
         replies: dict[int, Message | None] = {}
 
         def settle(client: int, reply: Message | None) -> None:
@@ -52,18 +59,26 @@ class Cohort:
                 reply = None
             if reply is not None:
                 reply = checked(reply, round, client, examples[client])
+            if finish.over():
+                reply = None
             taken = reply is not None and not reply.has_error()
             # A front whose stream did not end is refused with its back, for they were trained together.
             if self.split.settle(client, taken) != taken:
                 reply = None
-            if reply is None:
-                log.warning("round %d: client %d is lost", round, client)
+            if reply is None and plan.vanish[client] is None:
+                why = finish.over()
+                log.warning("round %d: client %d is %s", round, client, f"given up: {why}" if why else "lost")
+            finish.taken += taken and reply is not None
             replies[client] = reply
 
         for wave in [[client] for client in examples] if self.one_by_one else [list(examples)]:
+            if finish.over():
+                settle(wave[0], None)
+                continue
             if self.hands_on:
                 messages[wave[0]].content[ARRAYS] = self.handed_on(examples, replies) or arrays
-            self.dispatch.exchange({c: messages[c] for c in wave}, lambda: self.split.lost(self._grace), settle)
+            sent = {client: messages[client] for client in wave}
+            self.dispatch.exchange(sent, lambda: self.split.lost(self._grace), settle, finish.over)
         return {client: replies[client] for client in sorted(replies)}
 
     @staticmethod
@@ -76,13 +91,31 @@ class Cohort:
                 return reply.content.array_records[ARRAYS]
         return None
 
-    def _invite(self, message: Message, round: int, client: int) -> None:
-        """Give a message, whose content a strategy shares among all, its own client's invitation."""
+    def _invite(self, message: Message, round: int, client: int, vanishes_after: int | None) -> None:
+        """Give a message, whose content a strategy shares among all, what is its own client's alone."""
         invitation = self.listener.invite(client, round)
         content = RecordDict(dict(message.content))
         config = dict(message.content.config_records[CONFIG])
-        content[CONFIG] = ConfigRecord(config | {"channel": invitation.address, "token": invitation.token})
+        config |= {"channel": invitation.address, "token": invitation.token}
+        content[CONFIG] = ConfigRecord(config if vanishes_after is None else config | {VANISHES_AFTER: vanishes_after})
         message.content = content
+
+
+class _Finish:
+    """When a round takes nobody more: once `enough` clients were `taken`, or so many seconds from now (None: never)."""
+
+    def __init__(self, enough: int, seconds: float | None) -> None:
+        self._enough, self._seconds = enough, seconds
+        self._limit = None if seconds is None else time.monotonic() + seconds
+        self.taken = 0
+
+    def over(self) -> str:
+        """Return why, or nothing as long as it goes on."""
+        if self.taken >= self._enough:
+            return f"{self._enough} others were first"
+        if self._limit is not None and time.monotonic() > self._limit:
+            return f"it has not finished within {self._seconds:g} s"
+        return ""
 
 
 def failures(replies: dict[int, Message | None]) -> set[str]:

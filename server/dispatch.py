@@ -49,9 +49,11 @@ class Dispatch:
         self._late.add(number)
 
     def exchange(
-        self, messages: dict[int, Message], lost: Callable[[], set[int]], settle: Callable[[int, Message | None], None]
-    ) -> None:
-        """Send each client its message, and `settle` each reply as it comes; None for a client that is lost or gone."""
+        self, messages: dict[int, Message], lost: Callable[[], set[int]], settle: Callable[[int, Message | None], None],
+        over: Callable[[], object] = lambda: False,
+    ) -> None:  # fmt: skip
+        """Send each client its message, and `settle` each reply as it comes; None for a client that is lost or gone,
+        and for all who are left once it is `over`."""
         waiting: dict[str, int] = {}
 
         def take() -> None:
@@ -69,7 +71,7 @@ class Dispatch:
         looked = since = time.monotonic()
         away = set[int]()
         while waiting:
-            gone, still = lost(), len(waiting)
+            gone, still = set(waiting.values()) if over() else lost(), len(waiting)
             if time.monotonic() - looked > _LOOK_SECONDS:
                 # A client that has left, and was already away a look ago: what it sent before has had time to come.
                 there, before = set(self.grid.get_node_ids()), away

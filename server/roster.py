@@ -14,6 +14,7 @@ from splitfed.wire_names import CONFIG
 log = getLogger("splitfed")
 
 _PAUSE, _ASK_AGAIN, _FAREWELL = 0.2, 15.0, 3.0  # seconds
+_GOODBYE = 10.0  # seconds; a SuperNode looks every 3
 
 
 class Roster:
@@ -82,6 +83,16 @@ class Roster:
             named = ", ".join(map(str, empty[:10])) + (", ..." if empty[10:] else "")
             log.warning("%d of %d clients hold no images and never train: %s", len(empty), self.clients, named)
         self._known = dict(self.examples)
+
+    def goodbye(self) -> None:
+        """Tell the clients that the run is over; whoever is busy hears of it later, or never."""
+        end = time.monotonic() + _GOODBYE
+        self.online()
+        nodes = [node for _, node in sorted(self.nodes.items())]
+        numbers = {self.dispatch.send(Message(RecordDict(), node, "query.goodbye")) for node in nodes} - {None}
+        while numbers and time.monotonic() < end:
+            numbers -= set(self.dispatch.take(numbers))  # type: ignore[arg-type]
+            time.sleep(0.1)
 
     def _ask(self, there: set[int]) -> None:
         now = time.monotonic()

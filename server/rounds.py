@@ -5,18 +5,17 @@ outside.
 """
 
 import math
-import os
 import time
 from logging import getLogger
 from pathlib import Path
 
 import torch
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message
 
 from splitfed.channel import Listener
 from splitfed.checkpoint import Checkpoints, Progress
 from splitfed.errors import RunError
-from splitfed.metrics import Metrics
+from splitfed.metrics import Metrics, append
 from splitfed.observe import Observer, Started
 from splitfed.optimiser_state import read_optimiser
 from splitfed.recover import Recovered, wasted_bytes
@@ -24,6 +23,7 @@ from splitfed.runtime import Runtime
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.server.alignment import Alignment
+from splitfed.server.attendance import Attendance
 from splitfed.server.cohort import Cohort, failures
 from splitfed.server.dispatch import Dispatch
 from splitfed.server.model import Model
@@ -35,8 +35,6 @@ from splitfed.wire_grid import WireGrid
 from splitfed.wire_names import METRICS
 
 log = getLogger("splitfed")
-
-_GOODBYE_SECONDS = 10.0  # a SuperNode looks every 3 seconds
 
 
 class Rounds:
@@ -59,6 +57,7 @@ class Rounds:
             self.dispatch, scenario.federation.clients, question, known,
             waits=lent.waits, keys=lent.roster, joined=self._on_joined,
         )  # fmt: skip
+        self.attendance = Attendance(scenario, folder)
         self.cohort = Cohort(scenario, self.dispatch, split, strategy, listener)
         self.alignment = Alignment(scenario, self.dispatch, grid, model, progress.aligned if progress else [])
         self.before = progress.seconds if progress else 0.0
@@ -112,15 +111,13 @@ class Rounds:
         self._checkpoint(0)
 
     def _cohort(self, round: int) -> list[int]:
-        """Sample the round's clients among those who are there; where they train one after another, in this order."""
+        """Sample the round's clients among those who are there, in the order in which they train."""
         there = self.roster.online()
         if not there:
             log.warning("round %d waits: no client is there", round)
             self.roster.gather(1)
             there = self.roster.online()
-        order = torch.randperm(self.scenario.federation.clients, generator=self.key.at("cohort", round).generator())
-        drawn = [client for client in order.tolist() if client in there][: self.scenario.federation.cohort_size]
-        return drawn if self.cohort.one_by_one else sorted(drawn)
+        return self.attendance.sample(round, there)
 
     def _round(self, round: int) -> None:
         training, rounds = self.scenario.training, self.scenario.federation.rounds
@@ -130,24 +127,24 @@ class Rounds:
         nodes = {client: self.roster.nodes[client] for client in cohort}  # some may leave before they are messaged
         unfit = self.alignment.align(round, examples, nodes)
         examples = {client: number for client, number in examples.items() if client not in unfit}
-        if not examples:
-            self._nobody(round, unfit)
-            return
+        plan = self.attendance.plan(round, examples)
+        examples = {client: examples[client] for client in plan.vanish}
         self._steps_done, self._steps_due = 0, self.model.steps(list(examples.values()))
         client_lr, server_lr = training.client.lr(round, rounds), training.server.lr(round, rounds)
         self.split.start_round(round, server_lr, examples)
         before = self._arrays()
-        replies = self.cohort.train(round, examples, nodes, before)
+        replies = self.cohort.train(round, examples, nodes, before, plan) if examples else unfit
         self.split.end_round()
         trained = {client: reply for client, reply in replies.items() if reply and not reply.has_error()}
-        if not trained:
-            self._nobody(round, replies)
+        if not trained and self._nobody(round, replies):
             return
         # Of all who trained, whichever of them the strategy selects.
         seen = sum(examples[client] for client in trained)
         losses = {client: reply.content.metric_records[METRICS]["train-loss"] for client, reply in trained.items()}
         loss = math.fsum(examples[client] / seen * losses[client] for client in trained)  # type: ignore[operator]
-        if self.cohort.hands_on:
+        if not trained:
+            arrays = None
+        elif self.cohort.hands_on:
             arrays = self.cohort.handed_on(examples, replies)
         else:
             arrays = self.strategy.aggregate(round, list(trained.values()), before)
@@ -159,26 +156,34 @@ class Rounds:
         sent = self.ledger.commit()
         finished = self.ledger.finished
         row = Metrics(
-            round, loss, eval_loss, eval_accuracy,
+            round, loss if trained else None, eval_loss, eval_accuracy,
             finished.cut.sent, finished.total.sent, self._seconds(), finished.cut.raw, finished.total.raw,
             seen, len(trained), client_lr, server_lr,
+            lost=len(cohort) - len(trained), simulated_seconds=self._simulated(plan.seconds),
         )  # fmt: skip
-        with open(self.folder / "metrics.csv", "a") as file:
-            file.write(row.line())
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.folder / "metrics.csv", row)
         self.history.append((row, sent))
         self._checkpoint(round)
         for observer in self.observers:
             observer.round(row, sent, finished)
 
-    def _nobody(self, round: int, replies: dict[int, Message | None]) -> None:
-        """Drop a round that nobody finished: it starts again where clients may come back, else the run ends here."""
+    def _nobody(self, round: int, replies: dict[int, Message | None]) -> bool:
+        """Return whether a round that nobody finished is dropped, as it starts again where clients may come back. It
+        counts where clients are known to vanish or may be late; else, or if some failed, the run ends here."""
         reasons = failures(replies)
+        if not reasons and self.attendance.may_end_empty:
+            log.warning("round %d: no client finished it; the front stays as it was", round)
+            return False
         if not self.lent.waits or reasons:
             raise RunError(f"round {round}: no client finished: {'; '.join(sorted(reasons)) or 'all were lost'}")
         log.warning("round %d: no client finished it; it starts again", round)
         self.ledger.waste()
+        return True
+
+    def _simulated(self, seconds: float) -> float | None:
+        """Return the simulated seconds of all rounds, where this one took so many."""
+        before = self.history[-1][0].simulated_seconds if self.history else None
+        return (before or 0.0) + seconds if self.attendance.timed else None
 
     def _arrays(self) -> ArrayRecord:
         weights = self.model.held.travelling()
@@ -206,22 +211,12 @@ class Rounds:
         self.finished = round
         self.ledger.forget_open()
 
-    def _goodbye(self) -> None:
-        """Tell the clients that the run is over; whoever is busy hears of it later, or never."""
-        end = time.monotonic() + _GOODBYE_SECONDS
-        self.roster.online()
-        nodes = [node for _, node in sorted(self.roster.nodes.items())]
-        numbers = {self.dispatch.send(Message(RecordDict(), node, "query.goodbye")) for node in nodes} - {None}
-        while numbers and time.monotonic() < end:
-            numbers -= set(self.dispatch.take(numbers))  # type: ignore[arg-type]
-            time.sleep(0.1)
-        self.ledger.commit()  # to the last round
-        self.ledger.forget_open()
-
     def _finish(self) -> None:
         """Read the test split, once, and write the summary."""
         if self.lent.waits:
-            self._goodbye()
+            self.roster.goodbye()
+            self.ledger.commit()  # to the last round
+            self.ledger.forget_open()
         loss, accuracy = self.model.test()
         totals, wasted = self.ledger.finished, wasted_bytes(self.folder)
         total = totals.total.sent + wasted
@@ -233,6 +228,7 @@ class Rounds:
             seconds=self._seconds(), eval_accuracy=self.history[-1][0].eval_accuracy if self.history else None,
             stopped="rounds" if self.finished == self.scenario.federation.rounds else "budget",
             reducer=self.scenario.compression.reducer.kind, mode=self.scenario.federation.mode,
+            lost=sum(row.lost for row, _ in self.history), simulated_seconds=self._simulated(0.0),
         )  # fmt: skip
         summary.write(self.folder)
         for observer in self.observers:

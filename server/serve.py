@@ -63,14 +63,19 @@ def serve(
 
 
 def deployed(scenario: Scenario, clients: int | None = None) -> Scenario:
-    """Return the scenario as a deployment runs it: the same but for its engine, and the number of clients if given."""
+    """Return the scenario as a deployment runs it: the same but for its engine, and the number of clients if given.
+
+    Raises RunError for what is of a simulation alone."""
     if clients is not None:
         scenario = scenario.with_([f"federation.clients={clients}"])
     old = scenario.engine
     engine = Deployment(threads=old.threads)
     if isinstance(old, Remote):
         engine = Deployment(threads=old.threads, grace=old.grace, deadline=old.deadline)
-    return scenario.model_copy(update={"engine": engine})
+    scenario = scenario.model_copy(update={"engine": engine})
+    for key, why in scenario.out_of_place():
+        raise RunError(f"federation.{key}: {why}")
+    return scenario
 
 
 def _check_clients(scenario: Scenario, files: ServerFiles | None, enough: int | None) -> None:

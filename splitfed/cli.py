@@ -101,6 +101,7 @@ def validate(scenario: ScenarioName, set_: Overrides = None) -> None:
 
     loaded = splitfed.Scenario.load(scenario, set_ or [])
     strategy = loaded.federation.strategy
+    loaded.federation.availability.check(loaded.federation.clients)
     try:
         if isinstance(strategy, OwnStrategy):
             strategy.load()
@@ -114,8 +115,8 @@ def validate(scenario: ScenarioName, set_: Overrides = None) -> None:
 
 app.command(
     "list",
-    epilog="WHAT is reducers, codecs, lossless, presets, partitions, budgets, modes, strategies, engines, scenarios or "
-    "models. PATTERN is of names, e.g. 'deit*'.",
+    epilog="WHAT is reducers, codecs, lossless, presets, partitions, budgets, modes, strategies, availability, "
+    "engines, scenarios or models. PATTERN is of names, e.g. 'deit*'.",
 )(list_)
 app.command(epilog=SCENARIO)(data)
 app.command(epilog="FILE is a YAML file that names a scenario and what is varied in it.")(sweep)

@@ -17,6 +17,7 @@ class By(StrEnum):
     bytes = "bytes"
     ratio = "ratio"
     time = "time"
+    simulated_time = "simulated_time"
 
 
 def list_(what: Annotated[str, typer.Argument()], pattern: Annotated[str, typer.Argument()] = "*") -> None:

@@ -17,12 +17,13 @@ from splitfed.metrics import read_metrics
 from splitfed.summary import NAME, Summary
 from splitfed.tables import at_cells, at_heads, new_table, show, to_csv
 
-By = Literal["bytes", "ratio", "time"]
+By = Literal["bytes", "ratio", "time", "simulated_time"]
 
 _KEYS: dict[By, Callable[[Group], float]] = {
     "bytes": lambda one: one.mean(lambda summary: summary.cut_bytes),
     "ratio": lambda one: float("inf") if one.ratio is None else one.ratio,
     "time": lambda one: one.spread(lambda run: run.summary.seconds).mean,
+    "simulated_time": lambda one: one.simulated or 0.0,
 }
 
 
@@ -79,9 +80,10 @@ class Comparison:
         return to_csv([*names, *(["at_bytes", "at_eval_accuracy", "at_cut_bytes"] if at is not None else [])], rows)
 
     def grouped(self, by: By | None = None) -> Grouped:
-        """Return the runs with those together that differ in their seed alone, sorted by mean cut bytes, by ratio or by
-        mean time, all from the least up; or in the order given. A run whose metrics or ledger cannot be read is left
-        out with the reason. Raises RunError where none remains, and for another order."""
+        """Return the runs with those together that differ in their seed alone, sorted by mean cut bytes, by ratio, by
+        mean time or by mean simulated time, all from the least up; or in the order given. A run whose metrics or ledger
+        cannot be read is left out with the reason. Raises RunError where none remains, for another order, and for
+        simulated time where a run has none."""
         if by is not None and by not in get_args(By):
             raise RunError(f"--by {by}: runs can be sorted by {', '.join(get_args(By))}")
         runs, left_out = [], list(self.left_out)
@@ -94,6 +96,8 @@ class Comparison:
                 left_out.append((folder, _reason(folder, error)))
         if not runs:
             raise _nothing(left_out)
+        if by == "simulated_time" and (none := [run for run in runs if run.summary.simulated_seconds is None]):
+            raise RunError(f"--by simulated_time: {none[0].folder} has none, for want of federation.availability")
         groups = group(runs)
         if by is not None:
             groups.sort(key=_KEYS[by])

@@ -1,6 +1,7 @@
 """What a run prints: a heading, one line per round, and at the end where every byte went."""
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -83,6 +84,7 @@ class Console(Observer):
                     f"{metrics.seconds:.1f}",
                 ]
             )
+            + (f"  {metrics.lost} lost" if metrics.lost else "")
         )
         self._await(metrics.round + 1)
 
@@ -98,6 +100,7 @@ class Console(Observer):
             ("cut factor", units.factor(summary.raw_bytes, summary.cut_bytes)),
             ("total factor", units.factor(summary.total_raw_bytes, summary.total_bytes)),
             ("time", units.duration(summary.seconds)),
+            *_if_known(summary),
             ("rounds", f"{summary.rounds}{', then the budget was spent' if summary.stopped == 'budget' else ''}"),
             ("run folder", str(self._info.folder)),
         )
@@ -164,6 +167,13 @@ def print_whole(out: rich.console.Console, table: Table) -> None:
     """Print a table at its own width: in a pipe rich takes 80 columns for granted and would cut what does not fit."""
     table.width = Measurement.get(out, out.options.update(max_width=10_000), table).maximum
     out.print(table, crop=False)
+
+
+def _if_known(summary: Summary) -> Iterator[tuple[str, str]]:
+    if summary.simulated_seconds is not None:
+        yield "simulated", units.duration(summary.simulated_seconds)
+    if summary.lost:
+        yield "lost", f"{summary.lost} clients in all rounds; what they had sent is counted"
 
 
 def breakdown(totals: Totals, wasted: int) -> Table:

@@ -110,7 +110,10 @@ class Curves(Observer):
                 self._add(f"factor/{name}", sizes.raw / sizes.sent, step, at)
         self._add("lr/client", metrics.client_lr, step, at)
         self._add("lr/server", metrics.server_lr, step, at)
+        self._add("clients/lost", metrics.lost, step, at)
         self._add("time/seconds", metrics.seconds, step, at)
+        if metrics.simulated_seconds is not None:
+            self._add("time/simulated", metrics.simulated_seconds, step, at)
 
     def _add(self, tag: str, value: float, step: int, at: float) -> None:
         assert self._writer is not None

@@ -18,7 +18,7 @@ def text(found: Estimate) -> str:
     print(
         f"{scenario.name}: {scenario.model.name} cut after block {scenario.model.cut}, "
         f"{found.examples} training images of {found.classes} classes, "
-        f"{federation.cohort_size} of {federation.clients} clients a round, {found.steps} steps a round",
+        f"{federation.sampled} of {federation.clients} clients a round, {found.steps} steps a round",
         file=out,
     )
     if found.assumed:

@@ -78,7 +78,7 @@ def estimate(scenario: Scenario) -> Estimate:
     cut = Cut(scenario.compression, front.geometry(training.batch_size, classes), device)
 
     examples = [held for held in examples if held]  # who holds none is never drawn
-    cohort = min(federation.cohort_size, len(examples))
+    cohort = min(federation.sampled, len(examples))  # as if all of them stayed
     share_of_round = cohort / len(examples)
     sizes: Counter[int] = Counter()
     for held in examples:

@@ -23,9 +23,11 @@ class Grouped:
         """Return a row per group: means over its runs, and of accuracy the lowest and the highest where there are
         several. `ratio` is `Run.ratio`; everything else as in a table of runs."""
         several = any(len(one.runs) > 1 for one in self.groups)
+        simulated = any(one.simulated is not None for one in self.groups)
         table = new_table("\nscenario", [
             "\nseeds", "\nrounds", "\naccuracy", *(["lowest to\nhighest"] if several else []), *at_heads(at),
             "cut\nbytes", "total\nbytes", "\nratio", "cut\nfactor", "total\nfactor", "\ntime",
+            *(["simulated\ntime"] if simulated else []),
         ])  # fmt: skip
         for one in self.groups:
             accuracy, rounds = one.accuracy, sorted({run.summary.rounds for run in one.runs})
@@ -44,6 +46,7 @@ class Grouped:
                 units.factor(one.mean(lambda s: s.raw_bytes), cut),
                 units.factor(one.mean(lambda s: s.total_raw_bytes), total),
                 units.duration(one.spread(lambda run: run.summary.seconds).mean),
+                *([units.NONE if one.simulated is None else units.duration(one.simulated)] if simulated else []),
             )
         return table
 
@@ -69,6 +72,7 @@ class Grouped:
                 "raw_bytes": one.mean(lambda s: s.raw_bytes), "total_raw_bytes": one.mean(lambda s: s.total_raw_bytes),
                 "ratio": one.ratio,
                 "seconds": one.spread(lambda run: run.summary.seconds).mean,
+                "simulated_seconds": one.simulated,
             })  # fmt: skip
         names = [name for name in rows[0] if at is not None or not name.startswith("at_")]
         return to_csv(names, [{name: row[name] for name in names} for row in rows])

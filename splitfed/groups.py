@@ -119,6 +119,12 @@ class Group:
         ratios = [run.ratio for run in self.runs]
         return None if None in ratios else Spread.of(ratio for ratio in ratios if ratio is not None).mean
 
+    @property
+    def simulated(self) -> float | None:
+        """The mean of the runs' simulated seconds, or None where one has none."""
+        seconds = [run.summary.simulated_seconds for run in self.runs]
+        return None if None in seconds else Spread.of(one for one in seconds if one is not None).mean
+
     def within(self, budget: int) -> tuple[Spread, int] | None:
         """Return validation accuracy at a budget of cut bytes and the most bytes that a run had then sent; None where a
         run has no evaluated round within it."""

@@ -83,8 +83,15 @@ def _key(name: str, field: FieldInfo) -> str:
     choices = "{" + ",".join(map(str, get_args(literal))) + "}" if literal else ""
     if field.is_required():
         return f"{name}={choices or '?'}"
-    default = field.default if isinstance(field.default, str) else shown(field.default)
-    return f"{name}={default}{choices}"
+    return f"{name}={_default(field.default)}{choices}"
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        from splitfed.scenario_yaml import write_line
+
+        return write_line(value.model_dump(mode="json"))
+    return value if isinstance(value, str) else shown(value)
 
 
 def _sentence(text: str | None) -> str:
@@ -172,6 +179,12 @@ def _strategies(_: str) -> Iterator[Entry]:
         yield replace(entry, name=OWN) if entry.name == "None" else entry
 
 
+def _availability(_: str) -> Iterator[Entry]:
+    from splitfed.scenario_sections import Federation
+
+    return _kinds(Federation, "availability")
+
+
 def _scenarios(_: str) -> Iterator[Entry]:
     from splitfed.scenario import shipped
 
@@ -200,6 +213,7 @@ SORTS: dict[str, Callable[[str], Iterator[Entry]]] = {
     "budgets": _of_scenario("budget"),
     "modes": _modes,
     "strategies": _strategies,
+    "availability": _availability,
     "engines": _of_scenario("engine"),
     "scenarios": _scenarios,
     "models": _models,

@@ -1,7 +1,8 @@
 """What a finished round is reported as: a line of `metrics.csv`."""
 
 import csv
-from dataclasses import astuple, dataclass, fields
+import os
+from dataclasses import MISSING, Field, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from splitfed.errors import RunError
 class Metrics:
     """One round. Bytes and seconds are cumulative, bytes without what was wasted, so that an interruption leaves no
     trace in them. Accuracy is a share in [0, 1]; `eval_*` are measured on the validation split and are None in rounds
-    without evaluation. Learning rates are those used in the round."""
+    without evaluation. Learning rates are those used in the round. `clients` were taken, and `lost` sampled but not
+    taken; where none was taken there is no `train_loss`. `simulated_seconds` are cumulative, and None where nothing
+    tells them.
+
+    Fields with a default may be missing in a file, as in those of earlier versions."""
 
     round: int
     train_loss: float | None
@@ -27,6 +32,8 @@ class Metrics:
     clients: int
     client_lr: float
     server_lr: float
+    lost: int = 0
+    simulated_seconds: float | None = None
 
     def line(self) -> str:
         """Return the row as a line of CSV; None is an empty field, and floats read back as the same bits."""
@@ -36,16 +43,29 @@ class Metrics:
 HEADER = ",".join(field.name for field in fields(Metrics)) + "\n"
 
 
+def append(path: Path, row: Metrics) -> None:
+    """Add a round to `metrics.csv`; it is on disk when this returns."""
+    with open(path, "a") as file:
+        file.write(row.line())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def read_metrics(path: Path) -> list[Metrics]:
     """Read `metrics.csv`, without a last line that is still being written. Raises RunError where it is broken."""
     lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     try:
         return [
-            Metrics(**{field.name: _value(field.type, line[field.name]) for field in fields(Metrics)})
+            Metrics(**{field.name: _value(field.type, line[field.name]) for field in _of(line)})
             for line in csv.DictReader(lines)
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path}: broken ({error})") from error
+
+
+def _of(line: dict[str, str]) -> list[Field]:
+    """Return the fields to be read: those that must be there, and those that are."""
+    return [field for field in fields(Metrics) if field.name in line or field.default is MISSING]
 
 
 def _value(kind: Any, text: str) -> Any:

@@ -1,6 +1,7 @@
 """A scenario: one YAML file that says everything about an experiment, typed and checked before anything runs."""
 
 import os
+from collections.abc import Iterator
 from copy import deepcopy
 from difflib import get_close_matches
 from importlib.resources import files
@@ -12,7 +13,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from splitfed.budget import BudgetConfig, Unlimited
 from splitfed.config import Config
 from splitfed.data import DataConfig
-from splitfed.engines import EngineConfig, Inline
+from splitfed.engines import Deployment, EngineConfig, Inline
 from splitfed.errors import ScenarioError
 from splitfed.models import ModelConfig
 from splitfed.scenario_file import Document, Origin, read
@@ -97,8 +98,24 @@ class Scenario(Config):
             scenario = cls.model_validate({**given, **document.data})
         except ValidationError as e:
             note(e, document, cls)
+        else:
+            for key, why in scenario.out_of_place():
+                document.refuse(("federation", key), why)
         document.raise_problems()
         return scenario
+
+    def out_of_place(self) -> Iterator[tuple[str, str]]:
+        """Yield the keys of `federation` that its engine cannot serve, each with the reason and the way out."""
+        federation, deployed = self.federation, isinstance(self.engine, Deployment)
+        if deployed and federation.availability.kind != "none":
+            yield "availability", "a deployment's clients have their own: set it to none"
+        if deployed or federation.availability.timed:
+            return
+        way_out = "nothing tells the time of a simulation: set federation.availability, or for splitfed serve engine"
+        if federation.deadline is not None:
+            yield "deadline", f"{way_out}: deployment"
+        if federation.oversample > 1:
+            yield "oversample", f"{way_out}: deployment"
 
     def to_yaml(self) -> str:
         """Return the complete scenario, defaults written out; it loads back to an equal one."""

@@ -1,9 +1,12 @@
 """The sections of a scenario that belong to no single component: who trains, how, and what is sent."""
 
+import math
+from fractions import Fraction
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
+from splitfed.availability import Always, AvailabilityConfig
 from splitfed.compression.codecs import CodecConfig
 from splitfed.compression.lossless import LosslessConfig
 from splitfed.compression.presets import PRESETS, written_out
@@ -24,6 +27,12 @@ class Federation(Config):
     `sfl-v2`, `order: fixed` lets the clients train one after another in a seeded order, which is reproducible; with
     `arrival` all train at once and the back takes their mini-batches as they come, which is fast where clients are
     apart, and not reproducible.
+
+    `availability` is what a simulation assumes of its clients: who is there, when, how fast, and who vanishes. With
+    `oversample`, `cohort` times as many clients are sampled, rounded up, and the round takes the `cohort` that finish
+    first. `deadline` is how many seconds a round may last: who has not finished by then is given up. Both need
+    `availability`, which tells the time, or a deployment, where it is the wall clock's. What a client had sent until it
+    vanished or was given up stays counted.
     """
 
     clients: PositiveInt
@@ -34,6 +43,9 @@ class Federation(Config):
     local_epochs: PositiveInt | None = None
     local_steps: PositiveInt | None = None
     strategy: StrategyConfig = FedAvgConfig()
+    availability: AvailabilityConfig = Always()
+    oversample: float = Field(1.0, ge=1, le=1e6)
+    deadline: float | None = Field(None, gt=0, le=1e9)
 
     @field_validator("cohort")
     @classmethod
@@ -69,6 +81,14 @@ class Federation(Config):
             raise ValueError(f"{strategy.kind}: with sl nothing is aggregated: leave it out, or set another mode")
         return strategy
 
+    @field_validator("oversample")
+    @classmethod
+    def _more_than_the_cohort(cls, oversample: float, info: ValidationInfo) -> float:
+        cohort, clients = info.data.get("cohort"), info.data.get("clients")
+        if oversample > 1 and clients is not None and cohort in (None, clients):
+            raise ValueError(f"all {clients} clients are sampled already: set a smaller cohort, or leave it out")
+        return oversample
+
     @model_validator(mode="before")
     @classmethod
     def _one_epoch(cls, data: Any) -> Any:
@@ -78,8 +98,14 @@ class Federation(Config):
 
     @property
     def cohort_size(self) -> int:
-        """How many clients train in a round."""
+        """How many clients a round takes."""
         return self.cohort or self.clients
+
+    @property
+    def sampled(self) -> int:
+        """How many clients are sampled for a round: the cohort, and those more that `oversample` stands for."""
+        # As it is written: 10 times the float 1.1 is a little more than 11.
+        return min(self.clients, math.ceil(Fraction(str(self.oversample)) * self.cohort_size))
 
     @property
     def one_by_one(self) -> bool:

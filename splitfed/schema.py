@@ -137,7 +137,11 @@ def _with_short_forms(schema: Any, short: dict[str, Schema | None]) -> None:
         members = schema.pop("oneOf")
         forms = [form for member in members if (form := short.get(member["$ref"])) is not None]
         words = [form["const"] for form in forms if "const" in form]
-        schema["anyOf"] = [{"enum": words}, *(form for form in forms if "const" not in form), *members]
+        plain = [{"enum": words}] if words else []
+        schema["anyOf"] = [*plain, *(form for form in forms if "const" not in form), *members]
+    elif isinstance(schema, dict) and "anyOf" in schema:  # a number or such a section: one list of them all
+        ways = [one["anyOf"] if set(one) == {"anyOf"} else [one] for one in schema["anyOf"]]
+        schema["anyOf"] = [way for some in ways for way in some]
 
 
 def _with_presets(defs: dict[str, Schema], name: str) -> None:

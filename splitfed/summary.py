@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 from splitfed.errors import RunError
@@ -14,7 +14,9 @@ NAME = "summary.json"
 class Summary:
     """The end of a run. Accuracy is a share in [0, 1] on the test split, read once. `cut_*` is the data plane, the
     others both planes; `total_bytes` contains `bytes_wasted`, and `factor` divides what would have been sent
-    uncompressed by what was. `raw_bytes` is the uncompressed size of the cut. `stopped` is `rounds` or `budget`."""
+    uncompressed by what was. `raw_bytes` is the uncompressed size of the cut. `stopped` is `rounds` or `budget`. `lost`
+    counts clients that were sampled and not taken, over all rounds; `simulated_seconds` is None where nothing tells
+    them. Fields with a default may be missing in a file, as in those of earlier versions."""
 
     scenario: str
     seed: int
@@ -34,6 +36,8 @@ class Summary:
     stopped: str
     reducer: str
     mode: str
+    lost: int = 0
+    simulated_seconds: float | None = None
 
     def write(self, folder: Path) -> None:
         """Write `summary.json` atomically."""
@@ -47,7 +51,8 @@ class Summary:
         path = folder / NAME
         try:
             values = json.loads(path.read_text())
-            found = cls(**{field.name: values[field.name] for field in fields(cls)})
+            named = [field.name for field in fields(cls) if field.name in values or field.default is MISSING]
+            found = cls(**{name: values[name] for name in named})
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(f"{folder}: no {NAME}, so the run is unfinished or this is no run folder") from None
         except KeyError as error:

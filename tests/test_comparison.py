@@ -111,7 +111,8 @@ def test_the_csv_holds_every_figure_in_full(tmp_path: Path) -> None:
     folder = run(tmp_path / "with, comma")
     text = compare([folder, tmp_path / "nowhere"]).to_csv()
     rows = list(csv.DictReader(io.StringIO(text)))
-    assert rows == [{"folder": str(folder), **{key: str(value) for key, value in asdict(SUMMARY).items()}}]
+    figures = {key: "" if value is None else str(value) for key, value in asdict(SUMMARY).items()}
+    assert rows == [{"folder": str(folder), **figures}]
     assert float(rows[0]["eval_accuracy"]) == 1 / 3
     assert "\r" not in text
 
@@ -243,7 +244,7 @@ def test_the_csv_of_groups_holds_means_and_extremes(tmp_path: Path) -> None:
         "test_accuracy_high": "0.625", "at_bytes": "2500000", "at_eval_accuracy": "0.3125",
         "at_eval_accuracy_low": "0.25", "at_eval_accuracy_high": "0.375", "at_cut_bytes": "2000000",
         "cut_bytes": "3000000", "total_bytes": "6000000", "raw_bytes": "10000000", "total_raw_bytes": "12000000",
-        "ratio": "0.3", "seconds": "60.5",
+        "ratio": "0.3", "seconds": "60.5", "simulated_seconds": "",
     }  # fmt: skip
     (row,) = csv.DictReader(io.StringIO(compare(folders).grouped().to_csv()))
     assert not any(name.startswith("at_") for name in row)

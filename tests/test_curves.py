@@ -50,6 +50,7 @@ def make_rounds(folder: Path, count: int, seed: int = 0, big: int = 1) -> Rounds
         metrics = Metrics(
             number, draw.random(), draw.random() if evaluated else None, draw.random() if evaluated else None,
             sums.cut.sent, sums.total.sent, 1.5 * number, sums.cut.raw, sums.total.raw, 500, 5, 0.1 / number, 0.2,
+            number % 3, 7.5 * number,
         )  # fmt: skip
         rounds.append((metrics, sent, sums))
     return rounds
@@ -94,6 +95,7 @@ def expected(rounds: Rounds, end: Summary | None = None) -> Points:
             ("factor/cut", metrics.cut_raw_bytes / metrics.cut_bytes),
             ("factor/total", metrics.total_raw_bytes / metrics.total_bytes),
             ("lr/client", metrics.client_lr), ("lr/server", metrics.server_lr), ("time/seconds", metrics.seconds),
+            ("clients/lost", metrics.lost), ("time/simulated", metrics.simulated_seconds),
         ):  # fmt: skip
             points[tag].append((metrics.round, value))
     if end is not None:

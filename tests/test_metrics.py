@@ -28,6 +28,8 @@ METRICS = st.builds(
     COUNT,
     FLOAT,
     FLOAT,
+    COUNT,
+    st.none() | FLOAT,
 )
 LINE = Metrics(3, 1.25, None, None, 10, 20, 6.5, 40, 80, 500, 5, 0.05, 0.1)
 SUMMARY = Summary(

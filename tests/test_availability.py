@@ -1,0 +1,240 @@
+"""Who is there and for how long: draws that depend on nothing but their key, traces, and what a scenario may say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import small
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splitfed import cli
+from splitfed.availability import Drawn
+from splitfed.engines import Deployment
+from splitfed.errors import RunError, ScenarioError
+from splitfed.seeds import Key
+from splitfed.server.attendance import _Stay, at_once, in_turn
+from splitfed.server.serve import deployed
+from splitfed.trace import Presence, read_trace
+
+PHONES = {"dropout": 0.3, "away": 0.2, "late": {"kind": "exponential", "mean": 20.0},
+          "step_seconds": {"kind": "lognormal", "median": 2.0, "sigma": 0.7}}  # fmt: skip
+
+
+def test_a_draw_depends_on_seed_round_and_client_alone() -> None:
+    pairs = [(round, client) for round in range(1, 20) for client in range(20)]
+    one, other = (Drawn(**PHONES).open(Key(seed).at("availability"), 20, Path()) for seed in (3, 4))
+
+    def all_of(drawn, pairs) -> dict:
+        return {pair: (drawn.away(*pair), drawn.presence(*pair, 9)) for pair in pairs}
+
+    assert all_of(one, pairs) == all_of(one, pairs[::-1]) == all_of(one, pairs)
+    assert all_of(one, pairs) != all_of(other, pairs)
+    # A slow phone stays slow, whatever the round; it is not always as late.
+    assert len({one.presence(round, 7, 9).step_seconds for round in range(1, 20)}) == 1
+    assert len({one.presence(round, 7, 9).late for round in range(1, 20)}) == 19
+    # Nor does one setting move what another draws.
+    calm = Drawn(**(PHONES | {"dropout": 0.0, "away": 0.0})).open(Key(3).at("availability"), 20, Path())
+    assert [calm.presence(*pair, 9).late for pair in pairs] == [one.presence(*pair, 9).late for pair in pairs]
+
+
+def test_draws_follow_what_they_are_drawn_from() -> None:
+    drawn, pairs = Drawn(**PHONES).open(Key(0), 5000, Path()), [(1, client) for client in range(5000)]
+    found = [drawn.presence(*pair, 4) for pair in pairs]
+    moments = [one.vanishes_after for one in found if one.vanishes_after is not None]
+    # Five standard errors.
+    assert len(moments) / 5000 == pytest.approx(0.3, abs=0.033)
+    assert [moments.count(step) / len(moments) for step in range(4)] == pytest.approx([0.25] * 4, abs=0.056)
+    assert np.mean([drawn.away(*pair) for pair in pairs]) == pytest.approx(0.2, abs=0.029)
+    assert np.mean([one.late for one in found]) == pytest.approx(20, abs=1.5)
+    logs = np.log([one.step_seconds for one in found])
+    assert (logs.mean(), logs.std()) == (pytest.approx(np.log(2), abs=0.05), pytest.approx(0.7, abs=0.035))
+    even = Drawn.model_validate({"late": {"kind": "uniform", "low": 1.0, "high": 3.0}}).open(Key(0), 9, Path())
+    late = [even.presence(*pair, 1).late for pair in pairs]
+    assert 1 <= min(late) < 1.01 < 2.99 < max(late) < 3
+    assert even.presence(1, 1, 1).step_seconds == 1.0
+
+
+def trace(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / "trace.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_a_trace_says_it_for_a_round_or_for_every_round(tmp_path: Path) -> None:
+    found = read_trace(trace(tmp_path, (
+        "\ufeffclient,round,away,late,step_seconds,vanishes_after\r\n"
+        "0,,0,5,0.5,\r\n"
+        "0,2,1,,,\r\n\r\n"
+        " 1 ,3,,1e1,,0\r\n"
+        '2,,"1",,,\r\n'
+        "2,4,,,,\r\n"
+    )), 4)  # fmt: skip
+    slow, stays = Presence(5.0, 0.5), Presence()
+    assert [found.presence(round, 0, 9) for round in (1, 3)] == [slow, slow]
+    assert [found.away(round, 0) for round in (1, 2, 3)] == [False, True, False]
+    assert [found.presence(round, 1, 9) for round in (2, 3)] == [stays, Presence(10.0, 1.0, 0)]
+    assert [found.away(round, 2) for round in (1, 4, 5)] == [True, False, True]
+    assert (found.away(1, 3), found.presence(1, 3, 9)) == (False, stays)
+    assert read_trace(trace(tmp_path, "away,client\n1,2\n"), 4).away(7, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("", ["1: the first line must name the columns, and 'client' among them; known: client, round, "]),
+        ("round,away\n", ["1: the first line must name the columns, and 'client'"]),
+        ("client,lat\n", ["1: unknown column 'lat', did you mean 'late'?; known: client, "]),
+        ("client,late,late\n", ["1: the column 'late' is there twice"]),
+        ("client,late\n0,1,2\n1\n", ["2: 3 fields, where the header names 2", "3: 1 fields, where"]),
+        ("client,late\n,1\nx,1\n-1,1\n4,1\n1.0,1\n", [
+            "2: client: is missing", "3: client: must be a whole number from 0 on, not 'x'", "4: client: must be",
+            "5: client: 4 is none of the scenario's, which are 0 to 3", "6: client: must be",
+        ]),
+        ("client,late\n0,-1\n1,soon\n2,nan\n3,inf\n", [
+            f"{line}: late: must be a number of seconds from 0 to 1e+09, not '{text}'"
+            for line, text in enumerate(("-1", "soon", "nan", "inf"), 2)
+        ]),
+        ("client,step_seconds\n0,-2\n", ["2: step_seconds: must be a number of seconds"]),
+        ("client,away\n0,2\n1,yes\n", ["2: away: must be 0 or 1, not 2", "3: away: must be a whole number"]),
+        ("client,round\n0,0\n0,1.5\n", ["2: round: they are counted from 1", "3: round: must be a whole number"]),
+        ("client,vanishes_after\n0,-1\n0,99999999999\n", ["2: vanishes_after: must be", "3: vanishes_after: must be"]),
+        ("client,round\n1,\n1,2\n\n1,2\n1,\n", [
+            "5: client 1 is listed for round 2 already, in line 3",
+            "6: client 1 is listed for every round already, in line 2",
+        ]),
+        (b"client\n0\n\xff\n", ["3: not UTF-8 text"]),
+        ('client,late\n0,"' + "x" * 200_000 + '"\n', ["2: no CSV: "]),
+        ("client\n" + "x\n" * 30, [f"{line}: client: must be" for line in range(2, 22)] + [" and 10 more mistakes"]),
+    ],
+)  # fmt: skip
+def test_every_mistake_of_a_trace_is_a_line(text: str | bytes, problems: list[str], tmp_path: Path) -> None:
+    path = trace(tmp_path, text)
+    with pytest.raises(ScenarioError) as caught:
+        read_trace(path, 4)
+    assert len(caught.value.problems) == len(problems)
+    for found, expected in zip(caught.value.problems, problems, strict=True):
+        assert found.startswith(f"{path}:{expected}")
+        assert "\n" not in found
+
+
+def test_a_trace_is_checked_with_its_scenario(tmp_path, monkeypatch, capsys) -> None:
+    def validate() -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["splitfed", "validate", "here.yaml"])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0), capsys.readouterr().err
+
+    monkeypatch.chdir(tmp_path)
+    Path("here.yaml").write_text(small("federation.availability={kind: trace, file: own/trace.csv}").to_yaml())
+    assert validate() == (
+        2, "federation.availability.file: own/trace.csv: cannot be read: No such file or directory\n"
+    )  # fmt: skip
+    Path("own").mkdir()
+    trace(Path("own"), "client,late\n3,1\n0,-1\n")
+    code, told = validate()
+    assert code == 2
+    assert told.splitlines() == [
+        "own/trace.csv:2: client: 3 is none of the scenario's, which are 0 to 2",
+        "own/trace.csv:3: late: must be a number of seconds from 0 to 1e+09, not '-1'",
+    ]
+    trace(Path("own"), "client,late\n2,1\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["splitfed", "validate", "here.yaml"])
+        cli.app(["validate", "here.yaml"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["federation.availability={kind: drawn, dropout: 1.0}"], "availability.dropout: must be less than 1, not 1.0"),
+        (["federation.availability={kind: drawn, late: -1}"], "late: must be a number of seconds from 0 to 1e+09, not"),
+        (["federation.availability={kind: drawn, late: {kind: uniform, low: 3, high: 1}}"], "low is 3, more than high"),
+        (["federation.availability={kind: drawn, late: {kind: unifrm}}"], "late: unknown kind 'unifrm'"),
+        (["federation.availability=trace"], "availability.file: is missing"),
+        (["federation.oversample=1.5"], "oversample: all 3 clients are sampled already: set a smaller cohort"),
+        (["federation.oversample=0.5"], "oversample: must be at least 1"),
+        (["federation.oversample=1.5", "federation.cohort=2"], "oversample: nothing tells the time of a simulation"),
+        (["federation.deadline=9"], "deadline: nothing tells the time of a simulation: set federation.availability"),
+        (["federation.deadline=0"], "deadline: must be greater than 0, not 0"),
+        (["engine=deployment", "federation.availability=drawn"], "availability: a deployment's clients have their own"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(overrides: list[str], why: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        small(*overrides)
+    (problem,) = caught.value.problems
+    assert f"federation.{why}" in problem or why in problem
+
+
+def test_a_deployment_has_a_deadline_and_no_drawn_clients() -> None:
+    plan = small("engine=deployment", "federation.deadline=9", "federation.cohort=2", "federation.oversample=1.2")
+    assert plan.federation.sampled == 3
+    assert isinstance(deployed(plan).engine, Deployment)
+    with pytest.raises(RunError, match=r"^federation\.availability: a deployment's clients have their own"):
+        deployed(small("federation.availability=drawn"))
+
+
+@pytest.mark.parametrize(
+    ("cohort", "oversample", "sampled"), [(10, 1.0, 10), (10, 1.1, 11), (10, 1.01, 11), (20, 2, 30)]
+)
+def test_more_are_sampled_as_it_is_written(cohort: int, oversample: float, sampled: int) -> None:
+    clients = ["federation.clients=30", "federation.availability=drawn"]
+    plan = small(*clients, f"federation.cohort={cohort}", f"federation.oversample={oversample}")
+    assert (plan.federation.sampled, plan.federation.cohort_size) == (sampled, cohort)
+
+
+STAYS = st.dictionaries(
+    st.integers(0, 9),
+    st.builds(
+        _Stay,
+        st.builds(Presence, st.integers(0, 6).map(float), st.integers(0, 3).map(float), st.none() | st.integers(0, 5)),
+        st.integers(1, 4),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=300)
+@given(STAYS, st.integers(1, 6), st.integers(1, 20).map(float) | st.just(float("inf")))
+def test_a_round_at_once_is_what_happens_event_by_event(stays: dict[int, _Stay], enough: int, limit: float) -> None:
+    """Against the events of the round, one after another: mini-batches, clients who finish, and clients who vanish."""
+    events = []
+    for client, stay in stays.items():
+        late, each, after = stay.presence.late, stay.presence.step_seconds, stay.presence.vanishes_after
+        trained = stay.steps if after is None else min(after, stay.steps)
+        events += [(late + each * (step + 1), 0, client, "step") for step in range(trained)]
+        last = "finish" if trained == stay.steps else "vanish"
+        events.append((late + each * trained, 1, client, last))
+    steps, taken, left, now = dict.fromkeys(stays, 0), [], set(stays), 0.0
+    for moment, _, client, what in sorted(events):
+        if moment > limit or (len(taken) == enough and moment > now):
+            break
+        if what == "step":
+            steps[client] += 1
+        else:
+            left.discard(client)
+            if len(taken) < enough:
+                now = moment
+                taken += [client] if what == "finish" else []
+    over = min(now if len(taken) == enough or not left else limit, limit)
+    plan = at_once(stays, enough, limit)
+    assert plan.seconds == over
+    assert plan.vanish == {client: None if client in taken else steps[client] for client in stays}
+
+
+def test_clients_in_turn_wait_for_each_other() -> None:
+    def stay(late: float, each: float, after: int | None = None) -> _Stay:
+        return _Stay(Presence(late, each, after), 4)
+
+    stays = {5: stay(3, 1), 2: stay(0, 2, 3), 9: stay(20, 1), 0: stay(0, 1), 1: stay(0, 1)}
+    # 5 from 3 to 7, 2 until it vanishes at 13, 9 from 20 to 24, 0 to 28
+    free = in_turn(stays, 5, float("inf"))
+    assert (dict(free.vanish), free.seconds) == ({5: None, 2: 3, 9: None, 0: None, 1: None}, 32.0)
+    assert list(free.vanish) == [5, 2, 9, 0, 1]
+    two = in_turn(stays, 2, float("inf"))
+    assert (dict(two.vanish), two.seconds) == ({5: None, 2: 3, 9: None}, 24.0)
+    for limit, expected in [(24.0, {5: None, 2: 3, 9: None}), (26.5, {5: None, 2: 3, 9: None, 0: 2}),
+                            (10.0, {5: None, 2: 1}), (2.0, {5: 0}), (15.0, {5: None, 2: 3, 9: 0})]:  # fmt: skip
+        plan = in_turn(stays, 5, limit)
+        assert (dict(plan.vanish), plan.seconds) == (expected, limit)
