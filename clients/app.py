@@ -1,5 +1,6 @@
 """The ClientApp: who a node is and whether it can take part, the training of one round, and the end of a run."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from splitfed.clients.probe import probe
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
 from splitfed.clients.told import Alignment, Order, Question
-from splitfed.clients.worker import Worker, worker_for
+from splitfed.clients.worker import Worker
+from splitfed.clients.workers import leased
 from splitfed.errors import RunError, SplitfedError, WireError
 from splitfed.rpc import PROTOCOL
 from splitfed.wire_names import CONFIG, METRICS, VANISHED, WIRE
@@ -33,16 +35,16 @@ def identify(message: Message, context: Context) -> Message:
 
 def _prepare(question: Question, context: Context, settings: Settings) -> int:
     """Make ready what the first round needs, and return how many examples there are."""
-    worker = worker_for(_scenario(context), settings, question.classes)
-    clients = worker.scenario.federation.clients
-    if settings.partition >= clients:
-        raise RunError(f"this is client {settings.partition}, where the run has clients 0 to {clients - 1}")
-    states = settings.states_of(_run(context))
-    if settings.data is not None:
-        ClientState(states, settings.partition).save_classes(question.classes)
-    if question.channel:
-        probe(question.channel, settings.reach(worker.scenario.engine))
-    return len(worker.holding.rows(settings.partition))
+    with leased(_scenario(context), settings, question.classes) as worker:
+        clients = worker.scenario.federation.clients
+        if settings.partition >= clients:
+            raise RunError(f"this is client {settings.partition}, where the run has clients 0 to {clients - 1}")
+        states = settings.states_of(_run(context))
+        if settings.data is not None:
+            ClientState(states, settings.partition).save_classes(question.classes)
+        if question.channel:
+            probe(question.channel, settings.reach(worker.scenario.engine))
+        return len(worker.holding.rows(settings.partition))
 
 
 @app.train()
@@ -51,16 +53,16 @@ def train(message: Message, context: Context) -> Message:
     client has to vanish."""
     settings, order = Settings.read(context.node_config), Order.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
-    worker = _worker(context, settings, states)
-    weights, frame = worker.wire.unpack(order.weights)
-    _same_round(frame.round, round)
-    reach = settings.reach(worker.scenario.engine)
-    trained = worker.train(
-        client, round, weights, order.invitation, reach, states, order.proximal, order.vanishes_after
-    )  # fmt: skip
-    if trained is None:
-        return Message(Error(VANISHED, "it has vanished"), reply_to=message)
-    packed = worker.wire.pack(trained.weights, worker.key.at("front_weights", "up", round, client), round, client)
+    with _worker(context, settings, states) as worker:
+        weights, frame = worker.wire.unpack(order.weights)
+        _same_round(frame.round, round)
+        reach = settings.reach(worker.scenario.engine)
+        trained = worker.train(
+            client, round, weights, order.invitation, reach, states, order.proximal, order.vanishes_after
+        )  # fmt: skip
+        if trained is None:
+            return Message(Error(VANISHED, "it has vanished"), reply_to=message)
+        packed = worker.wire.pack(trained.weights, worker.key.at("front_weights", "up", round, client), round, client)
     metrics: dict[str, Any] = {"num-examples": trained.examples, "train-loss": trained.loss, "steps": trained.steps}
     content = {WIRE: ConfigRecord({"weights": packed.buffer}), METRICS: MetricRecord(metrics)}
     return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]
@@ -78,17 +80,17 @@ def align(message: Message, context: Context) -> Message:
     decoder if it is wanted."""
     settings, order = Settings.read(context.node_config), Alignment.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
-    worker = _worker(context, settings, states)
-    if worker.fitting is None:
-        raise WireError(f"the reducer {worker.scenario.compression.reducer.kind} has no layers to fit")
-    down, up = worker.alignment_wires
-    weights, frame = down.unpack(order.weights)
-    _same_round(frame.round, round)
-    decoder, examples = worker.align(client, round, weights, order.both, states)
-    content: dict[str, Any] = {METRICS: MetricRecord({"num-examples": examples})}
-    if order.both:
-        packed = up.pack(decoder, worker.key.at("parts", "up", round, client), round, client)
-        content[WIRE] = ConfigRecord({"weights": packed.buffer})
+    with _worker(context, settings, states) as worker:
+        if worker.fitting is None:
+            raise WireError(f"the reducer {worker.scenario.compression.reducer.kind} has no layers to fit")
+        down, up = worker.alignment_wires
+        weights, frame = down.unpack(order.weights)
+        _same_round(frame.round, round)
+        decoder, examples = worker.align(client, round, weights, order.both, states)
+        content: dict[str, Any] = {METRICS: MetricRecord({"num-examples": examples})}
+        if order.both:
+            packed = up.pack(decoder, worker.key.at("parts", "up", round, client), round, client)
+            content[WIRE] = ConfigRecord({"weights": packed.buffer})
     return Message(RecordDict(content), reply_to=message)
 
 
@@ -98,9 +100,9 @@ def goodbye(message: Message, context: Context) -> Message:
     return Message(RecordDict(), reply_to=message)
 
 
-def _worker(context: Context, settings: Settings, states: Path) -> Worker:
+def _worker(context: Context, settings: Settings, states: Path) -> AbstractContextManager[Worker]:
     told = ClientState(states, settings.partition).classes() if settings.data is not None else ()
-    return worker_for(_scenario(context), settings, told)
+    return leased(_scenario(context), settings, told)
 
 
 def _same_round(weights: int, message: int) -> None:

@@ -1,19 +1,17 @@
-"""Trains what a client holds of the model: one worker a process, which loads client after client.
+"""Trains what a client holds of the model: a worker loads client after client.
 
 The loop is the whole of the client's side: front, reducer, codec, exchange, backward, update. Nothing of a client stays
 in the worker; what must outlive a round is in `ClientState`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from threading import Lock
 
 import torch
 from torch import Tensor
 
-from splitfed import __version__
 from splitfed.aligning import Aligner
 from splitfed.assembly import assemble
 from splitfed.attention import ClsAttention
@@ -21,15 +19,14 @@ from splitfed.batches import batches
 from splitfed.channel import Invitation, Stream
 from splitfed.clients.anchor import Anchor
 from splitfed.clients.dial import Reach, connect
-from splitfed.clients.holding import hold
+from splitfed.clients.holding import Holding, hold
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
 from splitfed.compression.halves import DECODER
 from splitfed.compression.reducer import View
 from splitfed.control import FrontWire
 from splitfed.cut import Cut
-from splitfed.engines import Deployment
-from splitfed.errors import RunError, ScenarioError, WireError
+from splitfed.errors import RunError, WireError
 from splitfed.held import Held
 from splitfed.models import pixel_stats
 from splitfed.optim import pick_device, set_lr
@@ -54,12 +51,15 @@ class Trained:
 class Worker:
     """A front with all that trains it, made once and loaded for each client.
 
-    `told` are the server's class names. Raises a SplitfedError for what this machine lacks: data, or the device.
+    `told` are the server's class names; `holding` is what another worker of this process has opened already. Raises a
+    SplitfedError for what this machine lacks: data, or the device.
     """
 
-    def __init__(self, scenario: Scenario, settings: Settings, told: Sequence[str] = ()) -> None:
+    def __init__(
+        self, scenario: Scenario, settings: Settings, told: Sequence[str] = (), holding: Holding | None = None
+    ) -> None:  # fmt: skip
         self.scenario, self.key = scenario, Key(scenario.seed)
-        self.holding = hold(scenario, settings, told)
+        self.holding = holding or hold(scenario, settings, told)
         classes = len(self.holding.classes)
         self.device = pick_device(settings.device or scenario.training.client.device)
         # Weights come from the server, so none are loaded here.
@@ -178,38 +178,3 @@ def _end(stream: Stream, client: int, round: int, step: int, up: int, down: int)
     done = unpack(stream.exchange(packed.buffer), {"done": {}}, max_bytes=1 << 16)
     if done.step != step:
         raise WireError(f"the end of step {step} was answered with step {done.step}")
-
-
-_workers: dict[tuple[str, Settings, tuple[str, ...]], Worker] = {}
-_lock = Lock()
-
-
-def worker_for(text: str, settings: Settings, told: Sequence[str] = ()) -> Worker:
-    """Return this process's worker for the server's scenario (its YAML) and a client's settings; only the latest one is
-    kept, and serves all clients whose settings differ in nothing that concerns it.
-
-    `told` are the class names that came with the message. Raises as `Worker` does, and RunError for a scenario that
-    cannot be read here.
-    """
-    with _lock:
-        same = replace(settings, partition=0, states=None, host=None, ca=None)
-        wanted = (text, same, tuple(told) if settings.data is not None else ())
-        if wanted not in _workers:
-            _workers.clear()
-            _workers[wanted] = Worker(_parse(text), settings, told)
-        worker = _workers[wanted]
-        engine = worker.scenario.engine
-        # In other engines whoever started this process has set them.
-        if threads := settings.threads or (engine.threads if isinstance(engine, Deployment) else None):
-            torch.set_num_threads(threads)
-        return worker
-
-
-def _parse(text: str) -> Scenario:
-    try:
-        return Scenario.parse(text, "the server's scenario")
-    except ScenarioError as error:
-        more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
-        raise RunError(
-            f"{error.problems[0]}{more}; this is splitfed {__version__}: is the server's version another?"
-        ) from None

@@ -82,8 +82,10 @@ def main(grid: Grid, context: Context) -> None:
     cut = Cut(scenario.compression, model.geometry, model.device)
     pool = POOLS[scenario.federation.mode](trainer)
     at_once = max(1, (os.cpu_count() or 1) // torch.get_num_threads())
+    # In one process nobody is missing: whoever is slow computes.
+    patience = scenario.federation.patience_seconds if isinstance(scenario.engine, Remote) else None
     split = SplitServer(
-        pool, cut, recovered.ledger, key.at("server"), scenario.training.precision, at_once=at_once
+        pool, cut, recovered.ledger, key.at("server"), scenario.training.precision, at_once=at_once, patience=patience
     )  # fmt: skip
     wire = FrontWire.of(model.held, scenario.compression)
     wire_grid = WireGrid(grid, wire, recovered.ledger, key.at("front_weights"))

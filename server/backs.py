@@ -34,10 +34,12 @@ class Trainer:
 class BackPool(ABC):
     """The back of a run; `trainer` holds what the last finished round left. Not safe to call from two threads at once.
 
-    `one_at_a_time` says that clients train the same weights, so that no two of their steps may overlap.
+    `one_at_a_time` says that clients train the same weights, so that no two of their steps may overlap; `together`,
+    that the mini-batches of several make one step.
     """
 
     one_at_a_time = False
+    together = False
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -80,6 +82,12 @@ class Shared(BackPool):
 
     def close_round(self) -> None:
         """Nothing to settle."""
+
+
+class Together(Shared):
+    """One back, updated once for each step of all clients (`psl`); what a lost client taught it stays."""
+
+    together = True
 
 
 class PerClient(BackPool):
@@ -159,4 +167,4 @@ def _flat(trainer: Trainer) -> dict[str, Tensor]:
     return flat | {f"optimiser/{name}": tensor for name, tensor in moments.items()}
 
 
-POOLS: dict[str, type[BackPool]] = {"sl": Shared, "sfl-v1": PerClient, "sfl-v2": Shared}
+POOLS: dict[str, type[BackPool]] = {"sl": Shared, "sfl-v1": PerClient, "sfl-v2": Shared, "psl": Together}

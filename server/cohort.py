@@ -35,6 +35,9 @@ class Cohort:
         federation, engine = scenario.federation, scenario.engine
         # One shared back is trained by one client at a time: the order is made here, by whom the server messages next.
         self.one_by_one, self.hands_on = federation.one_by_one, federation.mode == "sl"
+        self._at_once = federation.at_once
+        # Of clients in one process each would be done before the next is sent its message.
+        self._together = federation.mode == "psl" and not isinstance(engine, Remote)
         self._grace = engine.grace if isinstance(engine, Remote) else 0.0
         # A simulation's plan says who finishes first and in time; in a deployment that is seen.
         deployed = isinstance(engine, Deployment)
@@ -71,14 +74,19 @@ class Cohort:
             finish.taken += taken and reply is not None
             replies[client] = reply
 
-        for wave in [[client] for client in examples] if self.one_by_one else [list(examples)]:
+        order = list(examples)
+        for wave in [order[first : first + self._at_once] for first in range(0, len(order), self._at_once)]:
             if finish.over():
-                settle(wave[0], None)
+                for client in wave:
+                    settle(client, None)
                 continue
             if self.hands_on:
                 messages[wave[0]].content[ARRAYS] = self.handed_on(examples, replies) or arrays
+            self.split.start_wave(wave)
             sent = {client: messages[client] for client in wave}
-            self.dispatch.exchange(sent, lambda: self.split.lost(self._grace), settle, finish.over)
+            self.dispatch.exchange(
+                sent, lambda: self.split.lost(self._grace), settle, finish.over, together=self._together
+            )  # fmt: skip
         return {client: replies[client] for client in sorted(replies)}
 
     @staticmethod

@@ -28,6 +28,12 @@ class Dispatch:
             self._nodes[number] = message.metadata.dst_node_id
         return number
 
+    def send_together(self, messages: list[Message]) -> list[str]:
+        """Send messages to nodes in this process, in one call, and return their numbers."""
+        numbers = list(self.grid.push_messages(messages))
+        self._nodes |= {n: message.metadata.dst_node_id for n, message in zip(numbers, messages, strict=True)}
+        return numbers
+
     def take(self, numbers: set[str]) -> dict[str, Message]:
         """Return the replies that have come, by the number of their message.
 
@@ -50,16 +56,21 @@ class Dispatch:
 
     def exchange(
         self, messages: dict[int, Message], lost: Callable[[], set[int]], settle: Callable[[int, Message | None], None],
-        over: Callable[[], object] = lambda: False,
+        over: Callable[[], object] = lambda: False, *, together: bool = False,
     ) -> None:  # fmt: skip
         """Send each client its message, and `settle` each reply as it comes; None for a client that is lost or gone,
-        and for all who are left once it is `over`."""
+        and for all who are left once it is `over`. `together` is for clients in one process that wait for each other:
+        else each would be done before the next begins."""
         waiting: dict[str, int] = {}
 
         def take() -> None:
             for number, reply in self.take(set(waiting)).items():
                 settle(waiting.pop(number), reply)
 
+        if together:
+            waiting |= zip(self.send_together(list(messages.values())), messages, strict=True)
+            take()
+            messages = {}
         for client, message in messages.items():
             number = self.send(message)
             if number is None:

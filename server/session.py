@@ -5,11 +5,8 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from splitfed.errors import WireError
 from splitfed.ledger import Direction, Row
-from splitfed.randomness import keyed_rng
 from splitfed.wire import Frame, Packed, pack
 
 if TYPE_CHECKING:
@@ -69,22 +66,14 @@ class SplitSession:
         return reply.buffer
 
     def _train(self, frame: Frame) -> tuple[Packed, list[Row]]:
-        server, trainer = self._server, self.trainer
+        server = self._server
         batch = server.cut.batch(frame)
         # Whatever fails from here on, this frame will not be trained again.
         self._step += 1
         rows = self._count(frame, "up", batch.examples)
-        smashed = batch.smashed.requires_grad_()
         key = server.key.at(self.round, self.client, self._step)
-        with server.turns:
-            with keyed_rng(key.at("dropout"), smashed.device, server.draws), server.autocast():
-                decoder = trainer.back.get_submodule("decoder")
-                restored = server.cut.reducer.restore(smashed, batch.side, frame.meta, decoder)
-                loss = nn.functional.cross_entropy(trainer.back(restored), batch.targets)
-            loss.backward()
-            trainer.update()
-        assert smashed.grad is not None
-        reply = server.cut.pack_gradient(frame, smashed.grad, float(loss.detach()), key.at("rounding"))
+        gradient, loss = server.training.step(self.trainer, batch, key)
+        reply = server.cut.pack_gradient(frame, gradient, loss, key.at("rounding"))
         return reply, rows + self._count(reply, "down", batch.examples)
 
     def _end(self, frame: Frame) -> tuple[Packed, list[Row]]:
@@ -96,6 +85,7 @@ class SplitSession:
         reply = pack("done", self.round, self.client, self._step, {})
         rows += self._count(reply, "down", 0)
         self.finished = True
+        self._server.training.leave(self.client)
         return reply, rows
 
     def _count(self, packed: Packed | Frame, direction: Direction, examples: int) -> list[Row]:
@@ -113,6 +103,7 @@ class SplitSession:
         """Note that the client has no stream any more; it may come back. Harmless when called again."""
         if self.detached is None:
             self.detached = self._server.clock()
+            self._server.training.hung_up(self.client)
 
     def shut(self) -> None:
         """Take nothing more, once a mini-batch in progress is done."""

@@ -1,7 +1,7 @@
 """The split server: whose round is open, who trains in it, and what becomes of what they trained."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from threading import Lock
 
@@ -12,7 +12,9 @@ from splitfed.precision import autocast
 from splitfed.randomness import draws
 from splitfed.seeds import Key
 from splitfed.server.backs import BackPool
+from splitfed.server.joint import Joint
 from splitfed.server.session import SplitSession
+from splitfed.server.training import Alone, Training
 from splitfed.server.turns import Turns
 
 
@@ -22,19 +24,24 @@ class SplitServer:
 
     `on_step(round, client)` is called after every mini-batch, by one thread at a time. At most `at_once` mini-batches
     train at the same time, and one where they must not: on a shared back, on a GPU, or where the back draws random
-    numbers, for which torch's global generator is seeded. `clock` tells seconds.
+    numbers, for which torch's global generator is seeded. A pool that trains clients `together` joins their
+    mini-batches, which wait for each other with `patience` (see `Joint`). `clock` tells seconds.
     """
 
     def __init__(
         self, pool: BackPool, cut: Cut, ledger: Ledger, key: Key, precision: str,
         on_step: Callable[[int, int], None] = lambda round, client: None, at_once: int = 1,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, patience: float | None = None,
     ) -> None:  # fmt: skip
         self.pool, self.cut, self.ledger, self.key, self.on_step, self.clock = pool, cut, ledger, key, on_step, clock
-        self.autocast: Callable[[], AbstractContextManager] = lambda: autocast(precision, cut.device)
-        self.draws = draws(pool.trainer.back)
-        alone = pool.one_at_a_time or self.draws or cut.device.type != "cpu"
-        self.turns, self.reporting = Turns(1 if alone else at_once), Lock()
+        self.reporting = Lock()
+        drawing = draws(pool.trainer.back)
+        how: tuple[Callable[[], AbstractContextManager], bool] = (lambda: autocast(precision, cut.device), drawing)
+        one = pool.one_at_a_time or drawing or cut.device.type != "cpu"
+        self.training: Training = (
+            Joint(cut.reducer, *how, patience) if pool.together
+            else Alone(cut.reducer, *how, Turns(1 if one else at_once))
+        )  # fmt: skip
         self.examples: dict[int, int] = {}
         self.open_round = 0
         self.most_bytes = cut.most_bytes
@@ -46,6 +53,11 @@ class SplitServer:
         with self._lock:
             self.pool.open_round(lr, sorted(examples))
             self.open_round, self.examples, self._sessions = round, dict(examples), {}
+            self.training.begin(examples)
+
+    def start_wave(self, clients: Collection[int]) -> None:
+        """Expect mini-batches of these clients of the round alone, until the next wave: they train at once."""
+        self.training.begin(clients)
 
     def open(self, client: int, round: int) -> SplitSession:
         """Begin a client's round, or go on with it. Raises WireError for a client that the round does not have, or not
@@ -80,6 +92,7 @@ class SplitServer:
             examples, session = self.examples.pop(client, None), self._sessions.pop(client, None)
         if examples is None:
             return False
+        self.training.leave(client)  # it may wait for others: `shut` would wait with it
         if session:
             session.shut()
         with self._lock:

@@ -17,6 +17,7 @@ from splitfed.compression.reducer import View
 from splitfed.control import FrontWire
 from splitfed.cut import Cut
 from splitfed.data import load
+from splitfed.engines import Remote
 from splitfed.footprint import Side, measure
 from splitfed.held import Held
 from splitfed.ledger import Direction, Row, Sizes, Totals
@@ -105,8 +106,11 @@ def estimate(scenario: Scenario) -> Estimate:
     steps = round(sum(sizes.values()) * share_of_round)
     operations = count_step(front, back, cut, scenario.model.image_size, batch, key)
     client, server, seconds, forward = measure(front, back, cut, scenario, batch, key)
-    copies = 2 if federation.mode == "sfl-v1" else 1  # the common back, and the copy that a client trains
-    server = Side(server.parameters, server.state * copies, server.activations)
+    at_once = min(federation.at_once, cohort)
+    # The common back, and a copy for each client that trains: in one process one after another.
+    copies = 1 if federation.mode != "sfl-v1" else 1 + (at_once if isinstance(scenario.engine, Remote) else 1)
+    joined = at_once if federation.mode == "psl" else 1
+    server = Side(server.parameters, server.state * copies, server.activations * joined)
     limit = scenario.budget.limit(sum(examples), cut.geometry)
     rounds = federation.rounds if limit is None else min(federation.rounds, -(-limit // max(1, totals.cut.sent)))
     evaluation = forward * validation / batch / training.evaluate_every

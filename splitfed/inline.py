@@ -6,6 +6,8 @@ exception stops the run here, unlike in a deployment: this engine is for a lapto
 
 import itertools
 from collections.abc import Iterable
+from queue import SimpleQueue
+from threading import Thread
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -15,12 +17,15 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from splitfed.baton import Baton
+
 _RUN, _SERVER_NODE = 1, 1
 UserConfig = dict[str, str | int | float | bool]
 
 
 class InlineGrid(Grid):
-    """Runs `clients` nodes, numbered from 2 (1 is the server), in this process, one message after another.
+    """Runs `clients` nodes, numbered from 2 (1 is the server), in this process: messages that are pushed one by one run
+    one after another; those pushed in one call are in progress together, each in a thread, of which one computes.
 
     A node costs nothing until it keeps state of its own, so thousands of clients are as light as ten."""
 
@@ -30,6 +35,7 @@ class InlineGrid(Grid):
         self._replies: dict[str, Message] = {}
         self._numbers = itertools.count(1)
         self._run = Run.create_empty(_RUN)
+        self._threads: list[Thread] = []
 
     def set_run(self, run: Run) -> None:
         """Set what `run` returns."""
@@ -59,13 +65,43 @@ class InlineGrid(Grid):
         return reply
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Run each message at once; its reply waits to be pulled."""
-        numbers = []
-        for message in messages:
-            number = str(next(self._numbers))
-            self._replies[number] = self._deliver(message)
-            numbers.append(number)
-        return numbers
+        """Run the messages to their end; their replies wait to be pulled."""
+        numbered = {str(next(self._numbers)): message for message in messages}
+        if len(numbered) > 1:
+            self._together(numbered)
+        else:
+            self._replies |= {number: self._deliver(message) for number, message in numbered.items()}
+        return list(numbered)
+
+    def _together(self, numbered: dict[str, Message]) -> None:
+        """Run messages in threads that hand the baton on; the first exception stops them all and comes through."""
+        baton = Baton()
+        outcomes: SimpleQueue[tuple[str, Message | BaseException]] = SimpleQueue()
+
+        def run(number: str, message: Message) -> None:
+            try:
+                with baton:
+                    outcomes.put((number, self._deliver(message)))
+            except BaseException as error:
+                outcomes.put((number, error))
+
+        self._threads = [Thread(target=run, args=item, name="client", daemon=True) for item in numbered.items()]
+        for thread in self._threads:
+            thread.start()
+        try:
+            for _ in numbered:
+                number, outcome = outcomes.get()
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                self._replies[number] = outcome
+        except BaseException:
+            baton.stop()  # who waits for the server is let go when the server drops the round
+            raise
+
+    def close(self) -> None:
+        """Wait for what still runs after an exception; the server has let it go."""
+        for thread in self._threads:
+            thread.join()
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return and forget the replies to these messages."""
@@ -84,4 +120,8 @@ def run_inline(server_app: ServerApp, client_app: ClientApp, clients: int, run_c
     """Run both apps in this process until the ServerApp ends; its exceptions, and the clients', come through."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN, _SERVER_NODE
     context = Context(_RUN, _SERVER_NODE, {}, RecordDict(), dict(run_config))
-    server_app(InlineGrid(client_app, clients, run_config), context)
+    grid = InlineGrid(client_app, clients, run_config)
+    try:
+        server_app(grid, context)
+    finally:
+        grid.close()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 
 import torch
 from timm.layers import DropPath, PatchDropout
@@ -9,6 +10,8 @@ from torch import nn
 
 import splitfed.torchvision_ops  # noqa: F401 - before timm
 from splitfed.seeds import Key
+
+_generators = RLock()
 
 
 def draws(module: nn.Module) -> bool:
@@ -23,10 +26,11 @@ def draws(module: nn.Module) -> bool:
 
 @contextmanager
 def keyed_rng(key: Key, device: torch.device, needed: bool = True) -> Iterator[None]:
-    """Seed torch's global generators from `key` and restore them afterwards; does nothing where not `needed`."""
+    """Seed torch's global generators from `key` and restore them afterwards, for one thread at a time; does nothing
+    where not `needed`."""
     if not needed:
         yield
         return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with _generators, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(key.integer())
         yield

@@ -54,12 +54,19 @@ class WatchedGrid(InMemoryGrid):
 
 
 def run_ray(
-    server_app: ServerApp, client_app: ClientApp, clients: int, run_config: UserConfig, engine: Ray
+    server_app: ServerApp, client_app: ClientApp, clients: int, run_config: UserConfig, engine: Ray, together: int = 1
 ) -> None:  # fmt: skip
     """Run the ServerApp here and the ClientApp in Ray until the ServerApp ends; its exceptions come through.
 
-    A client's exception comes as an error reply. Raises RunError where Ray does not start or has no room."""
+    A client's exception comes as an error reply. Raises RunError where Ray does not start or has no room, also for so
+    many clients that must train `together`."""
     with connected(engine.address, _variables(engine)) as variables:
+        number = min(room(engine), clients, _at_once())
+        if number < together:
+            raise RunError(
+                f"federation.wave: {together} clients wait for each other, but {number} is all that Ray and Flower's "
+                f"simulation train at once here: set it to {number} or less, or give a client less in engine"
+            )
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = _TASK, _RUN, SUPERLINK_NODE_ID
         states = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
         run = _registered(states)
@@ -68,7 +75,7 @@ def run_ray(
         options: dict[str, Any] = {"num_cpus": engine.client_cpus, "num_gpus": engine.client_gpus}
         if variables:
             options["runtime_env"] = {"env_vars": variables}
-        actors = Actors(min(room(engine), clients, _at_once()), options)
+        actors = Actors(number, options)
         hosted: Any = Guarded(client_app, engine.threads or engine.client_cpus, os.getcwd())
         over = Event()
 

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from splitfed.budget import BudgetConfig, Unlimited
 from splitfed.config import Config
 from splitfed.data import DataConfig
-from splitfed.engines import Deployment, EngineConfig, Inline
+from splitfed.engines import Deployment, EngineConfig, Inline, Remote
 from splitfed.errors import ScenarioError
 from splitfed.models import ModelConfig
 from splitfed.scenario_file import Document, Origin, read
@@ -48,6 +48,19 @@ class Scenario(Config):
         ):
             raise ValueError(f"{name!r} cannot name a folder: use letters, digits, '-' and '_', 100 at most")
         return name
+
+    @field_validator("engine")
+    @classmethod
+    def _more_patient_than_a_joint_step(cls, engine: Any, info: ValidationInfo) -> Any:
+        federation = info.data.get("federation")
+        if federation and federation.mode == "psl" and isinstance(engine, Remote):
+            waits = federation.patience_seconds
+            if engine.deadline <= waits:
+                raise ValueError(
+                    f"deadline: after {engine.deadline:g} s a joint step of psl may still wait for a client: raise it "
+                    f"above federation.patience ({waits:g} s), or lower that"
+                )
+        return engine
 
     @field_validator("compression")
     @classmethod

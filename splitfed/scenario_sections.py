@@ -15,6 +15,8 @@ from splitfed.config import Config
 from splitfed.optim import SideConfig
 from splitfed.strategies import FedAvgConfig, StrategyConfig
 
+_PATIENCE_SECONDS = 60.0
+
 
 class Federation(Config):
     """Who trains, how often and in which order.
@@ -28,6 +30,12 @@ class Federation(Config):
     `arrival` all train at once and the back takes their mini-batches as they come, which is fast where clients are
     apart, and not reproducible.
 
+    `psl` has one back that learns from the mini-batches of all clients together; they are one large batch to it, and
+    every front learns at its own rate. Such a joint step waits for those who are missing for `patience` seconds after
+    its first mini-batch (60 when null; clients in one process are never missing); a late client joins the next one.
+    Where clients train at once, in `psl`, `sfl-v1` and with `order: arrival`, no more than `wave` of a round's do, the
+    whole cohort when null; a larger cohort trains wave after wave.
+
     `availability` is what a simulation assumes of its clients: who is there, when, how fast, and who vanishes. With
     `oversample`, `cohort` times as many clients are sampled, rounded up, and the round takes the `cohort` that finish
     first. `deadline` is how many seconds a round may last: who has not finished by then is given up. Both need
@@ -38,8 +46,10 @@ class Federation(Config):
     clients: PositiveInt
     cohort: PositiveInt | None = None
     rounds: PositiveInt
-    mode: Literal["sl", "sfl-v1", "sfl-v2"] = "sfl-v2"
+    mode: Literal["sl", "sfl-v1", "sfl-v2", "psl"] = "sfl-v2"
     order: Literal["fixed", "arrival"] = "fixed"
+    wave: PositiveInt | None = None
+    patience: float | None = Field(None, gt=0, le=1e6)
     local_epochs: PositiveInt | None = None
     local_steps: PositiveInt | None = None
     strategy: StrategyConfig = FedAvgConfig()
@@ -59,10 +69,33 @@ class Federation(Config):
     @classmethod
     def _of_a_shared_back(cls, order: str, info: ValidationInfo) -> str:
         mode = info.data.get("mode")
-        how = {"sl": "one after another, or there is no front to hand on", "sfl-v1": "at once and in no order"}
+        how = {
+            "sl": "one after another, or there is no front to hand on", "sfl-v1": "at once and in no order",
+            "psl": "in joint steps",
+        }  # fmt: skip
         if order == "arrival" and mode in how:
             raise ValueError(f"with {mode} clients train {how[mode]}: leave it out, or set mode: sfl-v2")
         return order
+
+    @field_validator("wave")
+    @classmethod
+    def _of_those_at_once(cls, wave: int | None, info: ValidationInfo) -> int | None:
+        mode, order = info.data.get("mode"), info.data.get("order")
+        size = info.data.get("cohort") or info.data.get("clients")
+        if wave is not None and mode and order and _one_by_one(mode, order):
+            way = ", or set order: arrival" if mode == "sfl-v2" else ""
+            raise ValueError(f"with {mode} clients train one after another: leave it out{way}")
+        if wave is not None and size is not None and wave > size:
+            raise ValueError(f"{wave} at once of {size} clients a round: lower it, or leave it out for all")
+        return wave
+
+    @field_validator("patience")
+    @classmethod
+    def _of_joint_steps(cls, patience: float | None, info: ValidationInfo) -> float | None:
+        mode = info.data.get("mode")
+        if patience is not None and mode not in (None, "psl"):
+            raise ValueError(f"with {mode} no client waits for another: leave it out, or set mode: psl")
+        return patience
 
     @field_validator("local_steps")
     @classmethod
@@ -110,7 +143,21 @@ class Federation(Config):
     @property
     def one_by_one(self) -> bool:
         """Whether the clients of a round train one after another, in an order that is drawn."""
-        return self.mode == "sl" or (self.mode == "sfl-v2" and self.order == "fixed")
+        return _one_by_one(self.mode, self.order)
+
+    @property
+    def at_once(self) -> int:
+        """How many clients of a round train at the same time, at most."""
+        return 1 if self.one_by_one else self.wave or self.sampled
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long a joint step waits for those who are missing."""
+        return _PATIENCE_SECONDS if self.patience is None else self.patience
+
+
+def _one_by_one(mode: str, order: str) -> bool:
+    return mode == "sl" or (mode == "sfl-v2" and order == "fixed")
 
 
 class Training(Config):

@@ -18,6 +18,7 @@ from splitfed.optim import pick_device
 from splitfed.run import check_resumable, create, locked, write_environment
 from splitfed.runtime import Runtime, lent
 from splitfed.scenario import Scenario
+from splitfed.scenario_sections import Federation
 from splitfed.summary import Summary
 
 
@@ -90,12 +91,17 @@ def _run(scenario: Scenario, folder: Path, observers: tuple[Observer, ...]) -> R
             if isinstance(engine, Ray):
                 from splitfed.ray_engine import run_ray
 
-                run_ray(server_app, client_app, clients, config, engine)
+                run_ray(server_app, client_app, clients, config, engine, _together(scenario.federation))
             else:
                 run_inline(server_app, client_app, clients, config)
     finally:
         torch.set_num_threads(threads)
     return Result(folder, Summary.read(folder), read_metrics(folder / "metrics.csv"))
+
+
+def _together(federation: Federation) -> int:
+    """Return how many clients wait for each other, and so must train at once."""
+    return federation.at_once if federation.mode == "psl" else 1
 
 
 def _client_device(wanted: str, engine: Inline | Ray | Deployment) -> str:

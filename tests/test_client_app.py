@@ -15,13 +15,13 @@ from PIL import Image
 
 from splitfed import __version__
 from splitfed.channel import InlineListener
-from splitfed.clients import worker as workers
+from splitfed.clients import workers
 from splitfed.clients.app import app
 from splitfed.clients.dial import Reach, target
 from splitfed.clients.probe import probe
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
-from splitfed.clients.worker import worker_for
+from splitfed.clients.workers import leased
 from splitfed.control import FrontWire
 from splitfed.cut import Cut
 from splitfed.data import load
@@ -44,7 +44,7 @@ DIGITS = small("data.image_column=img")  # an image folder has no columns
 def fresh(monkeypatch):
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
-    monkeypatch.setattr(workers, "_workers", {})
+    monkeypatch.setattr(workers, "_kept", {})
 
 
 @pytest.fixture
@@ -174,22 +174,36 @@ def test_settings_are_read():
 
 def test_one_worker_serves_all_who_differ_in_nothing_that_concerns_it(hospital, tmp_path):
     text = DIGITS.to_yaml()
-    first = worker_for(text, Settings(0), CLASSES)
-    assert worker_for(text, Settings(2, host="elsewhere", states=tmp_path)) is first
-    own = worker_for(text, Settings(0, data=str(hospital)), CLASSES)
-    assert own is not first
-    assert len(own.holding.rows(0)) == 20
-    assert worker_for(text, Settings(0, data=str(hospital)), CLASSES[:9]) is not own
+    with leased(text, Settings(0), CLASSES) as first:
+        pass
+    with leased(text, Settings(2, host="elsewhere", states=tmp_path)) as second:
+        assert second is first
+    with leased(text, Settings(0, data=str(hospital)), CLASSES) as own:
+        assert own is not first
+        assert len(own.holding.rows(0)) == 20
+    with leased(text, Settings(0, data=str(hospital)), CLASSES[:9]) as other:
+        assert other is not own
+
+
+def test_workers_at_the_same_time_share_what_they_hold():
+    text = DIGITS.to_yaml()
+    with leased(text, Settings(0)) as first, leased(text, Settings(1)) as second:
+        assert second.holding is first.holding
+        mine = {p.data_ptr() for p in first.front.parameters()}
+        assert mine.isdisjoint(p.data_ptr() for p in second.front.parameters())
+    with leased(text, Settings(2)) as third, leased(text, Settings(3)) as fourth:
+        assert {id(third), id(fourth)} == {id(first), id(second)}  # none was made anew
 
 
 def test_threads_are_the_clients_or_else_those_of_a_deployments_scenario(monkeypatch):
     seen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
     deployed = DIGITS.model_copy(update={"engine": Deployment(threads=3)}).to_yaml()
-    worker_for(DIGITS.to_yaml(), Settings(0))
-    assert not seen  # whoever started an inline run has set them
-    worker_for(deployed, Settings(0))
-    worker_for(deployed, Settings(0, threads=2))
+    with leased(DIGITS.to_yaml(), Settings(0)):
+        assert not seen  # whoever started an inline run has set them
+    for settings in (Settings(0), Settings(0, threads=2)):
+        with leased(deployed, settings):
+            pass
     assert seen == [3, 2]
 
 
@@ -240,7 +254,7 @@ def test_a_client_trains_on_its_own_images_also_after_it_was_started_again(serve
             metrics = dict(server.train(1, 20, **node).content["metrics"])
         assert (metrics["num-examples"], metrics["steps"]) == (20, 2)
         assert torch.cat(seen).bincount().tolist() == [0, 0, 0, 10, 0, 0, 0, 10]
-        workers._workers.clear()
+        workers._kept.clear()
     shutil.rmtree(tmp_path / "states")
     with pytest.raises(RunError, match=r"classes\.json: cannot be read .* started again with --resume"):
         server.train(1, 20, **node)

@@ -28,7 +28,7 @@ KEY = Key(0)
 class Door:
     """A split server with one round open for client 4, and the client's own means to talk to it."""
 
-    def __init__(self, folder, *overrides: str, reducer=None, pool=Shared, clients=(4,), at_once: int = 1) -> None:
+    def __init__(self, folder, *overrides: str, reducer=None, pool=Shared, clients=(4,), **how) -> None:
         scenario = small(*overrides)
         compression = scenario.compression
         if reducer is not None:
@@ -39,7 +39,7 @@ class Door:
         self.ledger = Ledger(folder, 1)
         self.now = 0.0
         self.server = SplitServer(
-            self.pool, self.cut, self.ledger, KEY, "float32", at_once=at_once, clock=lambda: self.now
+            self.pool, self.cut, self.ledger, KEY, "float32", clock=lambda: self.now, **how
         )  # fmt: skip
         self.server.start_round(2, 1e-3, {client: 100 + client for client in clients})
         self.session = self.server.open(clients[0], 2)
@@ -450,7 +450,7 @@ def test_turns_are_taken_in_order_and_by_no_more_than_allowed():
 
 
 def test_a_shared_back_is_trained_by_one_at_a_time_whatever_is_asked_for(tmp_path):
-    assert Door(tmp_path, at_once=4).server.turns._free == 1
-    assert Door(tmp_path, pool=PerClient, at_once=4).server.turns._free == 4
+    assert Door(tmp_path, at_once=4).server.training.turns._free == 1
+    assert Door(tmp_path, pool=PerClient, at_once=4).server.training.turns._free == 4
     drawing = Door(tmp_path, "model.args.proj_drop_rate=0.1", pool=PerClient, at_once=4)
-    assert drawing.server.turns._free == 1
+    assert drawing.server.training.turns._free == 1

@@ -22,7 +22,7 @@ from splitfed.assembly import assemble
 from splitfed.batches import batches
 from splitfed.clients.settings import Settings
 from splitfed.clients.told import Order
-from splitfed.clients.worker import worker_for
+from splitfed.clients.workers import leased
 from splitfed.data import load
 from splitfed.errors import RunError, ScenarioError, WireError
 from splitfed.models import pixel_stats
@@ -358,7 +358,8 @@ def test_scenarios_are_written_and_read_back():
 def test_a_client_that_reads_the_servers_scenario_imports_nothing(tmp_path, monkeypatch):
     (tmp_path / "poison.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    worker = worker_for(small(section("poison:Strategy")).to_yaml(), Settings(0))
+    with leased(small(section("poison:Strategy")).to_yaml(), Settings(0)) as worker:
+        pass
     assert worker.scenario.federation.strategy.kind == "poison:Strategy"
     assert "poison" not in sys.modules
     with pytest.raises(RunError, match="poison:Strategy cannot be imported: SystemExit: imported"):
