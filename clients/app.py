@@ -8,15 +8,16 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from splitfed import __version__
+from splitfed.clients.crossing import Crossing, same_round
 from splitfed.clients.probe import probe
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
 from splitfed.clients.told import Alignment, Order, Question
 from splitfed.clients.worker import Worker
 from splitfed.clients.workers import leased
-from splitfed.errors import RunError, SplitfedError, WireError
+from splitfed.errors import Lacking, RunError, SplitfedError, WireError
 from splitfed.rpc import PROTOCOL
-from splitfed.wire_names import CONFIG, METRICS, VANISHED, WIRE
+from splitfed.wire_names import CONFIG, LACKING, METRICS, VANISHED, WIRE
 
 app = ClientApp()
 
@@ -50,19 +51,22 @@ def _prepare(question: Question, context: Context, settings: Settings) -> int:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the front that came with the message and return its weights with the client's metrics; an error where the
-    client has to vanish."""
+    client has to vanish, or lacks what the weights build on."""
     settings, order = Settings.read(context.node_config), Order.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
-        weights, frame = worker.wire.unpack(order.weights)
-        _same_round(frame.round, round)
+        crossing = Crossing(worker.wire, ClientState(states, client), round, client)
+        try:
+            weights = crossing.down(order.weights)
+        except Lacking as lacking:
+            return Message(Error(LACKING, str(lacking)), reply_to=message)
         reach = settings.reach(worker.scenario.engine)
         trained = worker.train(
             client, round, weights, order.invitation, reach, states, order.proximal, order.vanishes_after
         )  # fmt: skip
         if trained is None:
             return Message(Error(VANISHED, "it has vanished"), reply_to=message)
-        packed = worker.wire.pack(trained.weights, worker.key.at("front_weights", "up", round, client), round, client)
+        packed = crossing.up(trained.weights, worker.key.at("front_weights", "up", round, client))
     metrics: dict[str, Any] = {"num-examples": trained.examples, "train-loss": trained.loss, "steps": trained.steps}
     content = {WIRE: ConfigRecord({"weights": packed.buffer}), METRICS: MetricRecord(metrics)}
     return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]
@@ -85,7 +89,7 @@ def align(message: Message, context: Context) -> Message:
             raise WireError(f"the reducer {worker.scenario.compression.reducer.kind} has no layers to fit")
         down, up = worker.alignment_wires
         weights, frame = down.unpack(order.weights)
-        _same_round(frame.round, round)
+        same_round(frame.round, round)
         decoder, examples = worker.align(client, round, weights, order.both, states)
         content: dict[str, Any] = {METRICS: MetricRecord({"num-examples": examples})}
         if order.both:
@@ -103,11 +107,6 @@ def goodbye(message: Message, context: Context) -> Message:
 def _worker(context: Context, settings: Settings, states: Path) -> AbstractContextManager[Worker]:
     told = ClientState(states, settings.partition).classes() if settings.data is not None else ()
     return leased(_scenario(context), settings, told)
-
-
-def _same_round(weights: int, message: int) -> None:
-    if weights != message:
-        raise WireError(f"the message for round {message} has the front's weights of round {weights}")
 
 
 def _scenario(context: Context) -> str:

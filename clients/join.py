@@ -178,7 +178,9 @@ class _Client:
             self.say(" ".join(str(event.error).split()))
         if event.kind != "done" or event.message is None or event.reply is None:
             return
-        if event.message_type == "train":
+        if event.reply.has_error():  # one that the server knows how to answer
+            self.say(str(event.reply.error.reason or "this client lacks what the server's message builds on"))
+        elif event.message_type == "train":
             trained = event.reply.content.metric_records[METRICS]
             round, loss = event.message.content.config_records[CONFIG]["server-round"], trained["train-loss"]
             self.say(f"round {round!r}: {trained['steps']} steps, loss {loss:.4f}, {event.seconds:.1f} s")

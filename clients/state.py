@@ -1,8 +1,9 @@
 """What a client keeps between rounds, on its own disk: with `client_state: keep`, its optimiser; with a reducer that
-it has fitted to its images, its encoder; with images of its own, the scenario's class names.
+it has fitted to its images, its encoder; with weights that cross as differences, those that it was sent and what its
+own lacked; with images of its own, the scenario's class names.
 
-Each round's optimiser is a file of its own. A round that is run again after an interruption finds the state from before
-it, because only older files are read; the newest two are kept.
+Each round's optimiser is a file of its own, and so are its weights. A round that is run again after an interruption
+finds the state from before it, because only older files are read; the newest two are kept.
 """
 
 import json
@@ -25,11 +26,19 @@ class ClientState:
     def __init__(self, folder: Path, client: int) -> None:
         self._folder = folder / f"{client:06d}"
 
-    def _rounds(self) -> list[int]:
-        return sorted(int(path.stem) for path in self._folder.glob("*.safetensors") if path.stem.isdecimal())
+    def _rounds(self, kind: str = "") -> list[int]:
+        stems = [path.stem.removeprefix(kind) for path in self._folder.glob(f"{kind}*.safetensors")]
+        return sorted(int(stem) for stem in stems if stem.isdecimal())
 
-    def _path(self, round: int) -> Path:
-        return self._folder / f"{round:06d}.safetensors"
+    def _path(self, round: int, kind: str = "") -> Path:
+        return self._folder / f"{kind}{round:06d}.safetensors"
+
+    def _save(self, round: int, tensors: dict[str, Tensor], kind: str = "") -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with replace_with(self._path(round, kind)) as scratch:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch)
+        for old in [r for r in self._rounds(kind) if r < round][:-1]:
+            self._path(old, kind).unlink()
 
     def before(self, round: int, optimiser: torch.optim.Optimizer) -> OptimiserState:
         """Return the newest state from before a round; empty where there is none.
@@ -51,13 +60,40 @@ class ClientState:
     def save(self, round: int, state: OptimiserState) -> None:
         """Store the state that a round left, and delete all but the one before it. Raises RunError."""
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with replace_with(self._path(round)) as scratch:
-                save_file({name: tensor.cpu().contiguous() for name, tensor in flatten(state).items()}, scratch)
-            for old in [r for r in self._rounds() if r < round][:-1]:
-                self._path(old).unlink()
+            self._save(round, flatten(state))
         except (OSError, SafetensorError) as error:
             raise RunError(f"{self._folder}: this client's optimiser cannot be kept there ({error})") from None
+
+    def held(self, round: int) -> dict[str, Tensor] | None:
+        """Return the weights that this client was sent in a round; None where they are not kept. Raises RunError for a
+        file that cannot be read."""
+        return _under(_HELD, self._weights(round)) if round in self._rounds(_WEIGHTS) else None
+
+    def residual(self, round: int) -> dict[str, Tensor]:
+        """Return what this client's weights lacked that it returned in its last round before this one; nothing before
+        the first. Raises RunError for a file that cannot be read."""
+        older = [r for r in self._rounds(_WEIGHTS) if r < round]
+        return _under(_RESIDUAL, self._weights(older[-1])) if older else {}
+
+    def save_weights(self, round: int, held: dict[str, Tensor], residual: dict[str, Tensor]) -> None:
+        """Store the weights that came in a round and what those that went back lack, and delete all but those of the
+        round before it. Raises RunError."""
+        tensors = {_HELD + name: tensor for name, tensor in held.items()}
+        tensors |= {_RESIDUAL + name: tensor for name, tensor in residual.items()}
+        try:
+            self._save(round, tensors, _WEIGHTS)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{self._folder}: this client's weights cannot be kept there ({error})") from None
+
+    def _weights(self, round: int) -> dict[str, Tensor]:
+        path = self._path(round, _WEIGHTS)
+        try:
+            return load_file(path)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise RunError(
+                f"{path}: the weights that this client was sent cannot be read ({error}); delete this file, and the "
+                "server sends them again"
+            ) from None
 
     def encoder(self) -> dict[str, Tensor]:
         """Return the encoder that this client has fitted to its images. Raises RunError where it has none any more."""
@@ -101,6 +137,11 @@ class ClientState:
             raise RunError(f"{self._folder}: nothing can be kept there ({error.strerror})") from None
 
 
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+_WEIGHTS, _HELD, _RESIDUAL = "weights-", "held/", "residual/"
 _OUT = "delete this file, and the client goes on from the one before it, or anew"
 
 

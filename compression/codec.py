@@ -36,10 +36,12 @@ class Packet:
 class Codec(ABC):
     """Encodes tensors; its decoder is found by the packet's tag, see `splitfed.compression.codecs.decode`.
 
-    `correction` times what it took from `smashed` is added to the client's gradient, see `Cut.corrected`.
+    `correction` times what it took from `smashed` is added to the client's gradient, see `Cut.corrected`. One that is
+    not `lossy` gives back every float32 as it was.
     """
 
     correction: float = 0.0
+    lossy: bool = True
 
     @abstractmethod
     def encode(self, tensor: Tensor, key: Key) -> Packet:

@@ -25,6 +25,7 @@ class FloatCodec(Codec):
 
     def __init__(self, stored: torch.dtype) -> None:
         self.stored = stored
+        self.lossy = stored != torch.float32
         self.tag = str(stored).removeprefix("torch.")
 
     def encode(self, tensor: Tensor, key: Key) -> Packet:

@@ -15,7 +15,7 @@ from splitfed.control import FrontWire
 from splitfed.scenario import Scenario
 from splitfed.server.dispatch import Dispatch
 from splitfed.server.model import Model
-from splitfed.wire_grid import WireGrid
+from splitfed.wire_grid import Whole, WireGrid
 from splitfed.wire_names import ARRAYS, CONFIG, METRICS
 
 log = getLogger("splitfed")
@@ -33,7 +33,8 @@ class Alignment:
         self.fitting = scenario.compression.reducer.alignment()
         self.dispatch, self.model, self.aligned = dispatch, model, set(aligned)
         if self.fitting:
-            grid.others[TYPE] = FrontWire.of_alignment(model.front, model.back.decoder, scenario.compression)
+            wires = FrontWire.of_alignment(model.front, model.back.decoder, scenario.compression)
+            grid.others[TYPE] = Whole(*wires)
 
     def align(self, round: int, examples: dict[int, int], nodes: dict[int, int]) -> dict[int, Message | None]:
         """Align those who hold so many `examples` and are not yet; return the replies of those who could not be, None

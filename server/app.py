@@ -27,11 +27,12 @@ from splitfed.runtime import Runtime, runtime
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.server.backs import POOLS, Trainer
+from splitfed.server.differences import Differences
 from splitfed.server.model import Model
 from splitfed.server.rounds import Rounds
 from splitfed.server.split import SplitServer
 from splitfed.server.strategy import Aggregation
-from splitfed.wire_grid import WireGrid
+from splitfed.wire_grid import Whole, WireGrid
 
 app = ServerApp()
 
@@ -88,7 +89,9 @@ def main(grid: Grid, context: Context) -> None:
         pool, cut, recovered.ledger, key.at("server"), scenario.training.precision, at_once=at_once, patience=patience
     )  # fmt: skip
     wire = FrontWire.of(model.held, scenario.compression)
-    wire_grid = WireGrid(grid, wire, recovered.ledger, key.at("front_weights"))
+    held = recovered.checkpoint.held if recovered.checkpoint else None
+    crossing = Differences(wire, held) if wire.delta else Whole(wire)
+    wire_grid = WireGrid(grid, crossing, recovered.ledger, key.at("front_weights"))
     lent = runtime()
     listener = _listener(scenario, split, folder.name, recovered.ledger.attempt, lent)
     with listener, _warnings_to(folder / "log.txt") as log:

@@ -14,7 +14,7 @@ from splitfed.server.dispatch import Dispatch
 from splitfed.server.replies import checked
 from splitfed.server.split import SplitServer
 from splitfed.server.strategy import Aggregation
-from splitfed.wire_names import ARRAYS, CONFIG, VANISHED, VANISHES_AFTER
+from splitfed.wire_names import ARRAYS, CONFIG, LACKING, VANISHED, VANISHES_AFTER
 
 log = getLogger("splitfed")
 
@@ -43,6 +43,7 @@ class Cohort:
         deployed = isinstance(engine, Deployment)
         self._enough = federation.cohort_size if deployed else federation.clients
         self._seconds = federation.deadline if deployed else None
+        self.forgetful = set[int]()  # clients that lacked, in the last round, what its weights are measured from
 
     def train(
         self, round: int, examples: dict[int, int], nodes: dict[int, int], arrays: ArrayRecord, plan: Plan
@@ -56,9 +57,15 @@ class Cohort:
         for client, message in messages.items():
             self._invite(message, round, client, plan.vanish[client])
         replies: dict[int, Message | None] = {}
+        self.forgetful = set()
 
         def settle(client: int, reply: Message | None) -> None:
-            if reply is not None and reply.has_error() and reply.error.code in _ABSENT:
+            if reply is not None and reply.has_error() and reply.error.code == LACKING:
+                if self.dispatch.grid.crossing.forget(client):
+                    log.warning("round %d: client %d: %s", round, client, reply.error.reason)
+                    self.forgetful.add(client)
+                    reply = None
+            elif reply is not None and reply.has_error() and reply.error.code in _ABSENT:
                 reply = None
             if reply is not None:
                 reply = checked(reply, round, client, examples[client])

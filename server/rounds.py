@@ -132,12 +132,14 @@ class Rounds:
         self._steps_done, self._steps_due = 0, self.model.steps(list(examples.values()))
         client_lr, server_lr = training.client.lr(round, rounds), training.server.lr(round, rounds)
         self.split.start_round(round, server_lr, examples)
+        self.grid.crossing.open(round, sorted(examples))
         before = self._arrays()
         replies = self.cohort.train(round, examples, nodes, before, plan) if examples else unfit
         self.split.end_round()
         trained = {client: reply for client, reply in replies.items() if reply and not reply.has_error()}
         if not trained and self._nobody(round, replies):
             return
+        self.grid.crossing.close(list(trained))
         # Of all who trained, whichever of them the strategy selects.
         seen = sum(examples[client] for client in trained)
         losses = {client: reply.content.metric_records[METRICS]["train-loss"] for client, reply in trained.items()}
@@ -168,13 +170,14 @@ class Rounds:
             observer.round(row, sent, finished)
 
     def _nobody(self, round: int, replies: dict[int, Message | None]) -> bool:
-        """Return whether a round that nobody finished is dropped, as it starts again where clients may come back. It
-        counts where clients are known to vanish or may be late; else, or if some failed, the run ends here."""
+        """Return whether a round that nobody finished is dropped, as it starts again where clients may come back, or
+        where what they lacked is sent to them then. It counts where clients are known to vanish or may be late; else,
+        or if some failed, the run ends here."""
         reasons = failures(replies)
         if not reasons and self.attendance.may_end_empty:
             log.warning("round %d: no client finished it; the front stays as it was", round)
             return False
-        if not self.lent.waits or reasons:
+        if reasons or not (self.lent.waits or self.cohort.forgetful):
             raise RunError(f"round {round}: no client finished: {'; '.join(sorted(reasons)) or 'all were lost'}")
         log.warning("round %d: no client finished it; it starts again", round)
         self.ledger.waste()
@@ -207,7 +210,8 @@ class Rounds:
         aligned = sorted(self.alignment.aligned)
         progress = Progress(round, self.ledger.attempt, self._seconds(), ledger, metrics, examples, aligned)
         optimiser = read_optimiser(self.split.pool.trainer.optimiser)
-        self.checkpoints.save(self.model.state(), optimiser, progress, self.strategy.state())
+        held = self.grid.crossing.state()
+        self.checkpoints.save(self.model.state(), optimiser, progress, self.strategy.state(), held)
         self.finished = round
         self.ledger.forget_open()
 

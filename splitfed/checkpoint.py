@@ -1,8 +1,9 @@
 """Checkpoints: everything that the next round needs, written at the end of each round or not at all.
 
 `checkpoints/round-000012/` holds `model.safetensors` (front and back under timm's names), `optimiser.safetensors` (the
-back's), `state.json` and, where the strategy has a state, `strategy.safetensors` (its arrays, and the rest as
-metadata). A folder by that name is complete: it is written beside and renamed.
+back's), `state.json` and, where there is such a state, `strategy.safetensors` (the strategy's arrays, and the rest as
+metadata) and, alike, `held.safetensors` (the weights that clients hold, and who holds which). A folder by that name is
+complete: it is written beside and renamed.
 """
 
 import json
@@ -19,7 +20,7 @@ from splitfed.files import sync
 from splitfed.nested import Flat
 from splitfed.optimiser_state import OptimiserState, flatten, unflatten
 
-_STRATEGY = "strategy"
+_STRATEGY, _HELD = "strategy", "held"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +40,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint as read: the model under timm's names, the back's optimiser, the progress, and the strategy's state
-    if it has one."""
+    """A checkpoint as read: the model under timm's names, the back's optimiser, the progress, and, if there is any, the
+    strategy's state and what clients hold of the weights."""
 
     model: dict[str, Tensor]
     optimiser: OptimiserState
     progress: Progress
     strategy: Flat | None = None
+    held: Flat | None = None
 
 
 class Checkpoints:
@@ -58,8 +60,9 @@ class Checkpoints:
         return sorted(self._folder.glob("round-*"))
 
     def save(
-        self, model: dict[str, Tensor], optimiser: OptimiserState, progress: Progress, strategy: Flat | None = None
-    ) -> None:
+        self, model: dict[str, Tensor], optimiser: OptimiserState, progress: Progress, strategy: Flat | None = None,
+        held: Flat | None = None,
+    ) -> None:  # fmt: skip
         """Write a checkpoint; when this returns it is on disk."""
         self._folder.mkdir(exist_ok=True)
         scratch, final = self._folder / ".new", self._folder / f"round-{progress.round:06d}"
@@ -69,8 +72,9 @@ class Checkpoints:
             ("model", model, None),
             ("optimiser", flatten(optimiser), None),
         ]
-        if strategy is not None:
-            files.append((_STRATEGY, strategy[0], {"state": strategy[1]}))
+        for name, state in ((_STRATEGY, strategy), (_HELD, held)):
+            if state is not None:
+                files.append((name, state[0], {"state": state[1]}))
         for name, tensors, metadata in files:
             path = scratch / f"{name}.safetensors"
             save_file({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, path, metadata)
@@ -116,13 +120,13 @@ class Checkpoints:
         try:
             progress = Progress(**json.loads((folder / "state.json").read_text()))
             model, optimiser = (load_file(folder / f"{name}.safetensors") for name in ("model", "optimiser"))
-            strategy = _strategy(folder / f"{_STRATEGY}.safetensors")
+            strategy, held = (_flat(folder / f"{name}.safetensors") for name in (_STRATEGY, _HELD))
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             raise RunError(f"{folder}: broken checkpoint ({error}); delete it to go on from the one before") from error
-        return Checkpoint(model, unflatten(optimiser), progress, strategy)
+        return Checkpoint(model, unflatten(optimiser), progress, strategy, held)
 
 
-def _strategy(path: Path) -> Flat | None:
+def _flat(path: Path) -> Flat | None:
     if not path.exists():
         return None
     with safe_open(path, framework="pt") as file:

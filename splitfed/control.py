@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ROLE, PARTS = "front_weights", "parts"
 BACK, TAIL = "back_weights", "tail_weights"  # packed as the front's are, and counted apart
+BASE = "base"  # in a frame's meta: the round whose weights its own are measured from
 # Header and checksums of a frame, and the worst case of a codec that keeps a scale for every number.
 _SLACK_BYTES, _MOST_BYTES_A_NUMBER = 1 << 17, 16
 
@@ -40,7 +41,9 @@ def _row_length(shape: torch.Size) -> int:
 class FrontWire:
     """Packs and unpacks weights of known names and shapes, each role under its own codec and lossless stage: those of a
     front as `front_weights`, and as `parts` what a reducer brought. `roles` names those that have another one. `extra`:
-    no uncompressed run sends them."""
+    no uncompressed run sends them.
+
+    Differences (`splitfed.delta`) cross the same way, under codecs that may be others."""
 
     def __init__(
         self, template: Mapping[str, Tensor], compression: "Compression", extra: bool = False,
@@ -50,6 +53,10 @@ class FrontWire:
         self.shapes = {name: tensor.shape for name, tensor in template.items()}
         packings = dict.fromkeys((ROLE, BACK, TAIL), compression.front_weights) | {PARTS: compression.parts}
         self.stages = {role: (packing.codec.build(), packing.lossless.build()) for role, packing in packings.items()}
+        self.delta = compression.front_weights.delta is not False
+        own = compression.front_weights.delta
+        codec = None if isinstance(own, bool) else own.build()
+        self.of_differences = {role: (codec or whole, lossless) for role, (whole, lossless) in self.stages.items()}
         self.groups: dict[tuple[str, int], list[str]] = {}
         self.numbers: dict[str, int] = {}
         for name, shape in self.shapes.items():
@@ -62,15 +69,23 @@ class FrontWire:
         }
         self.most_bytes = _SLACK_BYTES + _MOST_BYTES_A_NUMBER * sum(self.numbers.values())
 
-    def pack(self, weights: Mapping[str, Tensor], key: Key, round: int, client: int) -> Packed:
-        """Encode the weights as one frame."""
+    @property
+    def lossy(self) -> bool:
+        """Whether differences may come out as others than went in."""
+        return any(self.of_differences[role][0].lossy for role in self.numbers)
+
+    def pack(
+        self, weights: Mapping[str, Tensor], key: Key, round: int, client: int, base: int | None = None
+    ) -> Packed:  # fmt: skip
+        """Encode the weights as one frame, or what they differ by from those that went in the round `base`."""
+        stages = self.stages if base is None else self.of_differences
         packets = {}
         for (role, length), names in self.groups.items():
-            codec, lossless = self.stages[role]
+            codec, lossless = stages[role]
             rows = torch.cat([weights[name].detach().float().reshape(-1, length) for name in names])
             place = key.at(length) if role == ROLE else key.at(role, length)
             packets[f"{role}/{length}"] = (codec.encode(rows, place), lossless)
-        return pack("weights", round, client, 0, packets)
+        return pack("weights", round, client, 0, packets, {} if base is None else {BASE: base})
 
     def unpack(self, buffer: bytes) -> tuple[dict[str, Tensor], Frame]:
         """Decode a peer's frame into weights by name. Raises WireError where it is not what this front needs."""

@@ -29,6 +29,10 @@ class WireError(SplitfedError):
     """Bytes from a peer that are not a message we accept: truncated, altered, too large or not expected."""
 
 
+class Lacking(SplitfedError):
+    """A client has not, or not any more, what a message of the server's builds on."""
+
+
 class RunError(SplitfedError):
     """A run folder that cannot be created, locked, resumed or read."""
 

@@ -94,8 +94,11 @@ def estimate(scenario: Scenario) -> Estimate:
             _add_step(totals, cut, front.encoder, size, number * share_of_round, key)
     _add_streams(totals, cohort)
     wire = FrontWire.of(Held.of(scenario, parts), scenario.compression)
-    _add_weights(totals, wire, "up", cohort, key)
-    _add_weights(totals, wire, "down", cohort, key)
+    _add_weights(totals, wire, "up", cohort, key, wire.delta)
+    # Who was drawn in the round before too is sent a difference.
+    again = cohort * share_of_round if wire.delta else 0.0
+    _add_weights(totals, wire, "down", cohort - again, key)
+    _add_weights(totals, wire, "down", again, key, wire.delta)
     once = Totals()
     if fitting := scenario.compression.reducer.alignment():
         down, up = FrontWire.of_alignment(front, back.decoder, scenario.compression)
@@ -155,7 +158,9 @@ def _add_streams(totals: Totals, cohort: int) -> None:
     _add(totals, "down", "data", "envelope", Sizes(sent=done.total), cohort)
 
 
-def _add_weights(totals: Totals, wire: FrontWire, direction: Direction, clients: int, key: Key) -> None:
+def _add_weights(
+    totals: Totals, wire: FrontWire, direction: Direction, clients: float, key: Key, difference: bool = False
+) -> None:  # fmt: skip
     weights = {name: torch.zeros(shape) for name, shape in wire.shapes.items()}
-    for role, sizes in wire.sizes(wire.pack(weights, key, 1, 0)).items():
+    for role, sizes in wire.sizes(wire.pack(weights, key, 1, 0, 1 if difference else None)).items():
         _add(totals, direction, "control", role, _without_lossless(sizes), clients)

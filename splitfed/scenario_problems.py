@@ -53,6 +53,10 @@ def note(error: ValidationError, document: Document, model: type[BaseModel]) -> 
     for path, errors in found.items():
         if any(path[: len(k)] == k for k in known) or (path and path[-1] != "kind" and path[:-1] in guesses):
             continue
+        # Of a union of a section and something else, what is wrong inside the section tells more.
+        inside = any(len(other) > len(path) and other[: len(path)] == path for other in found)
+        if inside and all(details["type"].endswith("_type") for details, _ in errors):
+            continue
         origin = document.origin(path)
         kind_at = (*path, "kind")
         if errors[0][0]["type"] in ("union_tag_invalid", UNUSABLE) and kind_at in document.origins:

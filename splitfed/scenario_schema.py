@@ -61,8 +61,6 @@ def locate(model: type[BaseModel], location: Path, data: Any) -> Place:
             around, here, path = here, below(here, part), (*path, part)
             if i < len(location) - 1:
                 others = ()
-        else:
-            return Place(path, around[0] if around else None, others, here)
     return Place(path, around[0] if around else None, others, here)
 
 

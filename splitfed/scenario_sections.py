@@ -184,6 +184,19 @@ class Packing(Config):
     lossless: LosslessConfig = Field("zstd", validate_default=True)
 
 
+class WeightPacking(Packing):
+    """How weights that cross once a round become bytes: a `codec`, lossy or not, then a `lossless` stage.
+
+    With `delta`, weights travel as their difference to what the other side has already: up, to what the client was sent
+    in this round; down, to what it was sent in the round before, if it took part in that, else whole. What rounding
+    leaves out is made up for in later rounds. `delta: true` sends differences in the codecs of whole weights; a codec
+    in its place, for instance of fewer bits, is that of the differences alone. It concerns all weights that cross with
+    a round, whatever their role.
+    """
+
+    delta: bool | CodecConfig = False
+
+
 class Compression(Config):
     """What makes the bytes fewer: a `reducer` that drops or merges before sending, and a packing for each role.
 
@@ -197,7 +210,7 @@ class Compression(Config):
     smashed: Packing = Packing()
     targets: Packing = Packing()
     cut_gradient: Packing = Packing()
-    front_weights: Packing = Packing()
+    front_weights: WeightPacking = WeightPacking()
     parts: Packing = Packing()
 
     @model_validator(mode="before")

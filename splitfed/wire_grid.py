@@ -1,37 +1,105 @@
 """A Flower grid around any other: weights are encoded on their way out, decoded on their way in, and counted.
 
+How they cross is another's matter: whole (`Whole`), or as differences to what clients hold (`server/differences.py`).
+
 Strategies stay Flower's own: they hand over and receive plain arrays. Replies arrive sorted by client and in float64,
 so that sums over clients neither depend on who answered first nor lose bits.
 """
 
 from collections.abc import Iterable
+from typing import Protocol
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.common.serde import message_to_proto, recorddict_to_proto
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from splitfed.control import FrontWire
 from splitfed.errors import WireError
 from splitfed.ledger import Direction, Ledger, Row, Sizes
+from splitfed.nested import Flat
 from splitfed.seeds import Key
 from splitfed.wire_names import ARRAYS, METRICS, WIRE
 
 _REFUSED = 2000  # error code of a reply whose bytes we refuse
 
+Coded = tuple[bytes, dict[str, Sizes]]
+
+
+class Crossing(Protocol):
+    """How weights cross, as frames and with what these add to the ledger."""
+
+    def open(self, round: int, clients: list[int]) -> None:
+        """Begin a round with these clients; it may have been begun before."""
+
+    def down(self, arrays: ArrayRecord, client: int, round: int, key: Key) -> Coded:
+        """Return a client's frame of these weights."""
+
+    def up(self, buffer: bytes, client: int) -> tuple[dict[str, Tensor], dict[str, Sizes]]:
+        """Read a client's frame and return its weights. Raises WireError."""
+
+    def forget(self, client: int) -> bool:
+        """Hear that a client has not what it was thought to hold. Return whether that can be."""
+
+    def close(self, clients: list[int]) -> None:
+        """End a round in which these clients were trained."""
+
+    def state(self) -> Flat | None:
+        """Return what the next round needs; None where that is nothing."""
+
+
+class Whole(Crossing):
+    """Weights that cross as they are, whoever holds what; `up` is the way up's wire where that is another."""
+
+    def __init__(self, wire: FrontWire, up: FrontWire | None = None) -> None:
+        self._down, self._up = wire, up or wire
+        self._coded: tuple[ArrayRecord, int, Coded] | None = None
+
+    def open(self, round: int, clients: list[int]) -> None:
+        """Begin a round."""
+
+    def down(self, arrays: ArrayRecord, client: int, round: int, key: Key) -> Coded:
+        """Return the frame of these weights, the same for all clients."""
+        # A strategy hands the same weights to all clients of a round, so the last ones are most often the next.
+        if self._coded is None or self._coded[0] is not arrays or self._coded[1] != round:
+            packed = self._down.pack(plain(arrays), key, round, -1)
+            self._coded = (arrays, round, (packed.buffer, self._down.sizes(packed)))
+        return self._coded[2]
+
+    def up(self, buffer: bytes, client: int) -> tuple[dict[str, Tensor], dict[str, Sizes]]:
+        """Read a client's frame and return its weights. Raises WireError."""
+        weights, frame = self._up.unpack(buffer)
+        return weights, self._up.sizes(frame)
+
+    def forget(self, client: int) -> bool:
+        """Return False: nothing is asked of a client."""
+        return False
+
+    def close(self, clients: list[int]) -> None:
+        """End a round."""
+
+    def state(self) -> Flat | None:
+        """Return nothing."""
+        return None
+
+
+def plain(arrays: ArrayRecord) -> dict[str, Tensor]:
+    """Return a record's arrays as tensors, by copy."""
+    return {name: torch.tensor(array.numpy()) for name, array in arrays.items()}
+
 
 class WireGrid(Grid):
     """Wraps a grid; `clients` maps node ids to partition ids and may be filled after the first queries.
 
-    `wire` carries the weights of all messages but those of the types in `others`, which have two: down and up.
+    `crossing` carries the weights of all messages but those of the types in `others`.
     """
 
-    def __init__(self, grid: Grid, wire: FrontWire, ledger: Ledger, key: Key) -> None:
-        self.grid, self.wire, self.ledger, self.key = grid, wire, ledger, key
-        self.others: dict[str, tuple[FrontWire, FrontWire]] = {}
+    def __init__(self, grid: Grid, crossing: Crossing, ledger: Ledger, key: Key) -> None:
+        self.grid, self.crossing, self.ledger, self.key = grid, crossing, ledger, key
+        self.others: dict[str, Crossing] = {}
         self.clients: dict[int, int] = {}
-        self._coded: tuple[object, int, bytes, dict[str, Sizes]] | None = None
         self.open_round = 0
 
     def set_run(self, run) -> None:
@@ -69,8 +137,7 @@ class WireGrid(Grid):
     def _outgoing(self, messages: Iterable[Message]) -> list[Message]:
         out = []
         for message in messages:
-            wire, _ = self.others.get(message.metadata.message_type, (self.wire, self.wire))
-            record, sizes = self._encode(message.content, wire)
+            record, sizes = self._encode(message)
             sent = Message(
                 record, message.metadata.dst_node_id, message.metadata.message_type, ttl=message.metadata.ttl,
                 group_id=message.metadata.group_id,
@@ -79,16 +146,15 @@ class WireGrid(Grid):
             out.append(sent)
         return out
 
-    def _encode(self, content: RecordDict, wire: FrontWire) -> tuple[RecordDict, dict[str, Sizes]]:
+    def _crossing(self, message: Message) -> Crossing:
+        return self.others.get(message.metadata.message_type, self.crossing)
+
+    def _encode(self, message: Message) -> tuple[RecordDict, dict[str, Sizes]]:
+        content, client = message.content, self._client(message.metadata.dst_node_id)
         if ARRAYS not in content:
             return content, {}
-        arrays = content[ARRAYS]
-        # A strategy hands the same weights to all clients of a round, so the last ones are most often the next.
-        if self._coded is None or self._coded[0] is not arrays or self._coded[1] != self.open_round:
-            weights = {name: torch.tensor(array.numpy()) for name, array in arrays.items()}  # type: ignore[union-attr]
-            packed = wire.pack(weights, self.key.at("down", self.open_round), self.open_round, -1)
-            self._coded = (arrays, self.open_round, packed.buffer, wire.sizes(packed))
-        _, _, buffer, sizes = self._coded
+        arrays, key = content.array_records[ARRAYS], self.key.at("down", self.open_round)
+        buffer, sizes = self._crossing(message).down(arrays, client, self.open_round, key)
         record = RecordDict({name: value for name, value in content.items() if name != ARRAYS})
         record[WIRE] = ConfigRecord({"weights": buffer})
         return record, sizes
@@ -101,14 +167,14 @@ class WireGrid(Grid):
                 self._count(reply, node, "up", {})
                 decoded.append(reply)
                 continue
-            _, wire = self.others.get(reply.metadata.message_type, (self.wire, self.wire))
             try:
-                weights, frame = wire.unpack(bytes(reply.content[WIRE]["weights"]))  # type: ignore[arg-type]
+                buffer = bytes(reply.content[WIRE]["weights"])  # type: ignore[arg-type]
+                weights, sizes = self._crossing(reply).up(buffer, self._client(node))
             except (WireError, KeyError, TypeError) as error:
                 self._count(reply, node, "up", {})
                 decoded.append(refusal(reply, str(error)))
                 continue
-            self._count(reply, node, "up", wire.sizes(frame))
+            self._count(reply, node, "up", sizes)
             content = RecordDict({name: value for name, value in reply.content.items() if name != WIRE})
             content[ARRAYS] = ArrayRecord({n: Array(t.numpy().astype(np.float64)) for n, t in weights.items()})
             reply.content = content

@@ -3,4 +3,6 @@
 ARRAYS, CONFIG, METRICS, WIRE = "arrays", "config", "metrics", "wire"
 
 VANISHES_AFTER = "vanishes-after"  # in the order to train: a client of a simulation is gone after so many mini-batches
-VANISHED = 2001  # the error code with which it then answers; Flower's own end at a hundred
+# Error codes of ours; Flower's own end at a hundred.
+VANISHED = 2001  # a client that vanishes as it was told to
+LACKING = 2002  # a client that has not, or not any more, what the server's message builds on

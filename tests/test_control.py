@@ -14,7 +14,7 @@ from splitfed.ledger import Ledger
 from splitfed.models import build, split
 from splitfed.scenario_sections import Compression
 from splitfed.seeds import Key
-from splitfed.wire_grid import CohortGrid, WireGrid
+from splitfed.wire_grid import CohortGrid, Whole, WireGrid
 
 KEY = Key(0)
 
@@ -97,7 +97,7 @@ def exchange(front, tmp_path, answer, clients=3):
         from flwr.app import Array, ArrayRecord
 
         ledger = Ledger(tmp_path, 1)
-        wired = WireGrid(grid, wire(front), ledger, KEY)
+        wired = WireGrid(grid, Whole(wire(front)), ledger, KEY)
         wired.clients = {node: 9 - node for node in grid.get_node_ids()}  # the other way round
         wired.open_round = 1
         arrays = ArrayRecord({n: Array(t.numpy()) for n, t in front.state_dict().items()})
