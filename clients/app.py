@@ -1,4 +1,5 @@
-"""The ClientApp: who a node is and whether it can take part, the training of one round, and the end of a run."""
+"""The ClientApp: who a node is and whether it can take part, a round's training and its evaluation, and the end of a
+run."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -9,12 +10,14 @@ from flwr.clientapp import ClientApp
 
 from splitfed import __version__
 from splitfed.clients.crossing import Crossing, same_round
+from splitfed.clients.look import look
 from splitfed.clients.probe import probe
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
 from splitfed.clients.told import Alignment, Order, Question
 from splitfed.clients.worker import Worker
 from splitfed.clients.workers import leased
+from splitfed.delta import base_of
 from splitfed.errors import Lacking, RunError, SplitfedError, WireError
 from splitfed.rpc import PROTOCOL
 from splitfed.wire_names import CONFIG, LACKING, METRICS, VANISHED, WIRE
@@ -24,18 +27,20 @@ app = ClientApp()
 
 @app.query()
 def identify(message: Message, context: Context) -> Message:
-    """Answer who this node is and how many examples it trains on, or the problem for which it cannot take part."""
+    """Answer who this node is and how many examples it trains on and holds out, or the problem for which it cannot take
+    part."""
     settings = Settings.read(context.node_config)
     answer: dict[str, Any] = {"partition-id": settings.partition, "protocol": PROTOCOL, "version": __version__}
     try:
-        answer["num-examples"] = _prepare(Question.read(message.content), context, settings)
+        answer |= _prepare(Question.read(message.content), context, settings)
     except SplitfedError as error:
         answer["problem"] = " ".join(str(error).split())
     return Message(RecordDict({CONFIG: ConfigRecord(answer)}), reply_to=message)
 
 
-def _prepare(question: Question, context: Context, settings: Settings) -> int:
-    """Make ready what the first round needs, and return how many examples there are."""
+def _prepare(question: Question, context: Context, settings: Settings) -> dict[str, int]:
+    """Make ready what the first round needs, and return how many examples there are, and how many more are held out
+    where any are to be."""
     with leased(_scenario(context), settings, question.classes) as worker:
         clients = worker.scenario.federation.clients
         if settings.partition >= clients:
@@ -45,7 +50,10 @@ def _prepare(question: Question, context: Context, settings: Settings) -> int:
             ClientState(states, settings.partition).save_classes(question.classes)
         if question.channel:
             probe(question.channel, settings.reach(worker.scenario.engine))
-        return len(worker.holding.rows(settings.partition))
+        counts = {"num-examples": len(worker.holding.rows(settings.partition))}
+        if worker.scenario.evaluation.held_out:
+            counts["held-out"] = len(worker.holding.held_out(settings.partition))
+        return counts
 
 
 @app.train()
@@ -70,6 +78,22 @@ def train(message: Message, context: Context) -> Message:
     metrics: dict[str, Any] = {"num-examples": trained.examples, "train-loss": trained.loss, "steps": trained.steps}
     content = {WIRE: ConfigRecord({"weights": packed.buffer}), METRICS: MetricRecord(metrics)}
     return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Try the front that came with the message on the images that this client holds out, and return what came of it."""
+    settings, order = Settings.read(context.node_config), Order.read(message.content)
+    client, round, states = settings.partition, order.round, settings.states_of(_run(context))
+    with _worker(context, settings, states) as worker:
+        weights, frame = worker.wire.unpack(order.weights)
+        same_round(frame.round, round)
+        if base_of(frame) is not None:
+            raise WireError("the message to evaluate has differences, not weights")
+        reach = settings.reach(worker.scenario.engine)
+        loss, accuracy, examples = look(worker, client, round, weights, order.invitation, reach, states)
+    metrics: dict[str, Any] = {"num-examples": examples, "eval-loss": loss, "eval-accuracy": accuracy}
+    return Message(RecordDict({METRICS: MetricRecord(metrics)}), reply_to=message)
 
 
 @app.query("refused")

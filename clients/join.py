@@ -184,6 +184,11 @@ class _Client:
             trained = event.reply.content.metric_records[METRICS]
             round, loss = event.message.content.config_records[CONFIG]["server-round"], trained["train-loss"]
             self.say(f"round {round!r}: {trained['steps']} steps, loss {loss:.4f}, {event.seconds:.1f} s")
+        elif event.message_type == "evaluate":
+            found = event.reply.content.metric_records[METRICS]
+            round = event.message.content.config_records[CONFIG]["server-round"]
+            images, accuracy = found["num-examples"], found["eval-accuracy"]
+            self.say(f"round {round!r}: {accuracy:.1%} of {images} held-out images right, {event.seconds:.1f} s")
         elif event.message_type == "train.align":
             self.say(f"encoder fitted to this client's images, {event.seconds:.1f} s")
         elif event.message_type == "query.refused":

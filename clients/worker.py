@@ -89,9 +89,7 @@ class Worker:
         be sent.
         """
         training, federation = self.scenario.training, self.scenario.federation
-        self.held.load_travelling(weights)
-        if self.fitting:
-            self._take_encoder(ClientState(states, client).encoder())
+        self.load(weights, states, client)
         optimiser = training.client.optimiser_for(self.held)
         keep = ClientState(states, client) if training.client_state == "keep" else None
         if keep:
@@ -115,10 +113,17 @@ class Worker:
                 losses, up, down = losses + loss, up + sent, down + received
             if vanishes_after is not None:
                 return None
-            _end(stream, client, round, step + 1, up, down)
+            end(stream, client, round, step + 1, up, down)
         if keep:
             keep.save(round, read_optimiser(optimiser))
         return Trained(self.held.travelling(), losses / max(1, step), step, len(rows))
+
+    def load(self, weights: dict[str, Tensor], states: Path, client: int) -> None:
+        """Take over a client's weights: those that came, and the encoder that it has fitted, if it has one. Raises
+        RunError where that is not there any more."""
+        self.held.load_travelling(weights)
+        if self.fitting:
+            self._take_encoder(ClientState(states, client).encoder())
 
     def align(
         self, client: int, round: int, weights: dict[str, Tensor], both: bool, states: Path
@@ -173,7 +178,8 @@ def _blind() -> Tensor:
     raise RuntimeError("a reducer that reads attention must set needs_attention")
 
 
-def _end(stream: Stream, client: int, round: int, step: int, up: int, down: int) -> None:
+def end(stream: Stream, client: int, round: int, step: int, up: int, down: int) -> None:
+    """End a stream with this client's count of bytes. Raises WireError where the server has another."""
     packed = pack("end", round, client, step, {}, {"up": up, "down": down})
     done = unpack(stream.exchange(packed.buffer), {"done": {}}, max_bytes=1 << 16)
     if done.step != step:

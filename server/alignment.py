@@ -69,6 +69,10 @@ class Alignment:
             self.model.back.decoder.load_state_dict(means)
         return failed
 
+    def ready(self, client: int) -> bool:
+        """Tell whether a client has what it needs to run the front."""
+        return self.fitting is None or client in self.aligned
+
     def _weights(self) -> ArrayRecord:
         front, decoder = self.model.front.state_dict(), self.model.back.decoder.state_dict()
         weights = front | {DECODER + name: tensor for name, tensor in decoder.items()}

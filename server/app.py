@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 import torch
-from flwr.app import Context
+from flwr.app import Context, MessageType
 from flwr.serverapp import Grid, ServerApp
 
 from splitfed import __version__
@@ -19,6 +19,7 @@ from splitfed.curves import Curves
 from splitfed.cut import Cut
 from splitfed.data import load
 from splitfed.engines import Remote
+from splitfed.look import Looks
 from splitfed.optimiser_state import write_optimiser
 from splitfed.recover import recover
 from splitfed.rpc import PROTOCOL
@@ -54,14 +55,15 @@ def _warnings_to(path: Path) -> Iterator[IO[str]]:
 
 
 def _listener(scenario: Scenario, split: SplitServer, run: str, attempt: int, lent: Runtime) -> Listener:
-    engine = scenario.engine
+    engine, federation = scenario.engine, scenario.federation
+    asked = scenario.evaluation.most_asked(federation.clients)
     if not isinstance(engine, Remote):
         return InlineListener(split)
     from splitfed.server.listener import GrpcListener
 
     return GrpcListener(
         split, host=lent.host, port=lent.port, tls=lent.tls, run=run, attempt=attempt,
-        streams=scenario.federation.sampled, deadline=engine.deadline, public=lent.public,
+        streams=max(federation.sampled, asked), deadline=engine.deadline, public=lent.public,
     )  # fmt: skip
 
 
@@ -86,13 +88,15 @@ def main(grid: Grid, context: Context) -> None:
     # In one process nobody is missing: whoever is slow computes.
     patience = scenario.federation.patience_seconds if isinstance(scenario.engine, Remote) else None
     split = SplitServer(
-        pool, cut, recovered.ledger, key.at("server"), scenario.training.precision, at_once=at_once, patience=patience
+        pool, cut, recovered.ledger, key.at("server"), scenario.training.precision, at_once=at_once, patience=patience,
+        looks=Looks(cut, model.front.encoder) if scenario.evaluation.held_out else None,
     )  # fmt: skip
     wire = FrontWire.of(model.held, scenario.compression)
     held = recovered.checkpoint.held if recovered.checkpoint else None
     crossing = Differences(wire, held) if wire.delta else Whole(wire)
     wire_grid = WireGrid(grid, crossing, recovered.ledger, key.at("front_weights"))
     lent = runtime()
+    wire_grid.others[MessageType.EVALUATE] = Whole(wire, purpose="evaluation")
     listener = _listener(scenario, split, folder.name, recovered.ledger.attempt, lent)
     with listener, _warnings_to(folder / "log.txt") as log:
         question = {"protocol": PROTOCOL, "version": __version__, "classes": data.classes, "channel": "", "token": ""}

@@ -46,9 +46,13 @@ class Attendance:
         order. It may be that all are away."""
         federation = self.scenario.federation
         order = torch.randperm(federation.clients, generator=self.key.at("cohort", round).generator()).tolist()
-        present = (client for client in order if client in there and not self._availability.away(round, client))
-        drawn = list(islice(present, federation.sampled))
+        present = self.present(round, there)
+        drawn = list(islice((client for client in order if client in present), federation.sampled))
         return drawn if federation.one_by_one else sorted(drawn)
+
+    def present(self, round: int, there: set[int]) -> set[int]:
+        """Return those of the clients who are not away in a round."""
+        return {client for client in there if not self._availability.away(round, client)}
 
     def plan(self, round: int, examples: Mapping[int, int]) -> Plan:
         """Plan a round of these clients, who hold so many examples, in their order."""

@@ -1,7 +1,9 @@
 """The training of one round: a message with its own invitation to every client of the cohort, and their replies."""
 
 import time
+from collections.abc import Mapping
 from logging import getLogger
+from types import MappingProxyType
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -55,19 +57,18 @@ class Cohort:
         configured = self.strategy.configure(round, arrays, config, [nodes[client] for client in examples])
         messages = {client: configured[nodes[client]] for client in examples}
         for client, message in messages.items():
-            self._invite(message, round, client, plan.vanish[client])
+            after = plan.vanish[client]
+            invite(message, self.listener, round, client, {} if after is None else {VANISHES_AFTER: after})
         replies: dict[int, Message | None] = {}
         self.forgetful = set()
 
         def settle(client: int, reply: Message | None) -> None:
-            if reply is not None and reply.has_error() and reply.error.code == LACKING:
-                if self.dispatch.grid.crossing.forget(client):
-                    log.warning("round %d: client %d: %s", round, client, reply.error.reason)
-                    self.forgetful.add(client)
-                    reply = None
-            elif reply is not None and reply.has_error() and reply.error.code in _ABSENT:
+            lacking = reply is not None and reply.has_error() and reply.error.code == LACKING
+            if reply is not None and lacking and self.dispatch.grid.crossing.forget(client):
+                log.warning("round %d: client %d: %s", round, client, reply.error.reason)
+                self.forgetful.add(client)
                 reply = None
-            if reply is not None:
+            if (reply := present(reply)) is not None:
                 reply = checked(reply, round, client, examples[client])
             if finish.over():
                 reply = None
@@ -106,14 +107,21 @@ class Cohort:
                 return reply.content.array_records[ARRAYS]
         return None
 
-    def _invite(self, message: Message, round: int, client: int, vanishes_after: int | None) -> None:
-        """Give a message, whose content a strategy shares among all, what is its own client's alone."""
-        invitation = self.listener.invite(client, round)
-        content = RecordDict(dict(message.content))
-        config = dict(message.content.config_records[CONFIG])
-        config |= {"channel": invitation.address, "token": invitation.token}
-        content[CONFIG] = ConfigRecord(config if vanishes_after is None else config | {VANISHES_AFTER: vanishes_after})
-        message.content = content
+
+def invite(
+    message: Message, listener: Listener, round: int, client: int, more: Mapping[str, int] = MappingProxyType({})
+) -> None:
+    """Give a message, whose content is shared among all, what is its own client's alone: its invitation, and more."""
+    invitation = listener.invite(client, round)
+    content = RecordDict(dict(message.content))
+    config = dict(message.content.config_records[CONFIG])
+    content[CONFIG] = ConfigRecord(config | {"channel": invitation.address, "token": invitation.token, **more})
+    message.content = content
+
+
+def present(reply: Message | None) -> Message | None:
+    """Return the reply, or None where it is Flower's word that the client is not there."""
+    return None if reply is not None and reply.has_error() and reply.error.code in _ABSENT else reply
 
 
 class _Finish:

@@ -1,5 +1,6 @@
 """The whole model as the server holds it: what is aggregated of the clients, the back, and how well they do."""
 
+from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from splitfed.assembly import assemble
@@ -34,6 +35,11 @@ class Model:
         """Take over all weights, by copy."""
         for part in self.parts:
             part.load_state_dict({name: state[name] for name in part.state_dict()})
+
+    def arrays(self) -> ArrayRecord:
+        """Return the weights that clients are handed out, for a message of Flower's."""
+        weights = self.held.travelling()
+        return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in weights.items()})
 
     def load_held(self, weights: dict[str, Tensor]) -> None:
         """Take over what came back from the clients, by copy."""

@@ -8,6 +8,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from splitfed.errors import RunError
+from splitfed.evaluation import count_held_out
 from splitfed.server.dispatch import Dispatch
 from splitfed.wire_names import CONFIG
 
@@ -20,20 +21,23 @@ _GOODBYE = 10.0  # seconds; a SuperNode looks every 3
 class Roster:
     """The clients of a run, numbered from 0.
 
-    `examples` are the images that each holds, `nodes` the node that each was last seen at. A client that holds none is
-    there, but never online: it has nothing to train on. `keys` tells which client a node is by the key that it has
-    proven to hold; without it nodes are believed. `known` are the examples of an earlier attempt: a client that holds
-    another number once a run has begun is refused, for nothing that follows would repeat. With `waits`, clients may
-    come and go; one that was away, or cannot take part, is asked again. Else the run ends.
+    `examples` are the images that each trains on, `nodes` the node that each was last seen at. A client that has none
+    is there, but never online. `held_out` are the images that each holds out beside them, which is a `share` of all.
+    `keys` tells which client a node is by the key that it has proven to hold; without it nodes are believed. `known`
+    are the examples of an earlier attempt: a client that holds another number once a run has begun is refused, for
+    nothing that follows would repeat. With `waits`, clients may come and go; one that was away, or cannot take part, is
+    asked again. Else the run ends.
     """
 
     def __init__(
         self, dispatch: Dispatch, clients: int, question: dict[str, Any], known: dict[int, int], *, waits: bool,
         keys: Callable[[], Mapping[int, int]] | None, joined: Callable[[int, int, list[int]], None],
+        share: float = 0.0,
     ) -> None:  # fmt: skip
         self.dispatch, self.grid, self.clients, self.question = dispatch, dispatch.grid, clients, question
         self.waits, self.keys, self.joined = waits, keys, joined
-        self.examples = dict(known)
+        self.share = share
+        self.examples, self.held_out = dict(known), dict.fromkeys(known, 0)
         self._known = dict(known)
         self.nodes: dict[int, int] = {}
         self._asked: dict[str, tuple[int, float, float]] = {}
@@ -116,6 +120,7 @@ class Roster:
             return f"node {node} does not answer: {reply.error.reason}"
         answer = dict(reply.content.config_records.get(CONFIG, {}))
         client, examples = answer.get("partition-id"), answer.get("num-examples")
+        held = answer.get("held-out", 0)
         if type(client) is not int or not 0 <= client < self.clients:
             return f"a node says that it is client {str(client)[:20]}, where there are clients 0 to {self.clients - 1}"
         if self.keys and self.keys().get(node) != client:
@@ -124,12 +129,14 @@ class Roster:
             return f"client {client} cannot take part: {str(answer['problem'])[:500]}"
         if type(examples) is not int or examples < 0:
             return f"client {client} says that it holds {str(examples)[:20]} images"
+        if type(held) is not int or held < 0 or held != count_held_out(examples + held, self.share):
+            return f"client {client} says that it holds out {str(held)[:20]} images beside {examples} that it trains on"
         if self._known.get(client, examples) != examples:
             return f"client {client} held {self._known[client]} images, now {examples}: start a new run"
         if self.nodes.get(client, node) != node:
             return f"a second node says that it is client {client}; the first one stays"
         self.nodes[client] = node
-        self.examples[client] = examples
+        self.examples[client], self.held_out[client] = examples, held
         self.grid.clients[node] = client
         if self.waits:
             self.joined(client, examples, sorted(set(range(self.clients)) - set(self.nodes)))

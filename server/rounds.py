@@ -6,21 +6,23 @@ outside.
 
 import math
 import time
+from dataclasses import asdict
 from logging import getLogger
 from pathlib import Path
 
 import torch
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Message
 
 from splitfed.channel import Listener
 from splitfed.checkpoint import Checkpoints, Progress
 from splitfed.errors import RunError
 from splitfed.metrics import Metrics, append
-from splitfed.observe import Observer, Started
+from splitfed.observe import Observer, Observers, Started
 from splitfed.optimiser_state import read_optimiser
 from splitfed.recover import Recovered, wasted_bytes
 from splitfed.runtime import Runtime
 from splitfed.scenario import Scenario
+from splitfed.scores import STANDING, Standing, append_scores, length
 from splitfed.seeds import Key
 from splitfed.server.alignment import Alignment
 from splitfed.server.attendance import Attendance
@@ -30,6 +32,7 @@ from splitfed.server.model import Model
 from splitfed.server.roster import Roster
 from splitfed.server.split import SplitServer
 from splitfed.server.strategy import Aggregation
+from splitfed.server.survey import Survey
 from splitfed.summary import Summary
 from splitfed.wire_grid import WireGrid
 from splitfed.wire_names import METRICS
@@ -45,7 +48,7 @@ class Rounds:
         strategy: Aggregation, listener: Listener, lent: Runtime, question: dict, observers: tuple[Observer, ...],
     ) -> None:  # fmt: skip
         self.scenario, self.folder, self.model, self.grid, self.split = scenario, folder, model, grid, split
-        self.strategy, self.lent, self.observers = strategy, lent, observers
+        self.strategy, self.lent, self.observer = strategy, lent, Observers(observers)
         self.ledger, self.key = recovered.ledger, Key(scenario.seed)
         self.checkpoints = Checkpoints(folder, scenario.checkpoints.keep)
         self.history = recovered.history
@@ -55,11 +58,12 @@ class Rounds:
         self.dispatch = Dispatch(grid)
         self.roster = Roster(
             self.dispatch, scenario.federation.clients, question, known,
-            waits=lent.waits, keys=lent.roster, joined=self._on_joined,
+            waits=lent.waits, keys=lent.roster, joined=self.observer.joined, share=scenario.evaluation.held_out,
         )  # fmt: skip
         self.attendance = Attendance(scenario, folder)
         self.cohort = Cohort(scenario, self.dispatch, split, strategy, listener)
         self.alignment = Alignment(scenario, self.dispatch, grid, model, progress.aligned if progress else [])
+        self.survey = Survey(scenario, self.dispatch, split, listener, self.roster, self.alignment, self.attendance)
         self.before = progress.seconds if progress else 0.0
         self.began = time.monotonic()
         split.on_step = self._on_step
@@ -72,21 +76,18 @@ class Rounds:
             self.split.end_round()  # streams that are still open count nothing more
             self.ledger.waste()
             if isinstance(error, KeyboardInterrupt):
-                for observer in self.observers:
-                    observer.interrupted(self.folder, max(0, self.finished), self.ledger.finished)
+                self.observer.interrupted(self.folder, max(0, self.finished), self.ledger.finished)
             raise
         finally:
-            for observer in self.observers:
-                observer.close()
+            self.observer.close()
 
     def _run(self) -> None:
         self._prepare()
         info = Started(
             self.scenario.name, self.folder, self.scenario.federation.rounds, self.scenario.engine.kind,
-            self.finished, self.history, self._limit(),
+            self.finished, self.history, self._limit(), self.scenario.evaluation.held_out > 0,
         )  # fmt: skip
-        for observer in self.observers:
-            observer.started(info)
+        self.observer.started(info)
         while self._goes_on(self.finished):
             self._round(self.finished + 1)
         self._finish()
@@ -133,7 +134,7 @@ class Rounds:
         client_lr, server_lr = training.client.lr(round, rounds), training.server.lr(round, rounds)
         self.split.start_round(round, server_lr, examples)
         self.grid.crossing.open(round, sorted(examples))
-        before = self._arrays()
+        before = self.model.arrays()
         replies = self.cohort.train(round, examples, nodes, before, plan) if examples else unfit
         self.split.end_round()
         trained = {client: reply for client, reply in replies.items() if reply and not reply.has_error()}
@@ -152,8 +153,12 @@ class Rounds:
             arrays = self.strategy.aggregate(round, list(trained.values()), before)
         if arrays is not None:
             self.model.load_held({name: torch.from_numpy(array.numpy()).float() for name, array in arrays.items()})
+        # Evaluated while the round is still open: whoever interrupts here drops the whole round. Clients come first, as
+        # what they send may spend the budget.
+        due = self.scenario.evaluation.due(round, last=not self._goes_on(round))
+        scores = self.survey.ask(round, self.model.arrays()) if due else []
+        standing = Standing.of(scores)
         looked = round % training.evaluate_every == 0 or not self._goes_on(round)
-        # Evaluated while the round is still open: whoever interrupts here drops the whole round.
         eval_loss, eval_accuracy = self.model.validate() if looked else (None, None)
         sent = self.ledger.commit()
         finished = self.ledger.finished
@@ -162,12 +167,15 @@ class Rounds:
             finished.cut.sent, finished.total.sent, self._seconds(), finished.cut.raw, finished.total.raw,
             seen, len(trained), client_lr, server_lr,
             lost=len(cohort) - len(trained), simulated_seconds=self._simulated(plan.seconds),
+            **(asdict(standing) if standing else {}),
         )  # fmt: skip
+        append_scores(self.folder, scores)
         append(self.folder / "metrics.csv", row)
         self.history.append((row, sent))
         self._checkpoint(round)
-        for observer in self.observers:
-            observer.round(row, sent, finished)
+        if due:
+            self.observer.evaluated(round, scores)
+        self.observer.round(row, sent, finished)
 
     def _nobody(self, round: int, replies: dict[int, Message | None]) -> bool:
         """Return whether a round that nobody finished is dropped, as it starts again where clients may come back, or
@@ -188,18 +196,9 @@ class Rounds:
         before = self.history[-1][0].simulated_seconds if self.history else None
         return (before or 0.0) + seconds if self.attendance.timed else None
 
-    def _arrays(self) -> ArrayRecord:
-        weights = self.model.held.travelling()
-        return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in weights.items()})
-
     def _on_step(self, round: int, client: int) -> None:
         self._steps_done += 1
-        for observer in self.observers:
-            observer.progress(round, min(1.0, self._steps_done / self._steps_due))
-
-    def _on_joined(self, client: int, examples: int, missing: list[int]) -> None:
-        for observer in self.observers:
-            observer.joined(client, examples, missing)
+        self.observer.progress(round, min(1.0, self._steps_done / self._steps_due))
 
     def _seconds(self) -> float:
         return self.before + time.monotonic() - self.began
@@ -208,7 +207,8 @@ class Rounds:
         ledger, metrics = ((self.folder / name).stat().st_size for name in ("ledger.csv", "metrics.csv"))
         examples = [self.roster.examples.get(client, 0) for client in range(self.scenario.federation.clients)]
         aligned = sorted(self.alignment.aligned)
-        progress = Progress(round, self.ledger.attempt, self._seconds(), ledger, metrics, examples, aligned)
+        clients = length(self.folder)
+        progress = Progress(round, self.ledger.attempt, self._seconds(), ledger, metrics, examples, aligned, clients)
         optimiser = read_optimiser(self.split.pool.trainer.optimiser)
         held = self.grid.crossing.state()
         self.checkpoints.save(self.model.state(), optimiser, progress, self.strategy.state(), held)
@@ -223,20 +223,21 @@ class Rounds:
             self.ledger.forget_open()
         loss, accuracy = self.model.test()
         totals, wasted = self.ledger.finished, wasted_bytes(self.folder)
+        last = self.history[-1][0] if self.history else None
         total = totals.total.sent + wasted
         summary = Summary(
             scenario=self.scenario.name, seed=self.scenario.seed, engine=self.scenario.engine.kind,
             rounds=self.finished, test_accuracy=accuracy, test_loss=loss, cut_bytes=totals.cut.sent, total_bytes=total,
             bytes_wasted=wasted, raw_bytes=totals.cut.raw, total_raw_bytes=totals.total.raw,
             cut_factor=_factor(totals.cut.raw, totals.cut.sent), factor=_factor(totals.total.raw, total),
-            seconds=self._seconds(), eval_accuracy=self.history[-1][0].eval_accuracy if self.history else None,
+            seconds=self._seconds(), eval_accuracy=last.eval_accuracy if last else None,
             stopped="rounds" if self.finished == self.scenario.federation.rounds else "budget",
             reducer=self.scenario.compression.reducer.kind, mode=self.scenario.federation.mode,
             lost=sum(row.lost for row, _ in self.history), simulated_seconds=self._simulated(0.0),
+            **{name: getattr(last, name) for name in STANDING} if last else {},
         )  # fmt: skip
         summary.write(self.folder)
-        for observer in self.observers:
-            observer.finished(summary, totals)
+        self.observer.finished(summary, totals)
 
 
 def _factor(raw: int, sent: int) -> float:

@@ -1,19 +1,22 @@
-"""The split server: whose round is open, who trains in it, and what becomes of what they trained."""
+"""The split server: whose round is open, who trains in it or evaluates after it, and what becomes of what they
+trained."""
 
 import time
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from threading import Lock
 
 from splitfed.cut import Cut
 from splitfed.errors import WireError
 from splitfed.ledger import Ledger
+from splitfed.look import Looks
 from splitfed.precision import autocast
 from splitfed.randomness import draws
 from splitfed.seeds import Key
 from splitfed.server.backs import BackPool
 from splitfed.server.joint import Joint
-from splitfed.server.session import SplitSession
+from splitfed.server.looks import Looking
+from splitfed.server.session import Session, SplitSession, away
 from splitfed.server.training import Alone, Training
 from splitfed.server.turns import Turns
 
@@ -25,18 +28,20 @@ class SplitServer:
     `on_step(round, client)` is called after every mini-batch, by one thread at a time. At most `at_once` mini-batches
     train at the same time, and one where they must not: on a shared back, on a GPU, or where the back draws random
     numbers, for which torch's global generator is seeded. A pool that trains clients `together` joins their
-    mini-batches, which wait for each other with `patience` (see `Joint`). `clock` tells seconds.
+    mini-batches, which wait for each other with `patience` (see `Joint`). `clock` tells
+    seconds. `looks` carries the evaluations of clients, where they make any.
     """
 
     def __init__(
         self, pool: BackPool, cut: Cut, ledger: Ledger, key: Key, precision: str,
         on_step: Callable[[int, int], None] = lambda round, client: None, at_once: int = 1,
-        clock: Callable[[], float] = time.monotonic, patience: float | None = None,
+        clock: Callable[[], float] = time.monotonic, patience: float | None = None, looks: Looks | None = None,
     ) -> None:  # fmt: skip
         self.pool, self.cut, self.ledger, self.key, self.on_step, self.clock = pool, cut, ledger, key, on_step, clock
         self.reporting = Lock()
         drawing = draws(pool.trainer.back)
-        how: tuple[Callable[[], AbstractContextManager], bool] = (lambda: autocast(precision, cut.device), drawing)
+        self.autocast: Callable[[], AbstractContextManager] = lambda: autocast(precision, cut.device)
+        how = self.autocast, drawing
         one = pool.one_at_a_time or drawing or cut.device.type != "cpu"
         self.training: Training = (
             Joint(cut.reducer, *how, patience) if pool.together
@@ -44,7 +49,10 @@ class SplitServer:
         )  # fmt: skip
         self.examples: dict[int, int] = {}
         self.open_round = 0
-        self.most_bytes = cut.most_bytes
+        self.most_bytes = max(cut.most_bytes, looks.most_bytes if looks else 0)
+        self.turns_to_look = Turns(at_once if cut.device.type == "cpu" else 1)
+        self._looks = looks
+        self._looking: Looking | None = None
         self._sessions: dict[int, SplitSession] = {}
         self._lock = Lock()
 
@@ -59,9 +67,11 @@ class SplitServer:
         """Expect mini-batches of these clients of the round alone, until the next wave: they train at once."""
         self.training.begin(clients)
 
-    def open(self, client: int, round: int) -> SplitSession:
-        """Begin a client's round, or go on with it. Raises WireError for a client that the round does not have, or not
-        any more."""
+    def open(self, client: int, round: int) -> Session:
+        """Begin a client's round, or its evaluation, or go on with it. Raises WireError for a client that has no part
+        in it, or not any more."""
+        if (looking := self._looking) is not None:
+            return looking.open(client, round)
         with self._lock:
             if round != self.open_round or client not in self.examples:
                 raise WireError(f"client {client} has no part in round {round}, or not any more")
@@ -73,13 +83,8 @@ class SplitServer:
 
     def lost(self, grace: float) -> set[int]:
         """Return the clients who began, did not finish, and have had no stream for more than `grace` seconds."""
-        now = self.clock()
         with self._lock:
-            return {
-                client
-                for client, session in self._sessions.items()
-                if not session.finished and session.detached is not None and now - session.detached > grace
-            }
+            return away(self._sessions, self.clock() - grace)
 
     def settle(self, client: int, taken: bool) -> bool:
         """End a client's round: hand what it trained to the pool if its reply was `taken` and its stream was finished,
@@ -108,3 +113,15 @@ class SplitServer:
             self.settle(client, taken=False)
         with self._lock:
             self.pool.close_round()
+
+    @contextmanager
+    def evaluation(self, round: int, images: Mapping[int, int]) -> Iterator[Looking]:
+        """Accept streams of these clients, who hold out so many images each, for the evaluation after a round, and no
+        others while the `with` block lasts."""
+        assert self._looks is not None
+        self._looking = Looking(self, self._looks, round, images)
+        try:
+            yield self._looking
+        finally:
+            self._looking.close()
+            self._looking = None

@@ -26,8 +26,8 @@ _STRATEGY, _HELD = "strategy", "held"
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Where a run stands: the finished round, the attempt that finished it, seconds so far, the lengths in bytes that
-    `ledger.csv` and `metrics.csv` had, the examples that each client holds, and the clients that have fitted an encoder
-    to their images."""
+    `ledger.csv` and `metrics.csv` had, the examples that each client trains on, the clients that have fitted an encoder
+    to their images, and the length of `clients.csv`, 0 where there was none."""
 
     round: int
     attempt: int
@@ -36,6 +36,7 @@ class Progress:
     metrics_bytes: int
     examples: list[int]
     aligned: list[int] = field(default_factory=list)
+    clients_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

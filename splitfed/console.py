@@ -18,11 +18,15 @@ from splitfed.metrics import Metrics
 from splitfed.observe import Observer, Started
 from splitfed.summary import Summary
 
-# Two rows of headings keep a line within the 80 columns of a plain terminal. Bytes and seconds are cumulative.
+# Two rows of headings keep a line within the 80 columns of a plain terminal, unless clients evaluate. Bytes and seconds
+# are cumulative.
 COLUMNS: tuple[tuple[str, str, int], ...] = (
     ("", "round", 5), ("train", "loss", 8), ("eval", "loss", 8), ("eval", "accuracy", 8), ("cut", "bytes", 9),
     ("total", "bytes", 9), ("of", "budget", 7), ("", "seconds", 8),
 )  # fmt: skip
+# Only where clients evaluate, behind the server's own accuracy: that of single clients on what they hold out.
+CLIENTS: tuple[tuple[str, str, int], ...] = (("worst", "client", 7), ("median", "client", 7), ("best", "client", 7))
+_BEFORE_CLIENTS = 4
 
 
 class Console(Observer):
@@ -31,6 +35,7 @@ class Console(Observer):
     def __init__(self, out: rich.console.Console | None = None) -> None:
         self.out = out or rich.console.Console()
         self._info: Started | None = None
+        self._columns = COLUMNS
         self._bar: Progress | None = None
         self._serving = False
 
@@ -49,6 +54,7 @@ class Console(Observer):
     def started(self, info: Started) -> None:
         """Print the heading and the names of the columns."""
         self._info = info
+        self._columns = (*COLUMNS[:_BEFORE_CLIENTS], *(CLIENTS if info.asks else ()), *COLUMNS[_BEFORE_CLIENTS:])
         self._facts(
             ("scenario", info.scenario),
             ("engine", info.engine),
@@ -59,7 +65,7 @@ class Console(Observer):
             self._print(f"resumed after round {info.resumed}", "bold")
         self._print()
         for half in (0, 1):
-            self._print(self._align([(above, below)[half] for above, below, _ in COLUMNS]), "dim")
+            self._print(self._align([(above, below)[half] for above, below, _ in self._columns]), "dim")
         self._await(info.resumed + 1)
 
     def progress(self, round: int, share: float) -> None:
@@ -71,6 +77,7 @@ class Console(Observer):
         """Print the line of a round."""
         assert self._info is not None
         budget = self._info.budget
+        clients = metrics.worst_client, metrics.median_client, metrics.best_client
         self._print(
             self._align(
                 [
@@ -78,6 +85,7 @@ class Console(Observer):
                     units.number(metrics.train_loss),
                     units.number(metrics.eval_loss),
                     units.percent(metrics.eval_accuracy),
+                    *(units.percent(accuracy) for accuracy in clients if self._info.asks),
                     units.size(metrics.cut_bytes),
                     units.size(metrics.total_bytes),
                     units.percent(metrics.cut_bytes / budget if budget else None),
@@ -95,6 +103,7 @@ class Console(Observer):
         self._breakdown(totals, summary.bytes_wasted)
         self._facts(
             ("test accuracy", units.percent(summary.test_accuracy)),
+            *_clients(summary),
             ("bytes up", units.size(totals.select(direction="up").sent)),
             ("bytes down", units.size(totals.select(direction="down").sent)),
             ("cut factor", units.factor(summary.raw_bytes, summary.cut_bytes)),
@@ -138,9 +147,9 @@ class Console(Observer):
 
     def _align(self, texts: list[str]) -> str:
         assert self._info is not None
-        widths = [2 * len(str(self._info.rounds)) + 1, *(0 for _ in COLUMNS[1:])]
+        widths = [2 * len(str(self._info.rounds)) + 1, *(0 for _ in self._columns[1:])]
         return "  ".join(
-            text.rjust(max(least, column[2])) for text, least, column in zip(texts, widths, COLUMNS, strict=True)
+            text.rjust(max(least, column[2])) for text, least, column in zip(texts, widths, self._columns, strict=True)
         )
 
     def _print(self, text: str = "", style: str = "") -> None:
@@ -156,6 +165,16 @@ class Console(Observer):
         self._print()
         print_whole(self.out, breakdown(totals, wasted))
         self._print()
+
+
+def _clients(summary: Summary) -> list[tuple[str, str]]:
+    """Return what clients found on the images that they hold out, if they were asked."""
+    if summary.clients_accuracy is None:
+        return []
+    single = summary.worst_client, summary.median_client, summary.best_client
+    worst, median, best = map(units.percent, single)
+    text = f"{units.percent(summary.clients_accuracy)} of held-out images; worst {worst}, median {median}, best {best}"
+    return [("clients", text)]
 
 
 def in_file(file: IO[str]) -> rich.console.Console:

@@ -5,9 +5,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from splitfed.ledger import Totals, read_rows
 from splitfed.metrics import Metrics
 from splitfed.observe import Observer, Started
+from splitfed.scores import Score, read_scores
 from splitfed.summary import Summary
 
 if TYPE_CHECKING:
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
 
 # Charts of several curves, under TensorBoard's "custom scalars": what belongs together is read together.
 LAYOUT = {
+    "clients": {
+        "accuracy on what they hold out": ["Multiline", ["clients/(accuracy|worst|median|best)"]],
+    },
     "bytes per round": {
         "up, by role": ["Multiline", ["bytes/up/.*"]],
         "down, by role": ["Multiline", ["bytes/down/.*"]],
@@ -48,10 +54,18 @@ class Curves(Observer):
         # Rounds are dated back, so that TensorBoard's relative time is the run's own, without the pause.
         self._began = time.time() - (info.history[-1][0].seconds if info.history else 0.0)
         finished = _before_round_one(info.folder) if info.history else Totals()
+        scores = read_scores(info.folder) if info.asks else {}
         for metrics, sent in info.history:
             finished = finished + sent
+            self.evaluated(metrics.round, scores.get(metrics.round, []))
             self._write(metrics, sent, finished)
         self._writer.flush()
+
+    def evaluated(self, round: int, scores: list[Score]) -> None:
+        """Write how the clients' accuracies are spread."""
+        assert self._writer is not None
+        if scores:
+            self._writer.add_histogram("clients/accuracies", np.array([score.accuracy for score in scores]), round)
 
     def round(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:
         """Write the points of a round; they are in the file when this returns."""
@@ -93,6 +107,10 @@ class Curves(Observer):
             ("train/loss", metrics.train_loss),
             ("eval/loss", metrics.eval_loss),
             ("eval/accuracy", metrics.eval_accuracy),
+            ("clients/accuracy", metrics.clients_accuracy),
+            ("clients/worst", metrics.worst_client),
+            ("clients/median", metrics.median_client),
+            ("clients/best", metrics.best_client),
         ):
             if value is not None:
                 self._add(name, value, step, at)

@@ -7,16 +7,19 @@
 Frames up are `step` (one mini-batch) and `end` (the client's own count of bytes); down come `gradient` and `done`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from splitfed.compression.codec import Packet
 from splitfed.compression.integers import IntegerCodec
+from splitfed.compression.lossless import Lossless
 from splitfed.compression.reducer import Plan
 from splitfed.errors import CodecError, WireError
-from splitfed.expect import Expect, Geometry
+from splitfed.expect import Expect, Expected, Geometry
 from splitfed.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.wire import Frame, Packed, pack, unpack
@@ -51,10 +54,11 @@ class Cut:
         self._stages = {role: (c.codec.build(), c.lossless.build()) for role, c in self._crossings.items()}
         self._stages["side"] = (IntegerCodec(), config.targets.lossless.build())
         self.expected_up = self.reducer.expected(geometry)
-        numbers = sum(max(_largest(e) for e in choices) for choices in self.expected_up.values())
-        self.most_bytes = _SLACK_BYTES + _MOST_BYTES_A_NUMBER * numbers
+        self.most_bytes = most_bytes(self.expected_up)
 
-    def _encode(self, tensors: dict[str, Tensor], key: Key, where: str) -> dict:
+    def encode(self, tensors: Mapping[str, Tensor], key: Key, where: str) -> dict[str, tuple[Packet, Lossless]]:
+        """Encode each tensor with the codec of its role, and give it its lossless stage. Raises CodecError, which names
+        the tensor and `where` it is, for what cannot be sent."""
         packets = {}
         for name, tensor in tensors.items():
             codec, lossless = self._stages[name.split("/")[0]]
@@ -70,7 +74,7 @@ class Cut:
         """Encode a mini-batch of `examples` images. Raises CodecError for what cannot be sent."""
         tensors = {"smashed": smashed.detach().float(), "targets": targets.detach()}
         tensors |= {f"side/{name}": tensor for name, tensor in plan.side.items()}
-        packets = self._encode(tensors, key, f"round {round}, client {client}, step {step}")
+        packets = self.encode(tensors, key, f"round {round}, client {client}, step {step}")
         return pack("step", round, client, step, packets, {**plan.meta, "examples": examples})
 
     def unpack_up(self, buffer: bytes) -> Frame:
@@ -85,9 +89,7 @@ class Cut:
         if type(examples) is not int or not 1 <= examples <= self.geometry.batch:
             raise WireError(f"a step of {examples!r} examples, where 1 to {self.geometry.batch} are allowed")
         if not targets.is_floating_point():
-            low, high = (int(bound) for bound in targets.aminmax())
-            if low < 0 or high >= self.geometry.classes:
-                raise WireError(f"labels from {low} to {high}, where there are {self.geometry.classes} classes")
+            check_labels(targets, self.geometry.classes)
         smashed = frame.tensors["smashed"]
         side = {name.split("/")[1]: tensor for name, tensor in frame.tensors.items() if name.startswith("side/")}
         self.reducer.check(smashed, targets, side, frame.meta, self.geometry)
@@ -96,7 +98,7 @@ class Cut:
     def pack_gradient(self, frame: Frame, gradient: Tensor, loss: float, key: Key) -> Packed:
         """Encode the cut gradient that answers a `step` frame. Raises CodecError for what cannot be sent."""
         where = f"round {frame.round}, client {frame.client}, step {frame.step}"
-        packets = self._encode({"cut_gradient": gradient.detach().float()}, key, where)
+        packets = self.encode({"cut_gradient": gradient.detach().float()}, key, where)
         return pack("gradient", frame.round, frame.client, frame.step, packets, {"loss": loss})
 
     def unpack_gradient(self, buffer: bytes, smashed: Tensor) -> Frame:
@@ -129,6 +131,19 @@ class Cut:
             for role, part in packed.sizes.items()
         }
         return rows | {"envelope": Sizes(sent=packed.envelope)}
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise WireError for labels (int64 `[B]`, one at least) that no class has."""
+    low, high = (int(bound) for bound in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise WireError(f"labels from {low} to {high}, where there are {classes} classes")
+
+
+def most_bytes(expected: Expected) -> int:
+    """Return the bytes that a frame of these tensors takes at most, whatever their codecs."""
+    numbers = sum(max(_largest(expect) for expect in choices) for choices in expected.values())
+    return _SLACK_BYTES + _MOST_BYTES_A_NUMBER * numbers
 
 
 def _largest(expect: Expect) -> int:

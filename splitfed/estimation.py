@@ -18,9 +18,11 @@ from splitfed.control import FrontWire
 from splitfed.cut import Cut
 from splitfed.data import load
 from splitfed.engines import Remote
+from splitfed.evaluation import count_held_out
 from splitfed.footprint import Side, measure
 from splitfed.held import Held
 from splitfed.ledger import Direction, Row, Sizes, Totals
+from splitfed.look import Looks, Seen
 from splitfed.operations import Operations, count_step
 from splitfed.optim import pick_device
 from splitfed.scenario import Scenario
@@ -75,6 +77,8 @@ def estimate(scenario: Scenario) -> Estimate:
     parts = assemble(scenario, classes, pretrained=False).to(device)
     front, back, _ = parts
     check_fits(scenario, front)
+    out = [count_held_out(images, scenario.evaluation.held_out) for images in examples]
+    examples = [images - aside for images, aside in zip(examples, out, strict=True)]
     batch = min(training.batch_size, max(examples))
     cut = Cut(scenario.compression, front.geometry(training.batch_size, classes), device)
 
@@ -99,6 +103,7 @@ def estimate(scenario: Scenario) -> Estimate:
     again = cohort * share_of_round if wire.delta else 0.0
     _add_weights(totals, wire, "down", cohort - again, key)
     _add_weights(totals, wire, "down", again, key, wire.delta)
+    looks = _add_evaluations(totals, scenario, cut, wire, front.encoder, [aside for aside in out if aside], key)
     once = Totals()
     if fitting := scenario.compression.reducer.alignment():
         down, up = FrontWire.of_alignment(front, back.decoder, scenario.compression)
@@ -116,7 +121,7 @@ def estimate(scenario: Scenario) -> Estimate:
     server = Side(server.parameters, server.state * copies, server.activations * joined)
     limit = scenario.budget.limit(sum(examples), cut.geometry)
     rounds = federation.rounds if limit is None else min(federation.rounds, -(-limit // max(1, totals.cut.sent)))
-    evaluation = forward * validation / batch / training.evaluate_every
+    evaluation = forward / batch * (validation / training.evaluate_every + looks)
     cached = pictures * 3 * scenario.model.image_size**2
     images = cached if scenario.data.cache is not None and cached <= scenario.data.cache else 0
     return Estimate(
@@ -148,11 +153,44 @@ def _add_step(totals: Totals, cut: Cut, encoder: nn.Module, size: int, times: fl
         _add(totals, "down", "data", role, _without_lossless(part), times)
 
 
+def _add_evaluations(
+    totals: Totals, scenario: Scenario, cut: Cut, wire: FrontWire, encoder: nn.Module, held: list[int], key: Key
+) -> float:
+    """Count what clients who hold out so many images send in an average round to evaluate, on random activations, and
+    return how many images that is."""
+    settings, rounds = scenario.evaluation, scenario.federation.rounds
+    asked = min(settings.most_asked(scenario.federation.clients), len(held))
+    if not asked:
+        return 0.0
+    often = sum(settings.due(number, last=number == rounds) for number in range(1, rounds + 1)) / rounds
+    looks, geometry = Looks(cut, encoder), cut.geometry
+    generator = key.at("estimate", "evaluation").generator()
+    sizes: Counter[int] = Counter()
+    for images in held:
+        sizes[geometry.batch] += images // geometry.batch
+        sizes[images % geometry.batch] += 1
+    for size, number in sorted(sizes.items()):
+        if not size or not number:
+            continue
+        activations = torch.randn(size, geometry.tokens, geometry.width, generator=generator).to(cut.device)
+        labels = torch.randint(geometry.classes, (size,), generator=generator).to(cut.device)
+        with torch.no_grad():
+            packed = looks.pack(encoder(activations), labels, key, 1, 0, 1)
+        answer = looks.answer(looks.unpack_up(packed.buffer), Seen(1.0, size))
+        times = often * number * asked / len(held)
+        for role, part in looks.sizes(packed, size).items():
+            _add(totals, "up", "data", role, _without_lossless(part), times)
+        _add(totals, "down", "data", "envelope", Sizes(sent=answer.total), times)
+    _add_streams(totals, often * asked)
+    _add_weights(totals, wire, "down", often * asked, key)
+    return often * asked * sum(held) / len(held)
+
+
 def _without_lossless(part: Sizes) -> Sizes:
     return Sizes(part.raw, part.reduced, part.coded, part.coded or part.sent)
 
 
-def _add_streams(totals: Totals, cohort: int) -> None:
+def _add_streams(totals: Totals, cohort: float) -> None:
     end, done = pack("end", 1, 0, 1, {}, {"up": 1 << 30, "down": 1 << 30}), pack("done", 1, 0, 1, {})
     _add(totals, "up", "data", "envelope", Sizes(sent=end.total), cohort)
     _add(totals, "down", "data", "envelope", Sizes(sent=done.total), cohort)

@@ -20,6 +20,7 @@ from splitfed.control import FrontWire
 from splitfed.cut import Cut
 from splitfed.data import FederatedData, load
 from splitfed.errors import ModelError, RunError
+from splitfed.evaluation import divide
 from splitfed.ledger import Sizes
 from splitfed.models import Front, pixel_stats
 from splitfed.optim import pick_device
@@ -153,7 +154,9 @@ def _through_its_codec(front: Front, scenario: Scenario, round: int, key: Key) -
 def _of_client(scenario: Scenario, data: FederatedData, client: int, round: int, key: Key) -> Batch:
     if not 0 <= client < len(data.partitions):
         raise RunError(f"--client {client}: there are clients 0 to {len(data.partitions) - 1}")
-    if not len(rows := data.partitions[client]):
+    share = scenario.evaluation.held_out
+    rows, _ = divide(data.partitions[client], data.train.labels, share, key, client)
+    if not len(rows):
         raise RunError(f"--client {client}: holds no images")
     mean, std = pixel_stats(scenario.model)
     return next(batches(

@@ -15,7 +15,8 @@ class Metrics:
     trace in them. Accuracy is a share in [0, 1]; `eval_*` are measured on the validation split and are None in rounds
     without evaluation. Learning rates are those used in the round. `clients` were taken, and `lost` sampled but not
     taken; where none was taken there is no `train_loss`. `simulated_seconds` are cumulative, and None where nothing
-    tells them.
+    tells them. `clients_accuracy` is the mean, by examples, of what clients found on images that they hold out,
+    `*_client` the accuracy of one client; None in rounds where none did.
 
     Fields with a default may be missing in a file, as in those of earlier versions."""
 
@@ -34,6 +35,10 @@ class Metrics:
     server_lr: float
     lost: int = 0
     simulated_seconds: float | None = None
+    clients_accuracy: float | None = None
+    worst_client: float | None = None
+    median_client: float | None = None
+    best_client: float | None = None
 
     def line(self) -> str:
         """Return the row as a line of CSV; None is an empty field, and floats read back as the same bits."""

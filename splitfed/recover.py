@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from splitfed import scores
 from splitfed.checkpoint import Checkpoint, Checkpoints
 from splitfed.errors import RunError
 from splitfed.ledger import COLUMNS, Ledger, Totals, move_to_wasted, read_rows, totals_by_round
@@ -20,15 +21,17 @@ class Recovered:
 
 
 def recover(folder: Path, keep: int) -> Recovered:
-    """Prepare a new or interrupted run: cut `ledger.csv` and `metrics.csv` to the last checkpoint, and move the rows of
-    rounds that were not finished, or whose checkpoint was not, to `wasted.csv`. Raises RunError for a run of another
-    version, whose rows have other columns."""
+    """Prepare a new or interrupted run: cut `ledger.csv`, `metrics.csv` and `clients.csv` to the last checkpoint, and
+    move the rows of rounds that were not finished, or whose checkpoint was not, to `wasted.csv`. Raises RunError for a
+    run of another version, whose rows have other columns."""
     checkpoint = Checkpoints(folder, keep).latest()
     progress = checkpoint.progress if checkpoint else None
     if progress and (folder / "metrics.csv").read_text().partition("\n")[0] != HEADER.rstrip():
         raise RunError(f"{folder}: an earlier version of splitfed began this run, go on with that one or start it anew")
     _truncate(folder / "metrics.csv", HEADER, progress.metrics_bytes if progress else 0)
     _truncate(folder / "ledger.csv", ",".join(COLUMNS) + "\n", progress.ledger_bytes if progress else 0)
+    if (folder / scores.NAME).exists():
+        _truncate(folder / scores.NAME, scores.HEADER, progress.clients_bytes if progress else 0)
     _cut_torn_line(folder / "wasted.csv", ",".join(("attempt", *COLUMNS)) + "\n")
     attempts = [progress.attempt if progress else 0, *_wasted_attempts(folder)]
     for path in sorted(folder.glob("open-*.csv")):

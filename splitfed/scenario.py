@@ -15,6 +15,7 @@ from splitfed.config import Config
 from splitfed.data import DataConfig
 from splitfed.engines import Deployment, EngineConfig, Inline, Remote
 from splitfed.errors import ScenarioError
+from splitfed.evaluation import Evaluation
 from splitfed.models import ModelConfig
 from splitfed.scenario_file import Document, Origin, read
 from splitfed.scenario_problems import note
@@ -33,6 +34,7 @@ class Scenario(Config):
     federation: Federation
     training: Training = Training()
     compression: Compression = Compression()
+    evaluation: Evaluation = Evaluation()
     budget: BudgetConfig = Unlimited()
     checkpoints: Checkpoints = Checkpoints()
     engine: EngineConfig = Inline()
@@ -80,6 +82,17 @@ class Scenario(Config):
                 "anything near: set it to false, or set another mode"
             )
         return compression
+
+    @field_validator("evaluation")
+    @classmethod
+    def _asks_not_more_than_all(cls, evaluation: Evaluation, info: ValidationInfo) -> Evaluation:
+        federation = info.data.get("federation")
+        if federation and evaluation.cohort and evaluation.cohort > federation.clients:
+            raise ValueError(
+                f"cohort: {evaluation.cohort} of {federation.clients} clients cannot be asked: lower it, or leave it "
+                "out for all"
+            )
+        return evaluation
 
     @classmethod
     def load(cls, path_or_name: str | os.PathLike[str], overrides: list[str] | None = None) -> Self:

@@ -16,7 +16,8 @@ class Summary:
     others both planes; `total_bytes` contains `bytes_wasted`, and `factor` divides what would have been sent
     uncompressed by what was. `raw_bytes` is the uncompressed size of the cut. `stopped` is `rounds` or `budget`. `lost`
     counts clients that were sampled and not taken, over all rounds; `simulated_seconds` is None where nothing tells
-    them. Fields with a default may be missing in a file, as in those of earlier versions."""
+    them. The last four are what clients found after the last round, None where they were not asked. Fields with a
+    default may be missing in a file, as in those of earlier versions."""
 
     scenario: str
     seed: int
@@ -38,6 +39,10 @@ class Summary:
     mode: str
     lost: int = 0
     simulated_seconds: float | None = None
+    clients_accuracy: float | None = None
+    worst_client: float | None = None
+    median_client: float | None = None
+    best_client: float | None = None
 
     def write(self, folder: Path) -> None:
         """Write `summary.json` atomically."""

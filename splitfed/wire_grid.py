@@ -51,10 +51,11 @@ class Crossing(Protocol):
 
 
 class Whole(Crossing):
-    """Weights that cross as they are, whoever holds what; `up` is the way up's wire where that is another."""
+    """Weights that cross as they are, whoever holds what; `up` is the way up's wire where that is another. What is
+    handed out in the same round for another `purpose` is rounded anew."""
 
-    def __init__(self, wire: FrontWire, up: FrontWire | None = None) -> None:
-        self._down, self._up = wire, up or wire
+    def __init__(self, wire: FrontWire, up: FrontWire | None = None, purpose: str = "") -> None:
+        self._down, self._up, self._purpose = wire, up or wire, purpose
         self._coded: tuple[ArrayRecord, int, Coded] | None = None
 
     def open(self, round: int, clients: list[int]) -> None:
@@ -64,7 +65,7 @@ class Whole(Crossing):
         """Return the frame of these weights, the same for all clients."""
         # A strategy hands the same weights to all clients of a round, so the last ones are most often the next.
         if self._coded is None or self._coded[0] is not arrays or self._coded[1] != round:
-            packed = self._down.pack(plain(arrays), key, round, -1)
+            packed = self._down.pack(plain(arrays), key.at(self._purpose) if self._purpose else key, round, -1)
             self._coded = (arrays, round, (packed.buffer, self._down.sizes(packed)))
         return self._coded[2]
 

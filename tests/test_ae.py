@@ -115,7 +115,7 @@ def test_bytes_of_a_step_and_other_shapes():
     for shape in ((6, rows - 1, 5), (6, rows, 6), (6, 7, 12), (7, rows, 5)):
         other = {"smashed": torch.zeros(shape), "targets": torch.zeros(shape[0], dtype=torch.int64)}
         with pytest.raises(WireError):
-            arrive(cut, pack("step", 1, 0, 1, cut._encode(other, Key(0), "test"), {"examples": 6}))
+            arrive(cut, pack("step", 1, 0, 1, cut.encode(other, Key(0), "test"), {"examples": 6}))
 
 
 class Given(nn.Module):

@@ -118,14 +118,14 @@ def test_bytes_of_a_step():
 def test_other_shapes_are_refused(shape):
     cut = cut_for({"kind": "bottleneck", "width": 4}, GEOMETRY)
     other = {"smashed": torch.zeros(shape), "targets": torch.zeros(shape[0], dtype=torch.int64)}
-    packets = cut._encode(other, Key(0), "test")
+    packets = cut.encode(other, Key(0), "test")
     with pytest.raises(WireError):
         arrive(cut, pack("step", 1, 0, 1, packets, {"examples": 6}))
 
 
 def test_as_many_targets_as_samples():
     cut = cut_for({"kind": "bottleneck", "width": 4}, GEOMETRY)
-    packets = cut._encode({"smashed": torch.zeros(6, 5, 4), "targets": torch.zeros(5, dtype=torch.int64)}, Key(0), "")
+    packets = cut.encode({"smashed": torch.zeros(6, 5, 4), "targets": torch.zeros(5, dtype=torch.int64)}, Key(0), "")
     with pytest.raises(WireError, match="5 targets"):
         arrive(cut, pack("step", 1, 0, 1, packets, {"examples": 6}))
 

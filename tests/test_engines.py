@@ -10,7 +10,8 @@ from splitfed import Scenario, simulate
 from splitfed.engines import Deployment
 from splitfed.summary import Summary
 
-THREE = ["federation.clients=3", "federation.cohort=2", "federation.rounds=3", "training.client_state=keep"]
+THREE = ["federation.clients=3", "federation.cohort=2", "federation.rounds=3", "training.client_state=keep",
+         "evaluation={held_out: 0.2, every: 2}"]  # fmt: skip
 
 
 def scenario(mode: str) -> Scenario:
@@ -25,6 +26,7 @@ def same(one: Path, other: Path) -> None:
     assert data_rows(one) == data_rows(other)
     without = ("seconds", "total_bytes", "total_raw_bytes")
     assert table(one / "metrics.csv", *without) == table(other / "metrics.csv", *without)
+    assert (one / "clients.csv").read_text() == (other / "clients.csv").read_text()
     first, second = Summary.read(one), Summary.read(other)
     assert (first.test_accuracy, first.test_loss, first.cut_bytes) == (
         second.test_accuracy, second.test_loss, second.cut_bytes,

@@ -184,7 +184,7 @@ def crossed(run: splitfed.Result) -> list[dict[str, str]]:
 @pytest.mark.usefixtures("ray_is_up")
 @pytest.mark.parametrize("mode", ["sl", "sfl-v1", "sfl-v2"])
 def test_the_same_numbers_as_in_one_process(mode: str, tmp_path: Path):
-    changes = [*ADC, f"federation.mode={mode}", "training.client_state=keep"]
+    changes = [*ADC, f"federation.mode={mode}", "training.client_state=keep", "evaluation.held_out=0.2"]
     here, there = (simulate(small(*changes, f"engine.kind={kind}"), runs=tmp_path) for kind in ("inline", "ray"))
     assert there.summary.engine == "ray"
     assert crossed(here)
@@ -194,6 +194,7 @@ def test_the_same_numbers_as_in_one_process(mode: str, tmp_path: Path):
         there.summary.test_loss,
     )
     assert [row.eval_loss for row in here.rounds] == [row.eval_loss for row in there.rounds]
+    assert (here.folder / "clients.csv").read_text() == (there.folder / "clients.csv").read_text()
 
 
 @pytest.mark.usefixtures("ray_is_up")

@@ -24,7 +24,7 @@ FORKSERVER.set_forkserver_preload(["splitfed.simulation", "splitfed.server.app",
 def scenario(mode: str) -> Scenario:
     return small(
         *ADC, "federation.rounds=6", f"federation.mode={mode}", "federation.cohort=2", "training.client_state=keep",
-        "training.evaluate_every=2", "data.augment=flip",
+        "training.evaluate_every=2", "data.augment=flip", "evaluation={held_out: 0.2, every: 2, cohort: 2}",
     )  # fmt: skip
 
 
@@ -39,6 +39,7 @@ def outcome(folder: Path) -> dict:
         "summary": summary,
         "metrics": table(folder / "metrics.csv", "seconds"),
         "ledger": (folder / "ledger.csv").read_text(),
+        "clients": (folder / "clients.csv").read_text(),
         "model": {name: tensor.numpy().tobytes() for name, tensor in model.items()},
     }
 
@@ -84,6 +85,7 @@ def test_killed_at_random_moments(mode, tmp_path):
     assert found["summary"] == expected["summary"]
     assert found["metrics"] == expected["metrics"]
     assert found["ledger"] == expected["ledger"]
+    assert found["clients"] == expected["clients"]
     assert found["model"] == expected["model"]
     summary = json.loads((folder / "summary.json").read_text())
     lost = wasted_bytes(folder)

@@ -1,0 +1,71 @@
+"""Federated evaluation: after a round, clients are asked how its model does on the images that they hold out.
+
+Flower's strategies could do this by `configure_evaluate` and `aggregate_evaluate`; they are not called. Who is asked is
+the platform's choice, as in training, and the mean is by examples, whatever the strategy.
+"""
+
+from logging import getLogger
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+
+from splitfed.channel import Listener
+from splitfed.engines import Remote
+from splitfed.look import mean
+from splitfed.scenario import Scenario
+from splitfed.scores import Score
+from splitfed.seeds import Key
+from splitfed.server.alignment import Alignment
+from splitfed.server.attendance import Attendance
+from splitfed.server.cohort import invite, present
+from splitfed.server.dispatch import Dispatch
+from splitfed.server.replies import checked_score
+from splitfed.server.roster import Roster
+from splitfed.server.split import SplitServer
+from splitfed.wire_names import ARRAYS, CONFIG
+
+log = getLogger("splitfed")
+
+
+class Survey:
+    """Asks clients to evaluate: one by one where they are in this process, otherwise all at once."""
+
+    def __init__(
+        self, scenario: Scenario, dispatch: Dispatch, split: SplitServer, listener: Listener, roster: Roster,
+        alignment: Alignment, attendance: Attendance,
+    ) -> None:  # fmt: skip
+        self.settings, self.clients, self.key = scenario.evaluation, scenario.federation.clients, Key(scenario.seed)
+        self.dispatch, self.split, self.listener = dispatch, split, listener
+        self.roster, self.alignment, self.attendance = roster, alignment, attendance
+        self._grace = scenario.engine.grace if isinstance(scenario.engine, Remote) else 0.0
+
+    def ask(self, round: int, front: ArrayRecord) -> list[Score]:
+        """Return what clients find with this front and the back as it is, in order of client. Who is lost, or whose
+        answer cannot be true, is left out, with a warning."""
+        there = self.attendance.present(round, self.roster.online())
+        nodes = dict(self.roster.nodes)  # some may leave before they are messaged
+        images = {client: self.roster.held_out[client] for client in self._drawn(round, there)}
+        content = RecordDict({ARRAYS: front, CONFIG: ConfigRecord({"server-round": round})})
+        messages = {client: Message(content, nodes[client], MessageType.EVALUATE) for client in images}
+        for client, message in messages.items():
+            invite(message, self.listener, round, client)
+        scores: dict[int, Score] = {}
+        with self.split.evaluation(round, images) as looking:
+
+            def settle(client: int, reply: Message | None) -> None:
+                seen = looking.settle(client)
+                if (reply := present(reply)) is None or not (seen or reply.has_error()):
+                    log.warning("round %d: client %d is lost to its evaluation", round, client)
+                    return
+                found = mean(seen, images[client]) if seen else None
+                if (score := checked_score(reply, round, client, images[client], found)) is not None:
+                    scores[client] = score
+
+            self.dispatch.exchange(messages, lambda: looking.lost(self._grace), settle)
+        return [scores[client] for client in sorted(scores)]
+
+    def _drawn(self, round: int, there: set[int]) -> list[int]:
+        """Return who is asked, ascending, of those who are there, hold images out and have what the front needs."""
+        order = torch.randperm(self.clients, generator=self.key.at("evaluation", round).generator()).tolist()
+        able = [client for client in order if client in there and self.roster.held_out[client]]
+        return sorted([client for client in able if self.alignment.ready(client)][: self.settings.cohort])
