@@ -95,8 +95,8 @@ def main(grid: Grid, context: Context) -> None:
     held = recovered.checkpoint.held if recovered.checkpoint else None
     crossing = Differences(wire, held) if wire.delta else Whole(wire)
     wire_grid = WireGrid(grid, crossing, recovered.ledger, key.at("front_weights"))
-    lent = runtime()
     wire_grid.others[MessageType.EVALUATE] = Whole(wire, purpose="evaluation")
+    lent = runtime()
     listener = _listener(scenario, split, folder.name, recovered.ledger.attempt, lent)
     with listener, _warnings_to(folder / "log.txt") as log:
         question = {"protocol": PROTOCOL, "version": __version__, "classes": data.classes, "channel": "", "token": ""}
