@@ -4,7 +4,8 @@ A deployment samples as a simulation does, but who finishes in time is seen ther
 """
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -62,68 +63,79 @@ class Attendance:
         stays = {}
         for client, number in examples.items():
             steps = count_batches(number, batch, federation.local_steps, federation.local_epochs)
-            stays[client] = _Stay(self._availability.presence(round, client, steps), steps)
+            rank = self.key.at("availability", round, client, "rank").integer()
+            stays[client] = Stay(self._availability.presence(round, client, steps), steps, rank)
         limit = math.inf if federation.deadline is None else federation.deadline
-        return (in_turn if federation.mode == "sl" else at_once)(stays, federation.cohort_size, limit)
+        # With `order: fixed` clients of sfl-v2 take turns only so that runs repeat: they stand for some that do not.
+        wave = len(stays) if federation.mode == "sfl-v2" and federation.one_by_one else federation.at_once
+        pace = in_step if federation.mode == "psl" else each_alone
+        return planned(stays, wave, pace, federation.cohort_size, limit)
 
 
 @dataclass(frozen=True, slots=True)
-class _Stay:
-    """A client's presence in a round of so many mini-batches; times are simulated seconds from the round's start."""
+class Stay:
+    """A client's presence in a round of so many mini-batches. Of those who finish at the same time the lowest `rank` is
+    first: were it the number, some would never be taken."""
 
     presence: Presence
     steps: int
+    rank: int = 0
 
     @property
-    def vanishes(self) -> bool:
-        after = self.presence.vanishes_after
-        return after is not None and after < self.steps
-
-    @property
-    def _steps(self) -> int:
+    def trained(self) -> int:
+        """How many mini-batches it trains if the round is not over before."""
         after = self.presence.vanishes_after
         return self.steps if after is None else min(after, self.steps)
 
-    def end(self, begun: float) -> float:
-        """Return when a client that begins then has finished, or vanishes."""
-        return begun + self.presence.step_seconds * self._steps
 
-    def done(self, begun: float, over: float) -> int:
-        """Return how many mini-batches a client that begins then has trained when the round is over."""
-        if self.end(begun) <= over:
-            return self._steps
-        return math.floor((over - begun) / self.presence.step_seconds) if begun < over else 0
+# At how many simulated seconds after the round's start each client of a wave is through with each of its mini-batches.
+Moments = Mapping[int, Sequence[float]]
+Pace = Callable[[Mapping[int, Stay], float], Moments]
 
 
-def at_once(stays: Mapping[int, _Stay], enough: int, limit: float) -> Plan:
-    """Plan a round in which all begin as soon as they are there.
-
-    It is over when `enough` have finished, when nobody is left to wait for, or at the `limit`. Of those who finish at
-    the same time the lower number is first."""
-    ends = {client: stay.end(stay.presence.late) for client, stay in stays.items()}
-    finish = sorted((ends[client], client) for client, stay in stays.items() if not stay.vanishes)
-    taken = [(end, client) for end, client in finish if end <= limit][:enough]
-    over = taken[-1][0] if len(taken) == enough else min(limit, max(ends.values(), default=0.0))
-    first = {client for _, client in taken}
-    vanish = {
-        client: None if client in first else stay.done(stay.presence.late, over) for client, stay in stays.items()
+def each_alone(stays: Mapping[int, Stay], begun: float) -> Moments:
+    """Return the moments of clients of whom none waits for another, in a wave that has begun then."""
+    return {
+        client: [
+            max(begun, stay.presence.late) + stay.presence.step_seconds * (step + 1) for step in range(stay.trained)
+        ]
+        for client, stay in stays.items()
     }
-    return Plan(vanish, over)
 
 
-def in_turn(stays: Mapping[int, _Stay], enough: int, limit: float) -> Plan:
-    """Plan a round in which each begins when the one before has finished or vanished, and is waited for.
+def in_step(stays: Mapping[int, Stay], begun: float) -> Moments:
+    """Return the moments of clients in joint steps: one takes as long as its slowest, who comes late joins the next."""
+    moments: dict[int, list[float]] = {client: [] for client in stays}
+    now = begun
+    while left := [client for client, stay in stays.items() if len(moments[client]) < stay.trained]:
+        now = max(now, min(stays[client].presence.late for client in left))
+        there = [client for client in left if stays[client].presence.late <= now]
+        now += max(stays[client].presence.step_seconds for client in there)
+        for client in there:
+            moments[client].append(now)
+    return moments
 
-    It is over when `enough` have finished, after the last, or at the `limit`; whose turn has not come by then hears
-    nothing of it."""
+
+def planned(stays: Mapping[int, Stay], wave: int, pace: Pace, enough: int, limit: float) -> Plan:
+    """Plan a round in which `wave` clients at a time train, in order.
+
+    A wave is over when its last client has finished or vanished, the round after its last wave, when `enough` have
+    finished, or at the `limit`. Whose wave has not begun by then hears nothing of it."""
     vanish: dict[int, int | None] = {}
-    now = 0.0
-    for client, stay in stays.items():
-        if now >= limit or list(vanish.values()).count(None) == enough:
+    now, missing, order = 0.0, enough, list(stays)
+    for first in range(0, len(order), max(1, wave)):
+        if now >= limit or not missing:
             break
-        begun = max(now, stay.presence.late)
-        now = stay.end(begun)
-        in_time = now <= limit and not stay.vanishes
-        now = min(now, limit)
-        vanish[client] = None if in_time else stay.done(begun, now)
+        here = {client: stays[client] for client in order[first : first + wave]}
+        moments = pace(here, now)
+        ends = {client: done[-1] if done else max(now, here[client].presence.late) for client, done in moments.items()}
+        finish = sorted(
+            (ends[client], stay.rank, client) for client, stay in here.items() if stay.trained == stay.steps
+        )
+        taken = [one for one in finish if one[0] <= limit][:missing]
+        missing -= len(taken)
+        now = min(limit, max(ends.values())) if missing else taken[-1][0]
+        first_ones = {client for _, _, client in taken}
+        for client, done in moments.items():
+            vanish[client] = None if client in first_ones else bisect_right(done, now)
     return Plan(vanish, now)

@@ -13,7 +13,7 @@ from splitfed.availability import Drawn
 from splitfed.engines import Deployment
 from splitfed.errors import RunError, ScenarioError
 from splitfed.seeds import Key
-from splitfed.server.attendance import _Stay, at_once, in_turn
+from splitfed.server.attendance import Attendance, Stay, each_alone, in_step, planned
 from splitfed.server.serve import deployed
 from splitfed.trace import Presence, read_trace
 
@@ -184,10 +184,21 @@ def test_more_are_sampled_as_it_is_written(cohort: int, oversample: float, sampl
     assert (plan.federation.sampled, plan.federation.cohort_size) == (sampled, cohort)
 
 
+def test_clients_alike_have_all_a_chance() -> None:
+    drawn = ["federation.clients=8", "federation.cohort=2", "federation.oversample=4", "federation.availability=drawn"]
+    attendance = Attendance(small(*drawn), Path())
+    plans = [attendance.plan(round, dict.fromkeys(range(8), 32)) for round in range(1, 30)]
+    taken = [[client for client, vanishes in plan.vanish.items() if vanishes is None] for plan in plans]
+    assert {len(pair) for pair in taken} == {2}
+    assert set().union(*taken) == set(range(8))
+    backwards = attendance.plan(1, dict.fromkeys(range(7, -1, -1), 32))
+    assert (dict(backwards.vanish), backwards.seconds) == (dict(plans[0].vanish), 2.0)
+
+
 STAYS = st.dictionaries(
     st.integers(0, 9),
     st.builds(
-        _Stay,
+        Stay,
         st.builds(Presence, st.integers(0, 6).map(float), st.integers(0, 3).map(float), st.none() | st.integers(0, 5)),
         st.integers(1, 4),
     ),
@@ -197,7 +208,7 @@ STAYS = st.dictionaries(
 
 @settings(max_examples=300)
 @given(STAYS, st.integers(1, 6), st.integers(1, 20).map(float) | st.just(float("inf")))
-def test_a_round_at_once_is_what_happens_event_by_event(stays: dict[int, _Stay], enough: int, limit: float) -> None:
+def test_a_round_at_once_is_what_happens_event_by_event(stays: dict[int, Stay], enough: int, limit: float) -> None:
     """Against the events of the round, one after another: mini-batches, clients who finish, and clients who vanish."""
     events = []
     for client, stay in stays.items():
@@ -218,23 +229,56 @@ def test_a_round_at_once_is_what_happens_event_by_event(stays: dict[int, _Stay],
                 now = moment
                 taken += [client] if what == "finish" else []
     over = min(now if len(taken) == enough or not left else limit, limit)
-    plan = at_once(stays, enough, limit)
+    plan = planned(stays, 9, each_alone, enough, limit)
     assert plan.seconds == over
     assert plan.vanish == {client: None if client in taken else steps[client] for client in stays}
 
 
-def test_clients_in_turn_wait_for_each_other() -> None:
-    def stay(late: float, each: float, after: int | None = None) -> _Stay:
-        return _Stay(Presence(late, each, after), 4)
+INFINITY = float("inf")
 
+
+def stay(late: float, each: float, after: int | None = None) -> Stay:
+    return Stay(Presence(late, each, after), 4)
+
+
+def test_waves_wait_for_each_other() -> None:
     stays = {5: stay(3, 1), 2: stay(0, 2, 3), 9: stay(20, 1), 0: stay(0, 1), 1: stay(0, 1)}
-    # 5 from 3 to 7, 2 until it vanishes at 13, 9 from 20 to 24, 0 to 28
-    free = in_turn(stays, 5, float("inf"))
-    assert (dict(free.vanish), free.seconds) == ({5: None, 2: 3, 9: None, 0: None, 1: None}, 32.0)
-    assert list(free.vanish) == [5, 2, 9, 0, 1]
-    two = in_turn(stays, 2, float("inf"))
-    assert (dict(two.vanish), two.seconds) == ({5: None, 2: 3, 9: None}, 24.0)
+
+    def plan(wave: int, enough: int = 5, limit: float = INFINITY) -> tuple[dict[int, int | None], float]:
+        found = planned(stays, wave, each_alone, enough, limit)
+        assert list(found.vanish) == list(stays)[: len(found.vanish)]
+        return dict(found.vanish), found.seconds
+
+    # One by one: 5 from 3 to 7, 2 until it vanishes at 13, 9 from 20 to 24, 0 to 28, 1 to 32.
+    assert plan(1) == ({5: None, 2: 3, 9: None, 0: None, 1: None}, 32.0)
+    assert plan(1, 2) == ({5: None, 2: 3, 9: None}, 24.0)
     for limit, expected in [(24.0, {5: None, 2: 3, 9: None}), (26.5, {5: None, 2: 3, 9: None, 0: 2}),
                             (10.0, {5: None, 2: 1}), (2.0, {5: 0}), (15.0, {5: None, 2: 3, 9: 0})]:  # fmt: skip
-        plan = in_turn(stays, 5, limit)
-        assert (dict(plan.vanish), plan.seconds) == (expected, limit)
+        assert plan(1, limit=limit) == (expected, limit)
+    # Two by two: 5 and 2 to 7, 9 from 20 to 24 and 0 from 7 to 11, 1 from 24 to 28.
+    assert plan(2) == ({5: None, 2: 3, 9: None, 0: None, 1: None}, 28.0)
+    assert plan(2, 2) == ({5: None, 2: 3, 9: 0, 0: None}, 11.0)
+    assert plan(2, limit=9) == ({5: None, 2: 3, 9: 0, 0: 2}, 9.0)
+
+
+def test_joint_steps_go_at_the_pace_of_the_slowest() -> None:
+    # 1 and 2 until 2 vanishes after two steps of 3 seconds, then 1 alone; 3 comes during the first, and is the slowest.
+    stays = {1: stay(0, 1), 2: stay(0, 3, 2), 3: stay(2, 5)}
+    # Steps end at 3 (1, 2), 8 (1, 2, 3), 13 (1, 3), 18 (1, 3), 23 (3).
+    assert in_step(stays, 0) == {1: [3, 8, 13, 18], 2: [3, 8], 3: [8, 13, 18, 23]}
+    plan = planned(stays, 3, in_step, 3, 20)
+    assert (plan.vanish, plan.seconds) == ({1: None, 2: 2, 3: 3}, 20)
+    late = {1: stay(50, 1), 2: stay(60, 1), 3: stay(0, 1, 0)}
+    assert in_step(late, 10) == {1: [51, 52, 53, 54], 2: [61, 62, 63, 64], 3: []}
+
+
+def test_a_mode_has_its_own_time() -> None:
+    """Six clients of two seconds each."""
+    for settings_of, seconds in {
+        ("federation.mode=sl",): 12.0, ("federation.mode=sfl-v1",): 2.0, ("federation.mode=sfl-v2",): 2.0,
+        ("federation.mode=psl",): 2.0, ("federation.mode=psl", "federation.wave=4"): 4.0,
+        ("federation.order=arrival", "federation.wave=2"): 6.0,
+    }.items():  # fmt: skip
+        scenario = small("federation.clients=6", "federation.availability=drawn", *settings_of)
+        plan = Attendance(scenario, Path()).plan(1, dict.fromkeys(range(6), 32))
+        assert (set(plan.vanish.values()), plan.seconds) == ({None}, seconds), settings_of
