@@ -1,20 +1,19 @@
 """Trains what a client holds of the model: a worker loads client after client.
 
-The loop is the whole of the client's side: front, reducer, codec, exchange, backward, update. Nothing of a client stays
-in the worker; what must outlive a round is in `ClientState`.
+The loop is a client's round; `splitfed.clients.steps` has what becomes of a mini-batch. Nothing of a client stays in
+the worker; what must outlive a round is in `ClientState`.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from splitfed.aligning import Aligner
 from splitfed.assembly import assemble
-from splitfed.attention import ClsAttention
 from splitfed.batches import batches
 from splitfed.channel import Invitation, Stream
 from splitfed.clients.anchor import Anchor
@@ -22,8 +21,8 @@ from splitfed.clients.dial import Reach, connect
 from splitfed.clients.holding import Holding, hold
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
+from splitfed.clients.steps import step_of
 from splitfed.compression.halves import DECODER
-from splitfed.compression.reducer import View
 from splitfed.control import FrontWire
 from splitfed.cut import Cut
 from splitfed.errors import RunError, WireError
@@ -31,8 +30,6 @@ from splitfed.held import Held
 from splitfed.models import pixel_stats
 from splitfed.optim import pick_device, set_lr
 from splitfed.optimiser_state import read_optimiser, write_optimiser
-from splitfed.precision import autocast
-from splitfed.randomness import draws, keyed_rng
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.wire import pack, unpack
@@ -49,7 +46,7 @@ class Trained:
 
 
 class Worker:
-    """A front with all that trains it, made once and loaded for each client.
+    """What a client holds with all that trains it, made once and loaded for each client.
 
     `told` are the server's class names; `holding` is what another worker of this process has opened already. Raises a
     SplitfedError for what this machine lacks: data, or the device.
@@ -67,22 +64,22 @@ class Worker:
         self.held = Held.of(scenario, parts).train()
         self.front, self.decoder = self.held.front, parts.back.decoder
         self.geometry = self.front.geometry(scenario.training.batch_size, classes)
-        self.cut = Cut(scenario.compression, self.geometry, self.device)
-        self.attention = ClsAttention(self.front) if self.cut.reducer.needs_attention else None
+        self.cut = Cut.of(scenario, self.geometry, self.device)
         self.wire = FrontWire.of(self.held, scenario.compression)
         self.fitting = scenario.compression.reducer.alignment()
         self.alignment_wires = FrontWire.of_alignment(self.front, self.decoder, scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)
-        self._draws = draws(self.held)
+        self.step = step_of(scenario.federation)(self.held, self.cut, scenario.training.precision)
 
     def train(
         self, client: int, round: int, weights: dict[str, Tensor], invitation: Invitation, reach: Reach, states: Path,
         proximal: float = 0.0, vanishes_after: int | None = None,
     ) -> Trained | None:  # fmt: skip
-        """Train a client's front for a round, mini-batch by mini-batch, against the split server that invites it.
+        """Train what a client holds for a round, mini-batch by mini-batch, against the split server that invites it;
+        alone where that is the whole model.
 
-        `proximal` is FedProx's mu (arXiv 1812.06127, section 3.2): mu/2 times the squared distance of the front to the
-        round's first joins the loss that is minimised, not the one that is reported. In a simulation the client may
+        `proximal` is FedProx's mu (arXiv 1812.06127, section 3.2): mu/2 times the squared distance of what it holds to
+        the round's first joins the loss that is minimised, not the one that is reported. In a simulation the client may
         have to vanish after so many mini-batches: it leaves without a word, keeps nothing, and None is returned.
 
         Raises WireError where the server's replies are not what was asked for, and CodecError for numbers that cannot
@@ -98,7 +95,7 @@ class Worker:
         rows = self.holding.rows(client)
         losses, step, up, down = 0.0, 0, 0, 0
         anchor = Anchor(self.held, proximal)
-        with connect(invitation, client, round, reach, self.cut.most_bytes) as stream:
+        with self._stream(invitation, client, round, reach) as stream:
             all_batches = batches(
                 self.holding.images, rows, training.batch_size, self.key.at("batches", round, client),
                 augment=self.scenario.data.augment, workers=self.scenario.data.workers, mean=self.mean, std=self.std,
@@ -107,13 +104,15 @@ class Worker:
             for batch in islice(all_batches, vanishes_after):
                 step += 1
                 images, labels = batch.images.to(self.device), batch.labels.to(self.device)
-                loss, sent, received = self._step(stream, images, labels, client, round, step)
+                key = self.key.at("step", round, client, step)
+                loss, sent, received = self.step(stream, images, labels, key, (round, client, step))
                 anchor.pull()
                 training.client.step(optimiser, self.held)
                 losses, up, down = losses + loss, up + sent, down + received
             if vanishes_after is not None:
                 return None
-            end(stream, client, round, step + 1, up, down)
+            if stream is not None:
+                end(stream, client, round, step + 1, up, down)
         if keep:
             keep.save(round, read_optimiser(optimiser))
         return Trained(self.held.travelling(), losses / max(1, step), step, len(rows))
@@ -124,6 +123,11 @@ class Worker:
         self.held.load_travelling(weights)
         if self.fitting:
             self._take_encoder(ClientState(states, client).encoder())
+
+    def _stream(self, invitation: Invitation, client: int, round: int, reach: Reach) -> AbstractContextManager:
+        if not self.scenario.federation.splits:
+            return nullcontext()
+        return connect(invitation, client, round, reach, self.cut.most_bytes)
 
     def align(
         self, client: int, round: int, weights: dict[str, Tensor], both: bool, states: Path
@@ -151,31 +155,6 @@ class Worker:
             self.front.encoder.load_state_dict(encoder)
         except RuntimeError:
             raise RunError("the encoder that this client has kept is that of another model: start a new run") from None
-
-    def _step(
-        self, stream: Stream, images: Tensor, labels: Tensor, client: int, round: int, step: int
-    ) -> tuple[float, int, int]:
-        """Exchange one mini-batch and leave the front's gradients; return the loss and the bytes up and down."""
-        key = self.key.at("step", round, client, step)
-        precision = self.scenario.training.precision
-        with keyed_rng(key.at("dropout"), self.device, self._draws), autocast(precision, self.device):
-            activations = self.front(images)
-        attention = self.attention.read if self.attention else _blind
-        view = View(activations.detach(), self.geometry.prefix, attention, self.front.encoder)
-        with torch.no_grad():
-            plan = self.cut.reducer.plan(view, key.at("plan"))
-            targets = plan.targets(labels, self.geometry.classes)
-        smashed = plan.reduce(activations)
-        packed = self.cut.pack_step(plan, smashed, targets, len(labels), key.at("rounding"), round, client, step)
-        reply = stream.exchange(packed.buffer)
-        frame = self.cut.unpack_gradient(reply, smashed)
-        gradient = self.cut.corrected(frame.tensors["cut_gradient"], smashed, packed)
-        smashed.backward(gradient.to(smashed.dtype))
-        return float(frame.meta["loss"]), packed.total, len(reply)
-
-
-def _blind() -> Tensor:
-    raise RuntimeError("a reducer that reads attention must set needs_attention")
 
 
 def end(stream: Stream, client: int, round: int, step: int, up: int, down: int) -> None:

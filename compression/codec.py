@@ -36,8 +36,8 @@ class Packet:
 class Codec(ABC):
     """Encodes tensors; its decoder is found by the packet's tag, see `splitfed.compression.codecs.decode`.
 
-    `correction` times what it took from `smashed` is added to the client's gradient, see `Cut.corrected`. One that is
-    not `lossy` gives back every float32 as it was.
+    `correction` times what it took from `smashed` is added to the client's gradient, see `Cut.corrected`; and so at the
+    second cut, if there is one. One that is not `lossy` gives back every float32 as it was.
     """
 
     correction: float = 0.0

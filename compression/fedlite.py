@@ -150,8 +150,8 @@ DECODERS = {TAG: Decoder(FLOATS, _size, _decode)}
 class FedLite(CodecSettings):
     """A few bits for each of the `subvectors` of a token, and `centroids` of float32 for each group of subvectors.
 
-    `correction` is what pulls the client's activations towards their centroids; `smashed` alone has a gradient to
-    correct, other roles leave it out of account.
+    `correction` is what pulls the client's activations towards their centroids; `smashed` and `tail_smashed` alone
+    have a gradient to correct, other roles leave it out of account.
     """
 
     kind: Literal["fedlite"] = "fedlite"

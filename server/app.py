@@ -21,7 +21,7 @@ from splitfed.data import load
 from splitfed.engines import Remote
 from splitfed.look import Looks
 from splitfed.optimiser_state import write_optimiser
-from splitfed.recover import recover
+from splitfed.recover import Recovered, recover
 from splitfed.rpc import PROTOCOL
 from splitfed.run import stored_scenario
 from splitfed.runtime import Runtime, runtime
@@ -33,6 +33,7 @@ from splitfed.server.model import Model
 from splitfed.server.rounds import Rounds
 from splitfed.server.split import SplitServer
 from splitfed.server.strategy import Aggregation
+from splitfed.server.unsplit import Unheard, Unsplit
 from splitfed.wire_grid import Whole, WireGrid
 
 app = ServerApp()
@@ -52,6 +53,21 @@ def _warnings_to(path: Path) -> Iterator[IO[str]]:
         finally:
             for handler in handlers:
                 logger.removeHandler(handler)
+
+
+def _split_server(scenario: Scenario, model: Model, recovered: Recovered, key: Key) -> SplitServer:
+    trainer = Trainer(model.back, scenario.training.server)
+    if recovered.checkpoint:
+        write_optimiser(trainer.optimiser, recovered.checkpoint.optimiser)
+    cut = Cut.of(scenario, model.geometry, model.device)
+    pool = POOLS[scenario.federation.mode](trainer)
+    at_once = max(1, (os.cpu_count() or 1) // torch.get_num_threads())
+    # In one process nobody is missing: whoever is slow computes.
+    patience = scenario.federation.patience_seconds if isinstance(scenario.engine, Remote) else None
+    return SplitServer(
+        pool, cut, recovered.ledger, key.at("server"), scenario.training.precision, at_once=at_once, patience=patience,
+        looks=Looks(cut, model.front.encoder) if scenario.evaluation.held_out else None,
+    )  # fmt: skip
 
 
 def _listener(scenario: Scenario, split: SplitServer, run: str, attempt: int, lent: Runtime) -> Listener:
@@ -77,27 +93,20 @@ def main(grid: Grid, context: Context) -> None:
     data = load(scenario.data, scenario.model.image_size, scenario.federation.clients, key.at("data"))
     recovered = recover(folder, scenario.checkpoints.keep)
     model = Model(scenario, data)
-    trainer = Trainer(model.back, scenario.training.server)
     if recovered.checkpoint:
         model.load(recovered.checkpoint.model)
-        write_optimiser(trainer.optimiser, recovered.checkpoint.optimiser)
         strategy.load(recovered.checkpoint.strategy)
-    cut = Cut(scenario.compression, model.geometry, model.device)
-    pool = POOLS[scenario.federation.mode](trainer)
-    at_once = max(1, (os.cpu_count() or 1) // torch.get_num_threads())
-    # In one process nobody is missing: whoever is slow computes.
-    patience = scenario.federation.patience_seconds if isinstance(scenario.engine, Remote) else None
-    split = SplitServer(
-        pool, cut, recovered.ledger, key.at("server"), scenario.training.precision, at_once=at_once, patience=patience,
-        looks=Looks(cut, model.front.encoder) if scenario.evaluation.held_out else None,
-    )  # fmt: skip
     wire = FrontWire.of(model.held, scenario.compression)
     held = recovered.checkpoint.held if recovered.checkpoint else None
     crossing = Differences(wire, held) if wire.delta else Whole(wire)
     wire_grid = WireGrid(grid, crossing, recovered.ledger, key.at("front_weights"))
     wire_grid.others[MessageType.EVALUATE] = Whole(wire, purpose="evaluation")
     lent = runtime()
-    listener = _listener(scenario, split, folder.name, recovered.ledger.attempt, lent)
+    split: SplitServer | Unsplit = Unsplit()
+    listener: Listener = Unheard()
+    if scenario.federation.splits:
+        split = _split_server(scenario, model, recovered, key)
+        listener = _listener(scenario, split, folder.name, recovered.ledger.attempt, lent)
     with listener, _warnings_to(folder / "log.txt") as log:
         question = {"protocol": PROTOCOL, "version": __version__, "classes": data.classes, "channel": "", "token": ""}
         if lent.waits:  # clients on other machines may find the way to the split server barred: they try it first

@@ -16,6 +16,7 @@ from splitfed.server.dispatch import Dispatch
 from splitfed.server.replies import checked
 from splitfed.server.split import SplitServer
 from splitfed.server.strategy import Aggregation
+from splitfed.server.unsplit import Unsplit
 from splitfed.wire_names import ARRAYS, CONFIG, LACKING, VANISHED, VANISHES_AFTER
 
 log = getLogger("splitfed")
@@ -31,8 +32,9 @@ class Cohort:
     """Lets the clients of a round train, in the scenario's order."""
 
     def __init__(
-        self, scenario: Scenario, dispatch: Dispatch, split: SplitServer, strategy: Aggregation, listener: Listener
-    ) -> None:
+        self, scenario: Scenario, dispatch: Dispatch, split: SplitServer | Unsplit, strategy: Aggregation,
+        listener: Listener,
+    ) -> None:  # fmt: skip
         self.dispatch, self.split, self.strategy, self.listener = dispatch, split, strategy, listener
         federation, engine = scenario.federation, scenario.engine
         # One shared back is trained by one client at a time: the order is made here, by whom the server messages next.

@@ -46,7 +46,10 @@ class Model:
         self.held.load_travelling(weights)
 
     def steps(self, examples: list[int]) -> int:
-        """Return how many mini-batches clients of so many examples send in a round."""
+        """Return how often clients of so many examples are heard of in a round: with each mini-batch, or once
+        each where none crosses."""
+        if not self.scenario.federation.splits:
+            return len(examples)
         federation, batch = self.scenario.federation, self.scenario.training.batch_size
         return max(1, sum(count_batches(n, batch, federation.local_steps, federation.local_epochs) for n in examples))
 

@@ -18,7 +18,6 @@ from splitfed.checkpoint import Checkpoints, Progress
 from splitfed.errors import RunError
 from splitfed.metrics import Metrics, append
 from splitfed.observe import Observer, Observers, Started
-from splitfed.optimiser_state import read_optimiser
 from splitfed.recover import Recovered, wasted_bytes
 from splitfed.runtime import Runtime
 from splitfed.scenario import Scenario
@@ -33,6 +32,7 @@ from splitfed.server.roster import Roster
 from splitfed.server.split import SplitServer
 from splitfed.server.strategy import Aggregation
 from splitfed.server.survey import Survey
+from splitfed.server.unsplit import Unsplit
 from splitfed.summary import Summary
 from splitfed.wire_grid import WireGrid
 from splitfed.wire_names import METRICS
@@ -44,8 +44,9 @@ class Rounds:
     """A run in progress: the model, the bytes so far, and where it all is written."""
 
     def __init__(
-        self, scenario: Scenario, folder: Path, recovered: Recovered, model: Model, grid: WireGrid, split: SplitServer,
-        strategy: Aggregation, listener: Listener, lent: Runtime, question: dict, observers: tuple[Observer, ...],
+        self, scenario: Scenario, folder: Path, recovered: Recovered, model: Model, grid: WireGrid,
+        split: SplitServer | Unsplit, strategy: Aggregation, listener: Listener, lent: Runtime, question: dict,
+        observers: tuple[Observer, ...],
     ) -> None:  # fmt: skip
         self.scenario, self.folder, self.model, self.grid, self.split = scenario, folder, model, grid, split
         self.strategy, self.lent, self.observer = strategy, lent, Observers(observers)
@@ -93,7 +94,8 @@ class Rounds:
         self._finish()
 
     def _limit(self) -> int | None:
-        return self.scenario.budget.limit(sum(self.roster.examples.values()), self.model.geometry)
+        examples, private = sum(self.roster.examples.values()), self.scenario.federation.private
+        return self.scenario.budget.limit(examples, self.model.geometry, private)
 
     def _goes_on(self, round: int) -> bool:
         """Decide whether another round starts after this one, by what it and those before it have sent."""
@@ -209,9 +211,8 @@ class Rounds:
         aligned = sorted(self.alignment.aligned)
         clients = length(self.folder)
         progress = Progress(round, self.ledger.attempt, self._seconds(), ledger, metrics, examples, aligned, clients)
-        optimiser = read_optimiser(self.split.pool.trainer.optimiser)
         held = self.grid.crossing.state()
-        self.checkpoints.save(self.model.state(), optimiser, progress, self.strategy.state(), held)
+        self.checkpoints.save(self.model.state(), self.split.optimiser(), progress, self.strategy.state(), held)
         self.finished = round
         self.ledger.forget_open()
 

@@ -26,17 +26,17 @@ def serve(
 ) -> Path:  # fmt: skip
     """Run a scenario with clients that join at `host`, and return the run's folder.
 
-    Flower's messages take `port`, mini-batches `split_port`. `tls` is the folder that `splitfed certs` made; without
-    it everything is plain text, which must be wanted (`insecure`) anywhere but on this machine. The run begins when
-    `enough` clients are there (None: all); `clients` replaces the scenario's number. Raises a SplitfedError for the
-    user's mistakes, and KeyboardInterrupt after an orderly stop.
+    Flower's messages take `port`, mini-batches `split_port`, which stays closed where none cross. `tls` is the folder
+    that `splitfed certs` made; without it everything is plain text, which must be wanted (`insecure`) anywhere but on
+    this machine. The run begins when `enough` clients are there (None: all); `clients` replaces the scenario's number.
+    Raises a SplitfedError for the user's mistakes, and KeyboardInterrupt after an orderly stop.
     """
     if tls is None and host not in LOOPBACK and not insecure:
         raise RunError(
             f"--host {host} without --tls: all would cross in plain text, and anybody could join. Make keys with "
             f"'splitfed certs tls/ --host ...' and add --tls tls/, or say --insecure"
         )
-    if port == split_port:
+    if port == split_port and (scenario is None or scenario.federation.splits):
         raise RunError(f"--port and --split-port are both {port}: mini-batches need a port of their own")
     files = read_server(tls) if tls is not None else None
     if files is not None:
@@ -98,7 +98,8 @@ def _serve(
 
     host, port, split_port = place
     logging.getLogger("flwr").setLevel(logging.ERROR)  # its progress lines would interleave with ours
-    for taken in (port, split_port):
+    splits = scenario.federation.splits
+    for taken in (port, split_port) if splits else (port,):
         check_port("127.0.0.1" if host == "localhost" else host, taken)
     private = folder / "flower"
     private.mkdir(mode=0o700, exist_ok=True)
@@ -124,7 +125,9 @@ def _serve(
             enough=enough,
         )  # fmt: skip
         for observer in observers:
-            observer.serving(folder, f"{_bracketed(host)}:{port}", split_port, scenario.federation.clients)
+            observer.serving(
+                folder, f"{_bracketed(host)}:{port}", split_port if splits else None, scenario.federation.clients
+            )
         with lent(runtime):
             config = {"scenario": text, "run": str(folder)}
             run_server_app(app, address=inside, ca=ca, secret=secret, run_id=run_id, run_config=config)

@@ -42,7 +42,7 @@ class Session(ABC):
         self._lock = Lock()  # a stream and the one that supersedes it may both be here
 
     def handle(self, buffer: bytes) -> bytes:
-        """Take a frame and return the reply; the last frame again gets its reply again.
+        """Take a client's frame and return the reply; the last frame again gets its reply again.
 
         Raises WireError for anything else.
         """
@@ -55,15 +55,20 @@ class Session(ABC):
             if self.finished:
                 raise WireError("the stream has ended")
             frame = self._unpack(buffer)
-            if (frame.round, frame.client, frame.step) != (self.round, self.client, self._step + 1):
+            if (frame.round, frame.client, frame.step) != (self.round, self.client, self._next):
                 raise WireError(
                     f"frame of round {frame.round}, client {frame.client}, step {frame.step}, "
-                    f"where {self.round}, {self.client}, {self._step + 1} is next"
+                    f"where {self.round}, {self.client}, {self._next} is next"
                 )
             reply, rows = self._end(frame) if frame.kind == "end" else self._work(frame)
             self._last = _Answered(buffer, reply.buffer, rows)
         self._done(frame)
         return reply.buffer
+
+    @property
+    def _next(self) -> int:
+        """The step that is next."""
+        return self._step + 1
 
     @abstractmethod
     def _unpack(self, buffer: bytes) -> Frame:

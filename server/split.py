@@ -10,12 +10,14 @@ from splitfed.cut import Cut
 from splitfed.errors import WireError
 from splitfed.ledger import Ledger
 from splitfed.look import Looks
+from splitfed.optimiser_state import OptimiserState, read_optimiser
 from splitfed.precision import autocast
 from splitfed.randomness import draws
 from splitfed.seeds import Key
 from splitfed.server.backs import BackPool
 from splitfed.server.joint import Joint
 from splitfed.server.looks import Looking
+from splitfed.server.private import PrivateSession
 from splitfed.server.session import Session, SplitSession, away
 from splitfed.server.training import Alone, Training
 from splitfed.server.turns import Turns
@@ -56,6 +58,10 @@ class SplitServer:
         self._sessions: dict[int, SplitSession] = {}
         self._lock = Lock()
 
+    def optimiser(self) -> OptimiserState:
+        """Return a copy of the back's optimiser as the last finished round left it."""
+        return read_optimiser(self.pool.trainer.optimiser)
+
     def start_round(self, round: int, lr: float, examples: dict[int, int]) -> None:
         """Accept the streams of these clients, who hold so many examples, for this round only."""
         with self._lock:
@@ -76,7 +82,8 @@ class SplitServer:
             if round != self.open_round or client not in self.examples:
                 raise WireError(f"client {client} has no part in round {round}, or not any more")
             if client not in self._sessions:
-                self._sessions[client] = SplitSession(self, client, round, self.pool.open(client))
+                kind = PrivateSession if self.cut.private else SplitSession
+                self._sessions[client] = kind(self, client, round, self.pool.open(client))
             session = self._sessions[client]
             session.detached = None
             return session

@@ -22,6 +22,7 @@ from splitfed.server.dispatch import Dispatch
 from splitfed.server.replies import checked_score
 from splitfed.server.roster import Roster
 from splitfed.server.split import SplitServer
+from splitfed.server.unsplit import Unsplit
 from splitfed.wire_names import ARRAYS, CONFIG
 
 log = getLogger("splitfed")
@@ -31,8 +32,8 @@ class Survey:
     """Asks clients to evaluate: one by one where they are in this process, otherwise all at once."""
 
     def __init__(
-        self, scenario: Scenario, dispatch: Dispatch, split: SplitServer, listener: Listener, roster: Roster,
-        alignment: Alignment, attendance: Attendance,
+        self, scenario: Scenario, dispatch: Dispatch, split: SplitServer | Unsplit, listener: Listener,
+        roster: Roster, alignment: Alignment, attendance: Attendance,
     ) -> None:  # fmt: skip
         self.settings, self.clients, self.key = scenario.evaluation, scenario.federation.clients, Key(scenario.seed)
         self.dispatch, self.split, self.listener = dispatch, split, listener
@@ -50,6 +51,7 @@ class Survey:
         for client, message in messages.items():
             invite(message, self.listener, round, client)
         scores: dict[int, Score] = {}
+        assert isinstance(self.split, SplitServer)  # without a back to answer them the scenario is refused
         with self.split.evaluation(round, images) as looking:
 
             def settle(client: int, reply: Message | None) -> None:

@@ -73,6 +73,19 @@ class Alone(Training):
         assert batch.smashed.grad is not None
         return batch.smashed.grad, float(loss.detach())
 
+    def forward(self, trainer: "Trainer", batch: Batch, key: Key) -> Tensor:
+        """Run the back on a mini-batch whose loss is the client's to tell, and return what it makes of it."""
+        with self.turns, keyed_rng(key.at("dropout"), batch.smashed.device, self.draws), self.autocast():
+            return trainer.back(self._restored(trainer, batch))
+
+    def backward(self, trainer: "Trainer", batch: Batch, features: Tensor, gradient: Tensor) -> Tensor:
+        """Train the back on the gradient of what `forward` returned; return that of what was sent."""
+        with self.turns:
+            features.backward(gradient.to(features.dtype))
+            trainer.update()
+        assert batch.smashed.grad is not None
+        return batch.smashed.grad
+
     def begin(self, clients: Collection[int]) -> None:
         """Nothing to expect: nobody waits for another."""
 

@@ -1,10 +1,11 @@
 """A scenario's model as it is trained: in parts, with the reducer's own layers where they belong."""
 
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from splitfed.errors import ModelError
 from splitfed.models import build, check_buildable
-from splitfed.parts import Front, Parts, split
+from splitfed.parts import Front, Parts, split, split_twice
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 
@@ -15,8 +16,7 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
     loaded, as `check_fits` does."""
     key = Key(scenario.seed)
     vit = build(scenario.model, classes, pretrained=pretrained, key=key.at("model"))
-    front, back = split(vit, scenario.model.cut)
-    tail = nn.Identity()
+    front, back, tail = _cut(vit, scenario)
     geometry = front.geometry(scenario.training.batch_size, classes)
     reducer = scenario.compression.reducer
     if pretrained is not False:
@@ -30,6 +30,12 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
     return Parts(front, back, tail)
 
 
+def _cut(vit: VisionTransformer, scenario: Scenario) -> Parts:
+    if scenario.tail is None:
+        return Parts(*split(vit, scenario.model.cut), nn.Identity())
+    return Parts(*split_twice(vit, scenario.model.cut, scenario.tail))
+
+
 def check_fits(scenario: Scenario, front: Front) -> None:
     """Raise ModelError, with the key and the way out, where the reducer does not go with the model."""
     reducer = scenario.compression.reducer
@@ -40,6 +46,6 @@ def check_fits(scenario: Scenario, front: Front) -> None:
 def check_model(scenario: Scenario) -> Front:
     """Check a scenario's model and its reducer without weights or data, and return the model's front. Raises ModelError
     with the reason where a run could not begin."""
-    front = check_buildable(scenario.model)
+    front = check_buildable(scenario.model, scenario.tail)
     check_fits(scenario, front)
     return front

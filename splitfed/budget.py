@@ -26,10 +26,11 @@ _Text = Annotated[str, Field(pattern=_SIZE)]
 Bytes = Annotated[_Number, BeforeValidator(_size, json_schema_input_type=_Number | _Text)]
 
 
-def uncompressed_epoch(examples: int, geometry: Geometry) -> int:
+def uncompressed_epoch(examples: int, geometry: Geometry, private: bool = False) -> int:
     """Return the cut bytes of one uncompressed pass over `examples` images: activations and gradients in float32 and
-    8 bytes a label."""
-    return examples * (2 * 4 * geometry.tokens * geometry.width + 8)
+    8 bytes a label; where labels are private, activations and gradients at two cuts."""
+    tensor = 4 * geometry.tokens * geometry.width
+    return examples * (4 * tensor if private else 2 * tensor + 8)
 
 
 class Unlimited(Config):
@@ -37,7 +38,7 @@ class Unlimited(Config):
 
     kind: Literal["none"] = "none"
 
-    def limit(self, examples: int, geometry: Geometry) -> int | None:
+    def limit(self, examples: int, geometry: Geometry, private: bool = False) -> int | None:
         """Return the cut bytes after which no round starts, or None."""
         return None
 
@@ -48,7 +49,7 @@ class CutBytes(Config):
     kind: Literal["cut_bytes"] = "cut_bytes"
     bytes: Bytes
 
-    def limit(self, examples: int, geometry: Geometry) -> int | None:
+    def limit(self, examples: int, geometry: Geometry, private: bool = False) -> int | None:
         """Return the cut bytes after which no round starts."""
         return self.bytes
 
@@ -60,9 +61,9 @@ class UncompressedEpochs(Config):
     kind: Literal["uncompressed_epochs"] = "uncompressed_epochs"
     epochs: PositiveFloat
 
-    def limit(self, examples: int, geometry: Geometry) -> int | None:
+    def limit(self, examples: int, geometry: Geometry, private: bool = False) -> int | None:
         """Return the cut bytes after which no round starts."""
-        return int(self.epochs * uncompressed_epoch(examples, geometry))
+        return int(self.epochs * uncompressed_epoch(examples, geometry, private))
 
 
 BudgetConfig = Annotated[Unlimited | CutBytes | UncompressedEpochs, Field(discriminator="kind"), kind_shorthand]

@@ -39,10 +39,11 @@ class Console(Observer):
         self._bar: Progress | None = None
         self._serving = False
 
-    def serving(self, folder: Path, address: str, split_port: int, clients: int) -> None:
+    def serving(self, folder: Path, address: str, split_port: int | None, clients: int) -> None:
         """Print where clients may join."""
         self._serving = True
-        self._facts(("serving at", f"{address}, mini-batches at port {split_port}"), ("clients", f"{clients} may join"))
+        where = address if split_port is None else f"{address}, mini-batches at port {split_port}"
+        self._facts(("serving at", where), ("clients", f"{clients} may join"))
 
     def joined(self, client: int, examples: int, missing: list[int]) -> None:
         """Print who joined, and who has not."""

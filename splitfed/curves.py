@@ -81,7 +81,8 @@ class Curves(Observer):
         at = self._began + summary.seconds
         for name, value in (("test/accuracy", summary.test_accuracy), ("test/loss", summary.test_loss)):
             self._add(name, value, summary.rounds, at)
-            self._add(f"by_cut_bytes/{name}", value, summary.cut_bytes, at)
+            if summary.cut_bytes:
+                self._add(f"by_cut_bytes/{name}", value, summary.cut_bytes, at)
             self._add(f"by_total_bytes/{name}", value, summary.total_bytes, at)
         self._add("bytes/wasted", summary.bytes_wasted, summary.rounds, at)
         names = ("scenario", "seed", "engine", "mode", "reducer")
@@ -114,7 +115,8 @@ class Curves(Observer):
         ):
             if value is not None:
                 self._add(name, value, step, at)
-                self._add(f"by_cut_bytes/{name}", value, metrics.cut_bytes, at)
+                if metrics.cut_bytes:  # else there is no cut
+                    self._add(f"by_cut_bytes/{name}", value, metrics.cut_bytes, at)
                 self._add(f"by_total_bytes/{name}", value, metrics.total_bytes, at)
         # Of all roles seen so far: one that pauses for a round has a point at zero there, not a line drawn over it.
         for direction, role in sorted({(direction, role) for _, direction, role in finished.sums}):

@@ -23,11 +23,12 @@ from splitfed.footprint import Side, measure
 from splitfed.held import Held
 from splitfed.ledger import Direction, Row, Sizes, Totals
 from splitfed.look import Looks, Seen
-from splitfed.operations import Operations, count_step
+from splitfed.operations import Operations, count_step, count_whole
 from splitfed.optim import pick_device
+from splitfed.parts import Parts
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
-from splitfed.wire import pack
+from splitfed.wire import Packed, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def estimate(scenario: Scenario) -> Estimate:
     out = [count_held_out(images, scenario.evaluation.held_out) for images in examples]
     examples = [images - aside for images, aside in zip(examples, out, strict=True)]
     batch = min(training.batch_size, max(examples))
-    cut = Cut(scenario.compression, front.geometry(training.batch_size, classes), device)
+    cut = Cut.of(scenario, front.geometry(training.batch_size, classes), device)
 
     examples = [held for held in examples if held]  # who holds none is never drawn
     cohort = min(federation.sampled, len(examples))  # as if all of them stayed
@@ -94,9 +95,10 @@ def estimate(scenario: Scenario) -> Estimate:
         sizes[last] += passes
     totals = Totals()
     for size, number in sorted(sizes.items()):
-        if size and number:
-            _add_step(totals, cut, front.encoder, size, number * share_of_round, key)
-    _add_streams(totals, cohort)
+        if size and number and federation.splits:
+            _add_step(totals, cut, parts, size, number * share_of_round, key)
+    if federation.splits:
+        _add_streams(totals, cohort)
     wire = FrontWire.of(Held.of(scenario, parts), scenario.compression)
     _add_weights(totals, wire, "up", cohort, key, wire.delta)
     # Who was drawn in the round before too is sent a difference.
@@ -112,14 +114,17 @@ def estimate(scenario: Scenario) -> Estimate:
             _add_weights(once, up, "up", cohort, key)
 
     steps = round(sum(sizes.values()) * share_of_round)
-    operations = count_step(front, back, cut, scenario.model.image_size, batch, key)
-    client, server, seconds, forward = measure(front, back, cut, scenario, batch, key)
+    if federation.splits:
+        operations = count_step(parts, cut, scenario.model.image_size, batch, key)
+    else:
+        operations = count_whole(parts, cut, scenario.model.image_size, batch)
+    client, server, seconds, forward = measure(parts, cut, scenario, batch, key)
     at_once = min(federation.at_once, cohort)
     # The common back, and a copy for each client that trains: in one process one after another.
     copies = 1 if federation.mode != "sfl-v1" else 1 + (at_once if isinstance(scenario.engine, Remote) else 1)
     joined = at_once if federation.mode == "psl" else 1
     server = Side(server.parameters, server.state * copies, server.activations * joined)
-    limit = scenario.budget.limit(sum(examples), cut.geometry)
+    limit = scenario.budget.limit(sum(examples), cut.geometry, federation.private)
     rounds = federation.rounds if limit is None else min(federation.rounds, -(-limit // max(1, totals.cut.sent)))
     evaluation = forward / batch * (validation / training.evaluate_every + looks)
     cached = pictures * 3 * scenario.model.image_size**2
@@ -135,22 +140,30 @@ def _add(totals: Totals, direction: Direction, plane: str, role: str, sizes: Siz
     totals.add(Row(0, 0, 0, direction, plane, role, scaled))  # type: ignore[arg-type]
 
 
-def _add_step(totals: Totals, cut: Cut, encoder: nn.Module, size: int, times: float, key: Key) -> None:
+def _add_step(totals: Totals, cut: Cut, parts: Parts, size: int, times: float, key: Key) -> None:
     """Count a step of `size` images on random activations, before the lossless stage."""
     geometry = cut.geometry
     generator = key.at("estimate", size).generator()
     activations = torch.randn(size, geometry.tokens, geometry.width, generator=generator).to(cut.device)
     attention = torch.rand(size, geometry.tokens, generator=generator).to(cut.device)
     labels = torch.randint(geometry.classes, (size,), generator=generator).to(cut.device)
-    view = View(activations, geometry.prefix, lambda: attention / attention.sum(1, True), encoder)
+    view = View(activations, geometry.prefix, lambda: attention / attention.sum(1, True), parts.front.encoder)
     plan = cut.reducer.plan(view, key)
     smashed = plan.reduce(activations)
     up = cut.pack_step(plan, smashed, plan.targets(labels, geometry.classes), size, key, 1, 0, 1)
-    for role, part in cut.sizes(up, size).items():
-        _add(totals, "up", "data", role, _without_lossless(part), times)
-    down = cut.pack_gradient(cut.unpack_up(up.buffer), torch.randn_like(smashed), 1.0, key)
-    for role, part in cut.sizes(down, size).items():
-        _add(totals, "down", "data", role, _without_lossless(part), times)
+    batch = cut.batch(cut.unpack_up(up.buffer))
+    loss = None if cut.private else 1.0
+    frames: list[tuple[Direction, Packed]] = [
+        ("up", up), ("down", cut.pack_gradient(batch.frame, torch.randn_like(smashed), loss, key)),
+    ]  # fmt: skip
+    if cut.private:
+        with torch.no_grad():
+            features = cut.reducer.restore(batch.smashed, batch.side, batch.frame.meta, parts.back.decoder)
+        frames += [("down", cut.pack_features(batch.frame, features, key))]
+        frames += [("up", cut.pack_backward(features, key, 1, 0, 1))]
+    for way, packed in frames:
+        for role, part in cut.sizes(packed, size).items():
+            _add(totals, way, "data", role, _without_lossless(part), times)
 
 
 def _add_evaluations(

@@ -178,7 +178,7 @@ def _explain(
 ) -> Explanation:
     device = next(front.parameters()).device
     geometry = front.geometry(scenario.training.batch_size, len(data.classes))
-    cut = Cut(scenario.compression, geometry, device)
+    cut = Cut.of(scenario, geometry, device)
     try:
         attention = ClsAttention(front)
     except ModelError:

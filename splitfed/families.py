@@ -6,6 +6,7 @@ from typing import Any
 from splitfed.groups import Group, distinct
 
 UNCOMPRESSED = "uncompressed"
+WHOLE = "fl"  # the mode without a cut
 
 
 def families(groups: list[Group]) -> dict[str, list[Group]]:
@@ -34,6 +35,8 @@ def _number(value: Any) -> bool:
 
 
 def _name(one: Group) -> str:
+    if one.settings.get("federation.mode") == WHOLE:
+        return WHOLE
     reducer, codec = (one.settings.get(f"compression.{part}.kind") for part in ("reducer", "smashed.codec"))
     if reducer is None:
         return one.label

@@ -21,7 +21,11 @@ class Held(nn.Module):
 
     @classmethod
     def of(cls, scenario: Scenario, parts: Parts) -> "Held":
-        """Return what a client holds of a scenario's model."""
+        """Return what a client holds of a scenario's model: with `fl` all of it, with private labels the tail too."""
+        if not scenario.federation.splits:
+            return cls(parts.front, parts.back, "back_weights")
+        if scenario.federation.private:
+            return cls(parts.front, parts.tail, "tail_weights")
         return cls(parts.front)
 
     def travelling(self) -> dict[str, Tensor]:

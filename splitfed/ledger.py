@@ -40,7 +40,8 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of `ledger.csv`; `step` counts a client's frames of a round from 1, and is 0 on the control plane."""
+    """A line of `ledger.csv`; `step` counts a client's mini-batches of a round from 1, its end as one more, and is 0 on
+    the control plane."""
 
     round: int
     step: int

@@ -45,14 +45,13 @@ def card(
 ) -> str:
     """Return the text of a card: YAML for the Hub, then Markdown; `halves` names the file of a reducer's own layers."""
     scenario = origin.scenario
-    model, federation = scenario.model, scenario.federation
+    model = scenario.model
     mean, std = (", ".join(f"{value:g}" for value in values) for values in pixel_stats(model))
     parts = [
         f"---\n{write(_front_matter(origin, halves))}---",
         f"# {scenario.name}: {model.name}",
-        f"An image classifier of {len(classes)} classes, trained by federated split learning: {federation.clients} "
-        f"clients held the images and the model up to block {model.cut}, a server the rest. What crossed between them "
-        f"was counted. Made by splitfed {__version__}.",
+        f"An image classifier of {len(classes)} classes, trained by federated {_learning(scenario)} What crossed "
+        f"between them was counted. Made by splitfed {__version__}.",
         f"## Use\n\n```python\nimport timm\n\nmodel = {create}.eval()\n```",
         f"Images are RGB: the short side resized to {model.image_size} pixels (bicubic), the middle square cut out, "
         f"values from 0 to 1, then less the mean ({mean}) and divided by the standard deviation ({std}).",
@@ -71,12 +70,28 @@ def card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _learning(scenario: Scenario) -> str:
+    clients = scenario.federation.clients
+    if not scenario.federation.splits:
+        return f"learning: {clients} clients held the images and trained the whole model, a server averaged theirs."
+    return (
+        f"split learning: {clients} clients held the images and the model up to block {scenario.model.cut}, a server "
+        "the rest."
+    )
+
+
 def _front_matter(origin: Origin, halves: str | None) -> dict[str, Any]:
     scenario = origin.scenario
     found: dict[str, Any] = {
         "library_name": "timm",
         "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "timm", "splitfed", "federated-learning", "split-learning"],
+        "tags": [
+            "image-classification",
+            "timm",
+            "splitfed",
+            "federated-learning",
+            *(["split-learning"] if scenario.federation.splits else []),
+        ],
     }
     data = _data_set(scenario)
     on_the_hub = "/" in data and not Path(scenario.data.path).exists()
@@ -115,8 +130,8 @@ def _facts(origin: Origin) -> list[tuple[str, ...]]:
     steps, epochs = federation.local_steps, federation.local_epochs
     passes = f"local steps in each: {steps}" if steps else f"local epochs in each: {epochs}"
     ended = ", then the budget was spent" if origin.summary and origin.summary.stopped == "budget" else ""
-    rows = [("reducer", _settings(compression.reducer))]
-    for role in ("smashed", "cut_gradient", "front_weights"):
+    rows = [("reducer", _settings(compression.reducer))] if federation.splits else []
+    for role in ("smashed", "cut_gradient", "front_weights") if federation.splits else ("front_weights",):
         packing = getattr(compression, role)
         rows.append((role.replace("_", " "), f"{_settings(packing.codec)}, lossless {packing.lossless.kind}"))
     return [

@@ -29,6 +29,10 @@ _SET_ELSEWHERE = {"img_size": "image_size", "num_classes": "the classes of the d
 class ModelConfig(Config):
     """Which timm model is trained, from which weights, and after how many blocks it is cut.
 
+    Where labels stay with the clients (`federation.labels: private`) it is cut twice: `tail` is how many of the last
+    blocks a client holds, with the final norm and the head (0: these alone; null: 1). At least one block is left to the
+    server. With `fl` nothing is cut; `cut` then only tells which weights are counted as the front's.
+
     `weights` is a local file and implies pretrained weights; `args` go to timm as they are (`depth`, `drop_path_rate`).
     """
 
@@ -36,6 +40,7 @@ class ModelConfig(Config):
     pretrained: bool = False
     weights: str | None = None
     cut: int = Field(ge=1)
+    tail: int | None = Field(None, ge=0)
     image_size: int = Field(ge=1)
     args: dict[str, int | float | bool | str] = {}
 
@@ -105,13 +110,16 @@ def _short(error: Exception) -> str:
     return text if len(text) <= 240 else text[:237] + "..."
 
 
-def check_buildable(config: ModelConfig) -> Front:
-    """Build and cut the model of a config as a run would, but without its weights, and return its front.
+def check_buildable(config: ModelConfig, tail: int | None = None) -> Front:
+    """Build and cut the model of a config as a run would, but without its weights, and return its front; with a `tail`
+    of so many blocks it is cut twice.
 
     Raises ModelError with the reason where a run could not, also for a weights file that is not there.
     """
     _weights_file(config)
-    return split(build(config, 2, pretrained=False, key=Key(0)), config.cut)[0]
+    vit = build(config, 2, pretrained=False, key=Key(0))
+    check(vit, config.cut, tail)
+    return split(vit, config.cut)[0]
 
 
 def _weights_file(config: ModelConfig) -> None:

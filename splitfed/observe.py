@@ -29,8 +29,9 @@ class Started:
 class Observer:
     """Watches a run; every method may be left as it is."""
 
-    def serving(self, folder: Path, address: str, split_port: int, clients: int) -> None:
-        """So many clients may join at `address` (host:port). Only in a deployment."""
+    def serving(self, folder: Path, address: str, split_port: int | None, clients: int) -> None:
+        """So many clients may join at `address` (host:port); mini-batches, if any cross, have a port of their own. Only
+        in a deployment."""
 
     def joined(self, client: int, examples: int, missing: list[int]) -> None:
         """A client that holds so many images is there; `missing` are those that are not. Only in a deployment."""

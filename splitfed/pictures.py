@@ -34,11 +34,14 @@ _METHODS = list(zip(
 ))  # fmt: skip
 # The settings of one method, in their order: a line and whether markers are filled.
 _MEMBERS = (("-", "full"), ("--", "none"), (":", "full"), ("-.", "none"))
-_BOTH_WAYS = ("parts", "front_weights")
+_BOTH_WAYS = ("parts", "front_weights", "back_weights", "tail_weights")
 _STACKS = (
     ("smashed", BLUE, ""), ("targets", ORANGE, ""), ("side", VERMILION, ""), ("cut_gradient", _SKY, "/////"),
+    ("tail_gradient", BLUE, "....."), ("tail_smashed", _SKY, "....."),
     ("parts, up", _PURPLE, ""), ("parts, down", _PURPLE, "/////"),
     ("front_weights, up", _GREEN, ""), ("front_weights, down", _GREEN, "/////"),
+    ("tail_weights, up", _GREEN, "....."), ("tail_weights, down", _GREEN, "xxxxx"),
+    ("back_weights, up", VERMILION, "....."), ("back_weights, down", VERMILION, "/////"),
     ("other", _YELLOW, ""), ("wasted", _BLACK, ""),
 )  # fmt: skip
 _NAMES = {name for name, _, _ in _STACKS}
@@ -86,11 +89,15 @@ def save(figure: Figure, path: Path) -> None:
 
 def curves(groups: list[Group]) -> Figure:
     """Draw validation accuracy against cumulative cut bytes, a line for each group: the mean over its seeds after each
-    round that all of them have, in a band from the lowest to the highest. Each method has its colour and marker."""
+    round that all of them have, in a band from the lowest to the highest. Each method has its colour and marker. Where
+    nothing crosses the cut, a dotted line stands at the height of the last round."""
     figure, axes = _figure(len(groups))
     for (colour, marker), members in zip(_METHODS, families(groups).values(), strict=False):
         for one, (line, fill) in zip(members, cycle(_MEMBERS), strict=False):
             points = _curve(one)
+            if not _crosses(one):
+                axes.axhline(points[-1][1].mean, color=colour, linestyle=":", label=one.label)
+                continue
             spent, accuracy = [x for x, _ in points], [y for _, y in points]
             face = "white" if fill == "none" else colour
             axes.plot(spent, [y.mean for y in accuracy], line, color=colour, marker=marker, mfc=face, label=one.label)
@@ -107,10 +114,14 @@ def curves(groups: list[Group]) -> Figure:
 
 def factors(groups: list[Group]) -> Figure:
     """Draw test accuracy against the factor of the cut, with bars from the lowest seed to the highest. A line joins
-    what differs only in numbers of its compression; a dotted one goes on at the height of uncompressed runs."""
+    what differs only in numbers of its compression; a dotted one goes on at the height of uncompressed runs, and of
+    those without a cut, which have no factor."""
     found = families(groups)
     figure, axes = _figure(len(found))
     for (colour, marker), (label, members) in zip(_METHODS, found.items(), strict=False):
+        if not _crosses(members[0]):
+            axes.axhline(members[0].accuracy.mean, color=colour, linestyle=":", label=label)
+            continue
         points = sorted(((_factor(one), one.accuracy) for one in members), key=lambda point: point[0])
         x, y = [factor for factor, _ in points], [accuracy.mean for _, accuracy in points]
         axes.plot(x, y, color=colour, marker=marker, label=label)
@@ -129,7 +140,7 @@ def factors(groups: list[Group]) -> Figure:
 
 def roles(groups: list[Group]) -> Figure:
     """Draw total bytes as a bar for each group, the mean over its seeds, stacked by role: plain is sent up, hatched
-    comes down. `other` are metrics and framing."""
+    comes down; dots are of a tail, or of a back that clients hold. `other` are metrics and framing."""
     sums = [_by_role(one) for one in groups]
     present = [stack for stack in _STACKS if any(found.get(stack[0]) for found in sums)]
     figure, axes = _figure(len(present), height=0.55 + 0.19 * len(groups))
@@ -172,6 +183,10 @@ def _curve(one: Group) -> list[tuple[float, Spread]]:
         )
         for round in shared
     ]
+
+
+def _crosses(one: Group) -> bool:
+    return one.mean(lambda s: s.cut_bytes) > 0
 
 
 def _factor(one: Group) -> float:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
+from splitfed import combinations
 from splitfed.budget import BudgetConfig, Unlimited
 from splitfed.config import Config
 from splitfed.data import DataConfig
@@ -93,6 +94,32 @@ class Scenario(Config):
                 "out for all"
             )
         return evaluation
+
+    @field_validator("federation")
+    @classmethod
+    def _tail_for_private_labels(cls, federation: Federation, info: ValidationInfo) -> Federation:
+        model = info.data.get("model")
+        if model and model.tail is not None and not federation.private:
+            raise ValueError(
+                f"model.tail is {model.tail}, but only with labels: private does a client hold a tail: leave it out, "
+                "or set labels: private"
+            )
+        return federation
+
+    @field_validator("training", "compression", "budget", "evaluation")
+    @classmethod
+    def _goes_with_the_mode(cls, section: Any, info: ValidationInfo) -> Any:
+        federation = info.data.get("federation")
+        if federation and (problem := getattr(combinations, f"of_{info.field_name}")(section, federation)):
+            raise ValueError(problem)
+        return section
+
+    @property
+    def tail(self) -> int | None:
+        """How many blocks of the end of the model, with norm and head, a client holds; None where it holds no tail."""
+        if not self.federation.private:
+            return None
+        return 1 if self.model.tail is None else self.model.tail
 
     @classmethod
     def load(cls, path_or_name: str | os.PathLike[str], overrides: list[str] | None = None) -> Self:

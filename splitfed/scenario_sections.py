@@ -25,7 +25,8 @@ class Federation(Config):
     `local_epochs` passes over its images, or for `local_steps` mini-batches: one of the two, by default one epoch.
     `sfl-v1` gives each client a copy of the back and averages the copies at the end of the round; `sfl-v2` has one back
     that the clients update. In both, `strategy`, one of Flower's, makes the round's front of the clients' fronts. `sl`
-    hands one front on from client to client, who train one after another with one back, and averages nothing. In
+    hands one front on from client to client, who train one after another with one back, and averages nothing. `fl`
+    trains the whole model on the clients, without a cut, and `strategy` makes the round's model of theirs. In
     `sfl-v2`, `order: fixed` lets the clients train one after another in a seeded order, which is reproducible; with
     `arrival` all train at once and the back takes their mini-batches as they come, which is fast where clients are
     apart, and not reproducible.
@@ -35,6 +36,10 @@ class Federation(Config):
     its first mini-batch (60 when null; clients in one process are never missing); a late client joins the next one.
     Where clients train at once, in `psl`, `sfl-v1` and with `order: arrival`, no more than `wave` of a round's do, the
     whole cohort when null; a larger cohort trains wave after wave.
+
+    Labels go up with the activations unless `labels` is `private`: then a client holds the end of the model too
+    (`model.tail`), and neither labels nor the loss leave it. Each mini-batch crosses two cuts, there and back. The tail
+    is trained, aggregated and handed on with the front.
 
     `availability` is what a simulation assumes of its clients: who is there, when, how fast, and who vanishes. With
     `oversample`, `cohort` times as many clients are sampled, rounded up, and the round takes the `cohort` that finish
@@ -46,10 +51,11 @@ class Federation(Config):
     clients: PositiveInt
     cohort: PositiveInt | None = None
     rounds: PositiveInt
-    mode: Literal["sl", "sfl-v1", "sfl-v2", "psl"] = "sfl-v2"
+    mode: Literal["sl", "sfl-v1", "sfl-v2", "psl", "fl"] = "sfl-v2"
     order: Literal["fixed", "arrival"] = "fixed"
     wave: PositiveInt | None = None
     patience: float | None = Field(None, gt=0, le=1e6)
+    labels: Literal["shared", "private"] = "shared"
     local_epochs: PositiveInt | None = None
     local_steps: PositiveInt | None = None
     strategy: StrategyConfig = FedAvgConfig()
@@ -69,10 +75,8 @@ class Federation(Config):
     @classmethod
     def _of_a_shared_back(cls, order: str, info: ValidationInfo) -> str:
         mode = info.data.get("mode")
-        how = {
-            "sl": "one after another, or there is no front to hand on", "sfl-v1": "at once and in no order",
-            "psl": "in joint steps",
-        }  # fmt: skip
+        how = {"sl": "one after another, or there is no front to hand on", "psl": "in joint steps"}
+        how |= dict.fromkeys(("sfl-v1", "fl"), "at once and in no order")
         if order == "arrival" and mode in how:
             raise ValueError(f"with {mode} clients train {how[mode]}: leave it out, or set mode: sfl-v2")
         return order
@@ -96,6 +100,24 @@ class Federation(Config):
         if patience is not None and mode not in (None, "psl"):
             raise ValueError(f"with {mode} no client waits for another: leave it out, or set mode: psl")
         return patience
+
+    @field_validator("labels")
+    @classmethod
+    def _of_whole_mini_batches(cls, labels: str, info: ValidationInfo) -> str:
+        mode, order = info.data.get("mode"), info.data.get("order")
+        if labels == "private" and mode == "fl":
+            raise ValueError("with fl no labels leave a client anyway: leave it out, or set another mode")
+        if labels == "private" and mode == "psl":
+            raise ValueError(
+                "with psl the back takes a step for all clients at once, and each would have to wait for it twice: set "
+                "another mode, or labels: shared"
+            )
+        if labels == "private" and mode == "sfl-v2" and order == "arrival":
+            raise ValueError(
+                "with order: arrival another client's update would come between the halves of a mini-batch: set order: "
+                "fixed, or mode: sfl-v1"
+            )
+        return labels
 
     @field_validator("local_steps")
     @classmethod
@@ -139,6 +161,16 @@ class Federation(Config):
         """How many clients are sampled for a round: the cohort, and those more that `oversample` stands for."""
         # As it is written: 10 times the float 1.1 is a little more than 11.
         return min(self.clients, math.ceil(Fraction(str(self.oversample)) * self.cohort_size))
+
+    @property
+    def private(self) -> bool:
+        """Whether labels stay with the clients, who then hold the end of the model too."""
+        return self.labels == "private"
+
+    @property
+    def splits(self) -> bool:
+        """Whether the model is cut, so that mini-batches cross."""
+        return self.mode != "fl"
 
     @property
     def one_by_one(self) -> bool:
@@ -200,9 +232,11 @@ class WeightPacking(Packing):
 class Compression(Config):
     """What makes the bytes fewer: a `reducer` that drops or merges before sending, and a packing for each role.
 
-    `smashed` and `targets` go up at every step, `cut_gradient` comes down; `front_weights` go both ways once a round,
-    and so do `parts`, the layers that some reducers bring with them. A `preset` stands for settings of all of them;
-    keys beside it win. It is written out when it is read, and not kept.
+    `smashed` and `targets` go up at every step, `cut_gradient` comes down. With private labels no targets go up; the
+    activations at the second cut come down as `tail_smashed`, and their gradient goes up as `tail_gradient`.
+    `front_weights` go both ways once a round: it packs all weights that a client holds of the model, of whatever part.
+    So do `parts`, the layers that some reducers bring with them. A `preset` stands for settings of all of them; keys
+    beside it win. It is written out when it is read, and not kept.
     """
 
     preset: Literal[tuple(PRESETS)] | None = Field(None, exclude=True)  # type: ignore[valid-type]
@@ -210,6 +244,8 @@ class Compression(Config):
     smashed: Packing = Packing()
     targets: Packing = Packing()
     cut_gradient: Packing = Packing()
+    tail_smashed: Packing = Packing()
+    tail_gradient: Packing = Packing()
     front_weights: WeightPacking = WeightPacking()
     parts: Packing = Packing()
 

@@ -118,12 +118,12 @@ def test_counting_leaves_no_gradients_and_draws_nothing() -> None:
     from splitfed.seeds import Key
 
     scenario = small(FINE, "model.args.drop_path_rate=0.5")
-    halves = assemble(scenario, CLASSES)
-    cut = Cut(scenario.compression, halves[0].geometry(BATCH, CLASSES), torch.device("cpu"))
+    parts = assemble(scenario, CLASSES)
+    cut = Cut(scenario.compression, parts.front.geometry(BATCH, CLASSES), torch.device("cpu"))
     before = torch.get_rng_state()
-    count_step(*halves[:2], cut, IMAGE, BATCH, Key(0))
+    count_step(parts, cut, IMAGE, BATCH, Key(0))
     assert torch.equal(before, torch.get_rng_state())
-    assert all(p.grad is None for half in halves[:2] for p in half.parameters())
+    assert all(p.grad is None for part in parts for p in part.parameters())
 
 
 def test_an_estimate_tells_the_operations() -> None:

@@ -1,0 +1,111 @@
+"""What becomes of a mini-batch at a client: front, reducer, codec, exchange, backward; or a whole model at once.
+
+A step leaves the gradients of what the client holds; the update is `Worker`'s.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from splitfed.attention import ClsAttention
+from splitfed.channel import Stream
+from splitfed.compression.reducer import View
+from splitfed.cut import Cut
+from splitfed.held import Held
+from splitfed.precision import autocast
+from splitfed.randomness import draws, keyed_rng
+from splitfed.scenario_sections import Federation
+from splitfed.seeds import Key
+from splitfed.wire import Frame, Packed
+
+Place = tuple[int, int, int]  # round, client, step
+
+
+class WholeStep:
+    """A client that holds the whole model needs nobody."""
+
+    def __init__(self, held: Held, cut: Cut, precision: str) -> None:
+        self.held, self.device, self.precision = held, cut.device, precision
+        self.draws = draws(held)
+
+    def __call__(
+        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
+    ) -> tuple[float, int, int]:
+        """Return the loss, and that no bytes went up or down."""
+        with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
+            logits = self.held.beside(self.held.front(images))
+            loss = nn.functional.cross_entropy(logits, labels)
+        loss.backward()
+        return float(loss.detach()), 0, 0
+
+
+class SplitStep:
+    """One exchange: smashed data and targets go up, the gradient at the cut comes down."""
+
+    def __init__(self, held: Held, cut: Cut, precision: str) -> None:
+        self.held, self.cut, self.device, self.precision = held, cut, cut.device, precision
+        self.attention = ClsAttention(held.front) if cut.reducer.needs_attention else None
+        self.draws = draws(held)
+
+    def __call__(
+        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
+    ) -> tuple[float, int, int]:
+        """Exchange one mini-batch; return the loss and the bytes up and down. Raises WireError where the server's reply
+        is not what was asked for, and CodecError for numbers that cannot be sent."""
+        assert stream is not None
+        smashed, _, packed = self._smashed(images, labels, key, place)
+        reply = stream.exchange(packed.buffer)
+        loss = self._backward(reply, smashed, packed).meta["loss"]
+        return float(loss), packed.total, len(reply)
+
+    def _smashed(self, images: Tensor, labels: Tensor, key: Key, place: Place) -> tuple[Tensor, Tensor, Packed]:
+        """Return the smashed tensor, its targets, and the frame that carries them."""
+        with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
+            activations = self.held.front(images)
+        attention = self.attention.read if self.attention else _blind
+        view = View(activations.detach(), self.cut.geometry.prefix, attention, self.held.front.encoder)
+        with torch.no_grad():
+            plan = self.cut.reducer.plan(view, key.at("plan"))
+            targets = plan.targets(labels, self.cut.geometry.classes)
+        smashed = plan.reduce(activations)
+        packed = self.cut.pack_step(plan, smashed, targets, len(labels), key.at("rounding"), *place)
+        return smashed, targets, packed
+
+    def _backward(self, reply: bytes, smashed: Tensor, packed: Packed) -> Frame:
+        """Go on with the gradient at the cut, through the front."""
+        frame = self.cut.unpack_gradient(reply, smashed)
+        gradient = self.cut.corrected(frame.tensors["cut_gradient"], smashed, packed)
+        smashed.backward(gradient.to(smashed.dtype))
+        return frame
+
+
+class PrivateStep(SplitStep):
+    """Two exchanges: smashed data go up, the activations at the second cut come down; through the tail and the loss,
+    which stay here with the labels, their gradient goes up, and the one at the first cut comes down."""
+
+    def __call__(
+        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
+    ) -> tuple[float, int, int]:
+        """Exchange one mini-batch; return the loss and the bytes up and down. Raises as `SplitStep` does."""
+        assert stream is not None
+        smashed, targets, packed = self._smashed(images, labels, key, place)
+        down = stream.exchange(packed.buffer)
+        features = self.cut.unpack_features(down, len(targets)).requires_grad_()
+        with keyed_rng(key.at("tail"), self.device, self.draws), autocast(self.precision, self.device):
+            loss = nn.functional.cross_entropy(self.held.beside(features), targets)
+        loss.backward()
+        assert features.grad is not None
+        answer = self.cut.pack_backward(features.grad, key.at("rounding"), *place)
+        reply = stream.exchange(answer.buffer)
+        self._backward(reply, smashed, packed)
+        return float(loss.detach()), packed.total + answer.total, len(down) + len(reply)
+
+
+def step_of(federation: Federation) -> type[WholeStep] | type[SplitStep]:
+    """Return what a client does with a mini-batch."""
+    if not federation.splits:
+        return WholeStep
+    return PrivateStep if federation.private else SplitStep
+
+
+def _blind() -> Tensor:
+    raise RuntimeError("a reducer that reads attention must set needs_attention")

@@ -1,0 +1,59 @@
+"""Which sections of a scenario do not go together: settings that could not mean anything in the mode that is chosen.
+
+Each function returns the problem, in one line that names the key and the way out, or None.
+"""
+
+from typing import TYPE_CHECKING
+
+from splitfed.compression.none import NoneConfig
+from splitfed.optim import SideConfig
+from splitfed.scenario_sections import Compression, Federation, Packing, Training
+
+if TYPE_CHECKING:
+    from splitfed.budget import BudgetConfig
+    from splitfed.evaluation import Evaluation
+
+# Packings of what crosses the cut, and of the layers that a reducer brings.
+_OF_THE_CUT = ("smashed", "targets", "cut_gradient", "parts")
+_OF_THE_TAIL = ("tail_smashed", "tail_gradient")
+
+
+def of_training(training: Training, federation: Federation) -> str | None:
+    """Tell what `fl` leaves the server nothing to do with."""
+    plain = SideConfig(device=training.server.device)
+    if federation.splits or training.server == plain:
+        return None
+    key = next(name for name in type(plain).model_fields if getattr(training.server, name) != getattr(plain, name))
+    return f"server.{key}: with fl the clients train the whole model, as training.client says: leave it out"
+
+
+def of_compression(compression: Compression, federation: Federation) -> str | None:
+    """Tell what could not make anything smaller, for it does not cross."""
+    roles: tuple[str, ...] = _OF_THE_TAIL
+    if not federation.splits:
+        out = "with fl nothing crosses a cut, weights are packed by front_weights:"
+        if not isinstance(compression.reducer, NoneConfig):
+            return f"reducer is {compression.reducer.kind}: {out} set it to none, or set another federation.mode"
+        roles, way = (*_OF_THE_CUT, *_OF_THE_TAIL), f"{out} leave it out, or set another federation.mode"
+    elif not federation.private:
+        way = "only with federation.labels: private is there a second cut: leave it out, or set that"
+    else:
+        if compression.targets.codec != Packing().codec:
+            return "targets.codec: with federation.labels: private no targets cross: leave it out"
+        return None
+    return next((f"{role}: {way}" for role in roles if getattr(compression, role) != Packing()), None)
+
+
+def of_budget(budget: "BudgetConfig", federation: Federation) -> str | None:
+    """Tell why a budget in cut bytes would never be spent."""
+    if federation.splits or budget.kind == "none":
+        return None
+    return f"{budget.kind}: with fl nothing crosses a cut to spend it: set it to none, federation.rounds ends the run"
+
+
+def of_evaluation(evaluation: "Evaluation", federation: Federation) -> str | None:
+    """Tell why clients cannot evaluate against the back."""
+    if not evaluation.held_out or (federation.splits and not federation.private):
+        return None
+    why = "labels: private the loss is no business of the server's" if federation.private else "fl there is no back"
+    return f"held_out: with {why}, which answers the clients here: set it to 0, the server evaluates"
