@@ -3,16 +3,19 @@
 import csv
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from splitfed.errors import ScenarioError
 from splitfed.scenario_schema import did_you_mean
 
 COLUMNS = ("client", "round", "away", "late", "step_seconds", "vanishes_after")
 _MOST_SHOWN = 20
-_LONGEST = 1e9  # seconds
+_MOST = 10**9
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Table:
 
 
 class _Mistake(Exception):
-    """What is wrong with a line."""
+    """What is wrong with a line, one argument for each mistake."""
 
 
 def read_trace(path: Path, clients: int) -> Table:
@@ -98,7 +101,7 @@ def _read(
                 raise _Mistake(f"client {pair[0]} is listed for {where} already, in line {first[pair]}")
             listed[pair], first[pair] = presence, line
         except _Mistake as mistake:
-            problems.append(f"{path}:{line}: {mistake}")
+            problems += [f"{path}:{line}: {one}" for one in mistake.args]
     if problems:
         more = len(problems) - _MOST_SHOWN
         raise ScenarioError(problems[:_MOST_SHOWN] + ([f"{path}: and {more} more mistakes"] if more > 0 else []))
@@ -106,35 +109,39 @@ def _read(
 
 
 def _line(fields: dict[str, str], clients: int) -> tuple[tuple[int, int | None], Presence | None]:
-    client = _whole(fields, "client")
-    if client is None:
-        raise _Mistake("client: is missing")
-    if client >= clients:
-        raise _Mistake(f"client: {client} is none of the scenario's, which are 0 to {clients - 1}")
-    round = _whole(fields, "round")
-    if round == 0:
-        raise _Mistake("round: they are counted from 1")
-    away = _whole(fields, "away") or 0
-    if away > 1:
-        raise _Mistake(f"away: must be 0 or 1, not {away}")
-    late, step_seconds = _seconds(fields, "late", 0.0), _seconds(fields, "step_seconds", 1.0)
-    presence = Presence(late, step_seconds, _whole(fields, "vanishes_after"))
-    return (client, round), None if away else presence
+    wrong: list[str] = []
+
+    def read(column: str, parse: Callable[[str], T], empty: T) -> T:
+        try:
+            return parse(text) if (text := fields.get(column, "")) else empty
+        except ValueError as error:
+            wrong.append(f"{column}: {error}, not {text[:40]!r}")
+            return empty
+
+    numbers = f"must be one of the scenario's clients, 0 to {clients - 1}"
+    client = read("client", lambda text: _whole(text, 0, clients - 1, numbers), -1)
+    round = read("round", lambda text: _whole(text, 1, _MOST, "must be a whole number from 1 on"), None)
+    away = read("away", lambda text: _whole(text, 0, 1, "must be 0 or 1"), 0)
+    late, step_seconds = read("late", _seconds, 0.0), read("step_seconds", _seconds, 1.0)
+    after = read("vanishes_after", lambda text: _whole(text, 0, _MOST, "must be a whole number from 0 on"), None)
+    if not fields["client"]:
+        wrong.append("client: is missing")
+    if wrong:
+        raise _Mistake(*wrong)
+    return (client, round), None if away else Presence(late, step_seconds, after)
 
 
-def _whole(fields: dict[str, str], column: str) -> int | None:
-    text = fields.get(column, "")
-    if text and not re.fullmatch("[0-9]{1,9}", text):
-        raise _Mistake(f"{column}: must be a whole number from 0 on, not {text[:40]!r}")
-    return int(text) if text else None
+def _whole(text: str, low: int, high: int, must_be: str) -> int:
+    if not re.fullmatch("[0-9]{1,10}", text) or not low <= int(text) <= high:
+        raise ValueError(must_be)
+    return int(text)
 
 
-def _seconds(fields: dict[str, str], column: str, empty: float) -> float:
-    text = fields.get(column, "")
+def _seconds(text: str) -> float:
     try:
-        value = float(text) if text else empty
+        value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value <= _LONGEST:
-        raise _Mistake(f"{column}: must be a number of seconds from 0 to {_LONGEST:g}, not {text[:40]!r}")
+    if not 0 <= value <= _MOST:
+        raise ValueError(f"must be a number of seconds from 0 to {_MOST:g}")
     return value

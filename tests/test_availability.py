@@ -87,17 +87,18 @@ def test_a_trace_says_it_for_a_round_or_for_every_round(tmp_path: Path) -> None:
         ("client,lat\n", ["1: unknown column 'lat', did you mean 'late'?; known: client, "]),
         ("client,late,late\n", ["1: the column 'late' is there twice"]),
         ("client,late\n0,1,2\n1\n", ["2: 3 fields, where the header names 2", "3: 1 fields, where"]),
-        ("client,late\n,1\nx,1\n-1,1\n4,1\n1.0,1\n", [
-            "2: client: is missing", "3: client: must be a whole number from 0 on, not 'x'", "4: client: must be",
-            "5: client: 4 is none of the scenario's, which are 0 to 3", "6: client: must be",
+        ("client,late\n,1\nx,1\n-1,1\n4,1\n1.0,1\n", ["2: client: is missing"] + [
+            f"{line}: client: must be one of the scenario's clients, 0 to 3, not '{text}'"
+            for line, text in enumerate(("x", "-1", "4", "1.0"), 3)
         ]),
+        ("client,round,late\n7,-1,-2\n", ["2: client: must be", "2: round: must be a whole", "2: late: must be"]),
         ("client,late\n0,-1\n1,soon\n2,nan\n3,inf\n", [
             f"{line}: late: must be a number of seconds from 0 to 1e+09, not '{text}'"
             for line, text in enumerate(("-1", "soon", "nan", "inf"), 2)
         ]),
         ("client,step_seconds\n0,-2\n", ["2: step_seconds: must be a number of seconds"]),
-        ("client,away\n0,2\n1,yes\n", ["2: away: must be 0 or 1, not 2", "3: away: must be a whole number"]),
-        ("client,round\n0,0\n0,1.5\n", ["2: round: they are counted from 1", "3: round: must be a whole number"]),
+        ("client,away\n0,2\n1,yes\n", ["2: away: must be 0 or 1, not '2'", "3: away: must be 0 or 1, not 'yes'"]),
+        ("client,round\n0,0\n0,1.5\n", ["2: round: must be a whole number from 1 on", "3: round: must be"]),
         ("client,vanishes_after\n0,-1\n0,99999999999\n", ["2: vanishes_after: must be", "3: vanishes_after: must be"]),
         ("client,round\n1,\n1,2\n\n1,2\n1,\n", [
             "5: client 1 is listed for round 2 already, in line 3",
@@ -135,7 +136,7 @@ def test_a_trace_is_checked_with_its_scenario(tmp_path, monkeypatch, capsys) -> 
     code, told = validate()
     assert code == 2
     assert told.splitlines() == [
-        "own/trace.csv:2: client: 3 is none of the scenario's, which are 0 to 2",
+        "own/trace.csv:2: client: must be one of the scenario's clients, 0 to 2, not '3'",
         "own/trace.csv:3: late: must be a number of seconds from 0 to 1e+09, not '-1'",
     ]
     trace(Path("own"), "client,late\n2,1\n")
