@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from splitfed.compression.none import NoneConfig
 from splitfed.optim import SideConfig
-from splitfed.scenario_sections import Compression, Federation, Packing, Training
+from splitfed.scenario_compression import Compression, Packing
+from splitfed.scenario_sections import Federation, Training
 
 if TYPE_CHECKING:
     from splitfed.budget import BudgetConfig

@@ -23,7 +23,7 @@ from splitfed.wire import Frame, Packed, pack, unpack
 
 if TYPE_CHECKING:
     from splitfed.parts import Front
-    from splitfed.scenario_sections import Compression
+    from splitfed.scenario_compression import Compression
 
 ROLE, PARTS = "front_weights", "parts"
 BACK, TAIL = "back_weights", "tail_weights"  # packed as the front's are, and counted apart

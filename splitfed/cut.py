@@ -32,7 +32,7 @@ from splitfed.wire import Frame, Packed, pack, unpack
 
 if TYPE_CHECKING:
     from splitfed.scenario import Scenario
-    from splitfed.scenario_sections import Compression
+    from splitfed.scenario_compression import Compression
 
 # Header and checksums of a frame, and the worst case of a codec that keeps a scale for every number.
 _SLACK_BYTES, _MOST_BYTES_A_NUMBER = 1 << 17, 16

@@ -121,20 +121,20 @@ def _with_plugins(entries: Iterable[Entry], plugins: Iterable[Plugin[Any]]) -> I
 
 def _reducers(_: str) -> Iterator[Entry]:
     from splitfed.compression.reducers import PLUGINS
-    from splitfed.scenario_sections import Compression
+    from splitfed.scenario_compression import Compression
 
     return _with_plugins(_kinds(Compression, "reducer"), PLUGINS)
 
 
 def _codecs(_: str) -> Iterator[Entry]:
     from splitfed.compression.codecs import PLUGINS
-    from splitfed.scenario_sections import Packing
+    from splitfed.scenario_compression import Packing
 
     return _with_plugins(_kinds(Packing, "codec"), PLUGINS)
 
 
 def _lossless(_: str) -> Iterator[Entry]:
-    from splitfed.scenario_sections import Packing
+    from splitfed.scenario_compression import Packing
 
     return _kinds(Packing, "lossless")
 

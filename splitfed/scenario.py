@@ -18,9 +18,10 @@ from splitfed.engines import Deployment, EngineConfig, Inline, Remote
 from splitfed.errors import ScenarioError
 from splitfed.evaluation import Evaluation
 from splitfed.models import ModelConfig
+from splitfed.scenario_compression import Compression
 from splitfed.scenario_file import Document, Origin, read
 from splitfed.scenario_problems import note
-from splitfed.scenario_sections import Checkpoints, Compression, Federation, Training
+from splitfed.scenario_sections import Checkpoints, Federation, Training
 from splitfed.scenario_set import override
 from splitfed.scenario_yaml import write
 

@@ -15,8 +15,8 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from splitfed.engines import Inline
 from splitfed.scenario import Scenario
+from splitfed.scenario_compression import Compression
 from splitfed.scenario_schema import kind, sections
-from splitfed.scenario_sections import Compression
 from splitfed.sweep_file import SweepFile
 
 Schema = dict[str, Any]

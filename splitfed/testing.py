@@ -19,7 +19,7 @@ from splitfed.compression.reducer import IDENTITY, Plan, Reducer, ReducerSetting
 from splitfed.cut import Batch, Cut
 from splitfed.errors import WireError
 from splitfed.expect import Geometry
-from splitfed.scenario_sections import Compression, Packing
+from splitfed.scenario_compression import Compression, Packing
 from splitfed.seeds import Key
 from splitfed.testing_codecs import check_codec as check_codec
 from splitfed.testing_codecs import must

@@ -12,7 +12,7 @@ from splitfed.errors import WireError
 from splitfed.inline import InlineGrid, run_inline
 from splitfed.ledger import Ledger
 from splitfed.models import build, split
-from splitfed.scenario_sections import Compression
+from splitfed.scenario_compression import Compression
 from splitfed.seeds import Key
 from splitfed.wire_grid import CohortGrid, Whole, WireGrid
 

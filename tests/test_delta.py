@@ -17,7 +17,7 @@ from splitfed.clients.state import ClientState
 from splitfed.control import FrontWire
 from splitfed.delta import Base, base_of, restored, send
 from splitfed.errors import Lacking, RunError, ScenarioError, WireError
-from splitfed.scenario_sections import Compression
+from splitfed.scenario_compression import Compression
 from splitfed.seeds import Key
 from splitfed.server.differences import MOST_GROUPS, Differences
 from splitfed.wire_grid import Whole

@@ -15,7 +15,7 @@ from splitfed.compression.none import NoReduction
 from splitfed.compression.reducer import View
 from splitfed.cut import Cut
 from splitfed.expect import Geometry
-from splitfed.scenario_sections import Compression
+from splitfed.scenario_compression import Compression
 from splitfed.seeds import Key
 
 KEY = Key(5, ("test",))

@@ -17,7 +17,7 @@ from splitfed.errors import ScenarioError
 from splitfed.expect import Geometry
 from splitfed.listing import entries
 from splitfed.scenario import Scenario
-from splitfed.scenario_sections import Compression
+from splitfed.scenario_compression import Compression
 from splitfed.seeds import Key
 from splitfed.sweep_file import Sweep
 

@@ -11,6 +11,7 @@ from whole import newest, whole_model
 
 from splitfed import Scenario, simulate
 from splitfed.batches import batches
+from splitfed.clients.steps import SplitStep
 from splitfed.clients.worker import Worker
 from splitfed.data import load
 from splitfed.errors import RunError, ScenarioError
@@ -116,15 +117,15 @@ def test_a_run_that_was_interrupted_and_resumed_ends_as_one_that_was_not(tmp_pat
 
 
 def test_a_clients_exception_stops_the_run_and_leaves_no_thread(tmp_path, monkeypatch):
-    step = Worker._step
+    step = SplitStep.__call__
 
-    def failing(self, stream, images, labels, client, round, number):
-        if (client, number) == (1, 2):
+    def failing(self, stream, images, labels, key, place):
+        if place[1:] == (1, 2):  # round, client, step
             raise ZeroDivisionError("an oversight")
-        return step(self, stream, images, labels, client, round, number)
+        return step(self, stream, images, labels, key, place)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Worker, "_step", failing)
+        patch.setattr(SplitStep, "__call__", failing)
         with pytest.raises(ZeroDivisionError, match="an oversight"):
             simulate(small(PSL), runs=tmp_path)
     assert not client_threads()

@@ -250,8 +250,8 @@ def test_ray_does_the_same(tmp_path):
 def test_a_deployment_gives_up_who_is_slow(setting, why, tmp_path):
     """One client takes long after each mini-batch, and the round ends without it."""
     sleepy = (
-        "import time\nimport splitfed.clients.worker as w\nstep = w.Worker._step\n"
-        "def slow(self, *a):\n    done = step(self, *a)\n    time.sleep(20)\n    return done\nw.Worker._step = slow"
+        "import time\nfrom splitfed.clients.steps import SplitStep\nstep = SplitStep.__call__\n"
+        "def slow(self, *a):\n    done = step(self, *a)\n    time.sleep(20)\n    return done\nSplitStep.__call__ = slow"
     )
     cohort = [] if "deadline" in setting else ["federation.cohort=2"]
     scenario = small(
