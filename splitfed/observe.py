@@ -65,7 +65,7 @@ class Observers(Observer):
     def __init__(self, watching: Iterable[Observer]) -> None:
         self._watching = tuple(watching)
 
-    def serving(self, folder: Path, address: str, split_port: int, clients: int) -> None:
+    def serving(self, folder: Path, address: str, split_port: int | None, clients: int) -> None:
         """Tell all."""
         for one in self._watching:
             one.serving(folder, address, split_port, clients)
