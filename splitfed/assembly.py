@@ -1,6 +1,5 @@
 """A scenario's model as it is trained: in parts, with the reducer's own layers where they belong."""
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from splitfed.errors import ModelError
@@ -16,7 +15,11 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
     loaded, as `check_fits` does."""
     key = Key(scenario.seed)
     vit = build(scenario.model, classes, pretrained=pretrained, key=key.at("model"))
-    front, back, tail = _cut(vit, scenario)
+    if scenario.tail is None:
+        parts = Parts(*split(vit, scenario.model.cut), nn.Identity())
+    else:
+        parts = Parts(*split_twice(vit, scenario.model.cut, scenario.tail))
+    front, back, _ = parts
     geometry = front.geometry(scenario.training.batch_size, classes)
     reducer = scenario.compression.reducer
     if pretrained is not False:
@@ -27,13 +30,7 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
             reducer.load(halves)
         front.attach(halves)
         back.attach(halves)
-    return Parts(front, back, tail)
-
-
-def _cut(vit: VisionTransformer, scenario: Scenario) -> Parts:
-    if scenario.tail is None:
-        return Parts(*split(vit, scenario.model.cut), nn.Identity())
-    return Parts(*split_twice(vit, scenario.model.cut, scenario.tail))
+    return parts
 
 
 def check_fits(scenario: Scenario, front: Front) -> None:
