@@ -63,11 +63,12 @@ def train(message: Message, context: Context) -> Message:
     settings, order = Settings.read(context.node_config), Order.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
-        crossing = Crossing(worker.wire, ClientState(states, client), round, client)
+        crossing = Crossing(worker.wire, worker.once, ClientState(states, client), round, client)
         try:
-            weights = crossing.down(order.weights)
+            weights, frozen = crossing.down(order.weights, order.once)
         except Lacking as lacking:
             return Message(Error(LACKING, str(lacking)), reply_to=message)
+        worker.held.load_frozen(frozen)
         reach = settings.reach(worker.scenario.engine)
         trained = worker.train(
             client, round, weights, order.invitation, reach, states, order.proximal, order.vanishes_after
@@ -86,6 +87,11 @@ def evaluate(message: Message, context: Context) -> Message:
     settings, order = Settings.read(context.node_config), Order.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
+        crossing = Crossing(worker.wire, worker.once, ClientState(states, client), round, client)
+        try:
+            worker.held.load_frozen(crossing.frozen(order.once))
+        except Lacking as lacking:
+            return Message(Error(LACKING, str(lacking)), reply_to=message)
         weights, frame = worker.wire.unpack(order.weights)
         same_round(frame.round, round)
         if base_of(frame) is not None:

@@ -1,12 +1,13 @@
 """What a client keeps between rounds, on its own disk: with `client_state: keep`, its optimiser; with a reducer that
 it has fitted to its images, its encoder; with weights that cross as differences, those that it was sent and what its
-own lacked; with images of its own, the scenario's class names.
+own lacked; with an adapter, what is never trained; with images of its own, the scenario's class names.
 
 Each round's optimiser is a file of its own, and so are its weights. A round that is run again after an interruption
 finds the state from before it, because only older files are read; the newest two are kept.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from splitfed.errors import RunError
-from splitfed.files import replace_with
+from splitfed.files import replace_with, sync
 from splitfed.optimiser_state import OptimiserState, flatten, unflatten
 
 
@@ -24,7 +25,7 @@ class ClientState:
     """What one client of one run has stored: optimiser tensors by round, its encoder, and class names."""
 
     def __init__(self, folder: Path, client: int) -> None:
-        self._folder = folder / f"{client:06d}"
+        self._folder, self._shared = folder / f"{client:06d}", folder / "frozen.safetensors"
 
     def _rounds(self, kind: str = "") -> list[int]:
         stems = [path.stem.removeprefix(kind) for path in self._folder.glob(f"{kind}*.safetensors")]
@@ -94,6 +95,29 @@ class ClientState:
                 f"{path}: the weights that this client was sent cannot be read ({error}); delete this file, and the "
                 "server sends them again"
             ) from None
+
+    def frozen(self) -> dict[str, Tensor] | None:
+        """Return the weights that are never trained; None where they are not kept, or not readable: the server sends
+        them again."""
+        try:
+            return load_file(self._shared)
+        except (OSError, ValueError, SafetensorError):
+            return None
+
+    def save_frozen(self, weights: dict[str, Tensor]) -> None:
+        """Store what is never trained, in one file for all of the run's clients that share this folder. Raises
+        RunError."""
+        kept = self.frozen()
+        if kept is not None and kept.keys() == weights.keys() and all(kept[n].equal(t) for n, t in weights.items()):
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            scratch = self._folder / ".frozen.new"  # another client may be at it too
+            save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, scratch)
+            sync(scratch)
+            os.replace(scratch, self._shared)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{self._shared}: this client's weights cannot be kept there ({error})") from None
 
     def encoder(self) -> dict[str, Tensor]:
         """Return the encoder that this client has fitted to its images. Raises RunError where it has none any more."""

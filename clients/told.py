@@ -11,7 +11,7 @@ from splitfed import __version__
 from splitfed.channel import Invitation
 from splitfed.errors import WireError
 from splitfed.rpc import PROTOCOL
-from splitfed.wire_names import CONFIG, VANISHES_AFTER, WIRE
+from splitfed.wire_names import CONFIG, ONCE, VANISHES_AFTER, WEIGHTS, WIRE
 
 T = TypeVar("T")
 
@@ -43,12 +43,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What comes with the order to train: the round, the front's weights as a frame, who waits for mini-batches, and
-    the weight of FedProx's proximal term, 0 for none. In a simulation the client may have to vanish after so many
-    mini-batches, as a real one would. What else a strategy sends is not read."""
+    """What comes with the order to train: the round, the front's weights as a frame, those that are never trained as
+    another (`once`; empty where this client has them), who waits for mini-batches, and the weight of FedProx's proximal
+    term, 0 for none. In a simulation the client may have to vanish after so many mini-batches. What else a strategy
+    sends is not read."""
 
     round: int
     weights: bytes
+    once: bytes
     invitation: Invitation
     proximal: float = 0.0
     vanishes_after: int | None = None
@@ -58,6 +60,7 @@ class Order:
         """Read the order. Raises WireError for what is none."""
         config, wire = _record(content, CONFIG), _record(content, WIRE)
         round = _round(config)
+        once = _value(wire, ONCE, bytes) if ONCE in wire else b""
         invitation = Invitation(_value(config, "channel", str), _value(config, "token", str))
         proximal = _value(config, "proximal-mu", float) if "proximal-mu" in config else 0.0
         if not 0 <= proximal < math.inf:
@@ -65,7 +68,7 @@ class Order:
         vanishes_after = _value(config, VANISHES_AFTER, int) if VANISHES_AFTER in config else None
         if vanishes_after is not None and vanishes_after < 0:
             raise WireError(f"the server's message has {vanishes_after} as '{VANISHES_AFTER}': it counts mini-batches")
-        return cls(round, _value(wire, "weights", bytes), invitation, proximal, vanishes_after)
+        return cls(round, _value(wire, WEIGHTS, bytes), once, invitation, proximal, vanishes_after)
 
 
 @dataclass(frozen=True, slots=True)

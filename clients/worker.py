@@ -66,6 +66,7 @@ class Worker:
         self.geometry = self.front.geometry(scenario.training.batch_size, classes)
         self.cut = Cut.of(scenario, self.geometry, self.device)
         self.wire = FrontWire.of(self.held, scenario.compression)
+        self.once = FrontWire(self.held.frozen(), scenario.compression)
         self.fitting = scenario.compression.reducer.alignment()
         self.alignment_wires = FrontWire.of_alignment(self.front, self.decoder, scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)

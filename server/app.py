@@ -14,11 +14,11 @@ from flwr.serverapp import Grid, ServerApp
 from splitfed import __version__
 from splitfed.channel import InlineListener, Listener
 from splitfed.console import Console, in_file
-from splitfed.control import FrontWire
 from splitfed.curves import Curves
 from splitfed.cut import Cut
 from splitfed.data import load
 from splitfed.engines import Remote
+from splitfed.errors import RunError
 from splitfed.look import Looks
 from splitfed.optimiser_state import write_optimiser
 from splitfed.recover import Recovered, recover
@@ -28,13 +28,13 @@ from splitfed.runtime import Runtime, runtime
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.server.backs import POOLS, Trainer
-from splitfed.server.differences import Differences
 from splitfed.server.model import Model
+from splitfed.server.once import crossings_of
 from splitfed.server.rounds import Rounds
 from splitfed.server.split import SplitServer
 from splitfed.server.strategy import Aggregation
 from splitfed.server.unsplit import Unheard, Unsplit
-from splitfed.wire_grid import Whole, WireGrid
+from splitfed.wire_grid import WireGrid
 
 app = ServerApp()
 
@@ -93,14 +93,19 @@ def main(grid: Grid, context: Context) -> None:
     data = load(scenario.data, scenario.model.image_size, scenario.federation.clients, key.at("data"))
     recovered = recover(folder, scenario.checkpoints.keep)
     model = Model(scenario, data)
+    state = recovered.checkpoint.held if recovered.checkpoint else None
+    crossing, asking = crossings_of(model.held, scenario.compression, key.at("front_weights"), state)
+    frozen = {name: tensor.clone() for name, tensor in model.held.frozen().items()}
     if recovered.checkpoint:
         model.load(recovered.checkpoint.model)
         strategy.load(recovered.checkpoint.strategy)
-    wire = FrontWire.of(model.held, scenario.compression)
-    held = recovered.checkpoint.held if recovered.checkpoint else None
-    crossing = Differences(wire, held) if wire.delta else Whole(wire)
+        if any(not tensor.equal(frozen[name]) for name, tensor in model.held.frozen().items()):
+            raise RunError(
+                "model.adapter: what is frozen of the front is not what this run began with, and clients have that: "
+                "bring the file of model.weights back as it was, or start a new run"
+            )
     wire_grid = WireGrid(grid, crossing, recovered.ledger, key.at("front_weights"))
-    wire_grid.others[MessageType.EVALUATE] = Whole(wire, purpose="evaluation")
+    wire_grid.others[MessageType.EVALUATE] = asking
     lent = runtime()
     split: SplitServer | Unsplit = Unsplit()
     listener: Listener = Unheard()

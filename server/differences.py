@@ -17,6 +17,7 @@ from splitfed.ledger import Sizes
 from splitfed.nested import Flat
 from splitfed.seeds import Key
 from splitfed.wire_grid import Coded, Crossing, plain
+from splitfed.wire_names import WEIGHTS
 
 MOST_GROUPS = 3
 _WHOLE = 0  # the group of those who are sent all; the others count from 1
@@ -34,7 +35,7 @@ class Differences(Crossing):
         self._weights: Weights = {}
         self._group: dict[int, int] = {}  # of the clients of this round
         self._bases: dict[int, Base] = {}  # by group
-        self._sent: dict[int, tuple[Coded, Weights]] = {}  # by group: the frame, and what it comes to
+        self._sent: dict[int, tuple[Coded, Weights]] = {}  # by group: the frame, and what it makes
         # Since the last round: which weights, by number, a client holds.
         self._holds: dict[int, int] = {}
         self._held: dict[int, Weights] = {}
@@ -63,7 +64,7 @@ class Differences(Crossing):
         if group not in self._sent:
             place = key.at(group) if group else key
             sent = send(self.wire, self._weights, self._bases.get(group), place, round, -1)
-            self._sent[group] = (sent.packed.buffer, self.wire.sizes(sent.packed)), sent.held
+            self._sent[group] = ({WEIGHTS: sent.packed.buffer}, self.wire.sizes(sent.packed)), sent.held
         return self._sent[group][0]
 
     def up(self, buffer: bytes, client: int) -> tuple[Weights, dict[str, Sizes]]:

@@ -23,7 +23,7 @@ from splitfed.server.replies import checked_score
 from splitfed.server.roster import Roster
 from splitfed.server.split import SplitServer
 from splitfed.server.unsplit import Unsplit
-from splitfed.wire_names import ARRAYS, CONFIG
+from splitfed.wire_names import ARRAYS, CONFIG, LACKING
 
 log = getLogger("splitfed")
 
@@ -51,11 +51,14 @@ class Survey:
         for client, message in messages.items():
             invite(message, self.listener, round, client)
         scores: dict[int, Score] = {}
+        crossing = self.dispatch.grid.others[MessageType.EVALUATE]
         assert isinstance(self.split, SplitServer)  # without a back to answer them the scenario is refused
         with self.split.evaluation(round, images) as looking:
 
             def settle(client: int, reply: Message | None) -> None:
                 seen = looking.settle(client)
+                if reply is not None and reply.has_error() and reply.error.code == LACKING:
+                    crossing.forget(client)
                 if (reply := present(reply)) is None or not (seen or reply.has_error()):
                     log.warning("round %d: client %d is lost to its evaluation", round, client)
                     return
@@ -64,6 +67,7 @@ class Survey:
                     scores[client] = score
 
             self.dispatch.exchange(messages, lambda: looking.lost(self._grace), settle)
+        crossing.close(list(scores))
         return [scores[client] for client in sorted(scores)]
 
     def _drawn(self, round: int, there: set[int]) -> list[int]:

@@ -20,6 +20,7 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
     else:
         parts = Parts(*split_twice(vit, scenario.model.cut, scenario.tail))
     front, back, _ = parts
+    scenario.model.adapter.apply(front, key.at("adapter"))
     geometry = front.geometry(scenario.training.batch_size, classes)
     reducer = scenario.compression.reducer
     if pretrained is not False:
@@ -44,5 +45,7 @@ def check_model(scenario: Scenario) -> Front:
     """Check a scenario's model and its reducer without weights or data, and return the model's front. Raises ModelError
     with the reason where a run could not begin."""
     front = check_buildable(scenario.model, scenario.tail)
+    if problem := scenario.model.adapter.misfit(front):
+        raise ModelError(f"model.adapter: {problem}")
     check_fits(scenario, front)
     return front

@@ -38,7 +38,7 @@ def text(found: Estimate) -> str:
         ("time of the run", units.duration(found.rounds * found.round_seconds)),
     ]
     if once := found.once.total.sent:
-        rows.insert(2, ("alignment", f"{units.size(once)} once: layers for each client, before it first trains"))
+        rows.insert(2, ("once", f"{units.size(once)}: what each client is sent before it first trains"))
     if found.limit is not None:
         rows.insert(1, ("budget", f"{units.size(found.limit)} of cut bytes; fewer bytes a round mean more rounds"))
     print(file=out)

@@ -107,6 +107,8 @@ def estimate(scenario: Scenario) -> Estimate:
     _add_weights(totals, wire, "down", again, key, wire.delta)
     looks = _add_evaluations(totals, scenario, cut, wire, front.encoder, [aside for aside in out if aside], key)
     once = Totals()
+    if frozen := front.frozen():
+        _add_weights(once, FrontWire(frozen, scenario.compression), "down", len(examples), key)
     if fitting := scenario.compression.reducer.alignment():
         down, up = FrontWire.of_alignment(front, back.decoder, scenario.compression)
         _add_weights(once, down, "down", len(examples), key)

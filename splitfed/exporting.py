@@ -60,7 +60,7 @@ def export(
     if not force and (there := [p for p in (out, out.with_suffix(".md"), beside) if p is not None and p.exists()]):
         raise RunError(f"{there[0]}: exists; name another file, or replace it with --force")
     classes = _data(scenario, state, run).classes
-    model = {name: state[name] for name in state if name not in halves}
+    model = scenario.model.adapter.merged({name: state[name] for name in state if name not in halves})
     _check(scenario, model, len(classes), run)
     about = {
         "format": "pt", "splitfed_version": __version__, "scenario": scenario.name, "round": str(round),

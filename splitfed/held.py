@@ -30,7 +30,7 @@ class Held(nn.Module):
 
     def travelling(self) -> dict[str, Tensor]:
         """Return the tensors that go out and come back in each round: all but an encoder that is frozen or a client's
-        own."""
+        own, and what an adapter has frozen."""
         return {**self.front.travelling(), **self.beside.state_dict()}
 
     def load_travelling(self, weights: Mapping[str, Tensor]) -> None:
@@ -38,6 +38,14 @@ class Held(nn.Module):
         others = self.beside.state_dict()
         self.beside.load_state_dict({name: weights[name] for name in others})
         self.front.load_travelling({name: tensor for name, tensor in weights.items() if name not in others})
+
+    def frozen(self) -> dict[str, Tensor]:
+        """Return the tensors that every client is sent once, as they are never trained; nothing without an adapter."""
+        return self.front.frozen()
+
+    def load_frozen(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over, by copy, what is never trained."""
+        self.front.load_travelling(dict(weights))
 
     def roles(self) -> dict[str, str]:
         """Return the role in the ledger of each travelling tensor that is not the front's."""

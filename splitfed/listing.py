@@ -179,6 +179,12 @@ def _strategies(_: str) -> Iterator[Entry]:
         yield replace(entry, name=OWN) if entry.name == "None" else entry
 
 
+def _adapters(_: str) -> Iterator[Entry]:
+    from splitfed.models import ModelConfig
+
+    return _kinds(ModelConfig, "adapter")
+
+
 def _availability(_: str) -> Iterator[Entry]:
     from splitfed.scenario_sections import Federation
 
@@ -217,4 +223,5 @@ SORTS: dict[str, Callable[[str], Iterator[Entry]]] = {
     "engines": _of_scenario("engine"),
     "scenarios": _scenarios,
     "models": _models,
+    "adapters": _adapters,
 }

@@ -14,6 +14,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, init_weights_vit_timm
 
+from splitfed.adapters import AdapterConfig
 from splitfed.config import Config
 from splitfed.errors import ModelError
 from splitfed.parts import Back as Back
@@ -34,6 +35,8 @@ class ModelConfig(Config):
     server. With `fl` nothing is cut; `cut` then only tells which weights are counted as the front's.
 
     `weights` is a local file and implies pretrained weights; `args` go to timm as they are (`depth`, `drop_path_rate`).
+    With an `adapter` most of the front stays as it is and crosses once for each client: only LayerNorms (`norms`) or
+    low-rank additions (`lora`) are trained and cross each round. The server's part is trained whole.
     """
 
     name: str
@@ -43,6 +46,7 @@ class ModelConfig(Config):
     tail: int | None = Field(None, ge=0)
     image_size: int = Field(ge=1)
     args: dict[str, int | float | bool | str] = {}
+    adapter: AdapterConfig = Field("none", validate_default=True)
 
     @field_validator("args")
     @classmethod

@@ -70,6 +70,7 @@ class Front(_Part):
         self.norm = nn.Identity()
         self.encoder: nn.Module = nn.Identity()
         self._encoder_travels = True
+        self._frozen: frozenset[str] = frozenset()
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         """Turn images `[B, 3, H, W]` into activations at the cut, `[B, n, D]`."""
@@ -87,9 +88,19 @@ class Front(_Part):
 
     def travelling(self) -> dict[str, Tensor]:
         """Return the tensors that go out and come back in each round: all but an encoder that is frozen or a client's
-        own."""
+        own, and what an adapter has frozen."""
         state = self.state_dict()
-        return {name: t for name, t in state.items() if self._encoder_travels or not name.startswith(ENCODER)}
+        stays = {name for name in state if name.startswith(ENCODER)} if not self._encoder_travels else set()
+        return {name: t for name, t in state.items() if name not in stays and name not in self._frozen}
+
+    def freeze(self) -> None:
+        """Let all that is not trained travel no more; before a reducer's encoder is attached."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        self._frozen = frozenset(self.state_dict()) - trained
+
+    def frozen(self) -> dict[str, Tensor]:
+        """Return what an adapter has frozen: it is the same in all rounds."""
+        return {name: tensor for name, tensor in self.state_dict().items() if name in self._frozen}
 
     def load_travelling(self, weights: dict[str, Tensor]) -> None:
         """Take over, by copy, what came; what does not travel stays as it is."""

@@ -21,11 +21,11 @@ from splitfed.errors import WireError
 from splitfed.ledger import Direction, Ledger, Row, Sizes
 from splitfed.nested import Flat
 from splitfed.seeds import Key
-from splitfed.wire_names import ARRAYS, METRICS, WIRE
+from splitfed.wire_names import ARRAYS, METRICS, WEIGHTS, WIRE
 
 _REFUSED = 2000  # error code of a reply whose bytes we refuse
 
-Coded = tuple[bytes, dict[str, Sizes]]
+Coded = tuple[dict[str, bytes], dict[str, Sizes]]
 
 
 class Crossing(Protocol):
@@ -35,7 +35,7 @@ class Crossing(Protocol):
         """Begin a round with these clients; it may have been begun before."""
 
     def down(self, arrays: ArrayRecord, client: int, round: int, key: Key) -> Coded:
-        """Return a client's frame of these weights."""
+        """Return a client's frames by their names in the message: that of these weights, and what else it needs."""
 
     def up(self, buffer: bytes, client: int) -> tuple[dict[str, Tensor], dict[str, Sizes]]:
         """Read a client's frame and return its weights. Raises WireError."""
@@ -66,7 +66,7 @@ class Whole(Crossing):
         # A strategy hands the same weights to all clients of a round, so the last ones are most often the next.
         if self._coded is None or self._coded[0] is not arrays or self._coded[1] != round:
             packed = self._down.pack(plain(arrays), key.at(self._purpose) if self._purpose else key, round, -1)
-            self._coded = (arrays, round, (packed.buffer, self._down.sizes(packed)))
+            self._coded = (arrays, round, ({WEIGHTS: packed.buffer}, self._down.sizes(packed)))
         return self._coded[2]
 
     def up(self, buffer: bytes, client: int) -> tuple[dict[str, Tensor], dict[str, Sizes]]:
@@ -155,9 +155,9 @@ class WireGrid(Grid):
         if ARRAYS not in content:
             return content, {}
         arrays, key = content.array_records[ARRAYS], self.key.at("down", self.open_round)
-        buffer, sizes = self._crossing(message).down(arrays, client, self.open_round, key)
+        frames, sizes = self._crossing(message).down(arrays, client, self.open_round, key)
         record = RecordDict({name: value for name, value in content.items() if name != ARRAYS})
-        record[WIRE] = ConfigRecord({"weights": buffer})
+        record[WIRE] = ConfigRecord(dict(frames))
         return record, sizes
 
     def _incoming(self, replies: Iterable[Message]) -> list[Message]:
@@ -169,7 +169,7 @@ class WireGrid(Grid):
                 decoded.append(reply)
                 continue
             try:
-                buffer = bytes(reply.content[WIRE]["weights"])  # type: ignore[arg-type]
+                buffer = bytes(reply.content[WIRE][WEIGHTS])  # type: ignore[arg-type]
                 weights, sizes = self._crossing(reply).up(buffer, self._client(node))
             except (WireError, KeyError, TypeError) as error:
                 self._count(reply, node, "up", {})

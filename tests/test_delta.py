@@ -24,7 +24,7 @@ from splitfed.wire_grid import Whole
 
 KEY = Key(0)
 SHAPES = {"a.weight": (6, 8), "a.bias": (8,), "token": (1, 1, 8), "scale": ()}
-TWO_BITS = {"codec": {"kind": "uniform", "bits": 2}, "delta": True}
+NONE = FrontWire({}, Compression())  # nothing is frozen
 
 
 def wire(**packing) -> FrontWire:
@@ -89,7 +89,7 @@ def test_residuals_make_up_for_what_few_bits_take(feedback, tmp_path):
     total = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
     for round in range(1, rounds + 1):
         whole = wire().pack(weights(0), KEY, round, -1).buffer
-        crossing = Crossing(one, state, round, 0)
+        crossing = Crossing(one, NONE, state, round, 0)
         crossing.down(whole)
         if not feedback:
             state.save_weights(round - 1, {}, {name: torch.zeros(shape) for name, shape in SHAPES.items()})
@@ -115,9 +115,10 @@ class Client:
         self.number, self.wire, self.state = number, one, ClientState(folder, number)
 
     def train(self, server: Differences, front: ArrayRecord, round: int) -> dict[str, torch.Tensor]:
-        buffer, _ = server.down(front, self.number, round, KEY.at(round))
-        crossing = Crossing(self.wire, self.state, round, self.number)
-        new = added(crossing.down(buffer), weights(100 * round + self.number, 0.01))
+        frames, _ = server.down(front, self.number, round, KEY.at(round))
+        buffer = frames["weights"]
+        crossing = Crossing(self.wire, NONE, self.state, round, self.number)
+        new = added(crossing.down(buffer)[0], weights(100 * round + self.number, 0.01))
         self.last_down = base_of(self.wire.unpack(buffer)[1])
         came, _ = server.up(crossing.up(new, KEY.at("up", round)).buffer, self.number)
         assert all(torch.allclose(came[name], new[name], atol=0.06) for name in SHAPES)
