@@ -10,7 +10,7 @@ from splitfed.errors import RunError
 from splitfed.held import Held
 from splitfed.ledger import Sizes
 from splitfed.nested import Flat
-from splitfed.scenario_sections import Compression
+from splitfed.scenario_compression import Compression
 from splitfed.seeds import Key
 from splitfed.server.differences import Differences
 from splitfed.wire_grid import Coded, Crossing, Whole

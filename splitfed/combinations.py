@@ -29,7 +29,12 @@ def of_training(training: Training, federation: Federation) -> str | None:
 
 
 def of_compression(compression: Compression, federation: Federation) -> str | None:
-    """Tell what could not make anything smaller, for it does not cross."""
+    """Tell what could not make anything smaller, for it does not cross, or not from a round that others know."""
+    if federation.mode == "sl" and compression.front_weights.delta:
+        return (
+            "front_weights.delta: with sl each client gets the front of the one before it, so there is no common round "
+            "to measure from: set it to false, or set another federation.mode"
+        )
     roles: tuple[str, ...] = _OF_THE_TAIL
     if not federation.splits:
         out = "with fl nothing crosses a cut, weights are packed by front_weights:"

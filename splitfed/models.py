@@ -36,7 +36,7 @@ class ModelConfig(Config):
 
     `weights` is a local file and implies pretrained weights; `args` go to timm as they are (`depth`, `drop_path_rate`).
     With an `adapter` most of the front stays as it is and crosses once for each client: only LayerNorms (`norms`) or
-    low-rank additions (`lora`) are trained and cross each round. The server's part is trained whole.
+    low-rank additions (`lora`) are trained and cross each round. What follows the front is trained whole.
     """
 
     name: str

@@ -74,17 +74,6 @@ class Scenario(Config):
             raise ValueError(f"{compression.reducer.kind}: {problem}")
         return compression
 
-    @field_validator("compression")
-    @classmethod
-    def _differences_to_a_common_round(cls, compression: Compression, info: ValidationInfo) -> Compression:
-        federation = info.data.get("federation")
-        if federation and federation.mode == "sl" and compression.front_weights.delta:
-            raise ValueError(
-                "front_weights.delta: with sl each client gets the front of the one before it, to which no other has "
-                "anything near: set it to false, or set another mode"
-            )
-        return compression
-
     @field_validator("evaluation")
     @classmethod
     def _asks_not_more_than_all(cls, evaluation: Evaluation, info: ValidationInfo) -> Evaluation:
