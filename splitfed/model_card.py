@@ -74,9 +74,10 @@ def _learning(scenario: Scenario) -> str:
     clients = scenario.federation.clients
     if not scenario.federation.splits:
         return f"learning: {clients} clients held the images and trained the whole model, a server averaged theirs."
+    end = f", the last {scenario.tail} with the head, and the labels" if scenario.tail is not None else ""
     return (
-        f"split learning: {clients} clients held the images and the model up to block {scenario.model.cut}, a server "
-        "the rest."
+        f"split learning: {clients} clients held the images and the model up to block {scenario.model.cut}{end}, a "
+        "server the rest."
     )
 
 
@@ -131,13 +132,15 @@ def _facts(origin: Origin) -> list[tuple[str, ...]]:
     passes = f"local steps in each: {steps}" if steps else f"local epochs in each: {epochs}"
     ended = ", then the budget was spent" if origin.summary and origin.summary.stopped == "budget" else ""
     rows = [("reducer", _settings(compression.reducer))] if federation.splits else []
-    for role in ("smashed", "cut_gradient", "front_weights") if federation.splits else ("front_weights",):
+    roles = ("smashed", "cut_gradient") if federation.splits else ()
+    for role in (*roles, *(("tail_smashed", "tail_gradient") if federation.private else ()), "front_weights"):
         packing = getattr(compression, role)
         rows.append((role.replace("_", " "), f"{_settings(packing.codec)}, lossless {packing.lossless.kind}"))
     return [
         ("scenario", scenario.name),
         ("data set", _data_set(scenario)),
         ("mode", federation.mode),
+        ("labels", "with the clients" if federation.private or not federation.splits else "sent to the server"),
         ("clients", f"{federation.clients}, {federation.cohort_size} in a round"),
         ("rounds", f"{origin.round} of {federation.rounds}{ended}; {passes}"),
         ("seed", str(scenario.seed)),
