@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from threading import Condition
 from typing import TYPE_CHECKING
@@ -37,8 +38,8 @@ class Joint(Training):
 
     `patience` is how many seconds a step waits for the rest, once it has its first mini-batch and the step before it is
     done (None: for ever); then it goes on without them. Who was missed is waited for again when it has come back with
-    a mini-batch, which the next step takes, whatever its number. The last client to come trains the step in its thread,
-    and the others wait. Batches are joined in order of client, so who came first makes no difference.
+    a mini-batch, which the next step takes, whatever its number. Batches are joined in order of client, so who came
+    first makes no difference.
     """
 
     def __init__(
@@ -52,6 +53,8 @@ class Joint(Training):
         self._since = 0.0
         self._training = False
         self._changed = Condition()
+        # One for all steps: allocators keep the memory of a step for each thread that has trained one.
+        self._thread = ThreadPoolExecutor(1, "joint-step")
 
     def begin(self, clients: Collection[int]) -> None:
         """Expect these clients, also those that have yet to open their streams."""
@@ -123,7 +126,11 @@ class Joint(Training):
         """Train a step and leave each of its clients its outcome, or the error that ended it."""
         outcomes: Sequence[tuple[Tensor, float] | BaseException]
         try:
-            outcomes = self._trained(trainer, [w.batch for w in together.values()], next(iter(together.values())).key)
+            step = self._thread.submit(self._trained, trainer, list(together.values()))
+            try:
+                outcomes = step.result()
+            finally:
+                wait([step])  # Ctrl-C may have come here, and what it ends must not go on
         except BaseException as error:
             outcomes = [error] * len(together)
         with self._changed:
@@ -132,10 +139,11 @@ class Joint(Training):
             self._training, self._since = False, time.monotonic()
             self._changed.notify_all()
 
-    def _trained(self, trainer: "Trainer", batches: list[Batch], key: Key) -> list[tuple[Tensor, float]]:
+    def _trained(self, trainer: "Trainer", together: list[_Waiting]) -> list[tuple[Tensor, float]]:
         """Update the back once; return each client's cut gradient and loss."""
+        batches, key = [waiting.batch for waiting in together], together[0].key.at("dropout")
         total = sum(batch.examples for batch in batches)
-        with keyed_rng(key.at("dropout"), batches[0].smashed.device, self.draws), self.autocast():
+        with keyed_rng(key, batches[0].smashed.device, self.draws), self.autocast():
             logits = _forward(trainer.back, [self._restored(trainer, batch) for batch in batches])
             losses = torch.stack([
                 nn.functional.cross_entropy(found, batch.targets) for found, batch in zip(logits, batches, strict=True)
@@ -145,7 +153,7 @@ class Joint(Training):
         loss.backward()
         trainer.update()
         return [
-            (batch.smashed.grad * (total / batch.examples), loss)  # type: ignore[operator]
+            (batch.smashed.grad * (total / batch.examples), loss)  # type: ignore[operator, misc]
             for batch, loss in zip(batches, losses.tolist(), strict=True)
         ]
 

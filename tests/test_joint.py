@@ -15,6 +15,7 @@ from torch import nn
 from splitfed.errors import WireError
 from splitfed.models import build, split
 from splitfed.server.backs import Together
+from splitfed.server.joint import _Waiting
 from splitfed.wire import pack
 
 SGD = ["training.server.optimiser={kind: sgd, lr: 0.1}"]
@@ -134,7 +135,7 @@ def test_inputs_of_different_lengths_make_one_step(tmp_path):
         )
         for client, tokens in clients.items()
     ]  # fmt: skip
-    outcomes = training._trained(trio.pool.trainer, batches, KEY)
+    outcomes = training._trained(trio.pool.trainer, [_Waiting(batch, KEY) for batch in batches])
     whole = split(build(small().model, 10, key=KEY), 1)[1].train()
     whole.load_state_dict(before)
     total = 0.0
@@ -183,9 +184,10 @@ def test_without_the_rest_after_patience_and_a_late_client_joins_the_next_step(t
     trio.without_six()
     steps = []
     trained = trio.server.training._trained
-    trio.server.training._trained = lambda *given: (steps.append([b.frame.client for b in given[1]]), trained(*given))[
-        1
-    ]
+    trio.server.training._trained = lambda *given: (
+        steps.append([w.batch.frame.client for w in given[1]]),
+        trained(*given),
+    )[1]
     late = trio.send(6)  # its first step, where the others are at their second
     trio.waits(6)
     done(late, trio.send(5, 2), trio.send(4, 2))
