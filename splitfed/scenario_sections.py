@@ -27,11 +27,12 @@ class Federation(Config):
     `arrival` all train at once and the back takes their mini-batches as they come, which is fast where clients are
     apart, and not reproducible.
 
-    `psl` has one back that learns from the mini-batches of all clients together; they are one large batch to it, and
-    every front learns at its own rate. Such a joint step waits for those who are missing for `patience` seconds after
-    its first mini-batch (60 when null; clients in one process are never missing); a late client joins the next one.
-    Where clients train at once, in `psl`, `sfl-v1` and with `order: arrival`, no more than `wave` of a round's do, the
-    whole cohort when null; a larger cohort trains wave after wave.
+    `psl` has one back that learns from the mini-batches of all clients together; they are one large batch to it, while
+    each front learns from its own at the full rate, and `strategy` makes one of them at the end of the round. Such a
+    joint step waits for those who are missing for `patience` seconds after its first mini-batch (60 when null; clients
+    in one process are never missing); a late client joins the next one. Where clients train at once (not in `sl`, nor
+    in `sfl-v2` with `order: fixed`), no more than `wave` of a round's do, the whole cohort when null; a larger cohort
+    trains wave after wave.
 
     Labels go up with the activations unless `labels` is `private`: then a client holds the end of the model too
     (`model.tail`), and neither labels nor the loss leave it. Each mini-batch crosses two cuts, there and back. The tail
