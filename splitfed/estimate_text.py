@@ -8,6 +8,7 @@ from splitfed import units
 from splitfed.console import breakdown, print_whole
 from splitfed.estimation import Estimate, Side
 from splitfed.operations import Operations
+from splitfed.scenario import Scenario
 
 
 def text(found: Estimate) -> str:
@@ -16,7 +17,7 @@ def text(found: Estimate) -> str:
     console = rich.console.Console(file=out, width=100, force_jupyter=False)
     federation = scenario.federation
     print(
-        f"{scenario.name}: {scenario.model.name} cut after block {scenario.model.cut}, "
+        f"{scenario.name}: {scenario.model.name} {_place(scenario)}, "
         f"{found.examples} training images of {found.classes} classes, "
         f"{federation.sampled} of {federation.clients} clients a round, {found.steps} steps a round",
         file=out,
@@ -45,6 +46,13 @@ def text(found: Estimate) -> str:
     for name, value in rows:
         print(f"{name:<17} {value}", file=out)
     return out.getvalue().rstrip("\n")
+
+
+def _place(scenario: Scenario) -> str:
+    if not scenario.federation.splits:
+        return "whole at each client"
+    cut = f"cut after block {scenario.model.cut}"
+    return cut if scenario.tail is None else f"{cut} and before the last {scenario.tail}"
 
 
 def _operations(found: Operations) -> str:
