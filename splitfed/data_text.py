@@ -2,11 +2,13 @@
 
 import math
 
+import torch
 from rich.table import Table
 from torch import Tensor
 
 from splitfed import units
 from splitfed.describing import Description
+from splitfed.evaluation import count_held_out
 from splitfed.scenario_yaml import write_line
 from splitfed.tables import new_table, to_csv
 
@@ -32,6 +34,9 @@ def head(one: Description) -> list[str]:
         f"label skew   {one.distances[used].mean():.3f}, the mean total variation between a client's classes and all "
         "images': 0 to 1",
     ]
+    if share := one.scenario.evaluation.held_out:
+        out = torch.tensor([count_held_out(images, share) for images in one.images[used].tolist()])
+        lines.append(f"held out     {_spread(out)} of each client's images, never trained on")
     if empty := int((~used).sum()):
         lines.append(
             f"empty        {empty:,} {'client' if empty == 1 else 'clients'} without images, never drawn to train"

@@ -28,6 +28,7 @@ from splitfed.data import load
 from splitfed.engines import Deployment
 from splitfed.errors import RunError, WireError
 from splitfed.ledger import Ledger
+from splitfed.look import Looks, mean
 from splitfed.optimiser_state import read_optimiser, write_optimiser
 from splitfed.rpc import PROTOCOL
 from splitfed.scenario import Scenario
@@ -217,7 +218,10 @@ class Server:
         self.cut = Cut(scenario.compression, self.model.geometry, self.model.device)
         pool = POOLS[scenario.federation.mode](Trainer(self.model.back, scenario.training.server))
         self.wire = FrontWire(self.model.front.travelling(), scenario.compression)
-        self.split = SplitServer(pool, self.cut, Ledger(folder, 1), self.key, scenario.training.precision)
+        self.split = SplitServer(
+            pool, self.cut, Ledger(folder, 1), self.key, scenario.training.precision,
+            looks=Looks(self.cut, self.model.front.encoder),
+        )  # fmt: skip
 
     def order(self, round: int, where: str, **changes) -> dict:
         packed = self.wire.pack(self.model.front.state_dict(), self.key, changes.pop("of_round", round), -1)
@@ -258,6 +262,25 @@ def test_a_client_trains_on_its_own_images_also_after_it_was_started_again(serve
     shutil.rmtree(tmp_path / "states")
     with pytest.raises(RunError, match=r"classes\.json: cannot be read .* started again with --resume"):
         server.train(1, 20, **node)
+
+
+def test_a_client_holds_some_of_its_own_images_out_and_evaluates_on_them(hospital, tmp_path):
+    scenario = DIGITS.with_(["evaluation.held_out=0.25"])
+    (tmp_path / "ledger").mkdir()
+    server = Server(scenario, tmp_path / "ledger")
+    node = {"splitfed_data": str(hospital), "splitfed_states": str(tmp_path / "states")}
+    answer = identify(scenario, **node)
+    assert (answer["num-examples"], answer["held-out"]) == (15, 5)
+    assert dict(server.train(1, 15, **node).content["metrics"])["num-examples"] == 15
+    with InlineListener(server.split) as listener, server.split.evaluation(1, {1: 5}) as looking:
+        order = server.order(1, listener.address)
+        found = dict(ask("evaluate", order, scenario, **node).content["metrics"])
+        loss, accuracy = mean(looking.settle(1), 5)
+        assert found == {"num-examples": 5, "eval-loss": loss, "eval-accuracy": accuracy}
+        with pytest.raises(WireError, match="client 1 is asked to evaluate, but holds out no images"):
+            ask("evaluate", order)
+        with pytest.raises(WireError, match="has the front's weights of round 2"):
+            ask("evaluate", server.order(1, listener.address, of_round=2), scenario, **node)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ from splitfed.channel import InlineStream
 from splitfed.clients import worker as training
 from splitfed.console import Console
 from splitfed.data import load
+from splitfed.data_text import head
+from splitfed.describing import describe
 from splitfed.errors import RunError, ScenarioError, WireError
 from splitfed.evaluation import count_held_out, divide
 from splitfed.inline import InlineGrid
@@ -435,6 +437,11 @@ def test_it_is_shown_and_older_runs_are_read(tmp_path):
     summary.write_text(json.dumps({k: v for k, v in json.loads(summary.read_text()).items() if k not in CLIENTS}))
     table = compare([result.folder]).grouped()
     assert table.groups[0].runs[0].rounds[0].clients_accuracy is None
+
+
+def test_who_holds_out_how_many_is_described():
+    lines = head(describe(small("evaluation.held_out=0.5", "data.limit=7", "data.partition=linear")))
+    assert "held out     0 to 2 (median 1) of each client's images, never trained on" in lines
 
 
 def test_settings_that_cannot_be():
