@@ -1,26 +1,31 @@
-"""A client's part in federated evaluation: the front runs on the images that the client holds out, and the server says
-how many the back got right."""
+"""A client's part in federated evaluation: the model as it is runs on the images that the client holds out.
+
+The server's part of it runs there and says how many it got right; where labels are private it returns what the tail
+goes on from. A client that holds the whole model needs nobody.
+"""
 
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from splitfed.batches import batches
-from splitfed.channel import Invitation
-from splitfed.clients.dial import Reach, connect
+from splitfed.batches import Batch, batches
+from splitfed.channel import Invitation, Stream
+from splitfed.clients.dial import Reach
 from splitfed.clients.worker import Worker, end
 from splitfed.errors import WireError
-from splitfed.look import Looks, Seen, mean
+from splitfed.look import Looks, Seen, mean, seen
 from splitfed.precision import autocast
+
+Place = tuple[int, int, int]  # round, client, step
 
 
 def look(
     worker: Worker, client: int, round: int, weights: dict[str, Tensor], invitation: Invitation, reach: Reach,
     states: Path,
 ) -> tuple[float, float, int]:  # fmt: skip
-    """Evaluate the front with these `weights` on a client's held-out images, against the split server that invites it;
-    return mean loss, accuracy, and the number of images.
+    """Evaluate with these `weights` on a client's held-out images, against the split server that invites it; return
+    mean loss, accuracy, and the number of images.
 
     Nothing of the client's training changes. Raises WireError where it holds out none, or the server's replies are not
     what was asked for, and CodecError for numbers that cannot be sent.
@@ -34,20 +39,39 @@ def look(
     step = up = down = 0
     worker.held.eval()
     try:
-        with connect(invitation, client, round, reach, looks.most_bytes) as stream:
+        with worker.stream(invitation, client, round, reach) as stream:
             for batch in batches(
                 worker.holding.images, rows, scenario.training.batch_size, worker.key, shuffle=False, epochs=1,
                 workers=scenario.data.workers, mean=worker.mean, std=worker.std,
             ):  # fmt: skip
                 step += 1
-                with torch.inference_mode(), autocast(scenario.training.precision, worker.device):
-                    smashed = worker.front.encoder(worker.front(batch.images.to(worker.device)))
-                key = worker.key.at("evaluation", round, client, step)
-                packed = looks.pack(smashed, batch.labels.to(worker.device), key, round, client, step)
-                reply = stream.exchange(packed.buffer)
-                found.append(looks.unpack_answer(reply, step, len(batch.labels)))
-                up, down = up + packed.total, down + len(reply)
-            end(stream, client, round, step + 1, up, down)
+                here = Batch(batch.images.to(worker.device), batch.labels.to(worker.device))
+                made, sent, received = _one(worker, looks, stream, here, (round, client, step))
+                found.append(made)
+                up, down = up + sent, down + received
+            if stream is not None:
+                end(stream, client, round, step + 1, up, down)
     finally:
         worker.held.train()
     return *mean(found, len(rows)), len(rows)
+
+
+def _one(
+    worker: Worker, looks: Looks, stream: Stream | None, batch: Batch, place: Place
+) -> tuple[Seen, int, int]:  # fmt: skip
+    """Return what the model makes of a mini-batch, and the bytes up and down."""
+
+    @torch.no_grad()
+    def run(module: nn.Module, inputs: Tensor) -> Tensor:
+        with autocast(worker.scenario.training.precision, worker.device):
+            return module(inputs)
+
+    smashed = run(worker.front.encoder, run(worker.front, batch.images))
+    if stream is None:
+        return seen(run(worker.held.beside, smashed), batch.labels), 0, 0
+    packed = looks.pack(smashed, batch.labels, worker.key.at("evaluation", *place), *place)
+    reply = stream.exchange(packed.buffer)
+    if worker.cut.private:
+        features = looks.unpack_features(reply, place[-1], len(batch.labels))
+        return seen(run(worker.held.beside, features), batch.labels), packed.total, len(reply)
+    return looks.unpack_answer(reply, place[-1], len(batch.labels)), packed.total, len(reply)

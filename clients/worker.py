@@ -96,7 +96,7 @@ class Worker:
         rows = self.holding.rows(client)
         losses, step, up, down = 0.0, 0, 0, 0
         anchor = Anchor(self.held, proximal)
-        with self._stream(invitation, client, round, reach) as stream:
+        with self.stream(invitation, client, round, reach) as stream:
             all_batches = batches(
                 self.holding.images, rows, training.batch_size, self.key.at("batches", round, client),
                 augment=self.scenario.data.augment, workers=self.scenario.data.workers, mean=self.mean, std=self.std,
@@ -125,7 +125,8 @@ class Worker:
         if self.fitting:
             self._take_encoder(ClientState(states, client).encoder())
 
-    def _stream(self, invitation: Invitation, client: int, round: int, reach: Reach) -> AbstractContextManager:
+    def stream(self, invitation: Invitation, client: int, round: int, reach: Reach) -> AbstractContextManager:
+        """Open a client's stream to the split server; None stands for it where the client holds the whole model."""
         if not self.scenario.federation.splits:
             return nullcontext()
         return connect(invitation, client, round, reach, self.cut.most_bytes)

@@ -44,8 +44,8 @@ class Looking:
             return away(self._sessions, self._server.clock() - grace)
 
     def settle(self, client: int) -> list[Seen] | None:
-        """End a client's evaluation, and return what the back made of its images, by mini-batch; None where it did not
-        come to its end."""
+        """End a client's evaluation, and return what the back made of its images, by mini-batch; nothing of them where
+        labels are private, and None where it did not come to its end."""
         with self._lock:
             self._images.pop(client, None)
             session = self._sessions.pop(client, None)
@@ -76,16 +76,21 @@ class LookSession(Session):
     def _work(self, frame: Frame) -> tuple[Packed, list[Row]]:
         server, back = self._server, self._server.pool.trainer.back
         smashed, labels = self._looks.batch(frame)
-        if len(labels) > self._left:
-            raise WireError(f"{len(labels)} images more, where client {self.client} holds out {self._left}")
-        self._left -= len(labels)
+        images = len(smashed)
+        if images > self._left:
+            raise WireError(f"{images} images more, where client {self.client} holds out {self._left}")
+        self._left -= images
         self._step += 1
-        rows = self._count(frame, "up", len(labels))
-        with server.turns_to_look, torch.inference_mode(), server.autocast():
-            logits = back(back.get_submodule("decoder")(smashed))
-        self.found.append(seen(logits, labels))
-        reply = self._looks.answer(frame, self.found[-1])
-        return reply, rows + self._count(reply, "down", 0)
+        rows = self._count(frame, "up", images)
+        with server.turns_to_look, torch.no_grad(), server.autocast():
+            made = back(back.get_submodule("decoder")(smashed))
+        if labels is None:
+            key = server.key.at("evaluation", self.round, self.client, self._step)
+            reply = self._looks.answer_private(frame, made, key)
+        else:
+            self.found.append(seen(made, labels))
+            reply = self._looks.answer(frame, self.found[-1])
+        return reply, rows + self._count(reply, "down", images)
 
     def _end(self, frame: Frame) -> tuple[Packed, list[Row]]:
         if self._left:

@@ -41,7 +41,7 @@ class Survey:
         self._grace = scenario.engine.grace if isinstance(scenario.engine, Remote) else 0.0
 
     def ask(self, round: int, front: ArrayRecord) -> list[Score]:
-        """Return what clients find with this front and the back as it is, in order of client. Who is lost, or whose
+        """Return what clients find with these weights and the back as it is, in order of client. Who is lost, or whose
         answer cannot be true, is left out, with a warning."""
         there = self.attendance.present(round, self.roster.online())
         nodes = dict(self.roster.nodes)  # some may leave before they are messaged
@@ -52,14 +52,13 @@ class Survey:
             invite(message, self.listener, round, client)
         scores: dict[int, Score] = {}
         crossing = self.dispatch.grid.others[MessageType.EVALUATE]
-        assert isinstance(self.split, SplitServer)  # without a back to answer them the scenario is refused
         with self.split.evaluation(round, images) as looking:
 
             def settle(client: int, reply: Message | None) -> None:
                 seen = looking.settle(client)
                 if reply is not None and reply.has_error() and reply.error.code == LACKING:
                     crossing.forget(client)
-                if (reply := present(reply)) is None or not (seen or reply.has_error()):
+                if (reply := present(reply)) is None or (seen is None and not reply.has_error()):
                     log.warning("round %d: client %d is lost to its evaluation", round, client)
                     return
                 found = mean(seen, images[client]) if seen else None

@@ -1,8 +1,10 @@
 """Where clients train the whole model (`fl`): stands in for the split server and for what listens on its behalf."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 from splitfed.channel import Invitation
+from splitfed.look import Seen
 from splitfed.optimiser_state import OptimiserState
 
 
@@ -37,9 +39,26 @@ class Unsplit:
         """Wait for nobody any more."""
         self._waiting.clear()
 
+    @contextmanager
+    def evaluation(self, round: int, images: Mapping[int, int]) -> Iterator["Unasked"]:
+        """Let these clients evaluate, each by itself."""
+        yield Unasked()
+
     def optimiser(self) -> OptimiserState:
         """Return nothing: the server trains nothing."""
         return {}
+
+
+class Unasked:
+    """An evaluation in which the server is not asked, so whatever a client's reply says is all there is."""
+
+    def lost(self, grace: float) -> set[int]:
+        """Return nobody: only a node that leaves tells that its client is lost."""
+        return set()
+
+    def settle(self, client: int) -> list[Seen] | None:
+        """Return that the client has come to its end, and that nothing was seen of it here."""
+        return []
 
 
 class Unheard:

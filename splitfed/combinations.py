@@ -12,7 +12,6 @@ from splitfed.scenario_sections import Federation, Training
 
 if TYPE_CHECKING:
     from splitfed.budget import BudgetConfig
-    from splitfed.evaluation import Evaluation
 
 # Packings of what crosses the cut, and of the layers that a reducer brings.
 _OF_THE_CUT = ("smashed", "targets", "cut_gradient", "parts")
@@ -55,11 +54,3 @@ def of_budget(budget: "BudgetConfig", federation: Federation) -> str | None:
     if federation.splits or budget.kind == "none":
         return None
     return f"{budget.kind}: with fl nothing crosses a cut to spend it: set it to none, federation.rounds ends the run"
-
-
-def of_evaluation(evaluation: "Evaluation", federation: Federation) -> str | None:
-    """Tell why clients cannot evaluate against the back."""
-    if not evaluation.held_out or (federation.splits and not federation.private):
-        return None
-    why = "labels: private the loss is no business of the server's" if federation.private else "fl there is no back"
-    return f"held_out: with {why}, which answers the clients here: set it to 0, the server evaluates"

@@ -170,7 +170,7 @@ def _add_step(totals: Totals, cut: Cut, parts: Parts, size: int, times: float, k
 
 def _add_evaluations(
     totals: Totals, scenario: Scenario, cut: Cut, wire: FrontWire, encoder: nn.Module, held: list[int], key: Key
-) -> float:
+) -> float:  # fmt: skip
     """Count what clients who hold out so many images send in an average round to evaluate, on random activations, and
     return how many images that is."""
     settings, rounds = scenario.evaluation, scenario.federation.rounds
@@ -178,6 +178,9 @@ def _add_evaluations(
     if not asked:
         return 0.0
     often = sum(settings.due(number, last=number == rounds) for number in range(1, rounds + 1)) / rounds
+    _add_weights(totals, wire, "down", often * asked, key)
+    if not scenario.federation.splits:
+        return often * asked * sum(held) / len(held)
     looks, geometry = Looks(cut, encoder), cut.geometry
     generator = key.at("estimate", "evaluation").generator()
     sizes: Counter[int] = Counter()
@@ -191,13 +194,13 @@ def _add_evaluations(
         labels = torch.randint(geometry.classes, (size,), generator=generator).to(cut.device)
         with torch.no_grad():
             packed = looks.pack(encoder(activations), labels, key, 1, 0, 1)
-        answer = looks.answer(looks.unpack_up(packed.buffer), Seen(1.0, size))
-        times = often * number * asked / len(held)
-        for role, part in looks.sizes(packed, size).items():
-            _add(totals, "up", "data", role, _without_lossless(part), times)
-        _add(totals, "down", "data", "envelope", Sizes(sent=answer.total), times)
+        frame = looks.unpack_up(packed.buffer)
+        answer = looks.answer_private(frame, activations, key) if cut.private else looks.answer(frame, Seen(1.0, size))
+        frames: tuple[tuple[Direction, Packed], ...] = (("up", packed), ("down", answer))
+        for way, one in frames:
+            for role, part in looks.sizes(one, size).items():
+                _add(totals, way, "data", role, _without_lossless(part), often * number * asked / len(held))
     _add_streams(totals, often * asked)
-    _add_weights(totals, wire, "down", often * asked, key)
     return often * asked * sum(held) / len(held)
 
 

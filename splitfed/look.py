@@ -6,6 +6,9 @@
 
 Frames up are `look` (one mini-batch) and `end` (the client's own count of bytes); down come `seen` and `done`. A
 reducer takes no part, but for its encoder and decoder, which belong to the model.
+
+Where labels are private none go up. `look` is answered with `features`, the activations at the second cut, from which
+tail and loss go on at the client.
 """
 
 import math
@@ -17,19 +20,19 @@ from torch import Tensor, nn
 from splitfed.compression.reducer import expected_targets
 from splitfed.cut import Cut, check_labels, most_bytes
 from splitfed.errors import WireError
-from splitfed.expect import Expect, Geometry
+from splitfed.expect import Expect, Expected, Geometry
 from splitfed.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.wire import Frame, Packed, pack, unpack
 
 ROLE = "evaluation"
-_SMASHED, _TARGETS = f"{ROLE}/smashed", f"{ROLE}/targets"
+_SMASHED, _TARGETS, _FEATURES = (f"{ROLE}/{name}" for name in ("smashed", "targets", "tail_smashed"))
 _ANSWER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the back made of some images: the sum of their losses, and how many are right."""
+    """What the model made of some images: the sum of their losses, and how many are right."""
 
     loss: float
     right: int
@@ -40,35 +43,59 @@ class Looks:
     between calls."""
 
     def __init__(self, cut: Cut, encoder: nn.Module) -> None:
-        self.cut = cut
-        sizes = _sizes(encoder, cut.geometry, cut.device)
-        smashed = Expect.floats((1, cut.geometry.batch), *sizes)
-        self.expected = {_SMASHED: (smashed,), _TARGETS: expected_targets(cut.geometry)}
-        self.most_bytes = most_bytes(self.expected)
+        self.cut, geometry = cut, cut.geometry
+        smashed = Expect.floats((1, geometry.batch), *_sizes(encoder, geometry, cut.device))
+        self.expected: Expected = {_SMASHED: (smashed,)}
+        if not cut.private:
+            self.expected = {**self.expected, _TARGETS: expected_targets(geometry)}
+        self.most_bytes = max(most_bytes(self.expected), most_bytes(self._features(geometry.batch)))
+
+    def _features(self, images: int) -> Expected:
+        return {_FEATURES: (Expect.floats(images, self.cut.geometry.tokens, self.cut.geometry.width),)}
+
+    def _pack(self, kind: str, tensors: dict[str, Tensor], key: Key, round: int, client: int, step: int) -> Packed:
+        where = f"the evaluation of round {round}, client {client}, step {step}"
+        packets = self.cut.encode(tensors, key, where)
+        return pack(kind, round, client, step, {f"{ROLE}/{name}": packet for name, packet in packets.items()})
 
     def pack(self, smashed: Tensor, labels: Tensor, key: Key, round: int, client: int, step: int) -> Packed:
-        """Encode a mini-batch of what the encoder made, `[B, ...]`, and its labels `[B]`. Raises CodecError for what
-        cannot be sent."""
-        where = f"the evaluation of round {round}, client {client}, step {step}"
-        packets = self.cut.encode({"smashed": smashed.float(), "targets": labels}, key, where)
-        return pack("look", round, client, step, {f"{ROLE}/{name}": packet for name, packet in packets.items()})
+        """Encode a mini-batch of what the encoder made, `[B, ...]`, and, unless they are private, its labels `[B]`.
+        Raises CodecError for what cannot be sent."""
+        tensors = {"smashed": smashed.float()} | ({} if self.cut.private else {"targets": labels})
+        return self._pack("look", tensors, key, round, client, step)
 
     def unpack_up(self, buffer: bytes) -> Frame:
         """Decode a client's frame, `look` or `end`. Raises WireError for anything else."""
         kinds = {"look": self.expected, "end": {}}
         return unpack(buffer, kinds, device=self.cut.device, max_bytes=self.most_bytes)
 
-    def batch(self, frame: Frame) -> tuple[Tensor, Tensor]:
-        """Check what a `look` frame says beyond shapes, and return what is smashed, and labels. Raises WireError."""
-        smashed, labels = frame.tensors[_SMASHED], frame.tensors[_TARGETS]
-        if len(smashed) != len(labels):
-            raise WireError(f"{len(labels)} labels for {len(smashed)} images")
-        check_labels(labels, self.cut.geometry.classes)
+    def batch(self, frame: Frame) -> tuple[Tensor, Tensor | None]:
+        """Check what a `look` frame says beyond shapes, and return what is smashed, and labels where these are not
+        private. Raises WireError."""
+        smashed, labels = frame.tensors[_SMASHED], frame.tensors.get(_TARGETS)
+        if labels is not None:
+            if len(smashed) != len(labels):
+                raise WireError(f"{len(labels)} labels for {len(smashed)} images")
+            check_labels(labels, self.cut.geometry.classes)
         return smashed, labels
 
     def answer(self, frame: Frame, seen: Seen) -> Packed:
         """Encode what answers a `look` frame. Raises CodecError for a loss that is not finite."""
         return pack("seen", frame.round, frame.client, frame.step, {}, {"loss": seen.loss, "right": seen.right})
+
+    def answer_private(self, frame: Frame, features: Tensor, key: Key) -> Packed:
+        """Encode the activations at the second cut, `[B, n, D]`, which answer a `look` frame without labels. Raises
+        CodecError for what cannot be sent."""
+        tensors = {"tail_smashed": features.float()}
+        return self._pack("features", tensors, key, frame.round, frame.client, frame.step)
+
+    def unpack_features(self, buffer: bytes, step: int, images: int) -> Tensor:
+        """Decode the activations that answer this step, of so many images. Raises WireError for anything else."""
+        kinds = {"features": self._features(images)}
+        frame = unpack(buffer, kinds, device=self.cut.device, max_bytes=self.most_bytes)
+        if frame.step != step:
+            raise WireError(f"what answers step {step} of an evaluation is of step {frame.step}")
+        return frame.tensors[_FEATURES]
 
     def unpack_answer(self, buffer: bytes, step: int, images: int) -> Seen:
         """Decode the answer to this step, of so many images. Raises WireError for anything else."""
@@ -81,9 +108,9 @@ class Looks:
         return Seen(loss, right)
 
     def sizes(self, packed: Packed | Frame, examples: int) -> dict[str, Sizes]:
-        """Return what a frame adds to the ledger: both tensors as one role, and its envelope."""
+        """Return what a frame adds to the ledger: its tensors as one role, and its envelope."""
         geometry, found = self.cut.geometry, packed.sizes.get(ROLE)
-        raw = examples * (4 * geometry.tokens * geometry.width + 8)
+        raw = examples * (4 * geometry.tokens * geometry.width + (0 if self.cut.private else 8))
         rows = {ROLE: Sizes(raw, found.reduced, found.coded, found.sent)} if found else {}
         return rows | {"envelope": Sizes(sent=packed.envelope)}
 

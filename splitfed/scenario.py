@@ -96,7 +96,7 @@ class Scenario(Config):
             )
         return federation
 
-    @field_validator("training", "compression", "budget", "evaluation")
+    @field_validator("training", "compression", "budget")
     @classmethod
     def _goes_with_the_mode(cls, section: Any, info: ValidationInfo) -> Any:
         federation = info.data.get("federation")

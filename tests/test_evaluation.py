@@ -44,6 +44,8 @@ from splitfed.wire import pack
 from splitfed.wire_names import CONFIG
 
 OUT = "evaluation.held_out=0.25"  # 8 of each client's 32 images
+PRIVATE = ["federation.labels=private", "model.args={patch_size: 4, embed_dim: 16, depth: 3, num_heads: 2}"]
+FL = ["federation.mode=fl", "training.server={}", "compression.front_weights.lossless=none"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -63,10 +65,11 @@ def test_every_image_is_trained_on_or_held_out(count, share, client, seed):
 
 
 class Watch:
-    """What a run trains on, by client, and the bytes of what its clients send to be looked at."""
+    """What a run trains on, by client, and the tensors that cross to be looked at, with their bytes."""
 
     def __init__(self, monkeypatch) -> None:
         self.trained: dict[int, set[int]] = {}
+        self.tensors: set[str] = set()
         self.looks = self.crossed = 0
         exchange, flow = InlineStream.exchange, training.batches
 
@@ -76,27 +79,39 @@ class Watch:
 
         def spied(stream, buffer):
             reply = exchange(stream, buffer)
-            length = struct.unpack_from("<I", buffer, 1)[0]
-            kind, *_, entries = msgpack.unpackb(buffer[9 : 9 + length])
-            self.looks += sum(entry[-1] for entry in entries) if kind == "look" else 0
-            self.crossed += len(buffer) + len(reply)
+            for frame in (buffer, reply):
+                length = struct.unpack_from("<I", frame, 1)[0]
+                entries = msgpack.unpackb(frame[9 : 9 + length])[-1]
+                looks = [entry for entry in entries if entry[0].startswith("evaluation/")]
+                self.tensors |= {entry[0].removeprefix("evaluation/") for entry in looks}
+                self.looks += sum(entry[-1] for entry in looks)
+                self.crossed += len(frame)
             return reply
 
         monkeypatch.setattr(training, "batches", watched)
         monkeypatch.setattr(InlineStream, "exchange", spied)
 
 
+NUMBERS, LABELS = 4 * 5 * 16, 8  # bytes of an image
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "tensors", "bytes"),
     [
-        ["federation.mode=sfl-v1", *PLAIN],
-        ["federation.mode=sl", *PLAIN, "training.batch_size=5"],
-        ["compression.reducer={kind: bottleneck, width: 4}"],
-        ["compression.reducer={kind: adc, ratio: 0.2}"],  # takes no part in it
+        (["federation.mode=sfl-v1", *PLAIN], {"smashed", "targets"}, NUMBERS + LABELS),
+        (["federation.mode=sl", *PLAIN, "training.batch_size=5"], {"smashed", "targets"}, NUMBERS + LABELS),
+        (["compression.reducer={kind: bottleneck, width: 4}"], {"smashed", "targets"}, NUMBERS + LABELS),
+        # It takes no part.
+        (["compression.reducer={kind: adc, ratio: 0.2}"], {"smashed", "targets"}, NUMBERS + LABELS),
+        ([*PRIVATE, "compression.reducer={kind: adc, ratio: 0.2}"], {"smashed", "tail_smashed"}, 2 * NUMBERS),
+        ([*PRIVATE, "federation.mode=sfl-v1", "model.tail=0"], {"smashed", "tail_smashed"}, 2 * NUMBERS),
+        (FL, set(), 0),
     ],
-    ids=["sfl-v1", "sl", "bottleneck", "adc"],
+    ids=["sfl-v1", "sl", "bottleneck", "adc", "private", "private-sfl-v1", "fl"],
 )
-def test_clients_find_what_the_whole_model_does_on_images_that_nobody_trains_on(changes, tmp_path, monkeypatch):
+def test_clients_find_what_the_whole_model_does_on_images_that_nobody_trains_on(
+    changes, tensors, bytes, tmp_path, monkeypatch
+):
     watch, scenario = Watch(monkeypatch), small(OUT, *changes)
     result = simulate(scenario, runs=tmp_path)
     scores = read_scores(result.folder)
@@ -126,8 +141,9 @@ def test_clients_find_what_the_whole_model_does_on_images_that_nobody_trains_on(
     assert result.rounds[0].examples == 3 * 24  # training images alone
 
     found = result.totals.select(role="evaluation")
-    assert found.sent == watch.looks > 0
-    assert found.raw == 2 * 24 * (4 * 5 * 16 + 8)
+    assert watch.tensors == tensors
+    assert found.sent == watch.looks
+    assert found.raw == 2 * 24 * bytes
     assert result.totals.cut.sent == result.summary.cut_bytes == watch.crossed
     fronts = [row for row in table(result.folder / "ledger.csv") if row["role"] == "front_weights"]
     assert len([row for row in fronts if row["direction"] == "down"]) == 2 * 2 * 3  # to train, and to evaluate
@@ -166,12 +182,14 @@ def test_a_cohort_is_asked_and_its_bytes_spend_the_budget(tmp_path):
     assert bound.rounds[-1].eval_accuracy is not None
 
 
-def test_an_estimate_counts_what_evaluations_send(tmp_path):
-    plan = small(*PLAIN, OUT, "evaluation.every=2", "federation.rounds=3", "training.batch_size=5")
+@pytest.mark.parametrize("mode", [PLAIN, [*PLAIN, *PRIVATE], FL], ids=["shared", "private", "fl"])
+def test_an_estimate_counts_what_evaluations_send(mode, tmp_path):
+    none = [f"compression.{role}.lossless=none" for role in ("tail_smashed", "tail_gradient")]
+    more = [*none, "training.batch_size=5"] if "federation.labels=private" in mode else ["training.batch_size=5"]
+    plan = small(*mode, OUT, "evaluation.every=2", "federation.rounds=3", *more)
     expected, result = estimate(plan), simulate(plan, runs=tmp_path)
-    for role in ("smashed", "evaluation", "front_weights", "envelope"):
-        guess, real = (totals.select(plane=plane, role=role) for totals, plane in
-                       ((expected.round, "data"), (result.totals, "data")))  # fmt: skip
+    for role in ("smashed", "evaluation", "envelope"):
+        guess, real = (totals.select(plane="data", role=role) for totals in (expected.round, result.totals))
         assert 3 * guess.sent == pytest.approx(real.sent, rel=0.03), role
         assert 3 * guess.raw == pytest.approx(real.raw, abs=3), role
     weights = [totals.select(role="front_weights").sent for totals in (expected.round, result.totals)]
