@@ -20,7 +20,9 @@ class Evaluation(Config):
     when null), get the round's new front, run it on what they hold out, and send activations and labels; the back
     answers with loss and number right. No reducer takes part, but for layers of its own, which belong to the model;
     codecs are those of `compression.smashed` and `targets`. These bytes have a role of their own, `evaluation`, raw as
-    float32 activations and 8 bytes a label. They cross, so cut bytes and budgets have them in it.
+    float32 activations and 8 bytes a label. They cross, so cut bytes and budgets have them in it. With private labels
+    the back answers with activations, packed as `tail_smashed`, and tail and loss are the client's; with `fl` nothing
+    crosses but weights.
     """
 
     held_out: float = Field(0.0, ge=0, lt=1)
