@@ -182,9 +182,11 @@ def crossed(run: splitfed.Result) -> list[dict[str, str]]:
 
 
 @pytest.mark.usefixtures("ray_is_up")
-@pytest.mark.parametrize("mode", ["sl", "sfl-v1", "sfl-v2"])
+@pytest.mark.parametrize("mode", ["sl", "sfl-v1", "sfl-v2", pytest.param("psl", marks=pytest.mark.slow)])
 def test_the_same_numbers_as_in_one_process(mode: str, tmp_path: Path):
     changes = [*ADC, f"federation.mode={mode}", "training.client_state=keep", "evaluation.held_out=0.2"]
+    if mode == "psl":
+        changes.append(f"federation.wave={CORES}")  # clients that wait for each other must all have a place
     here, there = (simulate(small(*changes, f"engine.kind={kind}"), runs=tmp_path) for kind in ("inline", "ray"))
     assert there.summary.engine == "ray"
     assert crossed(here)
