@@ -2,6 +2,8 @@
 
     python benchmarks/modes.py [--mode psl] [--packing small] [--clients 8] [--batch 16] [--steps 10] [--repeats 3]
 
+`private` is sfl-v2 with private labels, whose second cut has the codecs of the first.
+
 ViT-Tiny at 32 pixels in patches of 4, cut 3, engine `inline`, with so many torch threads (`--threads`, 1 by default);
 uncompressed (nothing reduced, float32, no lossless stage) and with the preset `small`. The bare loop is what a PyTorch
 user would write for the unsplit model, with images from the same loader. One client's mini-batch is a step of it; with
@@ -15,6 +17,7 @@ are those of a round.
 """
 
 import argparse
+import json
 import os
 import statistics
 import tempfile
@@ -29,25 +32,43 @@ from torch import nn
 
 from splitfed import Scenario, simulate, units
 from splitfed.batches import batches
+from splitfed.compression.presets import PRESETS
 from splitfed.data import load
 from splitfed.models import build, pixel_stats
 from splitfed.seeds import Key
 
-# What makes each mode; one line for each that comes.
+# What makes each mode.
 MODES = {
     "sl": ["federation.mode=sl"],
     "sfl-v1": ["federation.mode=sfl-v1"],
     "sfl-v2": ["federation.mode=sfl-v2"],
     "psl": ["federation.mode=psl"],
+    "fl": ["federation.mode=fl"],
+    "private": ["federation.labels=private"],
 }
-PLAIN = [f"compression.{role}.lossless=none" for role in ("smashed", "targets", "cut_gradient", "front_weights")]
-PACKINGS = {"uncompressed": PLAIN, "small": ["compression.preset=small"]}
+PACKINGS = ("uncompressed", "small")
+CUT, SECOND_CUT = ("smashed", "targets", "cut_gradient"), ("tail_smashed", "tail_gradient")
 SCENARIO = """
 seed: 0
 model: {name: deit_tiny_patch16_224, cut: 3, image_size: 32, args: {patch_size: 4}}
 data: {path: digits, validation: 0.002, test_limit: 16}
 federation: {clients: 8, rounds: 1, local_steps: 1}
 """
+
+
+def packing_of(mode: str, packing: str) -> list[str]:
+    """Return what makes a packing, of the roles that a mode has."""
+    if packing == "uncompressed":
+        second = SECOND_CUT if mode == "private" else ()
+        roles = ("front_weights",) if mode == "fl" else (*CUT, *second, "front_weights")
+        return [f"compression.{role}.lossless=none" for role in roles]
+    small = PRESETS["small"]
+    if mode == "fl":
+        return [f"compression.front_weights={json.dumps(small['front_weights'])}"]
+    if mode != "private":
+        return ["compression.preset=small"]
+    second = zip(SECOND_CUT, ("smashed", "cut_gradient"), strict=True)
+    return ["compression.preset=small", *(f"compression.{one}={json.dumps(small[like])}" for one, like in second)]
 
 
 def ours(scenario: Scenario, samples: int) -> tuple[list[float], int, int]:
@@ -102,7 +123,9 @@ def main() -> None:
     rates, ratios, sent = defaultdict(list), defaultdict(list), {}
     for _ in range(options.repeats):
         for mode, packing in cases:
-            scenario = Scenario.parse(SCENARIO, overrides=[*changes, *MODES[mode], *PACKINGS[packing]], name=mode)
+            scenario = Scenario.parse(
+                SCENARIO, overrides=[*changes, *MODES[mode], *packing_of(mode, packing)], name=mode
+            )
             step = options.batch * (options.clients if mode == "psl" else 1)
             before = bare(scenario, step, samples)
             found, *sent[mode, packing] = ours(scenario, samples)
