@@ -5,9 +5,10 @@ import datetime
 import ipaddress
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Lock, Thread
+from types import SimpleNamespace
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -110,6 +111,35 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
         self.cut()
+
+
+@contextlib.contextmanager
+def losing(server, at: int) -> Iterator[tuple[Stream, list[bytes]]]:
+    """Dial client 4's stream of round 2 to a split server; the connection is cut before the answer to frame number `at`
+    is out, the end's too. Yield the stream, and every frame that the server handles."""
+    handled: list[bytes] = []
+
+    class Losing:
+        most_bytes = server.most_bytes
+
+        def open(self, client, round):
+            session = server.open(client, round)
+
+            def handle(buffer):
+                reply = session.handle(buffer)
+                handled.append(buffer)
+                if len(handled) == at:
+                    proxy.cut()
+                return reply
+
+            return SimpleNamespace(handle=handle, close=session.close)
+
+    with (
+        listen(Losing()) as listener,
+        Proxy(listener.port) as proxy,
+        dial(proxy.through(listener.invite(4, 2)), grace=20.0) as stream,
+    ):
+        yield stream, handled
 
 
 def certify(folder: Path, *, days: int = 1, host: str = HOST) -> tuple[Path, ServerTls]:

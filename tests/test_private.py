@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from channels import Proxy, dial, listen
+from channels import losing
 from helpers import ADC, PLAIN, small, table
 from torch import nn
 from whole import newest
@@ -243,30 +243,7 @@ def test_a_correction_is_made_at_both_cuts(tmp_path):
 def test_a_stream_cut_in_the_middle_of_a_step_trains_each_half_once(tmp_path, at):
     whole, cut = Ends(tmp_path / "whole"), Ends(tmp_path / "cut")
     whole.train(whole.stream())
-    handled = []
-
-    class Cutting:
-        """Loses the answer to one frame."""
-
-        most_bytes = cut.server.most_bytes
-
-        def open(self, client, round):
-            session = cut.server.open(client, round)
-
-            def handle(buffer):
-                reply = session.handle(buffer)
-                handled.append(buffer)
-                if len(handled) == at:
-                    proxy.cut()
-                return reply
-
-            return SimpleNamespace(handle=handle, close=session.close)
-
-    with (
-        listen(Cutting()) as listener,
-        Proxy(listener.port) as proxy,
-        dial(proxy.through(listener.invite(4, 2)), grace=20.0) as stream,
-    ):
+    with losing(cut.server, at) as (stream, handled):
         cut.train(stream)
     assert len(handled) == 6
     assert handled[at - 1] == handled[at]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from channels import Proxy, dial, listen
+from channels import dial, listen, losing
 from helpers import ADC, small
 from torch import nn
 
@@ -348,30 +348,7 @@ def test_a_stream_cut_under_a_step_trains_it_once(tmp_path, at):
     whole, cut = Door(tmp_path / "whole"), Door(tmp_path / "cut")
     with listen(whole.server) as listener, dial(listener.invite(4, 2)) as stream:
         train(whole, stream, 4)
-    handled = []
-
-    class Cutting:
-        """Loses the answer to one frame, the end's too."""
-
-        most_bytes = cut.server.most_bytes
-
-        def open(self, client, round):
-            session = cut.server.open(client, round)
-
-            def handle(buffer):
-                reply = session.handle(buffer)
-                handled.append(buffer)
-                if len(handled) == at:
-                    proxy.cut()
-                return reply
-
-            return SimpleNamespace(handle=handle, close=session.close)
-
-    with (
-        listen(Cutting()) as listener,
-        Proxy(listener.port) as proxy,
-        dial(proxy.through(listener.invite(4, 2)), grace=20.0) as stream,
-    ):
+    with losing(cut.server, at) as (stream, handled):
         train(cut, stream, 4)
     assert len(handled) == 6
     assert handled[at - 1] == handled[at]
