@@ -11,6 +11,14 @@ class Config(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
+class Misplaced(ValueError):
+    """A problem that a validator of a whole section finds with one `key` in it, such as `server.optimiser`."""
+
+    def __init__(self, key: str, why: str) -> None:
+        super().__init__(why)
+        self.key = key
+
+
 def _expand(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 

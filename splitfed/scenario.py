@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from splitfed import combinations
 from splitfed.budget import BudgetConfig, Unlimited
-from splitfed.config import Config
+from splitfed.config import Config, Misplaced
 from splitfed.data import DataConfig
 from splitfed.engines import Deployment, EngineConfig, Inline, Remote
 from splitfed.errors import ScenarioError
@@ -60,9 +60,10 @@ class Scenario(Config):
         if federation and federation.mode == "psl" and isinstance(engine, Remote):
             waits = federation.patience_seconds
             if engine.deadline <= waits:
-                raise ValueError(
-                    f"deadline: after {engine.deadline:g} s a joint step of psl may still wait for a client: raise it "
-                    f"above federation.patience ({waits:g} s), or lower that"
+                raise Misplaced(
+                    "deadline",
+                    f"after {engine.deadline:g} s a joint step of psl may still wait for a client: raise it "
+                    f"above federation.patience ({waits:g} s), or lower that",
                 )
         return engine
 
@@ -71,7 +72,7 @@ class Scenario(Config):
     def _reducer_takes_the_batches(cls, compression: Compression, info: ValidationInfo) -> Compression:
         training = info.data.get("training")
         if training and (problem := compression.reducer.problem(training.batch_size)):
-            raise ValueError(f"{compression.reducer.kind}: {problem}")
+            raise Misplaced("reducer", f"{compression.reducer.kind}: {problem}")
         return compression
 
     @field_validator("evaluation")
@@ -79,9 +80,9 @@ class Scenario(Config):
     def _asks_not_more_than_all(cls, evaluation: Evaluation, info: ValidationInfo) -> Evaluation:
         federation = info.data.get("federation")
         if federation and evaluation.cohort and evaluation.cohort > federation.clients:
-            raise ValueError(
-                f"cohort: {evaluation.cohort} of {federation.clients} clients cannot be asked: lower it, or leave it "
-                "out for all"
+            raise Misplaced(
+                "cohort",
+                f"{evaluation.cohort} of {federation.clients} clients cannot be asked: lower it, or leave it out",
             )
         return evaluation
 
@@ -101,7 +102,7 @@ class Scenario(Config):
     def _goes_with_the_mode(cls, section: Any, info: ValidationInfo) -> Any:
         federation = info.data.get("federation")
         if federation and (problem := getattr(combinations, f"of_{info.field_name}")(section, federation)):
-            raise ValueError(problem)
+            raise problem
         return section
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from splitfed.config import Misplaced
 from splitfed.plugins import UNUSABLE
 from splitfed.scenario_file import Document, Path, shown
 from splitfed.scenario_schema import Place, did_you_mean, kind, locate
@@ -45,7 +46,7 @@ def note(error: ValidationError, document: Document, model: type[BaseModel]) -> 
     """Add every problem of a validation error to the document, one line per key."""
     found: dict[Path, list[tuple[ErrorDetails, Place]]] = {}
     for details in error.errors(include_url=False):
-        place = locate(model, details["loc"], document.data)
+        place = locate(model, (*details["loc"], *_within(details)), document.data)
         found.setdefault(place.path, []).append((details, place))
     known = {problem.path for problem in document.problems if problem.path}
     # Where the kind itself is wrong, what the other keys should be is anyone's guess.
@@ -62,6 +63,12 @@ def note(error: ValidationError, document: Document, model: type[BaseModel]) -> 
         if errors[0][0]["type"] in ("union_tag_invalid", UNUSABLE) and kind_at in document.origins:
             origin = document.origins[kind_at]
         document.refuse(path, _why(errors, _value(document.data, path)), origin)
+
+
+def _within(details: ErrorDetails) -> list[str]:
+    """Return the keys that lead from the section where a problem was found to the one that has it."""
+    error = details.get("ctx", {}).get("error")
+    return error.key.split(".") if isinstance(error, Misplaced) else []
 
 
 def _why(errors: list[tuple[ErrorDetails, Place]], value: Any) -> str:

@@ -161,7 +161,7 @@ def test_waves_of_copies_average_as_the_whole_cohort_does(tmp_path):
         (["federation.patience=5"], "federation.patience: with sfl-v2 no client waits.*set mode: psl"),
         ([PSL, "federation.patience=0"], "federation.patience"),
         ([PSL, "federation.order=arrival"], "federation.order: with psl clients train in joint steps"),
-        ([PSL, "engine={kind: ray, deadline: 60}"], r"engine: deadline: .*above federation.patience \(60 s\)"),
+        ([PSL, "engine={kind: ray, deadline: 60}"], r"engine\.deadline: .*above federation.patience \(60 s\)"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_together_is_refused(overrides, problem):
