@@ -26,7 +26,8 @@ def same(one: Path, other: Path) -> None:
     assert data_rows(one) == data_rows(other)
     without = ("seconds", "total_bytes", "total_raw_bytes")
     assert table(one / "metrics.csv", *without) == table(other / "metrics.csv", *without)
-    assert (one / "clients.csv").read_text() == (other / "clients.csv").read_text()
+    scores = [path.read_text() for path in (one / "clients.csv", other / "clients.csv") if path.exists()]
+    assert len(scores) == 0 or (len(scores) == 2 and scores[0] == scores[1])  # no file where clients do not evaluate
     first, second = Summary.read(one), Summary.read(other)
     assert (first.test_accuracy, first.test_loss, first.cut_bytes) == (
         second.test_accuracy, second.test_loss, second.cut_bytes,
