@@ -146,7 +146,7 @@ def test_fitting_an_encoder_reaches_the_linear_regression():
     x = torch.cat([batch.images for batch in data])[:, 1:].double()
     projected = x @ torch.linalg.pinv(fixed.double()).T @ fixed.double().T
     best = float((x - projected).square().sum() / x.square().sum())
-    assert best <= aligner.error(data) + 1e-9
+    assert best <= aligner.error(data) + 1e-6  # which is found in float32
     assert aligner.error(data) < min(1.01 * best, before)
     assert torch.equal(decoder.weight, fixed)
     assert not any(p.requires_grad or p.grad is not None for p in (*encoder.parameters(), *decoder.parameters()))
