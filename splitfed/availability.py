@@ -4,6 +4,7 @@ Phones come late, are slow and go away. A simulation's time is its own: a client
 after the round's start, and `step_seconds` for each of its mini-batches.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Protocol
@@ -30,7 +31,7 @@ class Availability(Protocol):
         ...
 
 
-class AvailabilitySettings(Config):
+class AvailabilitySettings(Config, ABC):
     """The base of what a scenario says of its clients' availability; `timed` where it tells how long they take."""
 
     timed: ClassVar[bool] = True
@@ -40,9 +41,9 @@ class AvailabilitySettings(Config):
     def check(self, clients: int) -> None:
         """Raise ScenarioError, with every problem, where what the scenario names cannot be used."""
 
+    @abstractmethod
     def open(self, key: Key, clients: int, folder: Path) -> Availability:
         """Return what a run in this folder asks, drawn from this key. Raises ScenarioError as `check` does."""
-        raise NotImplementedError
 
 
 class Always(AvailabilitySettings):
