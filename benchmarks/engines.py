@@ -33,6 +33,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from deployed import deployment
 
 from splitfed import Scenario, simulate
+from splitfed.allocator import keep_freed_memory
 from splitfed.batches import batches
 from splitfed.data import load
 from splitfed.metrics import read_metrics
@@ -102,6 +103,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engine", action="append", choices=ENGINES, help="one of the engines; all by default")
     options = parser.parse_args()
+    keep_freed_memory()  # as the command line does too
     changes = [
         f"federation.clients={options.clients}", f"federation.local_steps={options.steps}",
         f"federation.rounds={options.rounds}", f"federation.mode={options.mode}",

@@ -31,6 +31,7 @@ import torch
 from torch import nn
 
 from splitfed import Scenario, simulate, units
+from splitfed.allocator import keep_freed_memory
 from splitfed.batches import batches
 from splitfed.compression.presets import PRESETS
 from splitfed.data import load
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the command line does too
     samples = options.clients * options.batch * options.steps
     changes = [
         f"federation.clients={options.clients}", f"federation.local_steps={options.steps}",

@@ -9,6 +9,7 @@ import typer
 import typer.core
 
 from splitfed import __version__
+from splitfed.allocator import keep_freed_memory
 from splitfed.cli_align import align
 from splitfed.cli_data import data
 from splitfed.cli_deploy import certs, join, serve
@@ -136,6 +137,7 @@ def main() -> None:
     # other; with less they cost nothing alone (benchmarks/threads.py).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    keep_freed_memory()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs of a broken stream, our own lines say
     try:
         app(standalone_mode=True)

@@ -28,6 +28,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid import InMemoryGrid
 
+from splitfed import allocator
 from splitfed.engines import Ray
 from splitfed.errors import RunError
 from splitfed.inline import UserConfig
@@ -131,5 +132,5 @@ def _variables(engine: Ray) -> dict[str, str]:
         variables["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     if not engine.client_gpus:
         variables["CUDA_VISIBLE_DEVICES"] = ""
-    passed_on = ("FLWR_TELEMETRY_ENABLED", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    passed_on = ("FLWR_TELEMETRY_ENABLED", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", *allocator.SETTINGS)
     return variables | {name: os.environ[name] for name in passed_on if name in os.environ}
