@@ -118,6 +118,8 @@ class _Pool:
 
     def _end(self, point: Point, code: int) -> None:
         folder = self.root / point.name
+        if not (folder / LOG).exists():
+            return self._failed(point, f"{folder} or what was in it was removed while it ran")
         lines = [line for line in (folder / LOG).read_text(errors="replace").splitlines() if line.strip()]
         if code == 0:
             try:
@@ -170,7 +172,8 @@ class _Pool:
                 if child.poll() is None:
                     os.killpg(child.pid, signal.SIGKILL)
                     child.wait()
-                if not (log := self.root / point.name / LOG).stat().st_size:
+                log = self.root / point.name / LOG
+                if log.exists() and not log.stat().st_size:
                     log.unlink()
 
 

@@ -25,7 +25,7 @@ SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 
 # What a point does is in its label. A child that is asked to stop says so in a file.
 SCRIPT = """
-import json, os, signal, sys, time
+import json, os, shutil, signal, sys, time
 from pathlib import Path
 folder = Path(sys.argv[1])
 name = folder.name
@@ -45,6 +45,9 @@ if name.startswith("killed"):
     os.kill(os.getpid(), 9)
 if name.startswith("silent"):
     sys.exit(0)
+if name.startswith("removed"):
+    shutil.rmtree(folder)
+    sys.exit(1)
 if name.startswith("long"):
     (folder / "metrics.csv").touch()
     time.sleep(60)
@@ -139,7 +142,7 @@ def test_a_folder_of_other_settings_is_refused_before_anything_runs(tmp_path: Pa
 @pytest.mark.usefixtures("scripted")
 def test_a_point_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) -> None:
     lines: list[str] = []
-    plan = study(tmp_path, "mistake", "crash", "killed", "silent", "late", "once", "fine")
+    plan = study(tmp_path, "mistake", "crash", "killed", "silent", "late", "once", "removed", "fine")
     swept = sweep(plan, runs=tmp_path, say=lines.append)
     assert [folder.name for folder in swept.done] == ["fine-seed0"]
     reasons, root = {folder.name: why for folder, why in swept.failed}, tmp_path / "study"
@@ -150,9 +153,10 @@ def test_a_point_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) ->
         "killed-seed0": f"killed by signal 9: it said nothing; {log.replace('NAME', 'killed-seed0')}",
         "silent-seed0": f"{root / 'silent-seed0'}: no summary.json, so the run is unfinished or this is no run folder",
         "late-seed0": "data.path: no such folder",
+        "removed-seed0": f"{root / 'removed-seed0'} or what was in it was removed while it ran",
         "once-seed0": f"ended with code 1: ValueError: the first time; {log.replace('NAME', 'once-seed0')}",
     }
-    assert lines[1] == "1/7  mistake-seed0  failed: data.path: no such folder"
+    assert lines[1] == "1/8  mistake-seed0  failed: data.path: no such folder"
     # A mistake before anything ran leaves nothing behind; anything else leaves what there is.
     assert not (root / "mistake-seed0").exists()
     assert (root / "late-seed0" / "checkpoints").is_dir()
