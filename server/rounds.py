@@ -11,7 +11,7 @@ from logging import getLogger
 from pathlib import Path
 
 import torch
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 
 from splitfed.channel import Listener
 from splitfed.checkpoint import Checkpoints, Progress
@@ -24,7 +24,7 @@ from splitfed.scenario import Scenario
 from splitfed.scores import STANDING, Standing, append_scores, length
 from splitfed.seeds import Key
 from splitfed.server.alignment import Alignment
-from splitfed.server.attendance import Attendance
+from splitfed.server.attendance import Attendance, Plan
 from splitfed.server.cohort import Cohort, failures
 from splitfed.server.dispatch import Dispatch
 from splitfed.server.model import Model
@@ -123,52 +123,65 @@ class Rounds:
         return self.attendance.sample(round, there)
 
     def _round(self, round: int) -> None:
-        training, rounds = self.scenario.training, self.scenario.federation.rounds
         self.grid.open_round = round
         cohort = self._cohort(round)
         examples = {client: self.roster.examples[client] for client in cohort}
         nodes = {client: self.roster.nodes[client] for client in cohort}  # some may leave before they are messaged
         unfit = self.alignment.align(round, examples, nodes)
-        examples = {client: number for client, number in examples.items() if client not in unfit}
-        plan = self.attendance.plan(round, examples)
+        plan = self.attendance.plan(round, {client: examples[client] for client in cohort if client not in unfit})
         examples = {client: examples[client] for client in plan.vanish}
-        self._steps_done, self._steps_due = 0, self.model.steps(list(examples.values()))
-        client_lr, server_lr = training.client.lr(round, rounds), training.server.lr(round, rounds)
-        self.split.start_round(round, server_lr, examples)
-        self.grid.crossing.open(round, sorted(examples))
         before = self.model.arrays()
-        replies = self.cohort.train(round, examples, nodes, before, plan) if examples else unfit
-        self.split.end_round()
+        replies = self._train(round, examples, nodes, before, plan) if examples else unfit
         trained = {client: reply for client, reply in replies.items() if reply and not reply.has_error()}
         if not trained and self._nobody(round, replies):
             return
         self.grid.crossing.close(list(trained))
-        # Of all who trained, whichever of them the strategy selects.
+        loss = self._take(round, examples, replies, trained, before) if trained else None
         seen = sum(examples[client] for client in trained)
-        losses = {client: reply.content.metric_records[METRICS]["train-loss"] for client, reply in trained.items()}
-        loss = math.fsum(examples[client] / seen * losses[client] for client in trained)  # type: ignore[operator]
-        if not trained:
-            arrays = None
-        elif self.cohort.hands_on:
+        self._close(round, loss, seen, len(trained), len(cohort) - len(trained), plan.seconds)
+
+    def _train(
+        self, round: int, examples: dict[int, int], nodes: dict[int, int], weights: ArrayRecord, plan: Plan
+    ) -> dict[int, Message | None]:
+        """Let clients, who hold so many `examples`, train from these weights, and return their replies."""
+        self._steps_done, self._steps_due = 0, self.model.steps(list(examples.values()))
+        self.split.start_round(round, self._lr(round)[1], examples)
+        self.grid.crossing.open(round, sorted(examples))
+        replies = self.cohort.train(round, examples, nodes, weights, plan)
+        self.split.end_round()
+        return replies
+
+    def _take(
+        self, round: int, examples: dict[int, int], replies: dict[int, Message | None], trained: dict[int, Message],
+        before: ArrayRecord,
+    ) -> float:  # fmt: skip
+        """Put the cohort's front in the model's place, and return the mean loss, by examples, of all who trained,
+        whichever of them the strategy selects."""
+        if self.cohort.hands_on:
             arrays = self.cohort.handed_on(examples, replies)
         else:
             arrays = self.strategy.aggregate(round, list(trained.values()), before)
         if arrays is not None:
             self.model.load_held({name: torch.from_numpy(array.numpy()).float() for name, array in arrays.items()})
-        # Evaluated while the round is still open: whoever interrupts here drops the whole round. Clients come first, as
-        # what they send may spend the budget.
+        seen = sum(examples[client] for client in trained)
+        losses = {client: reply.content.metric_records[METRICS]["train-loss"] for client, reply in trained.items()}
+        return math.fsum(examples[client] / seen * losses[client] for client in trained)  # type: ignore[operator]
+
+    def _close(self, round: int, loss: float | None, seen: int, trained: int, lost: int, seconds: float) -> None:
+        """Evaluate while the round is still open, so that whoever interrupts here drops the whole round; then write it
+        down."""
+        # Clients come first, as what they send may spend the budget.
         due = self.scenario.evaluation.due(round, last=not self._goes_on(round))
         scores = self.survey.ask(round, self.model.arrays()) if due else []
         standing = Standing.of(scores)
-        looked = round % training.evaluate_every == 0 or not self._goes_on(round)
+        looked = round % self.scenario.training.evaluate_every == 0 or not self._goes_on(round)
         eval_loss, eval_accuracy = self.model.validate() if looked else (None, None)
         sent = self.ledger.commit()
         finished = self.ledger.finished
         row = Metrics(
-            round, loss if trained else None, eval_loss, eval_accuracy,
+            round, loss, eval_loss, eval_accuracy,
             finished.cut.sent, finished.total.sent, self._seconds(), finished.cut.raw, finished.total.raw,
-            seen, len(trained), client_lr, server_lr,
-            lost=len(cohort) - len(trained), simulated_seconds=self._simulated(plan.seconds),
+            seen, trained, *self._lr(round), lost=lost, simulated_seconds=self._simulated(seconds),
             **(asdict(standing) if standing else {}),
         )  # fmt: skip
         append_scores(self.folder, scores)
@@ -178,6 +191,11 @@ class Rounds:
         if due:
             self.observer.evaluated(round, scores)
         self.observer.round(row, sent, finished)
+
+    def _lr(self, round: int) -> tuple[float, float]:
+        """Return the learning rates of client and server in a round."""
+        training, rounds = self.scenario.training, self.scenario.federation.rounds
+        return training.client.lr(round, rounds), training.server.lr(round, rounds)
 
     def _nobody(self, round: int, replies: dict[int, Message | None]) -> bool:
         """Return whether a round that nobody finished is dropped, as it starts again where clients may come back, or
