@@ -21,7 +21,7 @@ from splitfed.observe import Observer, Observers, Started
 from splitfed.recover import Recovered, wasted_bytes
 from splitfed.runtime import Runtime
 from splitfed.scenario import Scenario
-from splitfed.scores import STANDING, Standing, append_scores, length
+from splitfed.scores import Standing, append_scores, length
 from splitfed.seeds import Key
 from splitfed.server.alignment import Alignment
 from splitfed.server.attendance import Attendance, Plan
@@ -241,23 +241,10 @@ class Rounds:
             self.ledger.commit()  # to the last round
             self.ledger.forget_open()
         loss, accuracy = self.model.test()
-        totals, wasted = self.ledger.finished, wasted_bytes(self.folder)
-        last = self.history[-1][0] if self.history else None
-        total = totals.total.sent + wasted
-        summary = Summary(
-            scenario=self.scenario.name, seed=self.scenario.seed, engine=self.scenario.engine.kind,
-            rounds=self.finished, test_accuracy=accuracy, test_loss=loss, cut_bytes=totals.cut.sent, total_bytes=total,
-            bytes_wasted=wasted, raw_bytes=totals.cut.raw, total_raw_bytes=totals.total.raw,
-            cut_factor=_factor(totals.cut.raw, totals.cut.sent), factor=_factor(totals.total.raw, total),
-            seconds=self._seconds(), eval_accuracy=last.eval_accuracy if last else None,
-            stopped="rounds" if self.finished == self.scenario.federation.rounds else "budget",
-            reducer=self.scenario.compression.reducer.kind, mode=self.scenario.federation.mode,
-            lost=sum(row.lost for row, _ in self.history), simulated_seconds=self._simulated(0.0),
-            **{name: getattr(last, name) for name in STANDING} if last else {},
+        totals, rows = self.ledger.finished, [row for row, _ in self.history]
+        summary = Summary.of(
+            self.scenario, rows, totals, wasted_bytes(self.folder), self._seconds(), test_loss=loss,
+            test_accuracy=accuracy,
         )  # fmt: skip
         summary.write(self.folder)
         self.observer.finished(summary, totals)
-
-
-def _factor(raw: int, sent: int) -> float:
-    return raw / sent if sent else 1.0

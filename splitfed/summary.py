@@ -2,12 +2,22 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from splitfed.errors import RunError
+from splitfed.ledger import Totals
+from splitfed.metrics import Metrics
+from splitfed.scores import STANDING
+
+if TYPE_CHECKING:
+    from splitfed.scenario import Scenario
 
 NAME = "summary.json"
+# What the last round's row says of the whole run.
+_LAST = ("eval_accuracy", "simulated_seconds", *STANDING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,24 @@ class Summary:
     median_client: float | None = None
     best_client: float | None = None
 
+    @classmethod
+    def of(
+        cls, scenario: "Scenario", rows: Sequence[Metrics], totals: Totals, wasted: int, seconds: float,
+        test_loss: float, test_accuracy: float,
+    ) -> "Summary":  # fmt: skip
+        """Sum up a run whose rounds were reported as these rows, and that has `wasted` bytes beside the `totals`."""
+        last, total = rows[-1] if rows else None, totals.total.sent + wasted
+        rounds, federation = last.round if last else 0, scenario.federation
+        return cls(
+            scenario=scenario.name, seed=scenario.seed, engine=scenario.engine.kind, rounds=rounds,
+            test_accuracy=test_accuracy, test_loss=test_loss, cut_bytes=totals.cut.sent, total_bytes=total,
+            bytes_wasted=wasted, raw_bytes=totals.cut.raw, total_raw_bytes=totals.total.raw,
+            cut_factor=_factor(totals.cut.raw, totals.cut.sent), factor=_factor(totals.total.raw, total),
+            seconds=seconds, stopped="rounds" if rounds == federation.rounds else "budget",
+            reducer=scenario.compression.reducer.kind, mode=federation.mode, lost=sum(row.lost for row in rows),
+            **{name: getattr(last, name, None) for name in _LAST},
+        )  # fmt: skip
+
     def write(self, folder: Path) -> None:
         """Write `summary.json` atomically."""
         scratch = folder / f"{NAME}.new"
@@ -69,3 +97,7 @@ class Summary:
             if not isinstance(value, (int | float) if kind is float else kind) or isinstance(value, bool):  # type: ignore[arg-type]
                 raise RunError(f"{path}: broken ({field.name} is {value!r})")
         return found
+
+
+def _factor(raw: int, sent: int) -> float:
+    return raw / sent if sent else 1.0
