@@ -13,17 +13,17 @@ _TWO = {"codec": {"kind": "uniform", "bits": 2, "rotation": True, "scale_bits": 
 PRESETS: dict[str, dict[str, Any]] = {
     # All tokens: for models and data of which it is not known whether tokens can be spared.
     "medium": {
-        "reducer": {"kind": "none"}, "smashed": _FOUR, "cut_gradient": _TWO, "front_weights": _WEIGHTS,
+        "reducer": {"kind": "none"}, "smashed": _THREE, "cut_gradient": _TWO, "front_weights": _WEIGHTS,
     },
     # Three tokens of ten are hardly looked at: at equal bytes better than all of them.
     "small": {
         "reducer": {"kind": "discard_tokens", "kept_tokens": 0.7},
-        "smashed": _FOUR, "cut_gradient": _TWO, "front_weights": _WEIGHTS,
+        "smashed": _THREE, "cut_gradient": _TWO, "front_weights": _WEIGHTS,
     },
-    # Half of the tokens in fewer bits, for as few bytes as can still be learnt from.
+    # Half of the tokens: ahead where bytes run out early.
     "tiny": {
         "reducer": {"kind": "discard_tokens", "kept_tokens": 0.5},
-        "smashed": _THREE, "cut_gradient": _TWO, "front_weights": {"codec": {"kind": "uniform", "bits": 6}},
+        "smashed": _FOUR, "cut_gradient": _TWO, "front_weights": _WEIGHTS,
     },
 }  # fmt: skip
 
