@@ -20,7 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reducer": {"kind": "discard_tokens", "kept_tokens": 0.7},
         "smashed": _THREE, "cut_gradient": _TWO, "front_weights": _WEIGHTS,
     },
-    # Half of the tokens: ahead where bytes run out early.
+    # Half of the tokens: a little ahead of `small` within few bytes, where seeds differ by more; behind later.
     "tiny": {
         "reducer": {"kind": "discard_tokens", "kept_tokens": 0.5},
         "smashed": _FOUR, "cut_gradient": _TWO, "front_weights": _WEIGHTS,
