@@ -5,8 +5,8 @@
 
 Written are docs/results/<sweep>.csv with all figures, the three pictures of `splitfed compare --out` beside it, of the
 methods that --draw names, and the tables on the page, between its marks `<!-- <sweep>: table -->` and `<!-- end -->`.
-Accuracy at a budget is that of the last round within it, on the validation split; the test split was read once, at the
-end of each run.
+Accuracy at a budget is on the validation split, on a straight line between the rounds around it; the test split was
+read once, at the end of each run.
 """
 
 import argparse
@@ -50,10 +50,9 @@ def row(one: Group, budgets: list[int], cost: Operations) -> dict[str, object]:
     raw, total_raw = one.mean(lambda s: s.raw_bytes), one.mean(lambda s: s.total_raw_bytes)
     figures: dict[str, object] = {"method": one.label, "seeds": len(one.runs), "ratio": one.ratio}
     for budget in budgets:
-        accuracy, sent = one.within(budget) or (None, None)
+        accuracy = one.at(budget)
         for name in ("mean", "low", "high"):
             figures[f"validation_{name}_at_{budget}"] = accuracy and getattr(accuracy, name)
-        figures[f"cut_bytes_at_{budget}"] = sent
     return figures | {
         "rounds": one.spread(lambda run: run.summary.rounds).mean,
         "test_mean": one.accuracy.mean, "test_low": one.accuracy.low, "test_high": one.accuracy.high,
@@ -68,16 +67,16 @@ def row(one: Group, budgets: list[int], cost: Operations) -> dict[str, object]:
 def table(groups: list[Group], budgets: list[int], costs: list[Operations]) -> str:
     """Return a table in Markdown, a row for each group."""
     heads = [
-        "method", "seeds", "ratio", *(f"within {units.size(budget)}" for budget in budgets),
+        "method", "seeds", "ratio", *(f"at {units.size(budget)}" for budget in budgets),
         "test, at the end", "cut bytes", "total bytes", "cut factor", "client", "server",
     ]  # fmt: skip
     lines = [heads, ["---"] * len(heads)]
     for one, cost in zip(groups, costs, strict=True):
-        reached = [one.within(budget) for budget in budgets]
+        reached = [one.at(budget) for budget in budgets]
         cut = one.mean(lambda s: s.cut_bytes)
         lines.append([
             one.label, str(len(one.runs)), units.NONE if one.ratio is None else f"{one.ratio:.3f}",
-            *(percents(found[0]) if found else units.NONE for found in reached), percents(one.accuracy),
+            *(percents(found) if found else units.NONE for found in reached), percents(one.accuracy),
             units.size(cut), units.size(one.mean(lambda s: s.total_bytes)),
             units.factor(one.mean(lambda s: s.raw_bytes), cut),
             f"{cost.client_ratio:.3f}", f"{cost.server_ratio:.3f}",

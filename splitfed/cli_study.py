@@ -35,7 +35,7 @@ def compare(
     ] = None,
     at: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Show what was reached within so many cut bytes too, e.g. 50MB."),
+        typer.Option(metavar="SIZE", help="Show what was reached after so many cut bytes too, e.g. 50MB."),
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this file too.")] = None,
     out: Annotated[

@@ -15,7 +15,7 @@ from splitfed.grouped import Grouped
 from splitfed.groups import Group, Run, group
 from splitfed.metrics import read_metrics
 from splitfed.summary import NAME, Summary
-from splitfed.tables import at_cells, at_heads, new_table, show, to_csv
+from splitfed.tables import at_heads, new_table, show, to_csv
 
 By = Literal["bytes", "ratio", "time", "simulated_time"]
 
@@ -36,20 +36,19 @@ class Comparison:
 
     def table(self, at: int | None = None) -> Table:
         """Return a row per finished run. Accuracy is that of the test split; total bytes contain the waste. `at` adds
-        the accuracy on the validation split within so many cut bytes, and the bytes that were then sent."""
+        the accuracy on the validation split after so many cut bytes."""
         table = new_table("\nscenario", [
             "\nseed", "\nrounds", "\naccuracy", *at_heads(at), "cut\nbytes", "total\nbytes", "cut\nfactor",
             "total\nfactor", "\ntime", "\nwaste",
         ])  # fmt: skip
         table.add_column("\nrun folder")
         for folder, summary in self.runs:
-            reached = Run(folder, summary).within(at) if at is not None else None
             table.add_row(
                 Text(summary.scenario),
                 str(summary.seed),
                 str(summary.rounds),
                 units.percent(summary.test_accuracy),
-                *at_cells(at, (reached.eval_accuracy, reached.cut_bytes) if reached else None),
+                *([] if at is None else [units.percent(Run(folder, summary).at(at))]),
                 units.size(summary.cut_bytes),
                 units.size(summary.total_bytes),
                 units.factor(summary.raw_bytes, summary.cut_bytes),
@@ -66,18 +65,13 @@ class Comparison:
 
     def to_csv(self, *, at: int | None = None) -> str:
         """Return the finished runs as CSV: the folder, then every key of `summary.json`, bytes and seconds in full;
-        with `at` also `at_bytes`, `at_eval_accuracy` and `at_cut_bytes`."""
+        with `at` also `at_bytes` and `at_eval_accuracy`."""
         rows = []
         for folder, summary in self.runs:
-            reached = Run(folder, summary).within(at) if at is not None else None
-            more = {} if at is None else {
-                "at_bytes": at,
-                "at_eval_accuracy": reached and reached.eval_accuracy,
-                "at_cut_bytes": reached and reached.cut_bytes,
-            }  # fmt: skip
+            more = {} if at is None else {"at_bytes": at, "at_eval_accuracy": Run(folder, summary).at(at)}
             rows.append({"folder": str(folder), **asdict(summary), **more})
         names = ["folder", *(field.name for field in fields(Summary))]
-        return to_csv([*names, *(["at_bytes", "at_eval_accuracy", "at_cut_bytes"] if at is not None else [])], rows)
+        return to_csv([*names, *(["at_bytes", "at_eval_accuracy"] if at is not None else [])], rows)
 
     def grouped(self, by: By | None = None) -> Grouped:
         """Return the runs with those together that differ in their seed alone, sorted by mean cut bytes, by ratio, by

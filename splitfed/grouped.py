@@ -9,7 +9,7 @@ from rich.text import Text
 
 from splitfed import units
 from splitfed.groups import Group
-from splitfed.tables import at_cells, at_heads, new_table, show, to_csv
+from splitfed.tables import at_heads, new_table, show, to_csv
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Grouped:
         ])  # fmt: skip
         for one in self.groups:
             accuracy, rounds = one.accuracy, sorted({run.summary.rounds for run in one.runs})
-            reached = one.within(at) if at is not None else None
+            reached = one.at(at) if at is not None else None
             cut, total = one.mean(lambda s: s.cut_bytes), one.mean(lambda s: s.total_bytes)
             table.add_row(
                 Text(one.label),
@@ -39,7 +39,7 @@ class Grouped:
                 str(rounds[0]) if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}",
                 units.percent(accuracy.mean),
                 *([_range(one)] if several else []),
-                *at_cells(at, (reached[0].mean, reached[1]) if reached else None),
+                *([] if at is None else [units.percent(reached.mean) if reached else units.NONE]),
                 units.size(cut),
                 units.size(total),
                 units.NONE if one.ratio is None else f"{one.ratio:.3f}",
@@ -58,16 +58,15 @@ class Grouped:
         """Return the groups as CSV, figures in full."""
         rows = []
         for one in self.groups:
-            accuracy, reached = one.accuracy, one.within(at) if at is not None else None
+            accuracy, reached = one.accuracy, one.at(at) if at is not None else None
             rows.append({
                 "scenario": one.label,
                 "seeds": " ".join(str(run.summary.seed) for run in one.runs),
                 "test_accuracy": accuracy.mean, "test_accuracy_low": accuracy.low, "test_accuracy_high": accuracy.high,
                 "at_bytes": at,
-                "at_eval_accuracy": reached and reached[0].mean,
-                "at_eval_accuracy_low": reached and reached[0].low,
-                "at_eval_accuracy_high": reached and reached[0].high,
-                "at_cut_bytes": reached and reached[1],
+                "at_eval_accuracy": reached and reached.mean,
+                "at_eval_accuracy_low": reached and reached.low,
+                "at_eval_accuracy_high": reached and reached.high,
                 "cut_bytes": one.mean(lambda s: s.cut_bytes), "total_bytes": one.mean(lambda s: s.total_bytes),
                 "raw_bytes": one.mean(lambda s: s.raw_bytes), "total_raw_bytes": one.mean(lambda s: s.total_raw_bytes),
                 "ratio": one.ratio,

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,15 @@ class Run:
             shares.append(sum(size.coded for size in sizes) / sizes[0].raw)
         return Spread.of(shares).mean
 
-    def within(self, budget: int) -> Metrics | None:
-        """Return the last round with an evaluation whose cumulative cut bytes are within a budget, or None."""
-        found = [row for row in self.rounds if row.cut_bytes <= budget and row.eval_accuracy is not None]
-        return found[-1] if found else None
+    def at(self, sent: int) -> float | None:
+        """Return the accuracy on the validation split after so many cut bytes, on a straight line between the rounds
+        around them that were evaluated: methods whose rounds differ in bytes are so compared at the same bytes. None
+        before the first such round and after the last."""
+        points = [(row.cut_bytes, row.eval_accuracy) for row in self.rounds if row.eval_accuracy is not None]
+        for (before, low), (after, high) in pairwise([*points[:1], *points]):
+            if before <= sent <= after:
+                return low + (high - low) * ((sent - before) / (after - before) if after > before else 1.0)
+        return None
 
 
 @dataclass(frozen=True)
@@ -125,15 +131,10 @@ class Group:
         seconds = [run.summary.simulated_seconds for run in self.runs]
         return None if None in seconds else Spread.of(one for one in seconds if one is not None).mean
 
-    def within(self, budget: int) -> tuple[Spread, int] | None:
-        """Return validation accuracy at a budget of cut bytes and the most bytes that a run had then sent; None where a
-        run has no evaluated round within it."""
-        rows = [run.within(budget) for run in self.runs]
-        known = [row for row in rows if row is not None]
-        if len(known) < len(rows):
-            return None
-        accuracy = Spread.of(row.eval_accuracy for row in known if row.eval_accuracy is not None)
-        return accuracy, max(row.cut_bytes for row in known)
+    def at(self, sent: int) -> Spread | None:
+        """Return the runs' accuracy on the validation split after so many cut bytes; None where one has none there."""
+        found = [run.at(sent) for run in self.runs]
+        return None if None in found else Spread.of(one for one in found if one is not None)
 
     @property
     def settings(self) -> dict[str, Any]:

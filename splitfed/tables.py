@@ -31,15 +31,8 @@ def to_csv(names: list[str], rows: list[dict]) -> str:
 
 
 def at_heads(at: int | None) -> list[str]:
-    """Return the headings of what was reached within a budget of cut bytes; none without a budget."""
-    return [] if at is None else [f"validation\nwithin {units.size(at)}", "bytes\nthen"]
-
-
-def at_cells(at: int | None, reached: tuple[float | None, int] | None) -> list[str]:
-    """Return the cells below these headings: validation accuracy and cut bytes, or two dashes."""
-    if at is None:
-        return []
-    return [units.percent(reached[0]), units.size(reached[1])] if reached else [units.NONE, units.NONE]
+    """Return the heading of what was reached after so many cut bytes; none without them."""
+    return [] if at is None else [f"validation\nat {units.size(at)}"]
 
 
 def show(table: Table, notes: list[str], out: rich.console.Console | None) -> None:

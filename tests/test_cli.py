@@ -276,14 +276,14 @@ def test_a_table_that_cannot_be_written(run: Run, tmp_path: Path) -> None:
     assert ended.err == f"{tmp_path / 'no' / 'table.csv'}: cannot be written (No such file or directory)\n"
 
 
-def test_compare_groups_within_a_budget_and_draws(run: Run, tmp_path: Path) -> None:
+def test_compare_groups_at_a_budget_and_draws(run: Run, tmp_path: Path) -> None:
     done = finished_run(tmp_path / "done")
     (done / "ledger.csv").write_text(",".join(COLUMNS) + "\n")
     row = Metrics(1, 1.0, 1.0, 0.5, 1000, 2000, 1.0, 1, 1, 1, 1, 0.1, 0.1)
     (done / "metrics.csv").write_text(HEADER + row.line())
     ended = run("compare", done, "--by", "bytes", "--at", "1kB", "--csv", "table.csv", "--out", "figure.svg")
     assert (ended.code, ended.err) == (0, "")
-    assert "within 1.00 kB" in ended.out
+    assert "at 1.00 kB" in ended.out
     assert "50.0 %" in ended.out
     written = [f"figure-{name}.svg" for name in ("curves", "factors", "roles")]
     assert ended.out.splitlines()[-3:] == written

@@ -183,22 +183,23 @@ def test_an_order_that_there_is_not(tmp_path: Path) -> None:
         compare([study(tmp_path, "a", 0.4, 0, 0.5)]).grouped("size")  # type: ignore[arg-type]
 
 
-def test_what_was_reached_within_a_budget(tmp_path: Path) -> None:
-    """The last evaluated round whose cumulative cut bytes are within it, of a run and of all seeds of a group."""
+def test_what_was_reached_at_a_budget(tmp_path: Path) -> None:
+    """On a straight line between evaluated rounds, of a run and of all seeds of a group; a dash outside of them."""
     folders = [study(tmp_path, "adc", 0.4, seed, 0.5 + seed / 10, 3_000_000 + 300 * seed) for seed in (0, 1)]
-    for at, means, runs in (
-        (2_000_000, ["-", "-"], [["25.0 %", "2.00 MB"], ["-", "-"]]),
-        (2_000_200, ["30.0 %", "2.00 MB"], [["25.0 %", "2.00 MB"], ["35.0 %", "2.00 MB"]]),
-        (9_000_000, ["42.5 %", "3.00 MB"], [["37.5 %", "3.00 MB"], ["47.5 %", "3.00 MB"]]),
-        (1_000_000, ["-", "-"], [["-", "-"], ["-", "-"]]),
+    for at, mean, runs in (
+        (2_000_000, "-", ["25.0 %", "-"]),
+        (2_000_200, "30.0 %", ["25.0 %", "35.0 %"]),
+        (2_500_100, "36.2 %", ["31.2 %", "41.2 %"]),
+        (3_000_000, "42.4 %", ["37.5 %", "47.4 %"]),
+        (3_000_200, "-", ["-", "47.4 %"]),
     ):
         head, below, _, row = grouped(folders, at=at)
-        assert head[1:3] == ["validation", "bytes"]
-        assert below[5:7] == [f"within {at / 1e6:.2f} MB", "then"]
-        assert row[5:7] == means
+        assert head[1:3] == ["validation", "cut"]
+        assert below[5] == f"at {at / 1e6:.2f} MB"
+        assert row[5] == mean
         file = io.StringIO()
         compare(folders).show(rich.console.Console(file=file), at=at)
-        assert [re.split(r"\s{2,}", line.strip())[4:6] for line in file.getvalue().splitlines()[3:]] == runs
+        assert [re.split(r"\s{2,}", line.strip())[4] for line in file.getvalue().splitlines()[3:]] == runs
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
@@ -241,12 +242,12 @@ def test_the_csv_of_groups_holds_means_and_extremes(tmp_path: Path) -> None:
     (row,) = csv.DictReader(io.StringIO(compare(folders).grouped().to_csv(at=2_500_000)))
     assert row == {
         "scenario": "adc", "seeds": "0 1", "test_accuracy": "0.5625", "test_accuracy_low": "0.5",
-        "test_accuracy_high": "0.625", "at_bytes": "2500000", "at_eval_accuracy": "0.3125",
-        "at_eval_accuracy_low": "0.25", "at_eval_accuracy_high": "0.375", "at_cut_bytes": "2000000",
+        "test_accuracy_high": "0.625", "at_bytes": "2500000", "at_eval_accuracy": "0.375",
+        "at_eval_accuracy_low": "0.3125", "at_eval_accuracy_high": "0.4375",
         "cut_bytes": "3000000", "total_bytes": "6000000", "raw_bytes": "10000000", "total_raw_bytes": "12000000",
         "ratio": "0.3", "seconds": "60.5", "simulated_seconds": "",
     }  # fmt: skip
     (row,) = csv.DictReader(io.StringIO(compare(folders).grouped().to_csv()))
     assert not any(name.startswith("at_") for name in row)
     (first, _) = csv.DictReader(io.StringIO(compare(folders).to_csv(at=1)))
-    assert (first["at_bytes"], first["at_eval_accuracy"], first["at_cut_bytes"]) == ("1", "", "")
+    assert (first["at_bytes"], first["at_eval_accuracy"]) == ("1", "")
