@@ -5,7 +5,6 @@ from typing import Any
 
 _WEIGHTS = {"codec": {"kind": "uniform", "bits": 8}}
 # A rotation makes few bits usable, and gradients bear fewer than activations.
-_FOUR = {"codec": {"kind": "uniform", "bits": 4, "rotation": True, "scale_bits": 16}}
 _THREE = {"codec": {"kind": "uniform", "bits": 3, "rotation": True, "scale_bits": 16}}
 _TWO = {"codec": {"kind": "uniform", "bits": 2, "rotation": True, "scale_bits": 16}}
 
@@ -20,10 +19,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reducer": {"kind": "discard_tokens", "kept_tokens": 0.7},
         "smashed": _THREE, "cut_gradient": _TWO, "front_weights": _WEIGHTS,
     },
-    # Half of the tokens: a little ahead of `small` within few bytes, where seeds differ by more; behind later.
+    # Half of the tokens: ahead where bytes are few.
     "tiny": {
         "reducer": {"kind": "discard_tokens", "kept_tokens": 0.5},
-        "smashed": _FOUR, "cut_gradient": _TWO, "front_weights": _WEIGHTS,
+        "smashed": _THREE, "cut_gradient": _TWO, "front_weights": _WEIGHTS,
     },
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """How glibc's allocator is set for training: what a mini-batch frees stays with the process, for the next one.
 
 By default it gives large blocks back to the system as soon as they are free, and keeps an arena for every few threads;
-a training step then spends up to a fifth of its time on pages that it had a moment before (benchmarks/allocator.py).
+a training step then spends some hundredths of its time on pages that it had a moment before (benchmarks/allocator.py).
 Other allocators, and environments that set these variables themselves, are left alone.
 """
 
