@@ -93,6 +93,7 @@ class Run:
         around them that were evaluated: methods whose rounds differ in bytes are so compared at the same bytes. None
         before the first such round and after the last."""
         points = [(row.cut_bytes, row.eval_accuracy) for row in self.rounds if row.eval_accuracy is not None]
+        # The first twice: it is a line of its own where there is no other.
         for (before, low), (after, high) in pairwise([*points[:1], *points]):
             if before <= sent <= after:
                 return low + (high - low) * ((sent - before) / (after - before) if after > before else 1.0)
