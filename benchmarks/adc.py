@@ -12,11 +12,11 @@ import time
 
 import torch
 
-from splitfed.attention import ClsAttention
-from splitfed.compression.adc import AdcConfig, AdcPlan
-from splitfed.compression.merging import kept, kept_tokens, merge, strongest
-from splitfed.compression.reducer import View
-from splitfed.models import ModelConfig, build, split
+from splitfed.compression.reducers.adc import AdcConfig, AdcPlan
+from splitfed.compression.reducers.base import View
+from splitfed.compression.reducers.samples.merging import kept, kept_tokens, merge, strongest
+from splitfed.model.attention import ClsAttention
+from splitfed.model.build import ModelConfig, build, split
 from splitfed.seeds import Key
 
 

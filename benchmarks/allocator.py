@@ -18,7 +18,7 @@ import tempfile
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from splitfed import Scenario, simulate
-from splitfed.allocator import SETTINGS, keep_freed_memory
+from splitfed.engines.allocator import SETTINGS, keep_freed_memory
 
 SCENARIO = """
 model: {name: deit_tiny_patch16_224, cut: 3, image_size: 32, args: {patch_size: 4}}

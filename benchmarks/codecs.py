@@ -10,18 +10,17 @@ from collections.abc import Callable
 
 import torch
 
-from splitfed.compression.bits import pack as pack_bits
-from splitfed.compression.bits import unpack as unpack_bits
-from splitfed.compression.codec import Codec
-from splitfed.compression.codecs import decode
-from splitfed.compression.fedlite import FedLite
-from splitfed.compression.float8 import Float8
-from splitfed.compression.floats import BFloat16, Float16, Float32
+from splitfed.compression.codecs.base import Codec
+from splitfed.compression.codecs.bits import pack as pack_bits
+from splitfed.compression.codecs.bits import unpack as unpack_bits
+from splitfed.compression.codecs.fedlite import FedLite
+from splitfed.compression.codecs.floats import BFloat16, Float8, Float16, Float32
+from splitfed.compression.codecs.registry import decode
+from splitfed.compression.codecs.uniform import WIDTHS, Uniform
+from splitfed.compression.expect import Expect
 from splitfed.compression.lossless import Zstd, decompress
-from splitfed.compression.uniform import WIDTHS, Uniform
-from splitfed.expect import Expect
 from splitfed.seeds import Key
-from splitfed.wire import pack, unpack
+from splitfed.wire.frame import pack, unpack
 
 KEY = Key(0)
 

@@ -24,8 +24,8 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from deployed import deployment
 
 from splitfed import Scenario
-from splitfed.certificates import make
-from splitfed.metrics import read_metrics
+from splitfed.engines.deployment.certificates import make
+from splitfed.run.metrics import read_metrics
 
 SCENARIO = """
 seed: 0

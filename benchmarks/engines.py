@@ -33,11 +33,11 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from deployed import deployment
 
 from splitfed import Scenario, simulate
-from splitfed.allocator import keep_freed_memory
-from splitfed.batches import batches
-from splitfed.data import load
-from splitfed.metrics import read_metrics
-from splitfed.models import build, pixel_stats
+from splitfed.data.batches import batches
+from splitfed.data.dataset import load
+from splitfed.engines.allocator import keep_freed_memory
+from splitfed.model.build import build, pixel_stats
+from splitfed.run.metrics import read_metrics
 from splitfed.seeds import Key
 
 BATCH, WARM_STEPS, BARE_STEPS = 16, 2, 24

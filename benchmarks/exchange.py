@@ -28,15 +28,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from splitfed.channel import Invitation
-from splitfed.clients.dial import Reach, connect
-from splitfed.compression.floats import Float32
+from splitfed.clients.connect import Reach, connect
+from splitfed.compression.codecs.floats import Float32
+from splitfed.compression.expect import Expect
 from splitfed.compression.lossless import NoStage
-from splitfed.expect import Expect
-from splitfed.runtime import ServerTls
+from splitfed.engines.runtime import ServerTls
 from splitfed.seeds import Key
-from splitfed.server.listener import GrpcListener
-from splitfed.wire import pack, unpack
+from splitfed.server.deployment.grpc_listener import GrpcListener
+from splitfed.wire.channel import Invitation
+from splitfed.wire.frame import pack, unpack
 
 NUMBERS = 200_000
 KEY, CODEC, STAGE = Key(0), Float32().build(), NoStage()

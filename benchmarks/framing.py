@@ -64,10 +64,10 @@ def frame(size: int) -> tuple[bytes, int]:
     """Return a frame of so many bytes of payload, and the length of what is around it."""
     import torch
 
-    from splitfed.compression.floats import Float32
+    from splitfed.compression.codecs.floats import Float32
     from splitfed.compression.lossless import NoStage
     from splitfed.seeds import Key
-    from splitfed.wire import pack
+    from splitfed.wire.frame import pack
 
     tensor = torch.randn(size // 4, generator=Key(0).generator())
     packed = pack("step", 1, 0, 1, {"smashed": (Float32().build().encode(tensor, Key(0)), NoStage())})
@@ -99,8 +99,8 @@ def take(connection: socket.socket, length: int) -> bytes:
 
 def serve(host: str, folder: Path) -> None:
     """Mirror frames over all carriers until a line of input; tell first where."""
-    from splitfed.server.listener import GrpcListener
-    from splitfed.tls import read_server
+    from splitfed.engines.deployment.tls import read_server
+    from splitfed.server.deployment.grpc_listener import GrpcListener
 
     listener = socket.create_server((host, 0))
 
@@ -127,9 +127,9 @@ def serve(host: str, folder: Path) -> None:
 
 def exchange(host: str, folder: Path, carrier: str, size: int, where: list[str]) -> None:
     """Open a connection, and then do as many exchanges as each line of input says."""
-    from splitfed.channel import Invitation
-    from splitfed.clients.dial import Reach, connect
-    from splitfed.tls import read_client
+    from splitfed.clients.connect import Reach, connect
+    from splitfed.engines.deployment.tls import read_client
+    from splitfed.wire.channel import Invitation
 
     buffer, _ = frame(size)
     print("ready", flush=True)
@@ -180,7 +180,7 @@ def way(network: Network, host: str) -> Way:
 
 def report(network: Network, folder: Path, megabytes: int) -> None:
     """Print one table, and what opening a connection takes."""
-    from splitfed.certificates import make
+    from splitfed.engines.deployment.certificates import make
 
     address = network.addresses["server"]
     make(folder, [address], 1)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from splitfed import Scenario
 from splitfed.errors import SplitfedError
-from splitfed.ledger import COLUMNS, Row, Sizes, read_rows
-from splitfed.summary import NAME
+from splitfed.run.ledger import COLUMNS, Row, Sizes, read_rows
+from splitfed.run.summary import NAME
 
 COPIED = ("metrics.csv", NAME)
 

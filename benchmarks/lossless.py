@@ -17,16 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from splitfed import Scenario
-from splitfed.batches import batches
-from splitfed.compression.codec import Codec, Packet
-from splitfed.compression.codecs import decode
-from splitfed.compression.fedlite import FedLite
-from splitfed.compression.float8 import Float8
-from splitfed.compression.floats import BFloat16, Float16, Float32
+from splitfed.compression.codecs.base import Codec, Packet
+from splitfed.compression.codecs.fedlite import FedLite
+from splitfed.compression.codecs.floats import BFloat16, Float8, Float16, Float32
+from splitfed.compression.codecs.registry import decode
+from splitfed.compression.codecs.uniform import WIDTHS, Scale, Uniform
 from splitfed.compression.lossless import Lossless, Zstd, decompress
-from splitfed.compression.uniform import WIDTHS, Scale, Uniform
-from splitfed.data import load
-from splitfed.models import build, pixel_stats, split
+from splitfed.data.batches import batches
+from splitfed.data.dataset import load
+from splitfed.model.build import build, pixel_stats, split
 from splitfed.seeds import Key
 
 STAGES = {f"zstd {level}{', shuffled' * shuffle}": (level, shuffle) for level in (1, 3) for shuffle in (False, True)}

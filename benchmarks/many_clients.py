@@ -30,7 +30,7 @@ def run(clients: int, rounds: int, threads: int, overrides: list[str]) -> None:
     """Train with so many clients and print what it took, as JSON; called in a process of its own."""
     began = time.monotonic()
     from splitfed import Scenario, simulate
-    from splitfed.observe import Observer
+    from splitfed.run.observer import Observer
 
     class Watch(Observer):
         """Notes when training begins."""

@@ -30,12 +30,13 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does: wh
 import torch
 from torch import nn
 
-from splitfed import Scenario, simulate, units
-from splitfed.allocator import keep_freed_memory
-from splitfed.batches import batches
+from splitfed import Scenario, simulate
 from splitfed.compression.presets import PRESETS
-from splitfed.data import load
-from splitfed.models import build, pixel_stats
+from splitfed.data.batches import batches
+from splitfed.data.dataset import load
+from splitfed.engines.allocator import keep_freed_memory
+from splitfed.model.build import build, pixel_stats
+from splitfed.reports import units
 from splitfed.seeds import Key
 
 # What makes each mode.

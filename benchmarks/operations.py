@@ -14,9 +14,9 @@ import os
 
 from splitfed import Scenario
 from splitfed.errors import SplitfedError
-from splitfed.operations import Operations, count
-from splitfed.scenario_file import read
-from splitfed.sweep_file import Sweep
+from splitfed.reports.costs.operations import Operations, count
+from splitfed.reports.sweep.plan import Sweep
+from splitfed.scenario.document import read
 
 COLUMNS = ("client GFLOP", "compression %", "ratio", "server GFLOP", "compression %", "ratio")
 

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from splitfed import Scenario, simulate
-from splitfed.batches import batches
-from splitfed.data import load
-from splitfed.models import build, pixel_stats
+from splitfed.data.batches import batches
+from splitfed.data.dataset import load
+from splitfed.model.build import build, pixel_stats
 from splitfed.seeds import Key
-from splitfed.server.cohort import Cohort
+from splitfed.server.cohort.train import Cohort
 
 PLAIN = "\n".join(f"  {role}: {{lossless: none}}" for role in ("smashed", "targets", "cut_gradient", "front_weights"))
 COMMON = f"""

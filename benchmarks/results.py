@@ -17,11 +17,12 @@ from pathlib import Path
 
 from pydantic import ByteSize
 
-from splitfed import Scenario, compare, units
+from splitfed import Scenario, compare
 from splitfed.errors import SplitfedError
-from splitfed.groups import Group, Spread
-from splitfed.operations import Operations, count
-from splitfed.pictures import draw
+from splitfed.reports import units
+from splitfed.reports.costs.operations import Operations, count
+from splitfed.reports.study.groups import Group, Spread
+from splitfed.reports.study.plots import draw
 
 BUDGETS = ("40MB", "80MB", "160MB")
 

@@ -18,10 +18,10 @@ from threading import Barrier
 
 import torch
 
-from splitfed.channel import Invitation
-from splitfed.clients.dial import Reach, connect
-from splitfed.server.listener import GrpcListener
-from splitfed.server.turns import Turns
+from splitfed.clients.connect import Reach, connect
+from splitfed.server.back.steps import Turns
+from splitfed.server.deployment.grpc_listener import GrpcListener
+from splitfed.wire.channel import Invitation
 
 REACH = Reach("127.0.0.1", deadline=120.0)
 

@@ -15,7 +15,7 @@ import sys
 
 STEP = """
 import sys, time
-import splitfed.torchvision_ops
+import splitfed.model._torchvision
 import timm, torch
 torch.set_num_threads(int(sys.argv[1]))
 model, images = timm.create_model("deit_tiny_patch16_224", img_size=96, num_classes=100), torch.randn(32, 3, 96, 96)

@@ -1,4 +1,4 @@
-"""Whether two commits behave alike: what short runs send, learn and find, recorded with one and compared with the other.
+"""Whether two commits behave alike: what short runs send, learn and find, recorded with one, compared with the other.
 
     python benchmarks/unchanged.py record before.json [--only inline --only ray --only deployment] [--case sl]
     python benchmarks/unchanged.py record after.json        # in the other commit's tree

@@ -8,19 +8,19 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from splitfed import __version__
-from splitfed.clients.crossing import Crossing, same_round
-from splitfed.clients.look import look
-from splitfed.clients.probe import probe
+from splitfed.clients.connect import probe
+from splitfed.clients.evaluate import look
+from splitfed.clients.orders import Alignment, Order, Question
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
-from splitfed.clients.told import Alignment, Order, Question
+from splitfed.clients.weights import Crossing, same_round
 from splitfed.clients.worker import Worker
-from splitfed.clients.workers import leased
-from splitfed.delta import base_of
+from splitfed.clients.worker_pool import leased
 from splitfed.errors import Lacking, RunError, SplitfedError, WireError
-from splitfed.rpc import PROTOCOL
-from splitfed.wire_names import CONFIG, LACKING, METRICS, VANISHED, WIRE
+from splitfed.split.weight_differences import base_of
+from splitfed.version import __version__
+from splitfed.wire.grpc_settings import PROTOCOL
+from splitfed.wire.messages import CONFIG, LACKING, METRICS, VANISHED, WIRE
 
 app = ClientApp()
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from splitfed.clients.dial import Reach
-from splitfed.engines import EngineConfig, Remote
+from splitfed.clients.connect import Reach
 from splitfed.errors import RunError
+from splitfed.scenario.engine import EngineConfig, Remote
 
 _KEYS: dict[str, type] = {
     "splitfed-data": str, "splitfed-data-path": str, "splitfed-device": str, "splitfed-threads": int,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from splitfed.errors import RunError
 from splitfed.files import replace_with, sync
-from splitfed.optimiser_state import OptimiserState, flatten, unflatten
+from splitfed.model.optim import OptimiserState, flatten, unflatten
 
 
 class ClientState:

@@ -6,16 +6,15 @@ A step leaves the gradients of what the client holds; the update is `Worker`'s.
 import torch
 from torch import Tensor, nn
 
-from splitfed.attention import ClsAttention
-from splitfed.channel import Stream
-from splitfed.compression.reducer import View
-from splitfed.cut import Cut
-from splitfed.held import Held
-from splitfed.precision import autocast
-from splitfed.randomness import draws, keyed_rng
-from splitfed.scenario_sections import Federation
+from splitfed.compression.reducers.base import View
+from splitfed.model.attention import ClsAttention
+from splitfed.model.forward import autocast, draws, keyed_rng
+from splitfed.scenario.sections import Federation
 from splitfed.seeds import Key
-from splitfed.wire import Frame, Packed
+from splitfed.split.client_part import Held
+from splitfed.split.cut import Cut
+from splitfed.wire.channel import Stream
+from splitfed.wire.frame import Frame, Packed
 
 Place = tuple[int, int, int]  # round, client, step
 
@@ -109,3 +108,20 @@ def step_of(federation: Federation) -> type[WholeStep] | type[SplitStep]:
 
 def _blind() -> Tensor:
     raise RuntimeError("a reducer that reads attention must set needs_attention")
+
+
+class Anchor:
+    """Remembers the weights w0 of a module as they are now; `pull` adds the gradient of mu/2 ||w - w0||^2 to each
+    parameter that has one. With mu 0 it keeps nothing and does nothing."""
+
+    def __init__(self, module: nn.Module, mu: float) -> None:
+        self._mu = mu
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad] if mu else []
+        self._held = [(parameter, parameter.detach().clone()) for parameter in trained]
+
+    @torch.no_grad()
+    def pull(self) -> None:
+        """Add mu (w - w0) to the gradients."""
+        for parameter, start in self._held:
+            if parameter.grad is not None:  # else it is still where it was
+                parameter.grad.add_(parameter - start, alpha=self._mu)

@@ -12,27 +12,25 @@ from pathlib import Path
 
 from torch import Tensor
 
-from splitfed.aligning import Aligner
-from splitfed.assembly import assemble
-from splitfed.batches import batches
-from splitfed.channel import Invitation, Stream
-from splitfed.clients.anchor import Anchor
-from splitfed.clients.dial import Reach, connect
-from splitfed.clients.holding import Holding, hold
+from splitfed.clients.connect import Reach, connect
+from splitfed.clients.images import Holding, hold
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
-from splitfed.clients.steps import step_of
-from splitfed.compression.halves import DECODER
-from splitfed.control import FrontWire
-from splitfed.cut import Cut
+from splitfed.clients.steps import Anchor, step_of
+from splitfed.compression.reducers.trained.layers import DECODER
+from splitfed.data.batches import batches
 from splitfed.errors import RunError, WireError
-from splitfed.held import Held
-from splitfed.models import pixel_stats
-from splitfed.optim import pick_device, set_lr
-from splitfed.optimiser_state import read_optimiser, write_optimiser
+from splitfed.model.build import pixel_stats
+from splitfed.model.optim import pick_device, read_optimiser, set_lr, write_optimiser
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
-from splitfed.wire import pack, unpack
+from splitfed.split.assembly import assemble
+from splitfed.split.autoencoder import Aligner
+from splitfed.split.client_part import Held
+from splitfed.split.cut import Cut
+from splitfed.split.weights import FrontWire
+from splitfed.wire.channel import Invitation, Stream
+from splitfed.wire.frame import pack, unpack
 
 
 @dataclass(frozen=True, slots=True)

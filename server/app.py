@@ -11,30 +11,30 @@ import torch
 from flwr.app import Context, MessageType
 from flwr.serverapp import Grid, ServerApp
 
-from splitfed import __version__
-from splitfed.channel import InlineListener, Listener
-from splitfed.console import Console, in_file
-from splitfed.curves import Curves
-from splitfed.cut import Cut
-from splitfed.data import load
-from splitfed.engines import Remote
+from splitfed.data.dataset import load
+from splitfed.engines.runtime import Runtime, runtime
 from splitfed.errors import RunError
-from splitfed.look import Looks
-from splitfed.optimiser_state import write_optimiser
-from splitfed.recover import Recovered, recover
-from splitfed.rpc import PROTOCOL
-from splitfed.run import stored_scenario
-from splitfed.runtime import Runtime, runtime
+from splitfed.model.optim import write_optimiser
+from splitfed.reports.live.console import Console, in_file
+from splitfed.reports.live.tensorboard import Curves
+from splitfed.run.folder import stored_scenario
+from splitfed.run.recovery import Recovered, recover
 from splitfed.scenario import Scenario
+from splitfed.scenario.engine import Remote
 from splitfed.seeds import Key
-from splitfed.server.backs import POOLS, Trainer
+from splitfed.server.back.pools import POOLS, Trainer
+from splitfed.server.back.server import SplitServer
+from splitfed.server.back.whole_model import Unheard, Unsplit
 from splitfed.server.model import Model
-from splitfed.server.once import crossings_of
 from splitfed.server.rounds import Rounds
-from splitfed.server.split import SplitServer
-from splitfed.server.strategy import Aggregation
-from splitfed.server.unsplit import Unheard, Unsplit
-from splitfed.wire_grid import WireGrid
+from splitfed.server.weights.frozen import crossings_of
+from splitfed.server.weights.grid import WireGrid
+from splitfed.server.weights.strategy import Aggregation
+from splitfed.split.cut import Cut
+from splitfed.split.evaluation import Looks
+from splitfed.version import __version__
+from splitfed.wire.channel import InlineListener, Listener
+from splitfed.wire.grpc_settings import PROTOCOL
 
 app = ServerApp()
 
@@ -75,7 +75,7 @@ def _listener(scenario: Scenario, split: SplitServer, run: str, attempt: int, le
     asked = scenario.evaluation.most_asked(federation.clients)
     if not isinstance(engine, Remote):
         return InlineListener(split)
-    from splitfed.server.listener import GrpcListener
+    from splitfed.server.deployment.grpc_listener import GrpcListener
 
     return GrpcListener(
         split, host=lent.host, port=lent.port, tls=lent.tls, run=run, attempt=attempt,

@@ -1,17 +1,20 @@
 """The whole model as the server holds it: what is aggregated of the clients, the back, and how well they do."""
 
+import torch
 from flwr.app import Array, ArrayRecord
-from torch import Tensor
+from torch import Tensor, nn
 
-from splitfed.assembly import assemble
-from splitfed.batches import count_batches
-from splitfed.data import FederatedData
-from splitfed.held import Held
-from splitfed.models import pixel_stats
-from splitfed.optim import pick_device
-from splitfed.parts import whole_state
+from splitfed.data.batches import batches, count_batches
+from splitfed.data.dataset import FederatedData
+from splitfed.data.images import Images
+from splitfed.model.build import pixel_stats
+from splitfed.model.forward import autocast
+from splitfed.model.optim import pick_device
+from splitfed.model.parts import Parts, whole_state
 from splitfed.scenario import Scenario
-from splitfed.server.evaluate import evaluate
+from splitfed.seeds import Key
+from splitfed.split.assembly import assemble
+from splitfed.split.client_part import Held
 
 
 class Model:
@@ -67,3 +70,27 @@ class Model:
     def test(self) -> tuple[float, float]:
         """Return loss and accuracy on the test split; read it once, at the end."""
         return self._evaluate(self.data.test)
+
+
+def evaluate(
+    parts: Parts, images: Images, batch_size: int, mean: tuple[float, ...], std: tuple[float, ...],
+    device: torch.device, precision: str, workers: int = 0,
+) -> tuple[float, float]:  # fmt: skip
+    """Return the mean loss and the accuracy (a share in [0, 1]) over all images."""
+    was_training = [part.training for part in parts]
+    model = parts.whole().eval()
+    loss, right = 0.0, 0
+    rows = torch.arange(len(images))
+    with torch.inference_mode():
+        for batch in batches(
+            images, rows, batch_size, Key(0), augment="none", workers=workers, mean=mean, std=std, epochs=1,
+            shuffle=False,
+        ):  # fmt: skip
+            labels = batch.labels.to(device)
+            with autocast(precision, device):
+                logits = model(batch.images.to(device))
+            loss += float(nn.functional.cross_entropy(logits.float(), labels, reduction="sum"))
+            right += int((logits.argmax(1) == labels).sum())
+    for part, training in zip(parts, was_training, strict=True):
+        part.train(training)
+    return loss / len(images), right / len(images)

@@ -13,29 +13,29 @@ from pathlib import Path
 import torch
 from flwr.app import ArrayRecord, Message
 
-from splitfed.channel import Listener
-from splitfed.checkpoint import Checkpoints, Progress
+from splitfed.engines.runtime import Runtime
 from splitfed.errors import RunError
-from splitfed.metrics import Metrics, append
-from splitfed.observe import Observer, Observers, Started
-from splitfed.recover import Recovered, wasted_bytes
-from splitfed.runtime import Runtime
+from splitfed.run.checkpoint import Checkpoints, Progress
+from splitfed.run.client_scores import Standing, append_scores, length
+from splitfed.run.metrics import Metrics, append
+from splitfed.run.observer import Observer, Observers, Started
+from splitfed.run.recovery import Recovered, wasted_bytes
+from splitfed.run.summary import Summary
 from splitfed.scenario import Scenario
-from splitfed.scores import Standing, append_scores, length
 from splitfed.seeds import Key
-from splitfed.server.alignment import Alignment
-from splitfed.server.attendance import Attendance, Plan
-from splitfed.server.cohort import Cohort, failures
-from splitfed.server.dispatch import Dispatch
+from splitfed.server.back.server import SplitServer
+from splitfed.server.back.whole_model import Unsplit
+from splitfed.server.cohort.align import Alignment
+from splitfed.server.cohort.attendance import Attendance, Plan
+from splitfed.server.cohort.dispatch import Dispatch
+from splitfed.server.cohort.evaluate import Survey
+from splitfed.server.cohort.roster import Roster
+from splitfed.server.cohort.train import Cohort, failures
 from splitfed.server.model import Model
-from splitfed.server.roster import Roster
-from splitfed.server.split import SplitServer
-from splitfed.server.strategy import Aggregation
-from splitfed.server.survey import Survey
-from splitfed.server.unsplit import Unsplit
-from splitfed.summary import Summary
-from splitfed.wire_grid import WireGrid
-from splitfed.wire_names import METRICS
+from splitfed.server.weights.grid import WireGrid
+from splitfed.server.weights.strategy import Aggregation
+from splitfed.wire.channel import Listener
+from splitfed.wire.messages import METRICS
 
 log = getLogger("splitfed")
 

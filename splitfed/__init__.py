@@ -5,45 +5,38 @@ nothing else. Importing this package imports neither torch nor Flower: names are
 """
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splitfed.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from splitfed.comparison import compare
-    from splitfed.describing import Description, describe
     from splitfed.errors import SplitfedError
-    from splitfed.estimation import Estimate, estimate
-    from splitfed.explaining import Explanation, explain
-    from splitfed.exporting import Exported, export
-    from splitfed.observe import Observer
+    from splitfed.reports.costs.estimate import Estimate, estimate
+    from splitfed.reports.dataset.describe import Description, describe
+    from splitfed.reports.explanation.explain import Explanation, explain
+    from splitfed.reports.export.export import Exported, export
+    from splitfed.reports.study.comparison import compare
+    from splitfed.reports.sweep.pool import sweep
+    from splitfed.run.observer import Observer
     from splitfed.scenario import Scenario
     from splitfed.simulation import Result, simulate
-    from splitfed.sweeping import sweep
-
-__version__ = "0.1.0"
-
-# In a checkout, `clients/`, `server/`, `compression/` and `scenarios/` stand beside this package, not in it. Looking
-# for submodules in the root as well makes a checkout import the way an installed wheel does.
-_root = Path(__file__).resolve().parent.parent
-if (_root / "pyproject.toml").is_file():
-    __path__.append(str(_root))
 
 _WHERE = {
-    "Description": "splitfed.describing",
-    "Estimate": "splitfed.estimation",
-    "Explanation": "splitfed.explaining",
-    "Exported": "splitfed.exporting",
-    "Observer": "splitfed.observe",
+    "Description": "splitfed.reports.dataset.describe",
+    "Estimate": "splitfed.reports.costs.estimate",
+    "Explanation": "splitfed.reports.explanation.explain",
+    "Exported": "splitfed.reports.export.export",
+    "Observer": "splitfed.run.observer",
     "Result": "splitfed.simulation",
     "Scenario": "splitfed.scenario",
     "SplitfedError": "splitfed.errors",
-    "compare": "splitfed.comparison",
-    "describe": "splitfed.describing",
-    "estimate": "splitfed.estimation",
-    "explain": "splitfed.explaining",
-    "export": "splitfed.exporting",
+    "compare": "splitfed.reports.study.comparison",
+    "describe": "splitfed.reports.dataset.describe",
+    "estimate": "splitfed.reports.costs.estimate",
+    "explain": "splitfed.reports.explanation.explain",
+    "export": "splitfed.reports.export.export",
     "simulate": "splitfed.simulation",
-    "sweep": "splitfed.sweeping",
+    "sweep": "splitfed.reports.sweep.pool",
 }
 
 __all__ = [

@@ -1,6 +1,6 @@
 """`python -m splitfed` is `splitfed`."""
 
-from splitfed.cli import main
+from splitfed.cli.main import main
 
 if __name__ == "__main__":
     main()

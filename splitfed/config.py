@@ -1,8 +1,11 @@
-"""The base of all typed configuration; each component keeps its own config class beside it."""
+"""The base of all typed configuration, and the values and hints that several sections share; each component keeps its
+own settings in its room."""
 
-from typing import Any
+import re
+from difflib import get_close_matches
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
 
 class Config(BaseModel):
@@ -25,3 +28,28 @@ def _expand(value: Any) -> Any:
 
 # Lets a scenario write `reducer: none` for `reducer: {kind: none}`.
 kind_shorthand = BeforeValidator(_expand)
+
+
+_SIZE = r"^ *[0-9]*\.?[0-9]+ *([kKmMgGtTpPeE][iI]?)?([bB]|[bB][iI][tT])? *$"
+
+
+def _size(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    size = ByteSize._validate(value, None)  # type: ignore[arg-type]
+    if not re.match(_SIZE, value):  # pydantic reads 1,000 as 1
+        raise ValueError(f"{value[:40]!r} is no number of bytes: write 130MB, 1.5 GiB or 130000000")
+    return size
+
+
+_Number = Annotated[int, Field(gt=0)]
+_Text = Annotated[str, Field(pattern=_SIZE)]
+# `130MB`, `1.5 GiB` or a plain number of bytes.
+Bytes = Annotated[_Number, BeforeValidator(_size, json_schema_input_type=_Number | _Text)]
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """Return `, did you mean 'x'?`, or nothing when no known word is close."""
+    by_lower = {k.lower(): k for k in known}
+    close = get_close_matches(word.lower(), list(by_lower), n=1)
+    return f", did you mean {by_lower[close[0]]!r}?" if close else ""

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import torch
 
-from splitfed.engines import Deployment, Inline, Ray
+from splitfed.engines.runtime import Runtime, lent
 from splitfed.errors import RunError, SplitfedError
-from splitfed.ledger import Totals, totals_by_round
-from splitfed.metrics import Metrics, read_metrics
-from splitfed.notebook import Notebook, in_notebook
-from splitfed.observe import Observer
-from splitfed.optim import pick_device
-from splitfed.run import check_resumable, create, locked, write_environment
-from splitfed.runtime import Runtime, lent
+from splitfed.model.optim import pick_device
+from splitfed.reports.live.notebook import Notebook, in_notebook
+from splitfed.run.folder import check_resumable, create, locked, write_environment
+from splitfed.run.ledger import Totals, totals_by_round
+from splitfed.run.metrics import Metrics, read_metrics
+from splitfed.run.observer import Observer
+from splitfed.run.summary import Summary
 from splitfed.scenario import Scenario
-from splitfed.scenario_sections import Federation
-from splitfed.summary import Summary
+from splitfed.scenario.engine import Deployment, Inline, Ray
+from splitfed.scenario.sections import Federation
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def simulate(
 def _run(scenario: Scenario, folder: Path, observers: tuple[Observer, ...]) -> Result:
     # The two apps are named here alone: no other module of this package knows both ends.
     from splitfed.clients.app import app as client_app
-    from splitfed.inline import UserConfig, run_inline
+    from splitfed.engines.inline import UserConfig, run_inline
     from splitfed.server.app import app as server_app
 
     engine, clients = scenario.engine, scenario.federation.clients
@@ -89,7 +89,7 @@ def _run(scenario: Scenario, folder: Path, observers: tuple[Observer, ...]) -> R
             write_environment(folder, torch.get_num_threads(), devices)
             config: UserConfig = {"scenario": (folder / "scenario.yaml").read_text(), "run": str(folder)}
             if isinstance(engine, Ray):
-                from splitfed.ray_engine import run_ray
+                from splitfed.engines.ray.engine import run_ray
 
                 run_ray(server_app, client_app, clients, config, engine, _together(scenario.federation))
             else:

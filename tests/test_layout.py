@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import splitfed
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("splitfed", "clients", "server", "compression")
-MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 HEAVY = ("torch", "torchvision", "timm", "flwr", "ray", "pydantic", "numpy", "datasets", "tensorboard")
 # The composition roots: one hands both apps to an engine, the other starts the side that a command names.
 ROOTS = ("simulation.py", "cli_deploy.py")
@@ -75,9 +75,9 @@ sys.path.insert(0, {str(ROOT)!r})
 import bz2, gzip
 assert gzip.decompress(gzip.compress(b"x")) == bz2.decompress(bz2.compress(b"x")) == b"x"
 from importlib.util import find_spec
-print(find_spec("splitfed.compression.adc").origin)
+print(find_spec("splitfed.compression.reducers.adc").origin)
 """
-    assert Path(run(code).strip()) == ROOT / "compression" / "adc.py"
+    assert Path(run(code).strip()) == ROOT / "compression" / "reducers" / "adc.py"
 
 
 def test_the_two_sides_do_not_know_each_other() -> None:
@@ -103,7 +103,7 @@ def test_the_check_sees_every_way_to_import() -> None:
         "def f():\n    from splitfed.server.app import app",
     ):
         assert sides(ast.parse(line), "splitfed.clients") == {"server"}, line
-    assert not sides(ast.parse("from splitfed.observe import server_like"), "splitfed.clients")
+    assert not sides(ast.parse("from splitfed.run.observer import server_like"), "splitfed.clients")
     assert not sides(outside_functions(ast.parse("def f():\n    import splitfed.server.app")), "splitfed")
 
 
@@ -113,7 +113,7 @@ def test_the_check_sees_every_way_to_import() -> None:
         pytest.param("import splitfed; splitfed.__version__; dir(splitfed)", id="import"),
         pytest.param(
             """
-from splitfed.cli import main
+from splitfed.cli.main import main
 sys.argv = ["splitfed", "--help"]
 try:
     main()

@@ -1,0 +1,1 @@
+"""A client on a machine of its own."""

@@ -1,0 +1,77 @@
+"""A client's part in federated evaluation: the model as it is runs on the images that the client holds out.
+
+The server's part of it runs there and says how many it got right; where labels are private it returns what the tail
+goes on from. A client that holds the whole model needs nobody.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from splitfed.clients.connect import Reach
+from splitfed.clients.worker import Worker, end
+from splitfed.data.batches import Batch, batches
+from splitfed.errors import WireError
+from splitfed.model.forward import autocast
+from splitfed.split.evaluation import Looks, Seen, mean, seen
+from splitfed.wire.channel import Invitation, Stream
+
+Place = tuple[int, int, int]  # round, client, step
+
+
+def look(
+    worker: Worker, client: int, round: int, weights: dict[str, Tensor], invitation: Invitation, reach: Reach,
+    states: Path,
+) -> tuple[float, float, int]:  # fmt: skip
+    """Evaluate with these `weights` on a client's held-out images, against the split server that invites it; return
+    mean loss, accuracy, and the number of images.
+
+    Nothing of the client's training changes. Raises WireError where it holds out none, or the server's replies are not
+    what was asked for, and CodecError for numbers that cannot be sent.
+    """
+    scenario, rows = worker.scenario, worker.holding.held_out(client)
+    if not len(rows):
+        raise WireError(f"client {client} is asked to evaluate, but holds out no images")
+    worker.load(weights, states, client)
+    looks = Looks(worker.cut, worker.front.encoder)
+    found: list[Seen] = []
+    step = up = down = 0
+    worker.held.eval()
+    try:
+        with worker.stream(invitation, client, round, reach) as stream:
+            for batch in batches(
+                worker.holding.images, rows, scenario.training.batch_size, worker.key, shuffle=False, epochs=1,
+                workers=scenario.data.workers, mean=worker.mean, std=worker.std,
+            ):  # fmt: skip
+                step += 1
+                here = Batch(batch.images.to(worker.device), batch.labels.to(worker.device))
+                made, sent, received = _one(worker, looks, stream, here, (round, client, step))
+                found.append(made)
+                up, down = up + sent, down + received
+            if stream is not None:
+                end(stream, client, round, step + 1, up, down)
+    finally:
+        worker.held.train()
+    return *mean(found, len(rows)), len(rows)
+
+
+def _one(
+    worker: Worker, looks: Looks, stream: Stream | None, batch: Batch, place: Place
+) -> tuple[Seen, int, int]:  # fmt: skip
+    """Return what the model makes of a mini-batch, and the bytes up and down."""
+
+    @torch.no_grad()
+    def run(module: nn.Module, inputs: Tensor) -> Tensor:
+        with autocast(worker.scenario.training.precision, worker.device):
+            return module(inputs)
+
+    smashed = run(worker.front.encoder, run(worker.front, batch.images))
+    if stream is None:
+        return seen(run(worker.held.beside, smashed), batch.labels), 0, 0
+    packed = looks.pack(smashed, batch.labels, worker.key.at("evaluation", *place), *place)
+    reply = stream.exchange(packed.buffer)
+    if worker.cut.private:
+        features = looks.unpack_features(reply, place[-1], len(batch.labels))
+        return seen(run(worker.held.beside, features), batch.labels), packed.total, len(reply)
+    return looks.unpack_answer(reply, place[-1], len(batch.labels)), packed.total, len(reply)

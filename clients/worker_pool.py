@@ -1,0 +1,68 @@
+"""The workers of this process: one, or as many as train at the same time; they share what the process holds."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from threading import Lock
+
+import torch
+
+from splitfed.clients.settings import Settings
+from splitfed.clients.worker import Worker
+from splitfed.errors import RunError, ScenarioError
+from splitfed.scenario import Scenario
+from splitfed.scenario.engine import Deployment
+from splitfed.version import __version__
+
+
+class _Workers:
+    """Workers for one scenario and one client's settings; `free` are those that nobody has leased."""
+
+    def __init__(self, scenario: Scenario, settings: Settings, told: Sequence[str]) -> None:
+        first = Worker(scenario, settings, told)
+        self.scenario, self.settings, self.holding, self.free = scenario, settings, first.holding, [first]
+
+    def take(self) -> Worker:
+        """Return a worker that is free, or a new one."""
+        return self.free.pop() if self.free else Worker(self.scenario, self.settings, holding=self.holding)
+
+
+_kept: dict[tuple[str, Settings, tuple[str, ...]], _Workers] = {}
+_lock = Lock()
+
+
+@contextmanager
+def leased(text: str, settings: Settings, told: Sequence[str] = ()) -> Iterator[Worker]:
+    """Have a worker for the server's scenario (its YAML) and a client's settings to oneself in the `with` block.
+
+    Only those for the latest scenario are kept; they serve all clients whose settings differ in nothing that concerns
+    them. `told` are the class names that came with the message. Raises RunError for a scenario that cannot be read
+    here, and a SplitfedError for what this machine lacks: data, or the device.
+    """
+    same = replace(settings, partition=0, states=None, host=None, ca=None)
+    wanted = (text, same, tuple(told) if settings.data is not None else ())
+    with _lock:
+        if wanted not in _kept:
+            _kept.clear()
+            _kept[wanted] = _Workers(_parse(text), settings, told)
+        workers = _kept[wanted]
+        worker = workers.take()
+        engine = worker.scenario.engine
+        # In other engines whoever started this process has set them.
+        if threads := settings.threads or (engine.threads if isinstance(engine, Deployment) else None):
+            torch.set_num_threads(threads)
+    try:
+        yield worker
+    finally:
+        with _lock:
+            workers.free.append(worker)
+
+
+def _parse(text: str) -> Scenario:
+    try:
+        return Scenario.parse(text, "the server's scenario")
+    except ScenarioError as error:
+        more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
+        raise RunError(
+            f"{error.problems[0]}{more}; this is splitfed {__version__}: is the server's version another?"
+        ) from None

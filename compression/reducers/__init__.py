@@ -1,0 +1,1 @@
+"""Reducers: they work inside the autograd graph and change what is sent."""

@@ -1,0 +1,1 @@
+"""Reducers with layers of their own."""

@@ -1,0 +1,169 @@
+"""Who owns the back while clients train: one pool for each federation mode.
+
+A pool hands a client a `Trainer` (back and optimiser) for its round, takes it back with `commit`, or with `drop` when
+the client was lost, and settles the round in `close_round`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from copy import deepcopy
+
+from torch import Tensor, nn
+
+from splitfed.model.optim import OptimiserState, SideConfig, flatten, read_optimiser, set_lr, unflatten, write_optimiser
+
+
+class Trainer:
+    """A back with its optimiser."""
+
+    def __init__(self, back: nn.Module, side: SideConfig) -> None:
+        self.back, self.side = back, side
+        self.optimiser = side.optimiser_for(back)
+
+    def update(self) -> None:
+        """Apply the gradients that were accumulated."""
+        self.side.step(self.optimiser, self.back)
+
+    def load(self, weights: dict[str, Tensor], state: OptimiserState) -> None:
+        """Take over weights and optimiser state, by copy."""
+        self.back.load_state_dict(weights)
+        write_optimiser(self.optimiser, state)
+
+
+class BackPool(ABC):
+    """The back of a run; `trainer` holds what the last finished round left. Not safe to call from two threads at once.
+
+    `one_at_a_time` says that clients train the same weights, so that no two of their steps may overlap; `together`,
+    that the mini-batches of several make one step.
+    """
+
+    one_at_a_time = False
+    together = False
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    @abstractmethod
+    def open(self, client: int) -> Trainer:
+        """Hand out what a client trains in this round."""
+
+    @abstractmethod
+    def commit(self, client: int, trainer: Trainer, examples: int) -> None:
+        """Take back what a client trained on `examples` images."""
+
+    @abstractmethod
+    def drop(self, client: int, trainer: Trainer | None) -> None:
+        """Take back what a lost client trained; None from one that never began."""
+
+    @abstractmethod
+    def close_round(self) -> None:
+        """End a round, so that `trainer` holds its outcome."""
+
+    def open_round(self, lr: float, clients: Sequence[int]) -> None:
+        """Begin a round of these clients at this learning rate."""
+        set_lr(self.trainer.optimiser, lr)
+
+
+class Shared(BackPool):
+    """One back, updated client by client (`sl`, `sfl-v2`); what a lost client taught it stays."""
+
+    one_at_a_time = True
+
+    def open(self, client: int) -> Trainer:
+        """Hand out the one back."""
+        return self.trainer
+
+    def commit(self, client: int, trainer: Trainer, examples: int) -> None:
+        """Nothing to settle: the back has what the client taught it."""
+
+    def drop(self, client: int, trainer: Trainer | None) -> None:
+        """Nothing to undo."""
+
+    def close_round(self) -> None:
+        """Nothing to settle."""
+
+
+class Together(Shared):
+    """One back, updated once for each step of all clients (`psl`); what a lost client taught it stays."""
+
+    together = True
+
+
+class PerClient(BackPool):
+    """A copy of the back for each client, averaged at the round's end by the clients' examples (`sfl-v1`).
+
+    Copies are summed in float64 in the clients' order, whoever finishes first: one that comes early waits for those
+    before it. So memory holds one sum, and as many copies as clients train at once or wait.
+    Optimiser state follows the weights: every client starts from the round's common moments, and moments and step
+    counts are averaged as weights are. A lost client's copy is not counted.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(trainer)
+        self._free: list[Trainer] = []
+        self._sum: dict[str, Tensor] = {}
+        self._examples = 0
+        self._lr = 0.0
+        self._order: list[int] = []
+        self._settled: dict[int, tuple[Trainer, int] | None] = {}
+
+    def open_round(self, lr: float, clients: Sequence[int]) -> None:
+        """Begin a round of these clients at this learning rate."""
+        super().open_round(lr, clients)
+        self._lr, self._sum, self._examples = lr, {}, 0
+        self._order, self._settled = list(clients), {}
+
+    def open(self, client: int) -> Trainer:
+        """Hand out a copy of what the last round left."""
+        copy = self._free.pop() if self._free else Trainer(deepcopy(self.trainer.back), self.trainer.side)
+        copy.load(self.trainer.back.state_dict(), read_optimiser(self.trainer.optimiser))
+        set_lr(copy.optimiser, self._lr)
+        return copy
+
+    def commit(self, client: int, trainer: Trainer, examples: int) -> None:
+        """Add a copy to the round's sum, once all before it are settled."""
+        self._settled[client] = trainer, examples
+        self._advance()
+
+    def drop(self, client: int, trainer: Trainer | None) -> None:
+        """Forget a lost client's copy."""
+        self._settled[client] = None
+        if trainer is not None:
+            self._free.append(trainer)
+        self._advance()
+
+    def _advance(self) -> None:
+        while self._order and self._order[0] in self._settled:
+            settled = self._settled.pop(self._order.pop(0))
+            if settled is not None:
+                self._add(*settled)
+
+    def _add(self, trainer: Trainer, examples: int) -> None:
+        for name, tensor in _flat(trainer).items():
+            # Sums bear the float64 that the device may lack, and must not depend on its order of addition.
+            share = tensor.detach().cpu().double() * examples
+            self._sum[name] = self._sum[name].add_(share) if name in self._sum else share
+        self._examples += examples
+        self._free.append(trainer)
+
+    def close_round(self) -> None:
+        """Put the average in place; where every client was lost, or no round is open, nothing changes."""
+        for client in list(self._order):  # whoever was never settled is lost
+            self._settled.setdefault(client, None)
+        self._advance()
+        if not self._examples:
+            return
+        means = {name: (total / self._examples).float() for name, total in self._sum.items()}
+        weights = {name.removeprefix("back/"): t for name, t in means.items() if name.startswith("back/")}
+        moments = {name.removeprefix("optimiser/"): t for name, t in means.items() if name.startswith("optimiser/")}
+        self.trainer.load(weights, unflatten(moments))
+        self._sum, self._examples = {}, 0
+
+
+def _flat(trainer: Trainer) -> dict[str, Tensor]:
+    flat = {f"back/{name}": tensor for name, tensor in trainer.back.state_dict().items()}
+    moments = flatten(read_optimiser(trainer.optimiser))
+    return flat | {f"optimiser/{name}": tensor for name, tensor in moments.items()}
+
+
+POOLS: dict[str, type[BackPool]] = {"sl": Shared, "sfl-v1": PerClient, "sfl-v2": Shared, "psl": Together}

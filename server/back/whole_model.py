@@ -1,0 +1,74 @@
+"""Where clients train the whole model (`fl`): stands in for the split server and for what listens on its behalf."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+from splitfed.model.optim import OptimiserState
+from splitfed.split.evaluation import Seen
+from splitfed.wire.channel import Invitation
+
+
+class Unsplit:
+    """Takes no mini-batches, so whatever a client's reply brings is all there is to settle. `on_step(round, client)` is
+    called when a client is done."""
+
+    def __init__(self) -> None:
+        self.on_step: Callable[[int, int], None] = lambda round, client: None
+        self._round, self._waiting = 0, set[int]()
+
+    def start_round(self, round: int, lr: float, examples: dict[int, int]) -> None:
+        """Begin a round of these clients."""
+        self._round, self._waiting = round, set(examples)
+
+    def start_wave(self, clients: Collection[int]) -> None:
+        """Nothing to wait for: no client waits for another."""
+
+    def lost(self, grace: float) -> set[int]:
+        """Return nobody: only a node that leaves tells that its client is lost."""
+        return set()
+
+    def settle(self, client: int, taken: bool) -> bool:
+        """End a client's round; return whether it counts. Harmless when called again."""
+        if client not in self._waiting:
+            return False
+        self._waiting.discard(client)
+        self.on_step(self._round, client)
+        return taken
+
+    def end_round(self) -> None:
+        """Wait for nobody any more."""
+        self._waiting.clear()
+
+    @contextmanager
+    def evaluation(self, round: int, images: Mapping[int, int]) -> Iterator["Unasked"]:
+        """Let these clients evaluate, each by itself."""
+        yield Unasked()
+
+    def optimiser(self) -> OptimiserState:
+        """Return nothing: the server trains nothing."""
+        return {}
+
+
+class Unasked:
+    """An evaluation in which the server is not asked, so whatever a client's reply says is all there is."""
+
+    def lost(self, grace: float) -> set[int]:
+        """Return nobody: only a node that leaves tells that its client is lost."""
+        return set()
+
+    def settle(self, client: int) -> list[Seen] | None:
+        """Return that the client has come to its end, and that nothing was seen of it here."""
+        return []
+
+
+class Unheard:
+    """Listens to nobody: invitations lead nowhere."""
+
+    def invite(self, client: int, round: int) -> Invitation:
+        """Return an invitation without an address."""
+        return Invitation("")
+
+    def __enter__(self) -> "Unheard":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...

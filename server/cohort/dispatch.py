@@ -1,0 +1,99 @@
+"""Sends messages to clients and takes their replies as they come, without waiting for those who are lost."""
+
+import time
+from collections.abc import Callable
+
+from flwr.app import Message
+
+from splitfed.server.weights.grid import WireGrid
+
+# Over HTTP a look costs the server about 10 ms: who has waited long for a reply may find it a twentieth later.
+_PAUSE, _LONGEST_PAUSE, _SHARE = 0.1, 0.5, 0.05
+_LOOK_SECONDS = 2.0
+
+
+class Dispatch:
+    """The messages under way over a grid; `meanwhile` is called now and then while clients train."""
+
+    def __init__(self, grid: WireGrid) -> None:
+        self.grid = grid
+        self.meanwhile: Callable[[], object] = lambda: None
+        self._nodes: dict[str, int] = {}
+        self._late: set[str] = set()
+
+    def send(self, message: Message) -> str | None:
+        """Send a message and return its number; None where its node is no longer there."""
+        number = next(iter(self.grid.push_messages([message])), None)
+        if number is not None:
+            self._nodes[number] = message.metadata.dst_node_id
+        return number
+
+    def send_together(self, messages: list[Message]) -> list[str]:
+        """Send messages to nodes in this process, in one call, and return their numbers."""
+        numbers = list(self.grid.push_messages(messages))
+        self._nodes |= {n: message.metadata.dst_node_id for n, message in zip(numbers, messages, strict=True)}
+        return numbers
+
+    def take(self, numbers: set[str]) -> dict[str, Message]:
+        """Return the replies that have come, by the number of their message.
+
+        What comes too late for a round that has ended is taken too, so that its bytes are counted, and forgotten."""
+        wanted, came = numbers | self._late, {}
+        of_node = {self._nodes[number]: number for number in wanted}  # in one process messages bear no number
+        for reply in self.grid.pull_messages(wanted):
+            number = reply.metadata.reply_to_message_id
+            if number not in wanted:
+                number = of_node[reply.metadata.src_node_id]
+            del self._nodes[number]
+            self._late.discard(number)
+            if number in numbers:
+                came[number] = reply
+        return came
+
+    def forget(self, number: str) -> None:
+        """Wait no longer for the reply to a message."""
+        self._late.add(number)
+
+    def exchange(
+        self, messages: dict[int, Message], lost: Callable[[], set[int]], settle: Callable[[int, Message | None], None],
+        over: Callable[[], object] = lambda: False, *, together: bool = False,
+    ) -> None:  # fmt: skip
+        """Send each client its message, and `settle` each reply as it comes; None for a client that is lost or gone,
+        and for all who are left once it is `over`. `together` is for clients in one process that wait for each other:
+        else each would be done before the next begins."""
+        waiting: dict[str, int] = {}
+
+        def take() -> None:
+            for number, reply in self.take(set(waiting)).items():
+                settle(waiting.pop(number), reply)
+
+        if together:
+            waiting |= zip(self.send_together(list(messages.values())), messages, strict=True)
+            take()
+            messages = {}
+        for client, message in messages.items():
+            number = self.send(message)
+            if number is None:
+                settle(client, None)
+                continue
+            waiting[number] = client
+            # In one process the reply is there already: what is settled now need not be held until all have trained.
+            take()
+        looked = since = time.monotonic()
+        away = set[int]()
+        while waiting:
+            gone, still = set(waiting.values()) if over() else lost(), len(waiting)
+            if time.monotonic() - looked > _LOOK_SECONDS:
+                # A client that has left, and was already away a look ago: what it sent before has had time to come.
+                there, before = set(self.grid.get_node_ids()), away
+                away = {client for number, client in waiting.items() if self._nodes[number] not in there}
+                self.meanwhile()
+                gone, looked = gone | (away & before), time.monotonic()
+            for number in [number for number, client in waiting.items() if client in gone]:
+                self.forget(number)
+                settle(waiting.pop(number), None)
+            take()
+            now = time.monotonic()
+            since = now if len(waiting) < still else since  # clients who began together end together
+            if waiting:
+                time.sleep(min(_LONGEST_PAUSE, max(_PAUSE, _SHARE * (now - since))))

@@ -1,0 +1,137 @@
+"""Serves a run to clients elsewhere: a SuperLink as a child, the ServerApp and the split server in this process."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from splitfed.engines.deployment.flower_tasks import bundle
+from splitfed.engines.deployment.processes import Child, check_port, superlink_command, wait_until_healthy
+from splitfed.engines.deployment.proof import make_secret
+from splitfed.engines.deployment.tls import ServerFiles, check_host, read_server
+from splitfed.engines.runtime import Runtime, lent
+from splitfed.errors import RunError, SplitfedError
+from splitfed.run.folder import attempt, check_resumable, create
+from splitfed.run.observer import Observer
+from splitfed.scenario import Scenario
+from splitfed.scenario.engine import Deployment, Remote
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+PORT, SPLIT_PORT = 9092, 9093
+
+
+def serve(
+    scenario: Scenario | None, *, host: str = "127.0.0.1", port: int = PORT, split_port: int = SPLIT_PORT,
+    tls: Path | None = None, insecure: bool = False, clients: int | None = None, enough: int | None = None,
+    runs: Path = Path("runs"), resume: Path | None = None, observers: tuple[Observer, ...] = (),
+) -> Path:  # fmt: skip
+    """Run a scenario with clients that join at `host`, and return the run's folder.
+
+    Flower's messages take `port`, mini-batches `split_port`, which stays closed where none cross. `tls` is the folder
+    that `splitfed certs` made; without it everything is plain text, which must be wanted (`insecure`) anywhere but on
+    this machine. The run begins when `enough` clients are there (None: all); `clients` replaces the scenario's number.
+    Raises a SplitfedError for the user's mistakes, and KeyboardInterrupt after an orderly stop.
+    """
+    if tls is None and host not in LOOPBACK and not insecure:
+        raise RunError(
+            f"--host {host} without --tls: all would cross in plain text, and anybody could join. Make keys with "
+            f"'splitfed certs tls/ --host ...' and add --tls tls/, or say --insecure"
+        )
+    if port == split_port and (scenario is None or scenario.federation.splits):
+        raise RunError(f"--port and --split-port are both {port}: mini-batches need a port of their own")
+    files = read_server(tls) if tls is not None else None
+    if files is not None:
+        check_host(files, host)
+    if resume is not None:
+        scenario = check_resumable(resume, scenario)
+        if not isinstance(scenario.engine, Deployment):
+            raise RunError(f"{resume}: was no deployment; go on with: splitfed simulate --resume {resume}")
+    elif scenario is not None:
+        scenario = deployed(scenario, clients)
+    else:
+        raise RunError("nothing to serve: name a scenario, or a run to resume")
+    _check_clients(scenario, files, enough)
+    folder = resume or create(scenario, runs)
+    try:
+        with attempt(scenario, folder):
+            _serve(scenario, folder.resolve(), files, (host, port, split_port), enough, observers)
+    except SplitfedError:
+        if resume is None and not (folder / "checkpoints").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # a mistake in data, weights, ports or keys: nothing ran
+        raise
+    shutil.rmtree(folder / "flower", ignore_errors=True)
+    return folder
+
+
+def deployed(scenario: Scenario, clients: int | None = None) -> Scenario:
+    """Return the scenario as a deployment runs it: the same but for its engine, and the number of clients if given.
+
+    Raises RunError for what is of a simulation alone."""
+    if clients is not None:
+        scenario = scenario.with_([f"federation.clients={clients}"])
+    old = scenario.engine
+    engine = Deployment(threads=old.threads)
+    if isinstance(old, Remote):
+        engine = Deployment(threads=old.threads, grace=old.grace, deadline=old.deadline)
+    scenario = scenario.model_copy(update={"engine": engine})
+    for key, why in scenario.out_of_place():
+        raise RunError(f"federation.{key}: {why}")
+    return scenario
+
+
+def _check_clients(scenario: Scenario, files: ServerFiles | None, enough: int | None) -> None:
+    clients = scenario.federation.clients
+    if files is not None and (missing := sorted(set(range(clients)) - set(files.clients))):
+        raise RunError(
+            f"client {missing[0]} of {clients} has no key: make more with 'splitfed certs', or lower --clients"
+        )
+    if enough is not None and not 1 <= enough <= clients:
+        raise RunError(f"--start-with {enough}: must be from 1 to {clients}, the number of clients")
+
+
+def _serve(
+    scenario: Scenario, folder: Path, files: ServerFiles | None, place: tuple[str, int, int], enough: int | None,
+    observers: tuple[Observer, ...],
+) -> None:  # fmt: skip
+    from splitfed.server.app import app
+    from splitfed.server.deployment.superlink_control import Control
+    from splitfed.server.deployment.task import run_server_app
+
+    host, port, split_port = place
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # its progress lines would interleave with ours
+    splits = scenario.federation.splits
+    for taken in (port, split_port) if splits else (port,):
+        check_port("127.0.0.1" if host == "localhost" else host, taken)
+    private = folder / "flower"
+    private.mkdir(mode=0o700, exist_ok=True)
+    secret_file = private / "secret"
+    secret = make_secret(secret_file)
+    tls, ca = (files.tls, files.ca) if files else (None, None)
+    command = superlink_command(
+        host, port, secret_file=secret_file, database=private / "state.db", tls=tls, ca=ca
+    )  # fmt: skip
+    text = (folder / "scenario.yaml").read_text()
+    # Clients are told the run's name, not where its folder lies on this machine.
+    app_bundle = bundle({"scenario": text, "run": folder.name})
+    inside = f"127.0.0.1:{port}" if host in ("0.0.0.0", "::", "localhost") else f"{_bracketed(host)}:{port}"
+    with Child("SuperLink", command, private / "superlink.log", private / "home") as child:
+        wait_until_healthy(f"{'https' if ca else 'http'}://{inside}", child, ca)
+        with Control(inside, ca, secret) as control:
+            nodes = {control.register(key): client for client, key in files.clients.items()} if files else None
+            for run in control.open_runs():
+                control.stop_run(run)  # of an attempt that was killed
+            run_id = control.start_run(app_bundle)
+        runtime = Runtime(
+            observers, host=host, port=split_port, tls=tls, roster=None if nodes is None else lambda: nodes, waits=True,
+            enough=enough,
+        )  # fmt: skip
+        for observer in observers:
+            observer.serving(
+                folder, f"{_bracketed(host)}:{port}", split_port if splits else None, scenario.federation.clients
+            )
+        with lent(runtime):
+            config = {"scenario": text, "run": str(folder)}
+            run_server_app(app, address=inside, ca=ca, secret=secret, run_id=run_id, run_config=config)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,1 @@
+"""The weights that cross with a round: counted, aggregated, as differences, once."""

@@ -1,0 +1,1 @@
+"""The command line: one module for each subject; each command calls what `import splitfed` offers."""

@@ -1,0 +1,228 @@
+"""What a scenario can name, told from the classes that read it: no second list to keep."""
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args, get_origin
+
+import rich.console
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from rich.table import Table
+from rich.text import Text
+
+from splitfed.compression.plugins import Plugin
+from splitfed.config import did_you_mean
+from splitfed.errors import SplitfedError
+from splitfed.scenario.document import shown
+from splitfed.scenario.problems import kind, sections
+
+# By number, by author, or by title.
+_PAPERS = tuple(map(re.compile, (r"arXiv \d{4}\.\d{4,5}", r"[A-Z][\w-]+ et al\.,? \d{4}", r'"[A-Z][^"]+", \d{4}')))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing that a scenario can name: its keys with their defaults, what it is, the paper that it comes from, and
+    the package if that is not splitfed."""
+
+    name: str
+    keys: str
+    text: str
+    source: str = ""
+    package: str = ""
+
+    def line(self) -> str:
+        """Return all but the name."""
+        origin = [part for part in (self.source, self.package) if part and part not in self.text]
+        shown = self.text + (f" ({'; '.join(origin)})" if origin else "")
+        return shown.strip() + (f"  {self.keys}" if self.keys else "")
+
+
+def entries(what: str, pattern: str = "*") -> list[Entry]:
+    """Return all of one sort whose names match a pattern (`deit*`). Raises SplitfedError for another sort, and where
+    nothing matches."""
+    from fnmatch import fnmatchcase
+
+    if what not in SORTS:
+        raise SplitfedError(f"{what}: cannot be listed{did_you_mean(what, list(SORTS))}; known: {', '.join(SORTS)}")
+    found = list(SORTS[what](pattern)) if what == "models" else [
+        entry for entry in SORTS[what]("*") if fnmatchcase(entry.name, pattern)
+    ]  # fmt: skip
+    if not found:
+        raise SplitfedError(f"{what}: none is named {pattern!r}; see all: splitfed list {what}")
+    return found
+
+
+def show(found: list[Entry], out: rich.console.Console | None = None) -> None:
+    """Print a line for each: its name, what it is with the source, its keys. A narrow terminal wraps them, a pipe gets
+    them whole."""
+    out = out or rich.console.Console()
+    width = max(len(entry.name) for entry in found)
+    table = Table.grid(padding=(0, 2))
+    for entry in found:
+        line = entry.line()
+        if out.is_terminal:
+            table.add_row(Text(entry.name, no_wrap=True), Text(line))
+        else:
+            print(f"{entry.name:<{width}}  {line}", file=out.file)
+    if out.is_terminal:
+        out.print(table)
+
+
+def _kinds(section: type[BaseModel], key: str) -> Iterator[Entry]:
+    """Yield the kinds that a key of a section can be of."""
+    for config in sections(section.model_fields[key].annotation):
+        fields = {name: field for name, field in config.model_fields.items() if name != "kind"}
+        keys = " ".join(_key(name, field) for name, field in fields.items())
+        yield Entry(str(kind(config)), keys, _sentence(config.__doc__), _source(config))
+
+
+def _key(name: str, field: FieldInfo) -> str:
+    literal = field.annotation if get_origin(field.annotation) is Literal else None
+    choices = "{" + ",".join(map(str, get_args(literal))) + "}" if literal else ""
+    if field.is_required():
+        return f"{name}={choices or '?'}"
+    return f"{name}={_default(field.default)}{choices}"
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        from splitfed.scenario.yaml import write_line
+
+        return write_line(value.model_dump(mode="json"))
+    return value if isinstance(value, str) else shown(value)
+
+
+def _sentence(text: str | None) -> str:
+    whole = " ".join((text or "").split())
+    return re.split(r"(?<=\.) (?=[A-Z`])", whole, maxsplit=1)[0]
+
+
+def _source(config: type[BaseModel]) -> str:
+    """Return the first paper that a config, what it builds, or their module names."""
+    module = sys.modules[config.__module__]
+    built = getattr(config, "build", None)
+    name = built.__annotations__.get("return") if built else None
+    maker = getattr(module, name, None) if isinstance(name, str) else name
+    texts = [" ".join((one.__doc__ or "").split()) for one in (config, maker, module) if one is not None]
+    return next((match.group() for paper in _PAPERS for text in texts if (match := paper.search(text))), "")
+
+
+def _with_plugins(entries: Iterable[Entry], plugins: Iterable[Plugin[Any]]) -> Iterator[Entry]:
+    """Yield the entries, those of plug-ins with their packages, and then the plug-ins that cannot be used."""
+    packages = {plugin.kind: plugin.package for plugin in plugins if plugin.config is not None}
+    for entry in entries:
+        yield replace(entry, package=packages.get(entry.name, ""))
+    for plugin in plugins:
+        if plugin.config is None:
+            yield Entry(plugin.kind, "", f"broken: {plugin.problem}")
+
+
+def _reducers(_: str) -> Iterator[Entry]:
+    from splitfed.compression.reducers.registry import PLUGINS
+    from splitfed.scenario.compression import Compression
+
+    return _with_plugins(_kinds(Compression, "reducer"), PLUGINS)
+
+
+def _codecs(_: str) -> Iterator[Entry]:
+    from splitfed.compression.codecs.registry import PLUGINS
+    from splitfed.scenario.compression import Packing
+
+    return _with_plugins(_kinds(Packing, "codec"), PLUGINS)
+
+
+def _lossless(_: str) -> Iterator[Entry]:
+    from splitfed.scenario.compression import Packing
+
+    return _kinds(Packing, "lossless")
+
+
+def _presets(_: str) -> Iterator[Entry]:
+    from splitfed.compression.presets import PRESETS
+    from splitfed.scenario.yaml import write_line
+
+    for name, settings in PRESETS.items():
+        yield Entry(name, "", write_line(settings))
+
+
+def _of_scenario(key: str) -> Callable[[str], Iterator[Entry]]:
+    def found(_: str) -> Iterator[Entry]:
+        from splitfed.scenario import Scenario
+
+        return _kinds(Scenario, key)
+
+    return found
+
+
+def _partitions(_: str) -> Iterator[Entry]:
+    from splitfed.data.dataset import DataConfig
+
+    return _kinds(DataConfig, "partition")
+
+
+def _modes(_: str) -> Iterator[Entry]:
+    from splitfed.scenario.sections import Federation
+
+    told = " ".join((Federation.__doc__ or "").split())
+    for mode in get_args(Federation.model_fields["mode"].annotation):
+        match = re.search(rf"`{mode}` ((?:gives|has|is|trains|hands)\b[^;.]*)", told)
+        yield Entry(mode, "", match.group(1) if match else "")
+
+
+def _strategies(_: str) -> Iterator[Entry]:
+    from splitfed.federation.own_strategy import OWN
+    from splitfed.scenario.sections import Federation
+
+    for entry in _kinds(Federation, "strategy"):
+        yield replace(entry, name=OWN) if entry.name == "None" else entry
+
+
+def _adapters(_: str) -> Iterator[Entry]:
+    from splitfed.model.build import ModelConfig
+
+    return _kinds(ModelConfig, "adapter")
+
+
+def _availability(_: str) -> Iterator[Entry]:
+    from splitfed.scenario.sections import Federation
+
+    return _kinds(Federation, "availability")
+
+
+def _scenarios(_: str) -> Iterator[Entry]:
+    from splitfed.scenario.scenario import shipped
+
+    for name, path in shipped().items():
+        heading = path.read_text().split("\n\n")[0].splitlines()
+        # The schema that editors look for is no description.
+        comment = " ".join(line.strip("# \n") for line in heading if "yaml-language-server" not in line)
+        yield Entry(name, "", _sentence(comment.split("  ")[0]))
+
+
+def _models(pattern: str) -> Iterator[Entry]:
+    from splitfed.cli.listing.models import usable
+
+    for model in usable(pattern):
+        text = f"{model.image_size} px, patch {model.patch}, width {model.width}, {model.blocks} blocks"
+        text += "" if model.readable else ", no CLS attention (which adc and discard_tokens need)"
+        yield Entry(model.name, f"weights: {', '.join(model.weights)}" if model.weights else "", text)
+
+
+SORTS: dict[str, Callable[[str], Iterator[Entry]]] = {
+    "reducers": _reducers,
+    "codecs": _codecs,
+    "lossless": _lossless,
+    "presets": _presets,
+    "partitions": _partitions,
+    "budgets": _of_scenario("budget"),
+    "modes": _modes,
+    "strategies": _strategies,
+    "availability": _availability,
+    "engines": _of_scenario("engine"),
+    "scenarios": _scenarios,
+    "models": _models,
+    "adapters": _adapters,
+}

@@ -1,0 +1,150 @@
+"""The command line; each command calls what `import splitfed` offers, and imports it only when it runs."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import typer.core
+
+from splitfed.cli.align import align
+from splitfed.cli.data import data
+from splitfed.cli.deployment import certs, join, serve
+from splitfed.cli.explain import explain
+from splitfed.cli.export import export, schema
+from splitfed.cli.options import SCENARIO, Overrides, ScenarioName
+from splitfed.cli.study import compare, list_, sweep
+from splitfed.engines.allocator import keep_freed_memory
+from splitfed.errors import SplitfedError
+from splitfed.version import __version__
+
+typer.core.HAS_RICH = False  # it would put a backslash before every [default: ...] of the plain help
+
+app = typer.Typer(
+    name="splitfed",
+    help="Federated split learning of Vision Transformers, with every byte that crosses the cut counted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"splitfed {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+
+
+_debug = False
+
+
+@app.command(epilog=SCENARIO)
+def simulate(
+    scenario: Annotated[str | None, typer.Argument()] = None,
+    set_: Overrides = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed than the scenario's.")] = None,
+    device: Annotated[str | None, typer.Option(help="Train both sides there: auto, cpu, cuda, cuda:1, mps.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Where clients run: inline (in this process) or ray (in one for each).")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="The folder in which the run's own folder is made.")] = Path("runs"),
+    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run, by its folder.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show bytes, memory and time of a round; train nothing.")
+    ] = False,
+) -> None:
+    """Run a scenario with all its clients on this machine."""
+    import splitfed
+    from splitfed.reports.costs.text import text as estimate_text
+    from splitfed.reports.live.console import Console
+
+    changes = [
+        *([f"engine.kind={engine}"] if engine else []),  # first: what is set in it is meant for this kind
+        *(set_ or []),
+        *([f"seed={seed}"] if seed is not None else []),
+        *([f"training.{side}.device={device}" for side in ("client", "server")] if device else []),
+    ]
+    if resume is not None and (changes or dry_run):
+        raise SplitfedError(
+            "--resume goes on with the run's own scenario: leave out --set, --seed, --device, --engine and --dry-run"
+        )
+    if scenario is None and resume is None:
+        raise SplitfedError("name a scenario, for instance: splitfed simulate digits")
+    loaded = splitfed.Scenario.load(scenario, changes) if scenario is not None else None
+    if dry_run:
+        assert loaded is not None
+        print(estimate_text(splitfed.estimate(loaded)))
+        return
+    splitfed.simulate(loaded, runs=runs, resume=resume, observers=(Console(),))
+
+
+@app.command(epilog=SCENARIO)
+def validate(scenario: ScenarioName, set_: Overrides = None) -> None:
+    """Check a scenario and its model, and name every mistake; trains nothing, loads no data and no weights."""
+    import splitfed
+    from splitfed.errors import ModelError, RunError
+    from splitfed.federation.own_strategy import OwnStrategy
+    from splitfed.model.attention import check_readable
+    from splitfed.split.assembly import check_model
+
+    loaded = splitfed.Scenario.load(scenario, set_ or [])
+    strategy = loaded.federation.strategy
+    loaded.federation.availability.check(loaded.federation.clients)
+    try:
+        if isinstance(strategy, OwnStrategy):
+            strategy.load()
+        front = check_model(loaded)
+        if loaded.compression.reducer.build().needs_attention:
+            check_readable(front)
+    except (ModelError, RunError) as error:
+        raise type(error)(f"{scenario}: {error}") from error
+    print(f"{scenario}: valid ({loaded.name}: {loaded.model.name} cut after block {loaded.model.cut})")
+
+
+app.command(
+    "list",
+    epilog="WHAT is reducers, codecs, lossless, presets, partitions, budgets, modes, strategies, availability, "
+    "engines, scenarios, models or adapters. PATTERN is of names, e.g. 'deit*'.",
+)(list_)
+app.command(epilog=SCENARIO)(data)
+app.command(epilog="FILE is a YAML file that names a scenario and what is varied in it.")(sweep)
+app.command(epilog="RUNS are their folders.")(compare)
+app.command(epilog="RUN is its folder, finished or not.")(explain)
+app.command(epilog="RUN is its folder, finished or not; OUT is the file to write, e.g. model.safetensors.")(export)
+app.command(epilog="WHAT is scenario or sweep.")(schema)
+app.command(epilog=SCENARIO)(align)
+app.command(epilog="FOLDER is the one to make or to add to, e.g. tls/.")(certs)
+app.command(epilog=SCENARIO)(serve)
+app.command(epilog="SERVER is the host of 'splitfed serve', and its port after a colon if not 9092.")(join)
+
+
+def main() -> None:
+    """Run the command line; mistakes of the user's end with their text and exit code 2."""
+    # Before torch is loaded: its idle threads spin for so long that two processes on the same cores would stop each
+    # other; with less they cost nothing alone (benchmarks/threads.py).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    keep_freed_memory()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs of a broken stream, our own lines say
+    try:
+        app(standalone_mode=True)
+    except SplitfedError as error:
+        if _debug:
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,129 @@
+"""The commands of a study: what there is to compare, many runs in one go, and runs side by side."""
+
+from contextlib import nullcontext
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from splitfed.cli.options import Overrides
+from splitfed.errors import SplitfedError
+
+
+class By(StrEnum):
+    """What a comparison is sorted by."""
+
+    bytes = "bytes"
+    ratio = "ratio"
+    time = "time"
+    simulated_time = "simulated_time"
+
+
+def list_(what: Annotated[str, typer.Argument()], pattern: Annotated[str, typer.Argument()] = "*") -> None:
+    """List what a scenario can name, a line each: keys with their defaults, what it is, and its source."""
+    from splitfed.cli.listing.kinds import entries, show
+
+    show(entries(what, pattern))
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument()],
+    by: Annotated[
+        By | None,
+        typer.Option(help="Take runs together that differ in their seed alone, and sort them by this, least first."),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Show what was reached after so many cut bytes too, e.g. 50MB."),
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table to this file too.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw figure.png (or .pdf, .svg): as figure-curves.png, figure-factors.png and figure-roles.png."
+        ),
+    ] = None,
+) -> None:
+    """Show finished runs side by side: accuracy, bytes, factors, time."""
+    import splitfed
+
+    budget = _size(at) if at is not None else None
+    if out is not None:
+        from splitfed.reports.study.plots import check_path, draw
+
+        check_path(out)
+    comparison = splitfed.compare(runs)
+    groups = comparison.grouped(by.value if by else None) if by or out else None
+    shown = groups if by and groups else comparison
+    shown.show(at=budget)
+    if csv is not None:
+        try:
+            csv.write_text(shown.to_csv(at=budget))
+        except OSError as error:
+            raise SplitfedError(f"{csv}: cannot be written ({error.strerror})") from error
+    if out is not None and groups:
+        for path in draw(groups.groups, out):
+            print(path)
+        for folder, reason in groups.left_out:
+            if shown is comparison and (folder, reason) not in comparison.left_out:
+                print(f"{folder}: not drawn: {reason}")
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument()],
+    set_: Overrides = None,
+    device: Annotated[str | None, typer.Option(help="Train both sides there: auto, cpu, cuda, cuda:1, mps.")] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(min=1, help="How many runs at once, each in a process with engine.threads threads: 1 if not set."),
+    ] = 1,
+    runs: Annotated[Path, typer.Option(help="The folder in which the sweep's own folder is made.")] = Path("runs"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs, how far they are and what they will cost; train nothing.")
+    ] = False,
+) -> None:
+    """Run many variants of a scenario: a grid over methods, ratios and seeds. Again: go on with what is not done."""
+    import rich.console
+
+    import splitfed
+    from splitfed.reports.sweep.plan import Sweep
+
+    changes = [
+        *(set_ or []),
+        *([f"training.{side}.device={device}" for side in ("client", "server")] if device else []),
+    ]
+    plan = Sweep.load(file, changes)
+    if dry_run:
+        from splitfed.reports.sweep.text import show_plan
+
+        show_plan(plan, runs)
+        return
+    out = rich.console.Console()
+    live = out.status("") if out.is_terminal and out.file.isatty() else nullcontext()
+    try:
+        with live as line:
+            swept = splitfed.sweep(
+                plan, runs=runs, jobs=jobs, say=lambda text: print(text, flush=True),
+                status=line.update if line else lambda text: None,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", flush=True)
+        raise
+    if swept.done:
+        print()
+        splitfed.compare(swept.done).grouped().show()
+    if swept.failed:
+        head = f"{len(swept.failed)} of {len(plan.points)} runs failed; the same command tries again:"
+        raise SplitfedError("\n".join([head, *(f"  {folder}: {why}" for folder, why in swept.failed)]))
+
+
+def _size(text: str) -> int:
+    from pydantic import TypeAdapter, ValidationError
+
+    from splitfed.config import Bytes
+
+    try:
+        return int(TypeAdapter(Bytes).validate_python(text))
+    except ValidationError:
+        raise SplitfedError(f"--at {text}: write a number of bytes, such as 50MB") from None

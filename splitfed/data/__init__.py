@@ -1,0 +1,1 @@
+"""Images: where they come from, who holds which, and how they become mini-batches."""

@@ -1,0 +1,80 @@
+"""Images as the model takes them: decoded, resized, cropped, and kept in memory where there is room."""
+
+import mmap
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from splitfed.data.sources import Source
+
+
+class Images:
+    """Some rows of a source, as squares of `image_size` pixels.
+
+    The short side is resized to `image_size` (bicubic, with antialiasing) and the middle is cut out, so that what lies
+    in the middle of a photo keeps its proportions. `labels` is int64 `[N]`.
+    """
+
+    def __init__(self, source: Source, rows: Tensor, image_size: int) -> None:
+        self.labels = source.labels[rows]
+        self.image_size = image_size
+        self._source = source
+        self._rows = rows
+        self._store: Tensor | None = None
+        self._kept: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def nbytes(self) -> int:
+        """What all these images take in memory, in bytes."""
+        return len(self) * 3 * self.image_size**2
+
+    def keep(self) -> None:
+        """Keep each image in memory from its first use on.
+
+        The memory is shared with processes that are forked later, so that what a loader process decodes is decoded for
+        all; pages that no image has reached take no memory.
+        """
+        if not len(self):
+            return
+        store = torch.frombuffer(mmap.mmap(-1, self.nbytes), dtype=torch.uint8)
+        self._store = store.view(len(self), 3, self.image_size, self.image_size)
+        self._kept = torch.frombuffer(mmap.mmap(-1, len(self)), dtype=torch.bool)
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        """Return the images of these rows, uint8 `[B, 3, S, S]`; `DataError` for one that cannot be decoded."""
+        if self._store is None or self._kept is None:
+            return self._decode(rows)
+        missing = rows[~self._kept.index_select(0, rows)]
+        if len(missing):
+            # Two threads may both fill a row, with equal pixels. The mark follows the pixels: nobody reads too early.
+            self._store[missing] = self._decode(missing)
+            self._kept[missing] = True
+        return self._store.index_select(0, rows)  # many times faster than by brackets
+
+    def _decode(self, rows: Tensor) -> Tensor:
+        out = torch.empty(len(rows), 3, self.image_size, self.image_size, dtype=torch.uint8)
+        for place, row in enumerate(self._rows[rows].tolist()):
+            square = fit(self._source.image(row), self.image_size)
+            out[place] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
+        return out
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A process that is spawned, not forked, cannot share the memory: it decodes what it needs.
+        return self.__dict__ | {"_store": None, "_kept": None}
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """Resize the short side to `size` and cut the middle square out."""
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    # As resizing it all and cutting after, but for the work on what would be cut off.
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))

@@ -1,0 +1,125 @@
+"""Partitions in which clients hold few classes each: by classes, or by shards of sorted images."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator
+from torch import Tensor
+
+from splitfed.config import Config
+from splitfed.data.partitions.base import Column, complete, deal, images, in_order, require
+from splitfed.errors import DataError
+from splitfed.seeds import Key
+
+
+class Pathological(Config):
+    """Every client holds images of `classes_per_client` classes only, as in FedAvg's non-IID split (arXiv 1602.05629).
+
+    The classes are dealt like cards, deck after shuffled deck, so that all are held by as many clients as any other,
+    give or take one; the images of a class are shared evenly by the clients that hold it.
+    """
+
+    kind: Literal["pathological"] = "pathological"
+    classes_per_client: PositiveInt = 2
+
+    def split(self, labels: Tensor, clients: int, key: Key, column: Column | None = None) -> list[Tensor]:
+        """Deal the rows of `labels` (int64 `[N]`) to the clients: sorted rows of each, disjoint and complete.
+
+        The same key gives the same rows. Raises `DataError` where there are too few classes, where some class would be
+        held by nobody, or where a class has fewer images than clients that hold it.
+        """
+        from flwr_datasets.partitioner import PathologicalPartitioner
+
+        require(clients, len(labels))
+        classes, ranks = labels.unique(return_inverse=True)
+        each, count = self.classes_per_client, len(classes)
+        if each > count:
+            raise DataError(
+                f"data.partition.classes_per_client: {each} is more than the {count} classes of the training data; "
+                f"use at most {count}"
+            )
+        if clients * each < count:
+            raise DataError(
+                f"data.partition.classes_per_client: {clients} clients with {each} classes each leave images of "
+                f"{count - clients * each} of the {count} classes to nobody; use at least {-(-count // clients)}"
+            )
+        cards, last = _deal_classes(clients, each, count, key.at("classes"))
+        # The partitioner hands class j % count to its part j, and each part is one card of one client. Numbering the
+        # classes in the order of the last, incomplete deck makes its cards those of the classes that come once more.
+        position = torch.empty(count, dtype=torch.int64)
+        position[last] = torch.arange(count)
+        partitioner = PathologicalPartitioner(clients * each, "label", 1, "deterministic", shuffle=False)
+        try:
+            parts = deal(partitioner, position[ranks], clients * each, in_order(len(labels), key))
+        except ValueError:
+            fewest = int(labels.bincount()[classes].min())
+            raise DataError(
+                f"data.partition.classes_per_client: {clients} clients with {each} classes each need more images of a "
+                f"class than there are (the rarest has {fewest}); use fewer clients or classes_per_client"
+            ) from None
+        used = [0] * count
+        hands: list[list[Tensor]] = [[] for _ in range(clients)]
+        for place, card in enumerate(cards):
+            hands[place // each].append(parts[int(position[card]) + used[card] * count])
+            used[card] += 1
+        return complete([torch.cat(hand).sort().values for hand in hands], len(labels))
+
+
+class Shard(Config):
+    """The images are sorted by class and cut into equal shards, of which every client draws some (arXiv 1602.05629).
+
+    Each client draws `num_shards_per_partition` shards of `shard_size` images, by default as many as there are for all.
+    With `num_shards_per_partition: null` all whole shards are shared out, and with `keep_incomplete_shard` also what is
+    left after the last of them; otherwise what is left goes to no client.
+    """
+
+    kind: Literal["shard"] = "shard"
+    num_shards_per_partition: PositiveInt | None = 2
+    shard_size: PositiveInt | None = Field(None, validate_default=True)
+    keep_incomplete_shard: bool = False
+
+    @field_validator("shard_size")
+    @classmethod
+    def _one_is_known(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size is None and info.data.get("num_shards_per_partition", 0) is None:
+            raise ValueError("num_shards_per_partition is null too: set one of them")
+        return size
+
+    def split(self, labels: Tensor, clients: int, key: Key, column: Column | None = None) -> list[Tensor]:
+        """Deal rows of `labels` (int64 `[N]`) to the clients: sorted rows of each, disjoint, not always all of them.
+
+        The same key gives the same rows. Raises `DataError` where there are fewer shards than clients need.
+        """
+        from flwr_datasets.partitioner import ShardPartitioner
+
+        require(clients, len(labels))
+        order = in_order(len(labels), key)
+        order = order[labels[order].argsort(stable=True)]
+        partitioner = ShardPartitioner(
+            clients, "label", self.num_shards_per_partition, self.shard_size, self.keep_incomplete_shard, shuffle=False,
+            seed=key.at("shards").integer(),
+        )  # fmt: skip
+        try:
+            return deal(partitioner, labels, clients, order)
+        except (ValueError, ZeroDivisionError):
+            each = self.num_shards_per_partition or 1
+            of = "" if self.shard_size is None else f" of {images(self.shard_size)}"
+            raise DataError(
+                f"data.partition.{'shard_size' if self.shard_size else 'num_shards_per_partition'}: {clients} clients "
+                f"need {clients * each} shards{of}, more than {len(labels)} images make; use fewer clients, or fewer "
+                "or smaller shards"
+            ) from None
+
+
+def _deal_classes(clients: int, each: int, count: int, key: Key) -> tuple[list[int], list[int]]:
+    """Deal classes like cards, no class twice to one client; return all cards in order, and the last deck."""
+    cards: list[int] = []
+    deck: list[int] = []
+    for number in range(-(-clients * each // count)):
+        deck = torch.randperm(count, generator=key.at(number).generator()).tolist()
+        started = len(cards) % each
+        held = set(cards[len(cards) - started :])
+        # Where a client's hand runs over two decks, what it holds already is put at the back of the new one.
+        deck.sort(key=held.__contains__)
+        cards += deck
+    return cards[: clients * each], deck

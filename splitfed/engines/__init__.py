@@ -1,0 +1,1 @@
+"""Where clients run: in this process, in Ray actors, or on machines of their own."""

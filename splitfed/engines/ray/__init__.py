@@ -1,0 +1,1 @@
+"""The Ray engine: clients in actors of a cluster."""

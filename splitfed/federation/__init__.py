@@ -1,0 +1,1 @@
+"""Who is there in a round, and how what clients trained is aggregated."""

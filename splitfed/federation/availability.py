@@ -1,0 +1,198 @@
+"""Who is there in a round, when, how fast, and for how long: what a simulation assumes of its clients.
+
+Phones come late, are slow and go away. A simulation's time is its own: a client has finished its round `late` seconds
+after the round's start, and `step_seconds` for each of its mini-batches.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from splitfed.config import Config, kind_shorthand
+from splitfed.federation.trace import Presence, Table, read_trace
+from splitfed.seeds import Key
+
+# Thirty years: whatever is drawn can be added up.
+_MOST = 1e9
+_Seconds = Annotated[float, Field(ge=0, le=_MOST)]
+_Positive = Annotated[float, Field(gt=0, le=_MOST)]
+
+
+class ConstantSeconds(Config):
+    """Always `value` seconds; a plain number means this."""
+
+    kind: Literal["constant"] = "constant"
+    value: _Seconds
+
+    def draw(self, key: Key) -> float:
+        """Return the value, in seconds."""
+        return self.value
+
+
+class UniformSeconds(Config):
+    """Any number of seconds from `low` to `high` alike."""
+
+    kind: Literal["uniform"] = "uniform"
+    low: _Seconds
+    high: _Seconds
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "UniformSeconds":
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low:g}, more than high, {self.high:g}: change places")
+        return self
+
+    def draw(self, key: Key) -> float:
+        """Return a number of seconds; the same key gives the same."""
+        return float(key.numpy().uniform(self.low, self.high))
+
+
+class ExponentialSeconds(Config):
+    """`mean` seconds on average, mostly less and seldom much more: waiting for what comes at random."""
+
+    kind: Literal["exponential"] = "exponential"
+    mean: _Positive
+
+    def draw(self, key: Key) -> float:
+        """Return a number of seconds; the same key gives the same."""
+        return float(key.numpy().exponential(self.mean))
+
+
+class LogNormalSeconds(Config):
+    """Half are below `median` seconds; the logarithm is normal with the standard deviation `sigma`: with 0.7, one in
+    six is twice the median or more."""
+
+    kind: Literal["lognormal"] = "lognormal"
+    median: _Positive
+    sigma: float = Field(gt=0, le=5)
+
+    def draw(self, key: Key) -> float:
+        """Return a number of seconds; the same key gives the same."""
+        return self.median * math.exp(self.sigma * float(key.numpy().standard_normal()))
+
+
+_Any = Annotated[ConstantSeconds | UniformSeconds | ExponentialSeconds | LogNormalSeconds, Field(discriminator="kind")]
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if not 0 <= value <= _MOST:
+        raise ValueError(f"must be a number of seconds from 0 to {_MOST:g}, not {value:g}")
+    return {"kind": "constant", "value": value}
+
+
+Distribution = Annotated[_Any, BeforeValidator(_constant, json_schema_input_type=_Seconds | _Any)]
+
+
+TRACE = "trace.csv"  # a run's own copy, in its folder
+
+
+class Availability(Protocol):
+    """What becomes of each client in each round; the same whoever else is sampled, and however often it is asked."""
+
+    def away(self, round: int, client: int) -> bool:
+        """Return whether a client cannot be sampled."""
+        ...
+
+    def presence(self, round: int, client: int, steps: int) -> Presence:
+        """Return how a client fares that has so many mini-batches to train."""
+        ...
+
+
+class AvailabilitySettings(Config, ABC):
+    """The base of what a scenario says of its clients' availability; `timed` where it tells how long they take."""
+
+    timed: ClassVar[bool] = True
+
+    kind: str
+
+    def check(self, clients: int) -> None:
+        """Raise ScenarioError, with every problem, where what the scenario names cannot be used."""
+
+    @abstractmethod
+    def open(self, key: Key, clients: int, folder: Path) -> Availability:
+        """Return what a run in this folder asks, drawn from this key. Raises ScenarioError as `check` does."""
+
+
+class Always(AvailabilitySettings):
+    """Every client is there in every round, and stays to its end; nothing tells how long it takes."""
+
+    timed: ClassVar[bool] = False
+
+    kind: Literal["none"] = "none"
+
+    def open(self, key: Key, clients: int, folder: Path) -> Availability:
+        """Return what says so."""
+        return Table({})
+
+
+class Drawn(AvailabilitySettings):
+    """Drawn from the seed: with the probability `away` a client cannot be sampled in a round, and with the probability
+    `dropout` one that is sampled vanishes, at a mini-batch that is drawn uniformly over its round. `late` is how many
+    seconds pass before it begins, drawn in each round, and `step_seconds` how many it takes for a mini-batch, drawn
+    once for each client: a slow phone stays slow. Both are numbers, or distributions: constant, uniform, exponential,
+    lognormal."""
+
+    kind: Literal["drawn"] = "drawn"
+    dropout: float = Field(0.0, ge=0, lt=1)
+    away: float = Field(0.0, ge=0, lt=1)
+    late: Distribution = ConstantSeconds(value=0.0)
+    step_seconds: Distribution = ConstantSeconds(value=1.0)
+
+    def open(self, key: Key, clients: int, folder: Path) -> Availability:
+        """Return what draws, always from this key."""
+        return _Draws(self, key)
+
+
+@dataclass(frozen=True, slots=True)
+class _Draws:
+    settings: Drawn
+    key: Key
+
+    def away(self, round: int, client: int) -> bool:
+        return _share(self.key.at(round, client, "away")) < self.settings.away
+
+    def presence(self, round: int, client: int, steps: int) -> Presence:
+        key = self.key.at(round, client)
+        vanishes = _share(key.at("dropout")) < self.settings.dropout
+        return Presence(
+            self.settings.late.draw(key.at("late")),
+            self.settings.step_seconds.draw(self.key.at("step_seconds", client)),
+            int(_share(key.at("moment")) * steps) if vanishes else None,
+        )
+
+
+class Trace(AvailabilitySettings):
+    """Read from `file`, a CSV with a header and the columns client, round (empty: every round), away (0 or 1), late and
+    step_seconds (seconds), and vanishes_after (mini-batches; empty: it stays). All but the first may be left out. Who
+    is not listed for a round is there at once, takes a second for a mini-batch, and stays. A run keeps a copy."""
+
+    kind: Literal["trace"] = "trace"
+    file: str = Field(min_length=1)
+
+    def check(self, clients: int) -> None:
+        """Raise ScenarioError, with every problem and its line, where the file cannot be read."""
+        read_trace(Path(self.file), clients)
+
+    def open(self, key: Key, clients: int, folder: Path) -> Availability:
+        """Read the run's own copy of the file, which is made at its start: a resumed run goes by the same."""
+        kept = folder / TRACE
+        if not kept.exists():
+            self.check(clients)
+            scratch = folder / f"{TRACE}.new"
+            scratch.write_bytes(Path(self.file).read_bytes())
+            scratch.rename(kept)
+        return read_trace(kept, clients)
+
+
+def _share(key: Key) -> float:
+    """Draw from [0, 1)."""
+    return (key.integer() >> 10) / 2**53  # 63 bits, of which a float holds 53
+
+
+AvailabilityConfig = Annotated[Always | Drawn | Trace, Field(discriminator="kind"), kind_shorthand]

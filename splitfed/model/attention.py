@@ -1,0 +1,62 @@
+"""What the class token looks at: the attention of the front's last block, read without unfusing it."""
+
+import splitfed.model._torchvision  # noqa: F401  before timm, which imports torchvision
+
+# isort: split
+import torch
+from timm.layers import Attention
+from torch import Tensor, nn
+
+from splitfed.errors import ModelError
+from splitfed.model.build import Front
+
+
+class ClsAttention:
+    """Reads the attention that CLS pays to all tokens in the last block of a front (ADC, arXiv 2509.15058, section 3).
+
+    While `enabled`, a forward hook keeps the last output of that block's `qkv` layer. Attention stays fused, and
+    nothing more is saved for backward: the map of one query is cheap to compute again. Raises ModelError where the
+    block's attention is not timm's plain one, whose map would be another.
+    """
+
+    def __init__(self, front: Front) -> None:
+        self.enabled = True
+        self._qkv: Tensor | None = None
+        self._attn = attn = check_readable(front)
+        self._hook = attn.qkv.register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if self.enabled:
+            self._qkv = output.detach()
+
+    @torch.no_grad()
+    def read(self) -> Tensor:
+        """Return the attention of the last batch, `[B, n]` float32, averaged over heads, rows summing to 1; and let go
+        of what was kept. Raises RuntimeError when no batch passed since the last reading."""
+        if self._qkv is None:
+            raise RuntimeError("no batch passed through the front since the attention was last read")
+        attn, qkv = self._attn, self._qkv
+        self._qkv = None
+        with torch.autocast(qkv.device.type, enabled=False):
+            dtype = attn.qkv.weight.dtype  # that of the norms too, where autocast made qkv narrower
+            batch, tokens, _ = qkv.shape
+            q, k, _ = qkv.reshape(batch, tokens, 3, attn.num_heads, -1).unbind(2)
+            q = attn.q_norm(q[:, 0].to(dtype)) * attn.scale
+            k = attn.k_norm(k.to(dtype))
+            scores = (q.float().unsqueeze(1) * k.float()).sum(-1)  # a product of matrices would copy k first
+            return scores.softmax(1).mean(2)
+
+    def close(self) -> None:
+        """Take the hook off the front."""
+        self._hook.remove()
+        self._qkv = None
+
+
+def check_readable(front: Front) -> Attention:
+    """Return the attention of a front's last block. Raises ModelError where it is not timm's plain one, whose map would
+    be another."""
+    block = front.blocks[-1]
+    attn = getattr(block, "attn", block)
+    if type(attn) is not Attention:
+        raise ModelError(f"CLS attention cannot be read from {type(attn).__name__}, only from timm's Attention")
+    return attn

@@ -1,0 +1,43 @@
+"""Dropout by key: torch draws it from global state, so that state is set for one forward pass and put back."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import RLock
+
+import torch
+from timm.layers import DropPath, PatchDropout
+from torch import nn
+
+import splitfed.model._torchvision  # noqa: F401 - before timm
+from splitfed.seeds import Key
+
+_generators = RLock()
+
+
+def draws(module: nn.Module) -> bool:
+    """Tell whether a module draws random numbers while it trains."""
+    return any(
+        (isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0)
+        or (isinstance(m, DropPath) and m.drop_prob > 0)
+        or (isinstance(m, PatchDropout) and m.prob > 0)
+        for m in module.modules()
+    )
+
+
+@contextmanager
+def keyed_rng(key: Key, device: torch.device, needed: bool = True) -> Iterator[None]:
+    """Seed torch's global generators from `key` and restore them afterwards, for one thread at a time; does nothing
+    where not `needed`."""
+    if not needed:
+        yield
+        return
+    with _generators, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(key.integer())
+        yield
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """Return the context of a forward pass in this precision; weights and what is sent stay float32."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, precision))

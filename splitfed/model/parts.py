@@ -1,0 +1,185 @@
+"""The parts that a Vision Transformer of timm is cut into: the front that a client holds and the back that the server
+holds; with private labels also the tail, which is the client's too.
+
+Parts keep timm's names and share the model's parameters: the union of their state dicts is the timm checkpoint.
+"""
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+import splitfed.model._torchvision  # noqa: F401  before timm, which imports torchvision
+
+# isort: split
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from splitfed.compression.expect import Geometry
+from splitfed.compression.reducers.trained.layers import ENCODER, Halves
+from splitfed.errors import ModelError
+
+_FRONT_PARTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "pos_drop", "patch_drop", "norm_pre")
+
+
+def check(vit: nn.Module, cut: int, tail: int | None = None) -> None:
+    """Raise ModelError, with the reason, unless `vit` can be cut after block `cut`, and with a `tail` of so many blocks
+    once more, and still be the same model."""
+    kind = type(vit)
+    if kind is not VisionTransformer:
+        # subclasses have forwards of their own, which the two halves would not follow
+        raise ModelError(f"{kind.__name__} cannot be split: only timm's plain VisionTransformer can")
+    assert isinstance(vit, VisionTransformer)
+    if not vit.has_class_token:
+        raise ModelError("a model without a class token cannot be split")
+    if not isinstance(vit.patch_drop, nn.Identity):
+        raise ModelError("patch_drop_rate: a front that drops patches at random has no fixed number of tokens")
+    if not vit.global_pool:
+        raise ModelError("global_pool: a model without pooling gives no logits per image")
+    if not 1 <= cut <= len(vit.blocks):
+        raise ModelError(f"model.cut is {cut}, but the model has blocks 1 to {len(vit.blocks)}")
+    if tail is not None and cut + tail >= len(vit.blocks):
+        raise ModelError(
+            f"model.cut is {cut} and the tail has {tail} blocks, which leaves the server none of the model's "
+            f"{len(vit.blocks)}: lower model.cut or model.tail"
+        )
+
+
+class _Part(VisionTransformer):
+    """Some parts of a built VisionTransformer under their own names, run by timm's own forward code."""
+
+    def __init__(self, vit: VisionTransformer, parts: list[str], first: int, last: int) -> None:
+        nn.Module.__init__(self)  # not VisionTransformer's, which would make a whole model
+        for name, value in vit.__dict__.items():
+            if name not in self.__dict__:
+                setattr(self, name, value)
+        numbered = [(str(i), block) for i, block in enumerate(vit.blocks)][first:last]
+        for name in parts:
+            setattr(self, name, nn.Sequential(OrderedDict(numbered)) if name == "blocks" else getattr(vit, name))
+        self.train(vit.training)
+
+
+class Front(_Part):
+    """The client's half: patch embedding, prefix tokens and the first blocks, images to activations `[B, n, D]`.
+
+    `encoder`, which the forward pass leaves out, is the client's half of a reducer with layers of its own, else the
+    identity.
+    """
+
+    def __init__(self, vit: VisionTransformer, cut: int) -> None:
+        super().__init__(vit, [*_FRONT_PARTS, "blocks"], 0, cut)
+        self.norm = nn.Identity()
+        self.encoder: nn.Module = nn.Identity()
+        self._encoder_travels = True
+        self._frozen: frozenset[str] = frozenset()
+
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """Turn images `[B, 3, H, W]` into activations at the cut, `[B, n, D]`."""
+        return self.forward_features(images)
+
+    def geometry(self, batch: int, classes: int) -> Geometry:
+        """Return the sizes at the cut for batches of up to `batch` images."""
+        tokens = self.patch_embed.num_patches + self.num_prefix_tokens
+        return Geometry(batch, tokens, self.embed_dim, self.num_prefix_tokens, classes)
+
+    def attach(self, halves: Halves) -> None:
+        """Take a reducer's encoder in."""
+        self.encoder = halves.encoder.requires_grad_(halves.trained)
+        self._encoder_travels = halves.encoder_travels
+
+    def travelling(self) -> dict[str, Tensor]:
+        """Return the tensors that go out and come back in each round: all but an encoder that is frozen or a client's
+        own, and what an adapter has frozen."""
+        state = self.state_dict()
+        stays = {name for name in state if name.startswith(ENCODER)} if not self._encoder_travels else set()
+        return {name: t for name, t in state.items() if name not in stays and name not in self._frozen}
+
+    def freeze(self) -> None:
+        """Let all that is not trained travel no more; before a reducer's encoder is attached."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        self._frozen = frozenset(self.state_dict()) - trained
+
+    def frozen(self) -> dict[str, Tensor]:
+        """Return what an adapter has frozen: it is the same in all rounds."""
+        return {name: tensor for name, tensor in self.state_dict().items() if name in self._frozen}
+
+    def load_travelling(self, weights: dict[str, Tensor]) -> None:
+        """Take over, by copy, what came; what does not travel stays as it is."""
+        self.load_state_dict({**self.state_dict(), **weights})
+
+
+class _Later(_Part):
+    """Blocks that go on with another part's activations; those that end the model have its final norm and head."""
+
+    def __init__(self, vit: VisionTransformer, first: int, last: int, ends: bool) -> None:
+        names = [name for name, _ in vit.named_children() if name not in _FRONT_PARTS] if ends else ["blocks"]
+        super().__init__(vit, names, first, last)
+        for name in ("patch_embed", "patch_drop", "norm_pre", *(() if ends else ("norm",))):
+            setattr(self, name, nn.Identity())
+        self._ends = ends
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, activations: Tensor) -> Tensor:  # type: ignore[override]
+        """Turn activations `[B, k, D]` into logits `[B, classes]`, or where a tail follows into its input, `[B, k, D]`.
+        Prefix tokens come first, any may follow them."""
+        features = self.forward_features(activations)
+        return self.forward_head(features) if self._ends else features
+
+
+class Back(_Later):
+    """The server's part: the blocks after the cut, with the final norm and the head, unless a tail has these.
+
+    `decoder`, which the forward pass leaves out, is the server's half of a reducer with layers of its own, else the
+    identity.
+    """
+
+    def __init__(self, vit: VisionTransformer, cut: int, tail: int | None = None) -> None:
+        super().__init__(vit, cut, len(vit.blocks) - (tail or 0), ends=tail is None)
+        self.decoder: nn.Module = nn.Identity()
+
+    def attach(self, halves: Halves) -> None:
+        """Take a reducer's decoder in."""
+        self.decoder = halves.decoder.requires_grad_(halves.trained)
+
+
+class Tail(_Later):
+    """What a client holds of the end of the model where labels stay with it: the last blocks, final norm and head."""
+
+    def __init__(self, vit: VisionTransformer, blocks: int) -> None:
+        super().__init__(vit, len(vit.blocks) - blocks, len(vit.blocks), ends=True)
+
+
+class Parts(NamedTuple):
+    """A model in parts; `tail` is the identity where the back ends the model."""
+
+    front: Front
+    back: Back
+    tail: nn.Module
+
+    def whole(self) -> nn.Sequential:
+        """Return the model in one piece, images to logits, through a reducer's own layers."""
+        return nn.Sequential(self.front, self.front.encoder, self.back.decoder, self.back, self.tail)
+
+    def to(self, device: torch.device) -> "Parts":
+        """Move the parameters to a device, in place."""
+        return Parts(self.front.to(device), self.back.to(device), self.tail.to(device))
+
+
+def split(vit: VisionTransformer, cut: int) -> tuple[Front, Back]:
+    """Cut a model after `cut` blocks; the halves share its parameters. Raises ModelError as `check` does."""
+    check(vit, cut)
+    return Front(vit, cut), Back(vit, cut)
+
+
+def split_twice(vit: VisionTransformer, cut: int, tail: int) -> tuple[Front, Back, Tail]:
+    """Cut a model after `cut` blocks and before the last `tail` (0: before the final norm); the parts share its
+    parameters. Raises ModelError as `check` does."""
+    check(vit, cut, tail)
+    return Front(vit, cut), Back(vit, cut, tail), Tail(vit, tail)
+
+
+def whole_state(*parts: nn.Module) -> dict[str, Tensor]:
+    """Join the tensors of a model's parts into the state dict of the whole timm model; a reducer's own layers come
+    beside it, as `encoder.*` and `decoder.*`."""
+    return {name: tensor for part in parts for name, tensor in part.state_dict().items()}

@@ -1,0 +1,1 @@
+"""What only tells: consoles, curves, tables, pictures, estimates. Nothing below imports it."""

@@ -1,0 +1,1 @@
+"""What a scenario will cost, before it runs."""

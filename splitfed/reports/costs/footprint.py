@@ -1,0 +1,130 @@
+"""Memory and time of one training step, measured on random images."""
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from splitfed.compression.reducers.base import View
+from splitfed.model.attention import ClsAttention
+from splitfed.model.forward import autocast
+from splitfed.model.parts import Parts, Tail
+from splitfed.scenario import Scenario
+from splitfed.seeds import Key
+from splitfed.split.client_part import Held
+from splitfed.split.cut import Cut
+
+_TIMED_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side's parameters, and its memory in bytes: weights, gradients and optimiser state together (`state`), and
+    what a step saves for backward (`activations`)."""
+
+    parameters: int
+    state: int
+    activations: int
+
+
+def measure(parts: Parts, cut: Cut, scenario: Scenario, batch: int, key: Key) -> tuple[Side, Side, float, float]:
+    """Time a step of `batch` random images at both sides and count what it keeps; return the client's and the server's
+    memory, the seconds of a step, and those of a forward pass alone."""
+    training, size = scenario.training, scenario.model.image_size
+    images = torch.randn(batch, 3, size, size, device=cut.device)
+    held, splits = Held.of(scenario, parts), scenario.federation.splits
+    sides = (held, parts.back) if splits else (held,)
+    settings = (training.client, training.server)[: len(sides)]
+    optimisers = [config.optimiser_for(side) for config, side in zip(settings, sides, strict=True)]
+    saved = [_Saved(side) for side in sides]
+    step = _Split(parts, cut, training.precision, key) if splits else _Whole(held, cut, training.precision)
+    seconds = []
+    for number in range(1 + _TIMED_STEPS):
+        # The first step counts, which takes time, and warms up; the others are timed.
+        count = saved if number == 0 else [nullcontext() for _ in sides]
+        began = time.perf_counter()
+        loss = step(images, count)
+        for config, optimiser, side in zip(settings, optimisers, sides, strict=True):
+            config.step(optimiser, side)
+        float(loss.detach())  # waits for the device
+        seconds.append(time.perf_counter() - began)
+    began = time.perf_counter()
+    with torch.inference_mode(), autocast(training.precision, cut.device):
+        float(parts.whole()(images).sum())
+    forward = time.perf_counter() - began
+    measured = [_side(*side) for side in zip(sides, optimisers, saved, strict=True)]
+    if not splits:  # the server has the model to evaluate it, and learns nothing
+        numbers = sum(p.numel() for p in held.parameters())
+        measured.append(Side(numbers, 4 * numbers, 0))
+    return measured[0], measured[1], min(seconds[1:]), forward
+
+
+class _Whole:
+    """A step of a client that trains the whole model."""
+
+    def __init__(self, held: Held, cut: Cut, precision: str) -> None:
+        self.held, self.cut, self.precision = held, cut, precision
+
+    def __call__(self, images: Tensor, count: Sequence[AbstractContextManager]) -> Tensor:
+        labels = torch.zeros(len(images), dtype=torch.int64, device=self.cut.device)
+        with count[0], autocast(self.precision, self.cut.device):
+            loss = nn.functional.cross_entropy(self.held.beside(self.held.front(images)), labels)
+        loss.backward()
+        return loss
+
+
+class _Split:
+    """A step of both sides, without what carries tensors from one to the other."""
+
+    def __init__(self, parts: Parts, cut: Cut, precision: str, key: Key) -> None:
+        self.parts, self.cut, self.precision, self.key = parts, cut, precision, key
+        self.attention = ClsAttention(parts.front) if cut.reducer.needs_attention else None
+
+    def __call__(self, images: Tensor, count: Sequence[AbstractContextManager]) -> Tensor:
+        (front, back, tail), cut = self.parts, self.cut
+        with count[0], autocast(self.precision, cut.device):
+            activations = front(images)
+        read = self.attention.read if self.attention else lambda: images
+        plan = cut.reducer.plan(View(activations.detach(), cut.geometry.prefix, read, front.encoder), self.key)
+        with count[0]:
+            reduced = plan.reduce(activations)
+        smashed = reduced.detach().requires_grad_()
+        targets = plan.targets(torch.zeros(len(images), dtype=torch.int64, device=cut.device), cut.geometry.classes)
+        with count[1], autocast(self.precision, cut.device):
+            features = back(cut.reducer.restore(smashed, plan.side, plan.meta, back.decoder))
+        arrived = features.detach().requires_grad_()
+        with count[0 if isinstance(tail, Tail) else 1], autocast(self.precision, cut.device):
+            loss = nn.functional.cross_entropy(tail(arrived), targets)
+        loss.backward()
+        assert arrived.grad is not None
+        features.backward(arrived.grad)
+        assert smashed.grad is not None
+        reduced.backward(smashed.grad)
+        return loss
+
+
+def _side(module: nn.Module, optimiser: torch.optim.Optimizer, saved: "_Saved") -> Side:
+    numbers = sum(p.numel() for p in module.parameters())
+    learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    moments = sum(t.nbytes for s in optimiser.state.values() for t in s.values() if isinstance(t, Tensor))
+    return Side(numbers, 4 * (numbers + learned) + moments, saved.bytes)
+
+
+class _Saved(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes that a forward pass keeps for backward, each storage once, parameters not at all."""
+
+    def __init__(self, module: nn.Module) -> None:
+        known = {p.untyped_storage().data_ptr() for p in module.parameters()}
+        self.bytes = 0
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                known.add(storage.data_ptr())
+                self.bytes += storage.nbytes()
+            return tensor
+
+        super().__init__(keep, lambda tensor: tensor)

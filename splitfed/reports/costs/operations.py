@@ -1,0 +1,206 @@
+"""What a training step of a scenario computes at each side, counted by torch while it runs (`FlopCounterMode`).
+
+Counted are the products of matrices, convolutions and Fourier transforms of the real modules, forward and backward: the
+front, the back, the tail, the reducer's two halves, and the codecs. Samples of one shape take the same, so one passes
+through the model for all; reducer and codecs see a whole mini-batch of random activations.
+
+- Attention counts as its two products and their gradients, on any device: what a fused kernel computes once more to
+  save memory is left out.
+- K-means is seen whole: in each iteration the distances of B points of n numbers to T centres, 2 B T n, and the means
+  as a product of the same size. How many iterations it takes on images is a guess.
+- torch does not count Fourier transforms. Of N complex numbers they are counted as 5 N log2 N, and as half of that
+  where one side is real, as is the custom.
+- Not seen is what is done number by number (norms, softmax, the loss, reading the class token's attention, rounding,
+  the products of spectra), sorting, packing of bits, and the lossless stage. Optimisers are left out.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import log2, prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from splitfed.compression.reducers.base import View
+from splitfed.data.dataset import load
+from splitfed.model.attention import check_readable
+from splitfed.model.parts import Parts
+from splitfed.scenario import Scenario
+from splitfed.seeds import Key
+from splitfed.split.assembly import assemble, check_fits
+from splitfed.split.cut import Cut
+from splitfed.wire.frame import Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """Floating-point operations for each training image; a multiplication and an addition are two.
+
+    `front`, `back` and `tail` are the model's parts, the later ones on what the reducer leaves them; `reducing` and
+    `restoring` are what reducer and codecs add at the client and at the server. `plain_back` and `plain_tail` are those
+    without a reducer, and `examples` the mini-batch that was counted. Where a client trains the whole model, all beside
+    the front is its tail.
+    """
+
+    front: float
+    reducing: float
+    back: float
+    restoring: float
+    plain_back: float
+    examples: int
+    tail: float = 0.0
+    plain_tail: float = 0.0
+
+    @property
+    def client(self) -> float:
+        """What the client computes for an image."""
+        return self.front + self.reducing + self.tail
+
+    @property
+    def server(self) -> float:
+        """What the server computes for an image."""
+        return self.back + self.restoring
+
+    @property
+    def client_ratio(self) -> float:
+        """The client's operations over those without reducer and codecs."""
+        return self.client / (self.front + self.plain_tail)
+
+    @property
+    def server_ratio(self) -> float:
+        """The server's operations over those without reducer and codecs."""
+        return self.server / self.plain_back if self.plain_back else 1.0
+
+
+def count(scenario: Scenario, classes: int | None = None) -> Operations:
+    """Count a step of a full mini-batch, on the CPU. `classes` are those of the data set, which is only loaded where
+    neither they nor `data.expect` say how many. Raises SplitfedError as a run would."""
+    key = Key(scenario.seed)
+    classes = classes or _classes(scenario, key)
+    parts = assemble(scenario, classes, pretrained=False)
+    check_fits(scenario, parts.front)
+    cut = Cut.of(scenario, parts.front.geometry(scenario.training.batch_size, classes), torch.device("cpu"))
+    if cut.reducer.needs_attention:
+        check_readable(parts.front)
+    if not scenario.federation.splits:
+        return count_whole(parts, cut, scenario.model.image_size, scenario.training.batch_size)
+    return count_step(parts, cut, scenario.model.image_size, scenario.training.batch_size, key)
+
+
+def _classes(scenario: Scenario, key: Key) -> int:
+    if (expect := scenario.data.expect) is not None:
+        return expect.classes
+    return len(load(scenario.data, scenario.model.image_size, scenario.federation.clients, key.at("data")).classes)
+
+
+def count_whole(parts: Parts, cut: Cut, image_size: int, examples: int) -> Operations:
+    """Count a step of a client that trains the whole model, on its device; leaves no gradients."""
+    front = _sample(parts.front, (3, image_size, image_size), cut.device, inner=False)
+    back = _sample(parts.back, (cut.geometry.tokens, cut.geometry.width), cut.device, inner=True)
+    for part in parts:
+        part.zero_grad(set_to_none=True)
+    return Operations(front, 0, 0, 0, 0, examples, back, back)
+
+
+def count_step(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key) -> Operations:
+    """Count a step of `examples` images between a model's parts, on their device; leaves no gradients."""
+    (front, back, tail), geometry = parts, cut.geometry
+    _crossing(cut, front.encoder, back.decoder, examples, key)  # the first does what a run does once, as drawing keys
+    reducing, restoring, restored = _crossing(cut, front.encoder, back.decoder, examples, key)
+    whole = (geometry.tokens, geometry.width)
+    drawn = [cut.device] if cut.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=drawn):
+        at_front = _sample(front, (3, image_size, image_size), cut.device, inner=False)
+        plain = [_sample(part, whole, cut.device, inner=True) for part in (back, tail)]
+        left = plain
+        if restored[1:] != whole:
+            left = [_sample(part, restored[1:], cut.device, inner=True) for part in (back, tail)]
+    for part in parts:
+        part.zero_grad(set_to_none=True)
+    at_back, at_tail = (count * restored[0] / examples for count in left)
+    return Operations(
+        at_front, reducing / examples, at_back, restoring / examples, plain[0], examples, at_tail, plain[1]
+    )  # fmt: skip
+
+
+def _sample(module: nn.Module, shape: tuple[int, ...], device: torch.device, *, inner: bool) -> int:
+    """Count a forward and a backward pass of one sample, which every other one takes too; `inner` ones give their
+    gradient to a half before."""
+    given = torch.randn(1, *shape, device=device, requires_grad=inner)
+    with sdpa_kernel(SDPBackend.MATH), _counting() as counter:
+        made = module(given)
+        made.backward(torch.ones_like(made))
+    return counter.get_total_flops()
+
+
+def _crossing(
+    cut: Cut, encoder: nn.Module, decoder: nn.Module, examples: int, key: Key
+) -> tuple[int, int, tuple[int, ...]]:
+    """Count both halves of the reducer, and the codecs, on random activations; return the client's and the server's
+    operations, and the shape of what enters the back."""
+    geometry, generator = cut.geometry, key.at("operations").generator()
+    activations = torch.randn(examples, geometry.tokens, geometry.width, generator=generator).to(cut.device)
+    activations.requires_grad_()
+    attention = torch.rand(examples, geometry.tokens, generator=generator).to(cut.device)
+    labels = torch.randint(geometry.classes, (examples,), generator=generator).to(cut.device)
+    view = View(activations.detach(), geometry.prefix, lambda: attention / attention.sum(1, True), encoder)
+    with _counting() as client:
+        with torch.no_grad():
+            plan = cut.reducer.plan(view, key)
+            targets = plan.targets(labels, geometry.classes)
+        smashed = plan.reduce(activations)
+        up = cut.pack_step(plan, smashed, targets, examples, key, 1, 0, 1)
+    with _counting() as server:
+        batch = cut.batch(cut.unpack_up(up.buffer))
+        arrived = batch.smashed.requires_grad_()
+        restored = cut.reducer.restore(arrived, batch.side, batch.frame.meta, decoder)
+        given = torch.randn(restored.shape, generator=generator).to(cut.device)
+        restored.backward(given)
+        assert arrived.grad is not None
+        down = cut.pack_gradient(batch.frame, arrived.grad, 1.0, key)
+    at_client, at_server = _second_crossing(cut, batch.frame, given, key) if cut.private else (0, 0)
+    with _counting() as again:
+        gradient = cut.unpack_gradient(down.buffer, smashed).tensors["cut_gradient"]
+        smashed.backward(cut.corrected(gradient, smashed, up).to(smashed.dtype))
+    at_client += client.get_total_flops() + again.get_total_flops()
+    return at_client, at_server + server.get_total_flops(), tuple(restored.shape)
+
+
+def _second_crossing(cut: Cut, frame: Frame, features: Tensor, key: Key) -> tuple[int, int]:
+    """Count the codecs of the second cut, for features that are their own gradient."""
+    with _counting() as server:
+        down = cut.pack_features(frame, features, key)
+    with _counting() as client:
+        arrived = cut.unpack_features(down.buffer, len(features))
+        up = cut.pack_backward(arrived, key, 1, 0, 1)
+    with _counting() as again:
+        gradient = cut.unpack_up(up.buffer, features).tensors["tail_gradient"]
+        cut.corrected_tail(gradient, features, down)
+    return client.get_total_flops(), server.get_total_flops() + again.get_total_flops()
+
+
+def _complex(shape: tuple[int, ...], dims: list[int], *_: Any, **__: Any) -> int:
+    return round(5 * prod(shape) * log2(prod(shape[dim] for dim in dims)))
+
+
+def _from_real(shape: tuple[int, ...], dims: list[int], *_: Any, **__: Any) -> int:
+    return _complex(shape, dims) // 2
+
+
+def _to_real(_: tuple[int, ...], dims: list[int], *__: Any, out_shape: tuple[int, ...], **___: Any) -> int:
+    return _complex(out_shape, dims) // 2
+
+
+_FOURIER: dict[Any, Any] = {
+    torch.ops.aten._fft_c2c: _complex, torch.ops.aten._fft_r2c: _from_real, torch.ops.aten._fft_c2r: _to_real,
+}  # fmt: skip
+
+
+@contextmanager
+def _counting() -> Iterator[FlopCounterMode]:
+    with FlopCounterMode(display=False, custom_mapping=_FOURIER) as counter:
+        yield counter

@@ -1,0 +1,67 @@
+"""An estimate as a person reads it."""
+
+import io
+
+import rich.console
+
+from splitfed.reports import units
+from splitfed.reports.costs.estimate import Estimate, Side
+from splitfed.reports.costs.operations import Operations
+from splitfed.reports.live.console import breakdown, print_whole
+from splitfed.scenario import Scenario
+
+
+def text(found: Estimate) -> str:
+    """Return the estimate as lines of text: bytes of a round by role, then rounds, memory and time."""
+    scenario, out = found.scenario, io.StringIO()
+    console = rich.console.Console(file=out, width=100, force_jupyter=False)
+    federation = scenario.federation
+    print(
+        f"{scenario.name}: {scenario.model.name} {_place(scenario)}, "
+        f"{found.examples} training images of {found.classes} classes, "
+        f"{federation.sampled} of {federation.clients} clients a round, {found.steps} steps a round",
+        file=out,
+    )
+    if found.assumed:
+        print("counts of images as data.expect gives them, in equal shares; nothing was loaded", file=out)
+    print("\nbytes of a round, sent = before the lossless stage, so at most:", file=out)
+    print_whole(console, breakdown(found.round, 0))
+    rows = [
+        ("rounds", str(found.rounds) if found.limit is None else f"{found.rounds} at most, see budget"),
+        ("cut bytes", f"{units.size(found.rounds * found.round.cut.sent)} at most"),
+        ("total bytes", f"{units.size(found.total_sent)} at most"),
+        ("client memory", _memory(found.client)),
+        ("server memory", _memory(found.server)),
+        ("operations", _operations(found.operations)),
+        ("images in memory", units.size(found.images) if found.images else "none kept"),
+        ("time of a step", f"{1000 * found.step_seconds:.0f} ms (client and server)"),
+        ("time of a round", f"{units.duration(found.round_seconds)} without loading and packing"),
+        ("time of the run", units.duration(found.rounds * found.round_seconds)),
+    ]
+    if once := found.once.total.sent:
+        rows.insert(2, ("once", f"{units.size(once)}: what each client is sent before it first trains"))
+    if found.limit is not None:
+        rows.insert(1, ("budget", f"{units.size(found.limit)} of cut bytes; fewer bytes a round mean more rounds"))
+    print(file=out)
+    for name, value in rows:
+        print(f"{name:<17} {value}", file=out)
+    return out.getvalue().rstrip("\n")
+
+
+def _place(scenario: Scenario) -> str:
+    if not scenario.federation.splits:
+        return "whole at each client"
+    cut = f"cut after block {scenario.model.cut}"
+    return cut if scenario.tail is None else f"{cut} and before the last {scenario.tail}"
+
+
+def _operations(found: Operations) -> str:
+    return (
+        f"client {units.flops(found.client)} an image ({found.client_ratio:.2f}x uncompressed), "
+        f"server {units.flops(found.server)} ({found.server_ratio:.2f}x)"
+    )
+
+
+def _memory(side: Side) -> str:
+    total = units.size(side.state + side.activations)
+    return f"{total} ({side.parameters:,} parameters; {units.size(side.activations)} saved for backward)"

@@ -1,0 +1,97 @@
+"""The picture of a partition: how many images of each class each client holds, or beyond 100 clients, how many clients
+are how large and how skewed."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from splitfed.reports.dataset.describe import Description
+from splitfed.reports.dataset.text import partition_line
+from splitfed.reports.study import plots as pictures
+from splitfed.reports.study.plots import BLUE, STYLE, WIDTH
+
+MOST_CLIENTS = 100  # of which each has a line that can be told from the next
+_SHADES = LinearSegmentedColormap.from_list("images", ["#d0e4f4", BLUE, "#001f33"])
+_NAMED, _LONGEST = 20, 14  # classes that have room for their names, and letters of one
+
+
+def draw(one: Description) -> Figure:
+    """Draw the partition, for a column of a paper."""
+    with matplotlib.rc_context(STYLE):
+        return _map(one) if len(one.held) <= MOST_CLIENTS else _distributions(one)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the picture. Raises RunError where it cannot be written."""
+    with matplotlib.rc_context(STYLE):
+        pictures.save(figure, path)
+
+
+def _map(one: Description) -> Figure:
+    """Draw a line for each client, a column for each class, and the images of a client as a bar beside its line."""
+    clients, classes = one.held.shape
+    named = classes <= _NAMED
+    figure = Figure((WIDTH, min(4.2, max(1.5, 0.9 + 0.13 * clients)) + 0.3 * named), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    # The darker the more, and white where there is none: seen alike with any colour vision, and without.
+    held = np.ma.masked_equal(one.held.numpy(), 0)
+    drawn = left.imshow(held, aspect="auto", cmap=_SHADES, interpolation="nearest", vmin=0)
+    left.grid(False)
+    left.spines[:].set_visible(True)
+    left.set_ylabel("client")
+    if named:
+        names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in one.classes]
+        upright = max(map(len, names)) > 2
+        left.set_xticks(range(classes), names, rotation=90 if upright else 0)
+    else:
+        left.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    left.set_xlabel("class")
+    left.yaxis.set_major_locator(MaxNLocator(min(10, clients), integer=True))
+    right.barh(range(clients), one.images.numpy(), 0.8, color=BLUE)
+    right.set_ylim(clients - 0.5, -0.5)
+    right.tick_params("y", length=0, labelleft=False)
+    right.grid(False, axis="y")
+    right.xaxis.set_major_locator(MaxNLocator(2, integer=True))
+    right.set_xlabel("images")
+    label = f"{_title(one)}\nimages of a class"
+    bar = figure.colorbar(drawn, ax=left, location="top", aspect=40, pad=0.02, label=label)
+    bar.outline.set_linewidth(0.4)
+    bar.ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return figure
+
+
+def _distributions(one: Description) -> Figure:
+    """Draw how many clients hold how many images, how many classes, and how skewed their classes are."""
+    figure = Figure((WIDTH, 3.6), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(3, 1))
+    distances = one.distances.numpy()
+    _histogram(axes[0], one.images.numpy(), "images of a client")
+    _histogram(axes[1], one.kinds.numpy(), f"classes of a client, of {len(one.classes)}")
+    _histogram(axes[2], distances[~np.isnan(distances)], "label skew: distance from all images' shares, 0 to 1")
+    axes[2].set_xlim(0, 1)
+    axes[0].set_title(_title(one), fontsize=7)
+    return figure
+
+
+def _histogram(axes: Axes, values: np.ndarray, name: str) -> None:
+    if values.dtype.kind == "i":  # bins of whole numbers, all as wide
+        width = max(1, -(-(int(values.max()) - int(values.min()) + 1) // 40))
+        bins = np.arange(int(values.min()), int(values.max()) + width + 1, width) - 0.5
+    else:
+        bins = np.linspace(0, 1, 51)
+    axes.hist(values, bins.tolist(), color=BLUE, edgecolor="white", linewidth=0.2)
+    axes.axvline(float(np.median(values)), color=pictures.VERMILION, linestyle="--", linewidth=0.9, label="median")
+    axes.legend(loc="best", handlelength=1.6)
+    axes.set_xlabel(name)
+    axes.set_ylabel("clients")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=values.dtype.kind == "i"))
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+
+def _title(one: Description) -> str:
+    return f"{one.scenario.name}: {partition_line(one)}, {len(one.held):,} clients"

@@ -1,0 +1,1 @@
+"""What the reducer makes of one mini-batch of a run."""

@@ -1,0 +1,134 @@
+"""A run's model as one timm checkpoint: front and back together, with a card that says where it comes from.
+
+What a reducer's own layers have learnt is no part of a timm model. They are written beside it.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from splitfed.compression.reducers.trained.layers import DECODER, ENCODER
+from splitfed.data.dataset import FederatedData, load
+from splitfed.errors import RunError
+from splitfed.files import replace_with
+from splitfed.model.build import build
+from splitfed.reports.export.model_card import Origin, card
+from splitfed.run.checkpoint import Checkpoints
+from splitfed.run.folder import stored_scenario
+from splitfed.scenario import Scenario
+from splitfed.seeds import Key
+from splitfed.version import __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written: the weights, their card, and the reducer's own layers, if it has some; after which round, and
+    the line of Python (`create`) by which timm loads the weights. `sha256` is that of the weights' file, in hex."""
+
+    weights: Path
+    card: Path
+    halves: Path | None
+    round: int
+    create: str
+    sha256: str
+
+
+def export(
+    run: str | Path, out: str | Path, *, round: int | None = None, overrides: list[str] | None = None,
+    force: bool = False,
+) -> Exported:  # fmt: skip
+    """Write the model of a run's newest checkpoint, or of that after a `round`, to `out` (`*.safetensors`), and a card
+    beside it (`*.md`); `force` replaces files that are there. `overrides` change the run's scenario, as `--set` does:
+    where its data, which name the classes, are now.
+
+    Raises a SplitfedError where there is no run or no checkpoint, for data that are not those of the run, and for files
+    that exist or cannot be written.
+    """
+    run, out = Path(run), Path(out)
+    if out.suffix != ".safetensors":
+        raise RunError(f"{out}: timm tells the format by the ending: name a file *.safetensors")
+    stored_scenario(run)
+    scenario = Scenario.load(run / "scenario.yaml", overrides)
+    round, state = Checkpoints(run).choose(round)
+    halves = {name: tensor for name, tensor in state.items() if name.startswith((ENCODER, DECODER))}
+    beside = out.with_suffix(".halves.safetensors") if halves else None
+    if not force and (there := [p for p in (out, out.with_suffix(".md"), beside) if p is not None and p.exists()]):
+        raise RunError(f"{there[0]}: exists; name another file, or replace it with --force")
+    classes = _data(scenario, state, run).classes
+    model = scenario.model.adapter.merged({name: state[name] for name in state if name not in halves})
+    _check(scenario, model, len(classes), run)
+    about = {
+        "format": "pt", "splitfed_version": __version__, "scenario": scenario.name, "round": str(round),
+        "model": scenario.model.name, "classes": json.dumps(classes),
+    }  # fmt: skip
+    weights = packed(model, about)
+    made = Exported(
+        out, out.with_suffix(".md"), beside, round, create_line(scenario, len(classes), out.name),
+        hashlib.sha256(weights).hexdigest(),
+    )  # fmt: skip
+    parameters = sum(tensor.numel() for tensor in model.values())
+    text = card(Origin.read(run, scenario, round), classes, made.create, out.name, parameters, made.sha256,
+                beside.name if beside else None)  # fmt: skip
+    if beside is not None:
+        _write(beside, packed(halves, about))
+    _write(made.card, text.encode())
+    _write(out, weights)
+    return made
+
+
+def create_line(scenario: Scenario, classes: int, file: str) -> str:
+    """Return the line of Python that makes the scenario's model in timm and loads a file of its weights."""
+    given: dict[str, Any] = {"num_classes": classes, "img_size": scenario.model.image_size, **scenario.model.args}
+    arguments = ", ".join(f"{name}={_literal(value)}" for name, value in {**given, "checkpoint_path": file}.items())
+    return f"timm.create_model({_literal(scenario.model.name)}, {arguments})"
+
+
+def packed(tensors: dict[str, Tensor], about: dict[str, str]) -> bytes:
+    """Return the bytes of a safetensors file; the same tensors and metadata give the same bytes."""
+    written = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=about)
+    length = int.from_bytes(written[:8], "little")
+    header = json.loads(written[8 : 8 + length])
+    # safetensors writes several entries of metadata in random order.
+    header["__metadata__"] = about
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)  # the tensors begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text + written[8 + length :]
+
+
+def _data(scenario: Scenario, state: dict[str, Tensor], run: Path) -> FederatedData:
+    key = Key(scenario.seed).at("data")
+    data = load(scenario.data, scenario.model.image_size, scenario.federation.clients, key)
+    head = state.get("head.weight")
+    if head is not None and len(head) != len(data.classes):
+        raise RunError(
+            f"{run}: was trained on {len(head)} classes, and data.path: {scenario.data.path} has {len(data.classes)}; "
+            "name the run's own data with --set data.path=..."
+        )
+    return data
+
+
+def _check(scenario: Scenario, model: dict[str, Tensor], classes: int, run: Path) -> None:
+    """Raise RunError unless timm's own model takes these weights, all of them and no others."""
+    vit = build(scenario.model, classes, pretrained=False, key=Key(0))
+    try:
+        vit.load_state_dict(model)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise RunError(f"{run}: its checkpoint does not fit the scenario's model: {reason}") from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        with replace_with(path) as scratch:
+            scratch.write_bytes(content)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)

@@ -1,0 +1,181 @@
+"""Runs that differ in nothing but their seed, taken together: a mean, and the lowest and the highest of them."""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from splitfed.errors import RunError, ScenarioError
+from splitfed.run.ledger import Totals, totals_by_round
+from splitfed.run.metrics import Metrics, read_metrics
+from splitfed.run.summary import Summary
+from splitfed.scenario.document import read, shown
+
+# What may differ between runs of the same experiment.
+_ASIDE = ("seed", "name", "engine", "checkpoints")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The mean of some values, the lowest and the highest."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread":
+        """Sum up one value or more."""
+        found = list(values)
+        low, high = min(found), max(found)
+        # Rounded: figures are shown cut off, and a sum's last bit would turn 57.3 % into 57.2 %.
+        return cls(min(max(round(math.fsum(found) / len(found), 12), low), high), low, high)
+
+
+class Run:
+    """A finished run: its summary, and what its folder holds beside it, read when asked for."""
+
+    def __init__(self, folder: Path, summary: Summary) -> None:
+        self.folder, self.summary = folder, summary
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The run's scenario as `{"compression.reducer.kind": "adc", ...}`, without what may differ between runs of the
+        same experiment; for a folder without a readable scenario, something that no other run has."""
+        path = self.folder / "scenario.yaml"
+        try:
+            data = read(path.read_text(), path.name).data
+        except (OSError, ValueError, ScenarioError):
+            return {"folder": str(self.folder)}
+        return dict(flat({key: value for key, value in data.items() if key not in _ASIDE}))
+
+    @cached_property
+    def rounds(self) -> list[Metrics]:
+        """The finished rounds. Raises RunError where they cannot be read."""
+        try:
+            return read_metrics(self.folder / "metrics.csv")
+        except OSError as error:
+            raise RunError(f"{self.folder / 'metrics.csv'}: cannot be read ({error.strerror})") from error
+
+    @cached_property
+    def totals(self) -> Totals:
+        """Bytes of all finished rounds. Raises RunError where the ledger cannot be read."""
+        path = self.folder / "ledger.csv"
+        try:
+            return sum(totals_by_round(path).values(), Totals())
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read ({error.strerror})") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{path}: broken ({error})") from error
+
+    def check(self) -> None:
+        """Read all of it. Raises RunError where something cannot be read."""
+        _ = self.rounds, self.totals
+
+    @property
+    def ratio(self) -> float | None:
+        """What papers call the ratio: bytes after the codec over uncompressed ones, indices with the activations that
+        need them, averaged over the two directions; None where nothing crossed."""
+        shares = []
+        for direction, roles in (("up", ("smashed", "side")), ("down", ("cut_gradient",))):
+            sizes = [self.totals.select(plane="data", direction=direction, role=role) for role in roles]
+            if not sizes[0].raw:
+                return None
+            shares.append(sum(size.coded for size in sizes) / sizes[0].raw)
+        return Spread.of(shares).mean
+
+    def at(self, sent: int) -> float | None:
+        """Return the accuracy on the validation split after so many cut bytes, on a straight line between the rounds
+        around them that were evaluated: methods whose rounds differ in bytes are so compared at the same bytes. None
+        before the first such round and after the last."""
+        points = [(row.cut_bytes, row.eval_accuracy) for row in self.rounds if row.eval_accuracy is not None]
+        # The first twice: it is a line of its own where there is no other.
+        for (before, low), (after, high) in pairwise([*points[:1], *points]):
+            if before <= sent <= after:
+                return low + (high - low) * ((sent - before) / (after - before) if after > before else 1.0)
+        return None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one experiment under several seeds, or once; `label` tells it from the other groups."""
+
+    label: str
+    runs: list[Run]
+
+    def spread(self, value: Callable[[Run], float]) -> Spread:
+        """Sum up something over the runs."""
+        return Spread.of(value(run) for run in self.runs)
+
+    def mean(self, value: Callable[[Summary], float]) -> int:
+        """Return the mean of a figure of the summaries, rounded."""
+        return round(Spread.of(value(run.summary) for run in self.runs).mean)
+
+    @property
+    def accuracy(self) -> Spread:
+        """Accuracy on the test split."""
+        return self.spread(lambda run: run.summary.test_accuracy)
+
+    @property
+    def ratio(self) -> float | None:
+        """The mean of the runs' ratios, or None where one has none."""
+        ratios = [run.ratio for run in self.runs]
+        return None if None in ratios else Spread.of(ratio for ratio in ratios if ratio is not None).mean
+
+    @property
+    def simulated(self) -> float | None:
+        """The mean of the runs' simulated seconds, or None where one has none."""
+        seconds = [run.summary.simulated_seconds for run in self.runs]
+        return None if None in seconds else Spread.of(one for one in seconds if one is not None).mean
+
+    def at(self, sent: int) -> Spread | None:
+        """Return the runs' accuracy on the validation split after so many cut bytes; None where one has none there."""
+        found = [run.at(sent) for run in self.runs]
+        return None if None in found else Spread.of(one for one in found if one is not None)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the runs share."""
+        return self.runs[0].settings
+
+
+def group(runs: list[Run]) -> list[Group]:
+    """Put runs together that differ in their seed alone, in the order in which the first of each comes."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
+    names = [(members[0].summary.scenario, members[0].settings) for members in found.values()]
+    return [Group(label, members) for label, members in zip(distinct(names), found.values(), strict=True)]
+
+
+def distinct(named: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Return a label for each of some named settings: the name, and where several share it, what tells them apart."""
+    labels = []
+    for name, settings in named:
+        same = [other for title, other in named if title == name]
+        telling = [key for key in settings if any(other.get(key, ...) != settings[key] for other in same)]
+        parts = dict.fromkeys(f"{_short(key)}={_text(settings[key])}" for key in telling)
+        labels.append(f"{name}: {', '.join(parts)}" if parts else name)
+    return labels
+
+
+def _short(key: str) -> str:
+    *around, last = key.split(".")
+    return around[-1] if last == "kind" and around else last
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else shown(value)
+
+
+def flat(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield the single values of nested sections and lists, each under its path, as in `a.b.0`."""
+    if not isinstance(value, dict | list):
+        yield path, value
+        return
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from flat(inner, f"{path}.{key}" if path else str(key))

@@ -1,0 +1,69 @@
+"""The run folder of a sweep's point: whether it is new, unfinished or done, and that it is this point's."""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+
+from splitfed.errors import RunError, SplitfedError
+from splitfed.reports.study.groups import flat
+from splitfed.reports.sweep.plan import Point
+from splitfed.run.folder import stored_scenario
+from splitfed.run.metrics import read_metrics
+from splitfed.run.summary import NAME
+from splitfed.scenario import Scenario
+from splitfed.scenario.document import shown
+
+
+class State(StrEnum):
+    """How far a point is."""
+
+    NEW = "new"
+    OPEN = "unfinished"
+    DONE = "done"
+
+
+def state(folder: Path, point: Point) -> State:
+    """Return how far the run in a point's folder is. Raises RunError where it is another run's, or no run's."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return State.NEW
+    try:
+        stored = stored_scenario(folder)
+    except SplitfedError as error:
+        raise RunError(str(error)) from error
+    if stored.to_yaml() != point.scenario.to_yaml():
+        raise RunError(
+            f"{folder}: was run with other settings ({_differences(stored, point.scenario)}): "
+            "give the point another label, or remove the folder"
+        )
+    return State.DONE if (folder / NAME).exists() else State.OPEN
+
+
+def prepare(folder: Path, point: Point) -> None:
+    """Make a new point's folder, with its scenario in it. Raises RunError where that cannot be done."""
+    scratch = folder.with_name(f".{folder.name}.new")
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        (scratch / "scenario.yaml").write_text(point.scenario.to_yaml())
+        os.replace(scratch, folder)  # whole or not at all
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be created ({error.strerror})") from error
+
+
+def rounds_done(folder: Path) -> int:
+    """Return how many rounds a run has finished."""
+    try:
+        rows = read_metrics(folder / "metrics.csv")
+    except (OSError, RunError):
+        return 0
+    return rows[-1].round if rows else 0
+
+
+def _differences(there: Scenario, here: Scenario) -> str:
+    one, other = (dict(flat(scenario.model_dump(mode="json"))) for scenario in (there, here))
+    keys = [key for key in {**one, **other} if one.get(key, ...) != other.get(key, ...)]
+    parts = [f"{key}: {_text(one, key)} there, {_text(other, key)} here" for key in keys[:2]]
+    return "; ".join(parts) + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
+
+
+def _text(values: dict, key: str) -> str:
+    return shown(values[key]) if key in values else "none"

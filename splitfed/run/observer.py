@@ -1,0 +1,111 @@
+"""Who watches a run: consoles, TensorBoard, a notebook, a test. The training code reports and knows nothing of them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitfed.run.client_scores import Score
+from splitfed.run.ledger import Totals
+from splitfed.run.metrics import Metrics
+from splitfed.run.summary import Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What is known before the first round. `resumed` is the last finished round of an earlier attempt, `history` its
+    rounds with the bytes of each, and `budget` the cut bytes after which no round starts. `asks`: clients are asked how
+    the model does on images that they hold out."""
+
+    scenario: str
+    folder: Path
+    rounds: int
+    engine: str
+    resumed: int
+    history: list[tuple[Metrics, Totals]]
+    budget: int | None
+    asks: bool = False
+
+
+class Observer:
+    """Watches a run; every method may be left as it is."""
+
+    def serving(self, folder: Path, address: str, split_port: int | None, clients: int) -> None:
+        """So many clients may join at `address` (host:port); mini-batches, if any cross, have a port of their own. Only
+        in a deployment."""
+
+    def joined(self, client: int, examples: int, missing: list[int]) -> None:
+        """A client that holds so many images is there; `missing` are those that are not. Only in a deployment."""
+
+    def started(self, info: Started) -> None:
+        """The run begins, or goes on."""
+
+    def progress(self, round: int, share: float) -> None:
+        """A part of the open round, in [0, 1], is done."""
+
+    def evaluated(self, round: int, scores: list[Score]) -> None:
+        """Clients were asked how the model does on images that they hold out, after this round, which is reported next;
+        those who answered, in order."""
+
+    def round(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:
+        """A round ended; `sent` are its bytes and `finished` those of all rounds so far."""
+
+    def finished(self, summary: Summary, totals: Totals) -> None:
+        """The run is complete."""
+
+    def interrupted(self, folder: Path, round: int, totals: Totals) -> None:
+        """The run was stopped by the user; `round` is the last one that a resumed run builds on."""
+
+    def close(self) -> None:
+        """The run is over, however it ended: give back what is held; called last."""
+
+
+class Observers(Observer):
+    """Several as one, in their order."""
+
+    def __init__(self, watching: Iterable[Observer]) -> None:
+        self._watching = tuple(watching)
+
+    def serving(self, folder: Path, address: str, split_port: int | None, clients: int) -> None:
+        """Tell all."""
+        for one in self._watching:
+            one.serving(folder, address, split_port, clients)
+
+    def joined(self, client: int, examples: int, missing: list[int]) -> None:
+        """Tell all."""
+        for one in self._watching:
+            one.joined(client, examples, missing)
+
+    def started(self, info: Started) -> None:
+        """Tell all."""
+        for one in self._watching:
+            one.started(info)
+
+    def progress(self, round: int, share: float) -> None:
+        """Tell all."""
+        for one in self._watching:
+            one.progress(round, share)
+
+    def evaluated(self, round: int, scores: list[Score]) -> None:
+        """Tell all."""
+        for one in self._watching:
+            one.evaluated(round, scores)
+
+    def round(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:
+        """Tell all."""
+        for one in self._watching:
+            one.round(metrics, sent, finished)
+
+    def finished(self, summary: Summary, totals: Totals) -> None:
+        """Tell all."""
+        for one in self._watching:
+            one.finished(summary, totals)
+
+    def interrupted(self, folder: Path, round: int, totals: Totals) -> None:
+        """Tell all."""
+        for one in self._watching:
+            one.interrupted(folder, round, totals)
+
+    def close(self) -> None:
+        """Tell all."""
+        for one in self._watching:
+            one.close()

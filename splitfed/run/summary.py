@@ -1,0 +1,103 @@
+"""What a whole run came to: `summary.json`, written last, so a run folder that has it is complete."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from splitfed.errors import RunError
+from splitfed.run.client_scores import STANDING
+from splitfed.run.ledger import Totals
+from splitfed.run.metrics import Metrics
+
+if TYPE_CHECKING:
+    from splitfed.scenario import Scenario
+
+NAME = "summary.json"
+# What the last round's row says of the whole run.
+_LAST = ("eval_accuracy", "simulated_seconds", *STANDING)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The end of a run. Accuracy is a share in [0, 1] on the test split, read once. `cut_*` is the data plane, the
+    others both planes; `total_bytes` contains `bytes_wasted`, and `factor` divides what would have been sent
+    uncompressed by what was. `raw_bytes` is the uncompressed size of the cut. `stopped` is `rounds` or `budget`. `lost`
+    counts clients that were sampled and not taken, over all rounds; `simulated_seconds` is None where nothing tells
+    them. The last four are what clients found after the last round, None where they were not asked. Fields with a
+    default may be missing in a file, as in those of earlier versions."""
+
+    scenario: str
+    seed: int
+    engine: str
+    rounds: int
+    test_accuracy: float
+    cut_bytes: int
+    total_bytes: int
+    bytes_wasted: int
+    raw_bytes: int
+    cut_factor: float
+    factor: float
+    seconds: float
+    test_loss: float
+    eval_accuracy: float | None
+    total_raw_bytes: int
+    stopped: str
+    reducer: str
+    mode: str
+    lost: int = 0
+    simulated_seconds: float | None = None
+    clients_accuracy: float | None = None
+    worst_client: float | None = None
+    median_client: float | None = None
+    best_client: float | None = None
+
+    @classmethod
+    def of(
+        cls, scenario: "Scenario", rows: Sequence[Metrics], totals: Totals, wasted: int, seconds: float,
+        test_loss: float, test_accuracy: float,
+    ) -> "Summary":  # fmt: skip
+        """Sum up a run whose rounds were reported as these rows, and that has `wasted` bytes beside the `totals`."""
+        last, total = rows[-1] if rows else None, totals.total.sent + wasted
+        rounds, federation = last.round if last else 0, scenario.federation
+        return cls(
+            scenario=scenario.name, seed=scenario.seed, engine=scenario.engine.kind, rounds=rounds,
+            test_accuracy=test_accuracy, test_loss=test_loss, cut_bytes=totals.cut.sent, total_bytes=total,
+            bytes_wasted=wasted, raw_bytes=totals.cut.raw, total_raw_bytes=totals.total.raw,
+            cut_factor=_factor(totals.cut.raw, totals.cut.sent), factor=_factor(totals.total.raw, total),
+            seconds=seconds, stopped="rounds" if rounds == federation.rounds else "budget",
+            reducer=scenario.compression.reducer.kind, mode=federation.mode, lost=sum(row.lost for row in rows),
+            **{name: getattr(last, name, None) for name in _LAST},
+        )  # fmt: skip
+
+    def write(self, folder: Path) -> None:
+        """Write `summary.json` atomically."""
+        scratch = folder / f"{NAME}.new"
+        scratch.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        os.replace(scratch, folder / NAME)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Summary":
+        """Read the summary of a finished run. Raises RunError where there is none, or it is broken."""
+        path = folder / NAME
+        try:
+            values = json.loads(path.read_text())
+            named = [field.name for field in fields(cls) if field.name in values or field.default is MISSING]
+            found = cls(**{name: values[name] for name in named})
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunError(f"{folder}: no {NAME}, so the run is unfinished or this is no run folder") from None
+        except KeyError as error:
+            raise RunError(f"{path}: broken (no {error})") from error
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"{path}: broken ({error})") from error
+        for field in fields(cls):
+            value, kind = getattr(found, field.name), field.type
+            if not isinstance(value, (int | float) if kind is float else kind) or isinstance(value, bool):  # type: ignore[arg-type]
+                raise RunError(f"{path}: broken ({field.name} is {value!r})")
+        return found
+
+
+def _factor(raw: int, sent: int) -> float:
+    return raw / sent if sent else 1.0

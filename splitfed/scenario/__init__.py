@@ -1,0 +1,3 @@
+"""A scenario: one YAML file that says everything about an experiment."""
+
+from splitfed.scenario.scenario import Scenario as Scenario

@@ -1,0 +1,217 @@
+"""Says in plain words, and at a line of the file, what validation found wrong with a scenario."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from splitfed.compression.plugins import UNUSABLE
+from splitfed.config import Misplaced, did_you_mean
+from splitfed.scenario.document import Document, Path, shown
+
+Sections = tuple[type[BaseModel], ...]
+
+
+def sections(annotation: Any) -> Sections:
+    """Return the section classes that an annotation allows: several where a section is discriminated by kind."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return (annotation,)
+    return tuple(found for part in get_args(annotation) for found in sections(part))
+
+
+def kind(section: type[BaseModel]) -> str | None:
+    """Return the kind that a section class stands for, or None."""
+    field = section.model_fields.get("kind")
+    return next(iter(get_args(field.annotation)), None) if field else None
+
+
+def below(here: Sections, key: str | int) -> Sections:
+    """Return what may stand under a key of any of these sections."""
+    return tuple(
+        found
+        for section in here
+        if isinstance(key, str) and key in section.model_fields
+        for found in sections(section.model_fields[key].annotation)
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a validation error points: its path in the file, the section around it (one class), the other kinds that
+    this section could be of, and what may stand at the path itself."""
+
+    path: Path
+    section: type[BaseModel] | None
+    others: Sections
+    inside: Sections
+
+
+def locate(model: type[BaseModel], location: Path, data: Any) -> Place:
+    """Turn pydantic's location into a path of the file: the kinds of unions and the names of types are in the former
+    but not in the latter."""
+    here: Sections = (model,)
+    around: Sections = here
+    others: Sections = ()
+    path: Path = ()
+    for i, part in enumerate(location):
+        tagged = [section for section in here if len(here) > 1 and kind(section) == part]
+        if tagged:
+            here, others = (tagged[0],), tuple(s for s in here if s is not tagged[0])
+        elif _is_key(data, part) or any(part in s.model_fields for s in here):
+            data = data[part] if _is_key(data, part) else None
+            around, here, path = here, below(here, part), (*path, part)
+            if i < len(location) - 1:
+                others = ()
+    return Place(path, around[0] if around else None, others, here)
+
+
+def _is_key(data: Any, part: str | int) -> bool:
+    if isinstance(data, list):
+        return isinstance(part, int) and part < len(data)
+    return isinstance(data, dict) and part in data
+
+
+# What a value must be, by the type of the error; several of them at one key are joined with "or".
+_MUST_BE = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "string_unicode": "text of valid characters",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "dict_type": "a section",
+    "mapping_type": "a section",
+    "model_type": "a section",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "set_type": "a list",
+    "frozen_set_type": "a list",
+    "none_required": "null",
+    "path_type": "a path",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "multiple_of": "a multiple of {multiple_of}",
+    "literal_error": "{expected}",
+}
+
+
+def note(error: ValidationError, document: Document, model: type[BaseModel]) -> None:
+    """Add every problem of a validation error to the document, one line per key."""
+    found: dict[Path, list[tuple[ErrorDetails, Place]]] = {}
+    for details in error.errors(include_url=False):
+        place = locate(model, (*details["loc"], *_within(details)), document.data)
+        found.setdefault(place.path, []).append((details, place))
+    known = {problem.path for problem in document.problems if problem.path}
+    # Where the kind itself is wrong, what the other keys should be is anyone's guess.
+    guesses = {path[:-1] for path in found if path and path[-1] == "kind"}
+    for path, errors in found.items():
+        if any(path[: len(k)] == k for k in known) or (path and path[-1] != "kind" and path[:-1] in guesses):
+            continue
+        # Of a union of a section and something else, what is wrong inside the section tells more.
+        inside = any(len(other) > len(path) and other[: len(path)] == path for other in found)
+        if inside and all(details["type"].endswith("_type") for details, _ in errors):
+            continue
+        origin = document.origin(path)
+        kind_at = (*path, "kind")
+        if errors[0][0]["type"] in ("union_tag_invalid", UNUSABLE) and kind_at in document.origins:
+            origin = document.origins[kind_at]
+        document.refuse(path, _why(errors, _value(document.data, path)), origin)
+
+
+def _within(details: ErrorDetails) -> list[str]:
+    """Return the keys that lead from the section where a problem was found to the one that has it."""
+    error = details.get("ctx", {}).get("error")
+    return error.key.split(".") if isinstance(error, Misplaced) else []
+
+
+def _why(errors: list[tuple[ErrorDetails, Place]], value: Any) -> str:
+    # Of a union, say what is wrong in the branch whose type fits; only if none fits, list all types.
+    telling = [e for e in errors if not e[0]["type"].endswith("_type")] or errors
+    must_be = [_MUST_BE[e["type"]].format(**e.get("ctx", {})) for e, _ in telling if e["type"] in _MUST_BE]
+    if not must_be or telling[0][1].path[-1:] == ("kind",):
+        return "; ".join(dict.fromkeys(_one(details, place, value) for details, place in telling))
+    if "a number" in must_be:
+        must_be = [noun for noun in must_be if noun != "a whole number"]
+    why = f"must be {' or '.join(dict.fromkeys(must_be))}, not {shown(value)}"
+    if isinstance(value, str):
+        words = [w for e, _ in errors if e["type"] == "literal_error" for w in _quoted(e["ctx"]["expected"])]
+        why += did_you_mean(value, words)
+    return why
+
+
+def _one(details: ErrorDetails, place: Place, value: Any) -> str:
+    context = details.get("ctx", {})
+    match details["type"]:
+        case "extra_forbidden":
+            return _unknown_key(place)
+        case "missing":
+            return "is missing"
+        case "union_tag_not_found":
+            return f"'kind' is missing: one of {_listed(_kinds(place))}"
+        case "union_tag_invalid":
+            return _unknown_kind(str(context["tag"]), _quoted(context["expected_tags"]), place)
+        case "literal_error":
+            return _unknown_kind(details["input"], _quoted(context["expected"]), place)
+        case "model_attributes_type":
+            return f"must be one of {_listed(_kinds(place))} or a section of such a kind, not {shown(value)}"
+        case "value_error" | "assertion_error":
+            return str(context["error"])
+        case "invalid_key":
+            return "a key must be text"
+    message = re.sub(r"^(Input|Value|String|List|Tuple|Dictionary) should ", "must ", details["msg"])
+    return message[:1].lower() + message[1:]
+
+
+def _unknown_kind(tag: Any, known: list[str], place: Place) -> str:
+    hint = did_you_mean(str(tag), known)
+    if not hint and place.path[-1:] in (("reducer",), ("codec",)):
+        hint = ", and no installed package brings it"
+    return f"unknown kind {shown(tag)}, known: {_listed(known)}{hint}"
+
+
+def _unknown_key(place: Place) -> str:
+    key = str(place.path[-1])
+    known = list(place.section.model_fields) if place.section else []
+    if why := getattr(place.section, "refused", {}).get(key):
+        return f"cannot be set: {why}"
+    if close := did_you_mean(key, known):
+        return f"unknown key{close}"
+    own = kind(place.section) if place.section else None
+    homes = [k for other in place.others if key in other.model_fields and (k := kind(other))]
+    if homes:
+        return f"unknown key for kind {own!r}, it belongs to {_listed(homes)}"
+    known = [k for k in known if k != "kind"]
+    where = "here" if own is None else f"for kind {own!r}"
+    return f"unknown key {where}, " + (f"known: {_listed(known)}" if known else "it has no keys")
+
+
+def _kinds(place: Place) -> list[str]:
+    return [k for section in place.inside if (k := kind(section))]
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"'([^']*)'", text)
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(repr(word) for word in words)
+
+
+def _value(data: Any, path: Path) -> Any:
+    for part in path:
+        if isinstance(data, dict):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            return None
+    return data

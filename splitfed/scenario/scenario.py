@@ -1,0 +1,206 @@
+"""A scenario: one YAML file that says everything about an experiment, typed and checked before anything runs."""
+
+import os
+from collections.abc import Iterator
+from copy import deepcopy
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
+
+from splitfed.config import Config, Misplaced
+from splitfed.data.dataset import DataConfig
+from splitfed.data.stratify import Evaluation
+from splitfed.errors import ScenarioError
+from splitfed.model.build import ModelConfig
+from splitfed.scenario import rules as combinations
+from splitfed.scenario.budget import BudgetConfig, Unlimited
+from splitfed.scenario.compression import Compression
+from splitfed.scenario.document import Document, Origin, read
+from splitfed.scenario.engine import Deployment, EngineConfig, Inline, Remote
+from splitfed.scenario.overrides import override
+from splitfed.scenario.problems import note
+from splitfed.scenario.sections import Checkpoints, Federation, Training
+from splitfed.scenario.yaml import write
+
+
+class Scenario(Config):
+    """One experiment; `seed` decides every draw in it, and `name` the name of its run folders."""
+
+    name: str = "scenario"
+    seed: int = Field(0, ge=0)
+    model: ModelConfig
+    data: DataConfig
+    federation: Federation
+    training: Training = Training()
+    compression: Compression = Compression()
+    evaluation: Evaluation = Evaluation()
+    budget: BudgetConfig = Unlimited()
+    checkpoints: Checkpoints = Checkpoints()
+    engine: EngineConfig = Inline()
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if (
+            not name.isprintable()
+            or set(name) & set('/\\:*?"<>|')
+            or name.strip(". ") != name
+            or not 0 < len(name) < 101
+        ):
+            raise ValueError(f"{name!r} cannot name a folder: use letters, digits, '-' and '_', 100 at most")
+        return name
+
+    @field_validator("engine")
+    @classmethod
+    def _more_patient_than_a_joint_step(cls, engine: Any, info: ValidationInfo) -> Any:
+        federation = info.data.get("federation")
+        if federation and federation.mode == "psl" and isinstance(engine, Remote):
+            waits = federation.patience_seconds
+            if engine.deadline <= waits:
+                raise Misplaced(
+                    "deadline",
+                    f"after {engine.deadline:g} s a joint step of psl may still wait for a client: raise it "
+                    f"above federation.patience ({waits:g} s), or lower that",
+                )
+        return engine
+
+    @field_validator("compression")
+    @classmethod
+    def _reducer_takes_the_batches(cls, compression: Compression, info: ValidationInfo) -> Compression:
+        training = info.data.get("training")
+        if training and (problem := compression.reducer.problem(training.batch_size)):
+            raise Misplaced("reducer", f"{compression.reducer.kind}: {problem}")
+        return compression
+
+    @field_validator("evaluation")
+    @classmethod
+    def _asks_not_more_than_all(cls, evaluation: Evaluation, info: ValidationInfo) -> Evaluation:
+        federation = info.data.get("federation")
+        if federation and evaluation.cohort and evaluation.cohort > federation.clients:
+            raise Misplaced(
+                "cohort",
+                f"{evaluation.cohort} of {federation.clients} clients cannot be asked: lower it, or leave it out",
+            )
+        return evaluation
+
+    @field_validator("federation")
+    @classmethod
+    def _tail_for_private_labels(cls, federation: Federation, info: ValidationInfo) -> Federation:
+        model = info.data.get("model")
+        if model and model.tail is not None and not federation.private:
+            raise ValueError(
+                f"model.tail is {model.tail}, but only with labels: private does a client hold a tail: leave it out, "
+                "or set labels: private"
+            )
+        return federation
+
+    @field_validator("training", "compression", "budget")
+    @classmethod
+    def _goes_with_the_mode(cls, section: Any, info: ValidationInfo) -> Any:
+        federation = info.data.get("federation")
+        if federation and (problem := getattr(combinations, f"of_{info.field_name}")(section, federation)):
+            raise problem
+        return section
+
+    @property
+    def tail(self) -> int | None:
+        """How many blocks of the end of the model, with norm and head, a client holds; None where it holds no tail."""
+        if not self.federation.private:
+            return None
+        return 1 if self.model.tail is None else self.model.tail
+
+    @classmethod
+    def load(cls, path_or_name: str | os.PathLike[str], overrides: list[str] | None = None) -> Self:
+        """Load a YAML file, or by its name (`digits`) one that ships with splitfed; a file that exists wins.
+
+        `overrides` are `section.key=value`, as `--set` takes them. Raises ScenarioError with every problem at once.
+        """
+        path = _find(os.fspath(path_or_name))
+        source = _relative(path).encode("utf-8", "backslashreplace").decode()
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as e:
+            raise ScenarioError([f"{source}: not UTF-8 text: byte {e.start} is 0x{e.object[e.start]:02x}"]) from None
+        except (OSError, ValueError) as e:
+            raise ScenarioError([f"{source}: cannot be read: {getattr(e, 'strerror', None) or e}"]) from None
+        return cls.parse(text, source, overrides, name=path.stem)
+
+    @classmethod
+    def parse(
+        cls, text: str, source: str = "<text>", overrides: list[str] | None = None, *, name: str | None = None
+    ) -> Self:
+        """Check the text of a scenario; problems start with `source:line`, and `name` is for a text without one.
+
+        Raises ScenarioError with every problem at once.
+        """
+        return cls._checked(read(text, source), overrides, {"name": name} if name is not None else {})
+
+    @classmethod
+    def from_dict(cls, sections: dict[str, Any], overrides: list[str] | None = None) -> Self:
+        """Check a scenario that is written in Python, as nested dicts of what a file would say.
+
+        Raises ScenarioError with every problem at once.
+        """
+        return cls._checked(Document(deepcopy(sections), {(): Origin(0, "scenario")}), overrides, {})
+
+    @classmethod
+    def _checked(cls, document: Document, overrides: list[str] | None, given: dict[str, str]) -> Self:
+        override(document, overrides or [], cls)
+        try:
+            scenario = cls.model_validate({**given, **document.data})
+        except ValidationError as e:
+            note(e, document, cls)
+        else:
+            for key, why in scenario.out_of_place():
+                document.refuse(("federation", key), why)
+        document.raise_problems()
+        return scenario
+
+    def out_of_place(self) -> Iterator[tuple[str, str]]:
+        """Yield the keys of `federation` that its engine cannot serve, each with the reason and the way out."""
+        federation, deployed = self.federation, isinstance(self.engine, Deployment)
+        if deployed and federation.availability.kind != "none":
+            yield "availability", "a deployment's clients have their own: set it to none"
+        if deployed or federation.availability.timed:
+            return
+        way_out = "nothing tells the time of a simulation: set federation.availability, or for splitfed serve engine"
+        if federation.deadline is not None:
+            yield "deadline", f"{way_out}: deployment"
+        if federation.oversample > 1:
+            yield "oversample", f"{way_out}: deployment"
+
+    def to_yaml(self) -> str:
+        """Return the complete scenario, defaults written out; it loads back to an equal one."""
+        return write(self.model_dump(mode="json"))
+
+    def with_(self, overrides: list[str]) -> Self:
+        """Return a copy with some values changed. Raises ScenarioError."""
+        return self.parse(self.to_yaml(), self.name, overrides)
+
+
+def shipped() -> dict[str, Path]:
+    """Return the scenarios that come with splitfed, by name."""
+    found = (Path(str(f)) for f in files("splitfed.scenarios").iterdir() if f.name.endswith(".yaml"))
+    return {path.stem: path for path in sorted(found)}
+
+
+def _find(given: str) -> Path:
+    path = Path(given)
+    if os.path.isfile(given) or path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
+        return path
+    known = shipped()
+    if given in known:
+        return known[given]
+    if os.path.exists(given):
+        return path
+    close = get_close_matches(given, list(known), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"those that do: {', '.join(known)}"
+    raise ScenarioError([f"{given}: no such file, and no scenario of this name ships with splitfed; {hint}"])
+
+
+def _relative(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path)

@@ -1,0 +1,51 @@
+"""A scenario's model as it is trained: in parts, with the reducer's own layers where they belong."""
+
+from torch import nn
+
+from splitfed.errors import ModelError
+from splitfed.model.build import build, check_buildable
+from splitfed.model.parts import Front, Parts, split, split_twice
+from splitfed.scenario import Scenario
+from splitfed.seeds import Key
+
+
+def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None) -> Parts:
+    """Build the parts for `classes`; whatever is not loaded is drawn from the scenario's seed. `pretrained=False`
+    skips the weights that the scenario asks for, the reducer's too. Raises ModelError as `build` and, where these are
+    loaded, as `check_fits` does."""
+    key = Key(scenario.seed)
+    vit = build(scenario.model, classes, pretrained=pretrained, key=key.at("model"))
+    if scenario.tail is None:
+        parts = Parts(*split(vit, scenario.model.cut), nn.Identity())
+    else:
+        parts = Parts(*split_twice(vit, scenario.model.cut, scenario.tail))
+    front, back, _ = parts
+    scenario.model.adapter.apply(front, key.at("adapter"))
+    geometry = front.geometry(scenario.training.batch_size, classes)
+    reducer = scenario.compression.reducer
+    if pretrained is not False:
+        check_fits(scenario, front)
+    halves = reducer.build().halves(geometry, key.at("halves"))
+    if halves is not None:
+        if pretrained is not False:
+            reducer.load(halves)
+        front.attach(halves)
+        back.attach(halves)
+    return parts
+
+
+def check_fits(scenario: Scenario, front: Front) -> None:
+    """Raise ModelError, with the key and the way out, where the reducer does not go with the model."""
+    reducer = scenario.compression.reducer
+    if problem := reducer.misfit(scenario.model, front.geometry(scenario.training.batch_size, 2)):
+        raise ModelError(f"compression.reducer ({reducer.kind}): {problem}")
+
+
+def check_model(scenario: Scenario) -> Front:
+    """Check a scenario's model and its reducer without weights or data, and return the model's front. Raises ModelError
+    with the reason where a run could not begin."""
+    front = check_buildable(scenario.model, scenario.tail)
+    if problem := scenario.model.adapter.misfit(front):
+        raise ModelError(f"model.adapter: {problem}")
+    check_fits(scenario, front)
+    return front

@@ -1,0 +1,215 @@
+"""The crossing between front and back: reducer, codecs and frames of the data plane, the same object at both ends.
+
+    client                                         server
+    front -> plan -> reduce -> codec -> zstd  ==>  zstd -> codec -> restore -> back -> loss
+    front <- autograd <------- codec <- zstd  <==  zstd <- codec <- cut gradient <---'
+
+Frames up are `step` (one mini-batch) and `end` (the client's own count of bytes); down come `gradient` and `done`.
+
+Where labels are private there is a second cut, before the tail, which the client holds with the loss. No targets go up;
+`step` is answered with `features`, the activations at the second cut, and `backward`, their gradient, with `gradient`:
+
+    front -> plan -> reduce ==> restore -> back ==> tail -> loss
+    front <------ autograd <==  autograd <----- <== tail <---'
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+from splitfed.compression.codecs.base import Packet
+from splitfed.compression.codecs.integers import IntegerCodec
+from splitfed.compression.expect import Expect, Expected, Geometry
+from splitfed.compression.lossless import Lossless
+from splitfed.compression.reducers.base import Plan
+from splitfed.errors import CodecError, WireError
+from splitfed.run.ledger import Sizes
+from splitfed.seeds import Key
+from splitfed.wire.frame import Frame, Packed, pack, unpack
+
+if TYPE_CHECKING:
+    from splitfed.scenario import Scenario
+    from splitfed.scenario.compression import Compression
+
+# Header and checksums of a frame, and the worst case of a codec that keeps a scale for every number.
+_SLACK_BYTES, _MOST_BYTES_A_NUMBER = 1 << 17, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A mini-batch as it arrives: what the back is trained on and the images that it stands for. Where labels are
+    private `targets` only count the samples: they are all 0."""
+
+    frame: Frame
+    smashed: Tensor
+    targets: Tensor
+    side: dict[str, Tensor]
+    examples: int
+
+
+class Cut:
+    """Packs and unpacks the frames of a model that is cut, with `private` labels twice; holds no state between calls,
+    so both ends and all clients share it."""
+
+    def __init__(
+        self, config: "Compression", geometry: Geometry, device: torch.device, private: bool = False
+    ) -> None:  # fmt: skip
+        self.reducer = config.reducer.build()
+        self.geometry, self.device, self.private = geometry, device, private
+        self._crossings = {
+            "smashed": config.smashed, "targets": config.targets, "cut_gradient": config.cut_gradient,
+            "tail_smashed": config.tail_smashed, "tail_gradient": config.tail_gradient,
+        }  # fmt: skip
+        self._stages = {role: (c.codec.build(), c.lossless.build()) for role, c in self._crossings.items()}
+        self._stages["side"] = (IntegerCodec(), config.targets.lossless.build())
+        self.expected_up = dict(self.reducer.expected(geometry))
+        if private:
+            del self.expected_up["targets"]
+        second = {"features": (Expect.floats(geometry.batch, geometry.tokens, geometry.width),)} if private else {}
+        self.most_bytes = max(most_bytes(self.expected_up), most_bytes(second))
+
+    @classmethod
+    def of(cls, scenario: "Scenario", geometry: Geometry, device: torch.device) -> Self:
+        """Return the cut, or both, of a scenario's model."""
+        return cls(scenario.compression, geometry, device, scenario.federation.private)
+
+    def encode(self, tensors: Mapping[str, Tensor], key: Key, where: str) -> dict[str, tuple[Packet, Lossless]]:
+        """Encode each tensor with the codec of its role, and give it its lossless stage. Raises CodecError, which names
+        the tensor and `where` it is, for what cannot be sent."""
+        packets = {}
+        for name, tensor in tensors.items():
+            codec, lossless = self._stages[name.split("/")[0]]
+            try:
+                packets[name] = (codec.encode(tensor, key.at(name)), lossless)
+            except CodecError as error:
+                raise CodecError(f"{name} at {where} cannot be sent: {error}") from error
+        return packets
+
+    def pack_step(
+        self, plan: Plan, smashed: Tensor, targets: Tensor, examples: int, key: Key, round: int, client: int, step: int
+    ) -> Packed:
+        """Encode a mini-batch of `examples` images; of private targets it says how many there are. Raises CodecError
+        for what cannot be sent."""
+        tensors = {"smashed": smashed.detach().float()} | ({} if self.private else {"targets": targets.detach()})
+        tensors |= {f"side/{name}": tensor for name, tensor in plan.side.items()}
+        packets = self.encode(tensors, key, f"round {round}, client {client}, step {step}")
+        meta = {**plan.meta, "examples": examples} | ({"targets": len(targets)} if self.private else {})
+        return pack("step", round, client, step, packets, meta)
+
+    def unpack_up(self, buffer: bytes, features: Tensor | None = None) -> Frame:
+        """Decode a client's frame, `step` or `end`; `backward` alone where these `features` wait for their gradient.
+        Raises WireError for anything else."""
+        kinds: dict[str, Expected] = {"step": self.expected_up, "end": {}}
+        if features is not None:
+            kinds = {"backward": {"tail_gradient": (Expect.floats(*features.shape),)}}
+        return unpack(buffer, kinds, device=self.device, max_bytes=self.most_bytes)
+
+    def batch(self, frame: Frame) -> Batch:
+        """Check what a `step` frame says beyond shapes. Raises WireError."""
+        examples = self._count(frame, "examples")
+        if self.private:
+            targets = torch.zeros(self._count(frame, "targets"), dtype=torch.int64, device=self.device)
+        else:
+            targets = frame.tensors["targets"]
+        if not targets.is_floating_point():
+            check_labels(targets, self.geometry.classes)
+        smashed = frame.tensors["smashed"]
+        side = {name.split("/")[1]: tensor for name, tensor in frame.tensors.items() if name.startswith("side/")}
+        self.reducer.check(smashed, targets, side, frame.meta, self.geometry)
+        return Batch(frame, smashed, targets, side, examples)
+
+    def _count(self, frame: Frame, name: str) -> int:
+        count = frame.meta.pop(name, None)
+        if type(count) is not int or not 1 <= count <= self.geometry.batch:
+            raise WireError(f"a step of {str(count)[:32]} {name}, where 1 to {self.geometry.batch} are allowed")
+        return count
+
+    def pack_features(self, frame: Frame, features: Tensor, key: Key) -> Packed:
+        """Encode the activations at the second cut, which answer a `step` frame. Raises CodecError."""
+        where = f"round {frame.round}, client {frame.client}, step {frame.step}"
+        packets = self.encode({"tail_smashed": features.detach().float()}, key, where)
+        return pack("features", frame.round, frame.client, frame.step, packets)
+
+    def unpack_features(self, buffer: bytes, samples: int) -> Tensor:
+        """Decode the activations at the second cut of so many `samples`, `[samples, k, D]`. Raises WireError for
+        anything else."""
+        expected = {"tail_smashed": (Expect.floats(samples, (1, self.geometry.tokens), self.geometry.width),)}
+        frame = unpack(buffer, {"features": expected}, device=self.device, max_bytes=self.most_bytes)
+        return frame.tensors["tail_smashed"]
+
+    def pack_backward(self, gradient: Tensor, key: Key, round: int, client: int, step: int) -> Packed:
+        """Encode the gradient at the second cut. Raises CodecError for what cannot be sent."""
+        where = f"round {round}, client {client}, step {step}"
+        packets = self.encode({"tail_gradient": gradient.detach().float()}, key, where)
+        return pack("backward", round, client, step, packets)
+
+    def pack_gradient(self, frame: Frame, gradient: Tensor, loss: float | None, key: Key) -> Packed:
+        """Encode the cut gradient that answers a `step` or `backward` frame, with the loss where it is known here.
+        Raises CodecError for what cannot be sent."""
+        where = f"round {frame.round}, client {frame.client}, step {frame.step}"
+        packets = self.encode({"cut_gradient": gradient.detach().float()}, key, where)
+        meta = {} if loss is None else {"loss": loss}
+        return pack("gradient", frame.round, frame.client, frame.step, packets, meta)
+
+    def unpack_gradient(self, buffer: bytes, smashed: Tensor) -> Frame:
+        """Decode the gradient of what was sent. Raises WireError for anything else."""
+        expected = {"cut_gradient": (Expect.floats(*smashed.shape),)}
+        frame = unpack(buffer, {"gradient": expected}, device=self.device, max_bytes=self.most_bytes)
+        if not self.private and type(frame.meta.get("loss")) is not float:
+            raise WireError("a gradient without its loss")
+        return frame
+
+    def corrected(self, gradient: Tensor, smashed: Tensor, packed: Packed) -> Tensor:
+        """Return the gradient of what the client computed, from that of what the server saw: what the `packed` step
+        holds. The same, but for a codec that asks for a correction."""
+        codec, _ = self._stages["smashed"]
+        if not codec.correction:
+            return gradient
+        seen = self.unpack_up(packed.buffer).tensors["smashed"]
+        return gradient + codec.correction * (smashed.detach().float() - seen)
+
+    def corrected_tail(self, gradient: Tensor, features: Tensor, packed: Packed) -> Tensor:
+        """Return the gradient of what the server computed, from that of what the client saw: the same at the second
+        cut."""
+        codec, _ = self._stages["tail_smashed"]
+        if not codec.correction:
+            return gradient
+        seen = self.unpack_features(packed.buffer, len(features))
+        return gradient + codec.correction * (features.detach().float() - seen)
+
+    def raw(self, role: str, examples: int) -> int:
+        """Return the bytes that a role would take in float32 without reduction, for a batch of `examples` images."""
+        if role in ("smashed", "cut_gradient", "tail_smashed", "tail_gradient"):
+            return 4 * examples * self.geometry.tokens * self.geometry.width
+        return 8 * examples if role == "targets" else 0
+
+    def sizes(self, packed: Packed | Frame, examples: int) -> dict[str, Sizes]:
+        """Return what a frame adds to the ledger: its roles, then its envelope, which no uncompressed method needs."""
+        rows = {
+            role: Sizes(self.raw(role, examples), part.reduced, part.coded, part.sent)
+            for role, part in packed.sizes.items()
+        }
+        return rows | {"envelope": Sizes(sent=packed.envelope)}
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise WireError for labels (int64 `[B]`, one at least) that no class has."""
+    low, high = (int(bound) for bound in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise WireError(f"labels from {low} to {high}, where there are {classes} classes")
+
+
+def most_bytes(expected: Expected) -> int:
+    """Return the bytes that a frame of these tensors takes at most, whatever their codecs."""
+    numbers = sum(max(_largest(expect) for expect in choices) for choices in expected.values())
+    return _SLACK_BYTES + _MOST_BYTES_A_NUMBER * numbers
+
+
+def _largest(expect: Expect) -> int:
+    numbers = 1
+    for _, high in expect.dims:
+        numbers *= high
+    return numbers

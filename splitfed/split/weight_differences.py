@@ -1,0 +1,79 @@
+"""Weights as differences to what the other end holds already, and what rounding took from them.
+
+The difference to the last weights is small, so few bits go far. Whoever sends decodes its own frame, and so knows what
+the other end holds, bit for bit. What a codec took from one difference is added to the next (error feedback, Seide et
+al. 2014; Karimireddy et al., arXiv 1901.09847): kept by hand on the way up, while on the way down it is in the
+difference by itself, as that is measured from what the client has and not from what it should have.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from splitfed.errors import WireError
+from splitfed.seeds import Key
+from splitfed.split.weights import BASE, FrontWire
+from splitfed.wire.frame import Frame, Packed
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Weights, float32 on the CPU, that both ends hold since a round."""
+
+    round: int
+    weights: Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A frame, the weights that the other end makes of it, and what they lack (`residual`; nothing for whole
+    weights)."""
+
+    packed: Packed
+    held: Weights
+    residual: Weights
+
+
+def send(
+    wire: FrontWire, weights: Mapping[str, Tensor], base: Base | None, key: Key, round: int, client: int,
+    residual: Mapping[str, Tensor] | None = None,
+) -> Sent:  # fmt: skip
+    """Encode weights as their difference to `base`, and what the last difference lacked; whole where there is no base.
+
+    Raises CodecError for numbers that cannot be sent.
+    """
+    if base is None:
+        packed = wire.pack(weights, key, round, client)
+        return Sent(packed, wire.unpack(packed.buffer)[0], {})
+    wanted = {name: weights[name].detach().cpu().float() - held for name, held in base.weights.items()}
+    for name, missing in (residual or {}).items():
+        wanted[name] += missing
+    packed = wire.pack(wanted, key, round, client, base.round)
+    came, _ = wire.unpack(packed.buffer)
+    return Sent(packed, restored(base.weights, came), {name: wanted[name] - came[name] for name in wanted})
+
+
+def base_of(frame: Frame) -> int | None:
+    """Return the round whose weights a frame's are measured from, None where they are whole. Raises WireError."""
+    if not frame.meta:
+        return None
+    base = frame.meta.get(BASE)
+    if len(frame.meta) > 1 or type(base) is not int or not 1 <= base <= frame.round:
+        raise WireError(f"weights of round {frame.round} are measured from {str(frame.meta)[:60]}")
+    return base
+
+
+def restored(base: Weights, difference: Weights) -> Weights:
+    """Return the weights that differ so from these. Raises WireError where they are too large for float32."""
+    weights = {name: base[name] + difference[name] for name in base}
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise WireError("the weights and their difference add up to more than float32 holds")
+    return weights
+
+
+def fits(wire: FrontWire, weights: Mapping[str, Tensor]) -> bool:
+    """Tell whether these are the tensors that a wire carries."""
+    return {name: tensor.shape for name, tensor in weights.items()} == wire.shapes

@@ -1,0 +1,116 @@
+"""The control plane's payload: the weights that a client holds as one frame, whichever way they go, and a reducer's own
+layers.
+
+Tensors are grouped by the length of their rows and each group is encoded as one matrix: per-row scales then fit the
+weights, and a front of 150 tensors costs as little overhead as one of four. Names and shapes do not travel: both ends
+hold the same front. An encoder that a reducer brought into it is counted, and packed, apart.
+"""
+
+from collections.abc import Mapping
+from math import prod
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor, nn
+
+from splitfed.compression.expect import Expect
+from splitfed.compression.reducers.trained.layers import DECODER, ENCODER
+from splitfed.run.ledger import Sizes
+from splitfed.seeds import Key
+from splitfed.split.client_part import Held
+from splitfed.wire.frame import Frame, Packed, pack, unpack
+
+if TYPE_CHECKING:
+    from splitfed.model.parts import Front
+    from splitfed.scenario.compression import Compression
+
+ROLE, PARTS = "front_weights", "parts"
+BACK, TAIL = "back_weights", "tail_weights"  # packed as the front's are, and counted apart
+BASE = "base"  # in a frame's meta: the round whose weights its own are measured from
+# Header and checksums of a frame, and the worst case of a codec that keeps a scale for every number.
+_SLACK_BYTES, _MOST_BYTES_A_NUMBER = 1 << 17, 16
+
+
+def _row_length(shape: torch.Size) -> int:
+    if len(shape) == 4:  # a convolution: one row for each output channel
+        return prod(shape[1:])
+    return shape[-1] if shape else 1
+
+
+class FrontWire:
+    """Packs and unpacks weights of known names and shapes, each role under its own codec and lossless stage: those of a
+    front as `front_weights`, and as `parts` what a reducer brought. `roles` names those that have another one. `extra`:
+    no uncompressed run sends them.
+
+    Differences (`splitfed.split.weight_differences`) cross the same way, under codecs that may be others."""
+
+    def __init__(
+        self, template: Mapping[str, Tensor], compression: "Compression", extra: bool = False,
+        roles: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        self.extra = extra
+        self.shapes = {name: tensor.shape for name, tensor in template.items()}
+        packings = dict.fromkeys((ROLE, BACK, TAIL), compression.front_weights) | {PARTS: compression.parts}
+        self.stages = {role: (packing.codec.build(), packing.lossless.build()) for role, packing in packings.items()}
+        self.delta = compression.front_weights.delta is not False
+        own = compression.front_weights.delta
+        codec = None if isinstance(own, bool) else own.build()
+        self.of_differences = {role: (codec or whole, lossless) for role, (whole, lossless) in self.stages.items()}
+        self.groups: dict[tuple[str, int], list[str]] = {}
+        self.numbers: dict[str, int] = {}
+        for name, shape in self.shapes.items():
+            role = PARTS if name.startswith((ENCODER, DECODER)) else roles.get(name, ROLE)
+            self.groups.setdefault((role, _row_length(shape)), []).append(name)
+            self.numbers[role] = self.numbers.get(role, 0) + shape.numel()
+        self.expected = {
+            f"{role}/{length}": (Expect.floats(sum(self.shapes[n].numel() for n in names) // length, length),)
+            for (role, length), names in self.groups.items()
+        }
+        self.most_bytes = _SLACK_BYTES + _MOST_BYTES_A_NUMBER * sum(self.numbers.values())
+
+    @property
+    def lossy(self) -> bool:
+        """Whether differences may come out as others than went in."""
+        return any(self.of_differences[role][0].lossy for role in self.numbers)
+
+    def pack(
+        self, weights: Mapping[str, Tensor], key: Key, round: int, client: int, base: int | None = None
+    ) -> Packed:  # fmt: skip
+        """Encode the weights as one frame, or what they differ by from those that went in the round `base`."""
+        stages = self.stages if base is None else self.of_differences
+        packets = {}
+        for (role, length), names in self.groups.items():
+            codec, lossless = stages[role]
+            rows = torch.cat([weights[name].detach().float().reshape(-1, length) for name in names])
+            place = key.at(length) if role == ROLE else key.at(role, length)
+            packets[f"{role}/{length}"] = (codec.encode(rows, place), lossless)
+        return pack("weights", round, client, 0, packets, {} if base is None else {BASE: base})
+
+    def unpack(self, buffer: bytes) -> tuple[dict[str, Tensor], Frame]:
+        """Decode a peer's frame into weights by name. Raises WireError where it is not what this front needs."""
+        frame = unpack(buffer, {"weights": self.expected}, max_bytes=self.most_bytes)
+        weights: dict[str, Tensor] = {}
+        for (role, length), names in self.groups.items():
+            parts = frame.tensors[f"{role}/{length}"].split([self.shapes[n].numel() // length for n in names])
+            weights |= {name: part.reshape(self.shapes[name]) for name, part in zip(names, parts, strict=True)}
+        return {name: weights[name] for name in self.shapes}, frame  # in one order: some strategies go by it
+
+    @classmethod
+    def of(cls, held: Held, compression: "Compression") -> Self:
+        """Return what carries the weights that a client holds."""
+        return cls(held.travelling(), compression, roles=held.roles())
+
+    @classmethod
+    def of_alignment(cls, front: "Front", decoder: nn.Module, compression: "Compression") -> tuple[Self, Self]:
+        """Return what carries an alignment: front, encoder and decoder down, and the decoder up."""
+        parts = {DECODER + name: tensor for name, tensor in decoder.state_dict().items()}
+        return cls({**front.state_dict(), **parts}, compression, extra=True), cls(parts, compression, extra=True)
+
+    def sizes(self, packed: Packed | Frame) -> dict[str, Sizes]:
+        """Return what the weights in a frame add to the ledger, by role; no uncompressed run sends `parts`."""
+        rows = {}
+        for role, part in packed.sizes.items():
+            plain = 4 * self.numbers[role]
+            rows[role] = Sizes(0 if role == PARTS or self.extra else plain, plain, part.coded, part.sent)
+        return rows

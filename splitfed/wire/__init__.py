@@ -1,0 +1,1 @@
+"""What crosses between client and server as bytes: frames, messages, and the channel that carries them."""

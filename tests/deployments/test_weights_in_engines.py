@@ -1,0 +1,44 @@
+"""What makes a round's weights smaller works in every engine: the same bytes cross, and the same model comes out."""
+
+from pathlib import Path
+
+import pytest
+from deployed import deployment
+from helpers import small, table
+
+from splitfed import simulate
+from splitfed.engines.ray.cluster import connected
+
+DELTA = "compression.front_weights={codec: {kind: uniform, bits: 8}, delta: {kind: uniform, bits: 4}}"
+NORMS, LORA = "model.adapter=norms", "model.adapter={kind: lora, rank: 2}"
+
+
+def scenario(*more: str):
+    """Three rounds, as the first of differences is the second."""
+    return small("federation.clients=2", "federation.rounds=3", "federation.mode=sfl-v1", *more)
+
+
+def crossed(folder: Path) -> list[dict[str, str]]:
+    """Return what crossed the cut and what weights crossed, row by row."""
+    return [row for row in table(folder / "ledger.csv") if row["plane"] == "data" or row["role"] == "front_weights"]
+
+
+@pytest.mark.slow
+def test_ray(tmp_path: Path) -> None:
+    with connected(None, {}):
+        for number, more in enumerate(([DELTA], [NORMS], [LORA], [LORA, DELTA])):
+            here = simulate(scenario(*more), runs=tmp_path / f"inline-{number}")
+            ray = simulate(scenario(*more, "engine={kind: ray, threads: 1}"), runs=tmp_path / f"ray-{number}")
+            assert crossed(ray.folder) == crossed(here.folder)
+            assert ray.summary.test_loss == here.summary.test_loss
+
+
+@pytest.mark.slow
+def test_deployment(tmp_path: Path) -> None:
+    expected = simulate(scenario(NORMS, DELTA), runs=tmp_path / "inline")
+    with deployment(tmp_path) as here:
+        server = here.serve(scenario(NORMS, DELTA))
+        clients = [here.join(client, "--threads", 1) for client in range(2)]
+        assert server.end() == 0, server.text
+        assert [client.end() for client in clients] == [0, 0], [client.text for client in clients]
+        assert crossed(here.runs[0]) == crossed(expected.folder)

@@ -1,0 +1,100 @@
+"""The example of docs/extending.md: taken out of the text, installed as its reader would, and run."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+TOKENS, KEPT, WIDTH = 17, 8, 64  # of the scenario's model: 16 patches and the class token
+
+
+def examples() -> dict[str, str]:
+    """Return the files of the document: the blocks whose first line is a comment with their name."""
+    blocks = re.findall(r"^```\w+\n# (\S+\.\w+)\n(.*?)^```$", (ROOT / "docs" / "extending.md").read_text(), re.M | re.S)
+    return dict(blocks)
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(folder / "installed"), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=280
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The files of the document, with their package installed by pip, offline."""
+    pytest.importorskip("setuptools")
+    folder = tmp_path_factory.mktemp("extending")
+    source = folder / "source"
+    source.mkdir()
+    for name, text in examples().items():
+        home = source if name in ("pyproject.toml", "patch_dropout.py", "sign.py") else folder
+        (home / name).write_text(text)
+    flags = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
+    done = run(folder, "-m", "pip", "install", *flags, "--target", str(folder / "installed"), str(source))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_document_has_the_files_that_it_speaks_of():
+    assert set(examples()) == {
+        "pyproject.toml", "patch_dropout.py", "sign.py", "mine.yaml", "test_my_methods.py", "mine-against-others.yaml",
+    }  # fmt: skip
+
+
+def test_its_tests_pass(folder):
+    done = run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_methods.py")
+    assert done.returncode == 0, done.stdout
+    assert "5 passed" in done.stdout
+
+
+def test_it_is_listed_with_its_paper_and_package_and_the_sweep_is_one(folder):
+    commands = [["list", "reducers"], ["list", "codecs"], ["sweep", "mine-against-others.yaml", "--dry-run"]]
+    done = run(folder, "-c", f"from splitfed.cli.main import app\nfor c in {commands}: app(c, standalone_mode=False)")
+    assert done.returncode == 0, done.stderr
+    for line in (
+        r"patch_dropout +Keep the share .* \(arXiv 2208\.07220; my-methods 0\.1\)  kept_tokens=\?",
+        r"sign +One bit a number, .* \(arXiv 1901\.09847; my-methods 0\.1\)",
+    ):
+        assert re.search(f"^{line}$", done.stdout, re.M), done.stdout
+    assert len(re.findall(r"-seed[012]", done.stdout)) == 18
+
+
+def test_a_mistake_in_its_section_is_told_with_its_line(folder):
+    text = (folder / "mine.yaml").read_text()
+    (folder / "wrong.yaml").write_text(text.replace("kept_tokens", "kept_token").replace("codec: sign", "codec: sing"))
+    done = run(folder, "-m", "splitfed", "validate", "wrong.yaml")
+    assert done.returncode == 2
+    missing, unknown, codec = done.stderr.splitlines()
+    assert missing == "wrong.yaml:9: compression.reducer.kept_tokens: is missing"
+    assert unknown == "wrong.yaml:9: compression.reducer.kept_token: unknown key, did you mean 'kept_tokens'?"
+    assert codec.startswith("wrong.yaml:11: compression.cut_gradient.codec: unknown kind 'sing', known: 'float32', ")
+    assert codec.endswith("'sign', did you mean 'sign'?")
+
+
+def test_a_run_sends_what_its_formulas_say(folder):
+    plain = [f"--set=compression.{role}.lossless=none" for role in ("smashed", "targets", "cut_gradient")]
+    small = ["data.limit=96", "federation.rounds=1", "federation.clients=2", "federation.cohort=2",
+             "compression.smashed.codec=float32", "engine.threads=1"]  # fmt: skip
+    done = run(folder, "-m", "splitfed", "simulate", "mine.yaml", *plain, *(f"--set={change}" for change in small))
+    assert done.returncode == 0, done.stderr
+    (made,) = (folder / "runs").iterdir()
+    with open(made / "ledger.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["plane"] == "data"]
+    sent = {role: sum(int(r["sent_bytes"]) for r in rows if r["role"] == role)
+            for role in ("smashed", "targets", "cut_gradient", "side")}  # fmt: skip
+    samples = sent["targets"] // 8
+    assert 0 < samples <= 96
+    tokens = samples * KEPT
+    assert sent["smashed"] == 4 * tokens * WIDTH
+    assert sent["cut_gradient"] == tokens * WIDTH // 8 + 4 * tokens
+    assert sent["side"] == 0
+    assert all(int(r["raw_bytes"]) % (4 * TOKENS * WIDTH) == 0 for r in rows if r["role"] == "smashed")
+    assert '"my-methods": "0.1"' in (made / "environment.json").read_text()

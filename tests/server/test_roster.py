@@ -1,0 +1,268 @@
+"""Who is there, who may not be, and replies that come in any order, late or never."""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from splitfed.errors import RunError
+from splitfed.server.cohort import dispatch as dispatching
+from splitfed.server.cohort import roster as module
+from splitfed.server.cohort.dispatch import Dispatch
+from splitfed.server.cohort.roster import Roster
+from splitfed.wire.messages import CONFIG
+
+
+@pytest.fixture(autouse=True)
+def _identity(monkeypatch):
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+Answer = Callable[[Message], Message | None]
+
+
+class Nodes:
+    """A grid whose nodes answer when they like: `answers` gives each node's reply, None for not yet."""
+
+    def __init__(self, answers: dict[int, Answer]) -> None:
+        self.answers, self.clients = answers, {}
+        self.sent: dict[str, Message] = {}
+        self.pulled: list[str] = []
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.answers)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        numbers = []
+        for message in messages:
+            if message.metadata.dst_node_id in self.answers:
+                numbers.append(f"m{len(self.sent)}")
+                self.sent[numbers[-1]] = message
+                message.metadata.__dict__["_message_id"] = numbers[-1]
+        return numbers
+
+    def pull_messages(self, numbers: Iterable[str]) -> list[Message]:
+        replies = []
+        for number in sorted(numbers):
+            message = self.sent[number]
+            answer = self.answers.get(message.metadata.dst_node_id)
+            if number not in self.pulled and answer and (reply := answer(message)) is not None:
+                self.pulled.append(number)
+                replies.append(reply)
+        return replies
+
+
+def says(**answer: Any) -> Answer:
+    return lambda message: Message(RecordDict({CONFIG: ConfigRecord(answer)}), reply_to=message)
+
+
+def holds(client: int, examples: int = 10) -> Answer:
+    return says(**{"partition-id": client, "num-examples": examples})
+
+
+def silent(message: Message) -> None:
+    return None
+
+
+def fails(message: Message) -> Message:
+    return Message(Error(2, "no images"), reply_to=message)
+
+
+def roster(nodes: Nodes, clients: int = 3, known: dict[int, int] | None = None, **more: Any) -> Roster:
+    more = {"waits": True, "keys": None, "joined": lambda client, examples, missing: None} | more
+    return Roster(Dispatch(nodes), clients, {"protocol": 1}, known or {}, **more)  # type: ignore[arg-type]
+
+
+def test_clients_are_known_by_what_they_say_and_asked_once():
+    nodes, joined = Nodes({70: holds(2, 5), 80: holds(0, 6), 90: holds(1, 7)}), []
+    one = roster(nodes, joined=lambda *seen: joined.append(seen))
+    one.gather(3)
+    one.gather(3)
+    assert (one.nodes, one.examples) == ({0: 80, 1: 90, 2: 70}, {0: 6, 1: 7, 2: 5})
+    assert len(nodes.sent) == 3
+    assert nodes.clients == {70: 2, 80: 0, 90: 1}
+    assert joined == [(2, 5, [0, 1]), (0, 6, [1]), (1, 7, [])]
+    assert all(message.metadata.message_type == "query" for message in nodes.sent.values())
+
+
+def test_a_run_that_waits_begins_when_enough_are_there(monkeypatch):
+    nodes = Nodes({70: holds(2)})
+    coming = iter([(80, holds(0)), (90, holds(1))])
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: nodes.answers.update([next(coming)]))
+    one = roster(nodes)
+    one.gather(2)
+    assert one.online() == {0, 2}
+    one.gather(3)
+    assert one.online() == {0, 1, 2}
+
+
+def test_who_leaves_is_not_there_until_a_node_says_it_again():
+    nodes = Nodes({70: holds(0), 80: holds(1)})
+    one = roster(nodes, 2)
+    assert one.online() == {0, 1}
+    del nodes.answers[80]
+    assert one.online() == {0}
+    nodes.answers[81] = holds(1)
+    assert one.online() == {0, 1}
+    assert one.nodes == {0: 70, 1: 81}
+
+
+def test_a_client_without_images_is_there_but_never_drawn(caplog, monkeypatch):
+    nodes = Nodes({70: holds(0), 80: holds(1, 0), 90: holds(2)})
+    one = roster(nodes, waits=False)
+    with caplog.at_level(logging.WARNING, "splitfed"):
+        one.gather(3)
+        one.gather(3)
+    assert set(one.nodes) == {0, 1, 2}
+    assert one.online() == {0, 2}
+    assert [record.getMessage() for record in caplog.records] == ["1 of 3 clients hold no images and never train: 1"]
+    # Alone it is nobody to train with: whoever waits for clients goes on waiting.
+    nodes, coming = Nodes({80: holds(1, 0)}), iter([(90, holds(2))])
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: nodes.answers.update([next(coming)]))
+    one = roster(nodes)
+    one.gather(1)
+    assert one.online() == {2}
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (fails, "node 80 does not answer: no images"),
+        (holds(3), "a node says that it is client 3, where there are clients 0 to 2"),
+        (holds(-1), "a node says that it is client -1, where there are clients 0 to 2"),
+        (says(**{"partition-id": "0", "num-examples": 3}), "a node says that it is client 0, where there are"),
+        (says(**{"num-examples": 3}), "a node says that it is client None, where there are"),
+        (holds(0, -1), "client 0 says that it holds -1 images"),
+        (says(**{"partition-id": 0}), "client 0 says that it holds None images"),
+        (holds(1, 11), "client 1 held 12 images, now 11: start a new run"),
+        (holds(2), "a second node says that it is client 2; the first one stays"),
+        (says(**{"partition-id": 0, "problem": "no\nimages"}), "client 0 cannot take part: no\nimages"),
+        (lambda message: Message(RecordDict(), reply_to=message), "a node says that it is client None"),
+    ],
+)
+def test_a_node_that_is_no_client_is_refused(answer, problem, caplog):
+    with pytest.raises(RunError) as caught:
+        roster(Nodes({70: holds(2), 80: answer}), known={1: 12}, waits=False).gather(3)
+    assert str(caught.value).startswith(problem)
+    waiting = roster(Nodes({70: holds(2), 80: answer}), known={1: 12})
+    with caplog.at_level(logging.WARNING, "splitfed"):
+        for _ in range(3):
+            assert waiting.online() == {2}
+    assert [record.getMessage().startswith(problem) for record in caplog.records] == [True]
+    sent = waiting.grid.sent.values()  # type: ignore[attr-defined]
+    told = [message.content["config"]["problem"] for message in sent if message.metadata.message_type != "query"]
+    knows_already = "cannot take part" in problem or "does not answer" in problem
+    assert told == ([] if knows_already else [caplog.records[0].getMessage()])
+
+
+def test_no_client_can_pass_for_another():
+    nodes = Nodes({70: holds(1), 80: holds(1), 90: holds(0)})
+    one = roster(nodes, keys=lambda: {80: 1, 70: 0})  # 90 has a key of its own, which nobody handed out
+    assert one.online() == {1}
+    assert one.nodes == {1: 80}
+
+
+def test_a_refused_node_is_asked_again_later(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    nodes = Nodes({70: fails})
+    one = roster(nodes, 1)
+    assert one.online() == set()
+    nodes.answers[70] = holds(0)
+    assert one.online() == set()
+    now[0] += 16
+    assert one.online() == {0}
+
+
+def test_a_client_that_was_away_is_asked_again():
+    """Its images may have changed: a run that has not begun takes the new number, one that has does not."""
+    nodes = Nodes({70: holds(0, 1), 80: holds(1)})
+    one = roster(nodes, 3)
+    assert one.online() == {0, 1}
+    del nodes.answers[70]
+    assert one.online() == {1}
+    nodes.answers[70] = holds(0, 300)
+    one.gather(2)
+    assert one.examples == {0: 300, 1: 10}
+    del nodes.answers[70]
+    assert one.online() == {1}
+    nodes.answers[70] = holds(0, 301)
+    assert one.online() == {1}
+    assert one.examples[0] == 300
+
+
+def test_a_silent_node_is_asked_again_and_its_first_answer_only_counted(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    nodes = Nodes({70: silent})
+    one = roster(nodes, 1)
+    one.online()
+    now[0] += 16
+    one.online()
+    assert len(nodes.sent) == 2
+    nodes.answers[70] = holds(0)
+    assert one.online() == {0}
+    assert sorted(nodes.pulled) == ["m0", "m1"]
+
+
+def test_an_answer_counts_however_late_it_is_looked_for(monkeypatch):
+    """Between two rounds lies a whole round: the answer came long ago, and it took a moment until it was whole."""
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    nodes = Nodes({70: silent})
+    one = roster(nodes, 1)
+    assert one.online() == set()
+    nodes.answers[70] = holds(0)
+    now[0] += 3600
+    assert one.online() == {0}
+    assert len(nodes.sent) == 1
+
+
+def test_who_comes_during_a_round_is_greeted_at_once(monkeypatch):
+    monkeypatch.setattr(dispatching, "_LOOK_SECONDS", 0.0)
+    greeted: list[int] = []
+
+    def late(message: Message) -> Message | None:
+        nodes.answers[71] = holds(1)
+        return holds(0)(message) if 1 in greeted else None
+
+    nodes = Nodes({70: holds(0)})
+    one = roster(nodes, 2, joined=lambda client, *_: greeted.append(client))
+    one.gather(1)
+    nodes.answers[70] = late
+    settled: list[int] = []
+    message = Message(RecordDict(), 70, "train")
+    one.dispatch.exchange({0: message}, set, lambda client, reply: settled.append(client))
+    assert (greeted, settled) == ([0, 1], [0])
+
+
+def test_a_run_that_does_not_wait_ends_when_all_have_answered_and_some_are_missing():
+    with pytest.raises(RunError, match=r"the clients that answered are \[0\], not 0 to 2"):
+        roster(Nodes({70: holds(0)}), waits=False).gather(3)
+
+
+def exchange(nodes: Nodes, messages: dict[int, Message], lost: Callable[[], set[int]]) -> list[tuple[int, str | None]]:
+    settled: list[tuple[int, str | None]] = []
+    nodes.clients = {message.metadata.dst_node_id: client for client, message in messages.items()}
+    dispatch = Dispatch(nodes)  # type: ignore[arg-type]
+    dispatch.exchange(messages, lost, lambda client, reply: settled.append((client, reply and str(reply.content))))
+    return settled
+
+
+def test_replies_are_settled_as_they_come():
+    """The first client answers after the second, the third is lost in between, and the fourth has left."""
+    looks = [0]
+
+    def late(message: Message) -> Message | None:
+        looks[0] += 1
+        return holds(0)(message) if looks[0] > 6 else None
+
+    nodes = Nodes({70: late, 71: holds(1), 72: silent})
+    messages = {client: Message(RecordDict(), 70 + client, "train") for client in range(4)}
+    settled = exchange(nodes, messages, lambda: {2} if looks[0] > 4 else set())
+    assert [client for client, _ in settled] == [1, 3, 2, 0]
+    assert [reply is None for _, reply in settled] == [False, True, True, False]

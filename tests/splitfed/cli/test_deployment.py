@@ -1,0 +1,111 @@
+"""What `serve` and `join` refuse before anything starts."""
+
+import socket
+from pathlib import Path
+
+import pytest
+from helpers import small
+
+from splitfed import simulate
+from splitfed.clients.deployment.join import join, parse
+from splitfed.engines.deployment.certificates import make
+from splitfed.errors import SplitfedError
+from splitfed.scenario.engine import Deployment, Ray
+from splitfed.server.deployment.serve import deployed, serve
+
+
+def test_a_deployed_scenario_differs_in_its_engine_alone():
+    scenario = small("engine={kind: ray, threads: 2, grace: 3, deadline: 70, client_cpus: 2}")
+    assert isinstance(scenario.engine, Ray)
+    made = deployed(scenario, clients=5)
+    assert made.engine == Deployment(threads=2, grace=3.0, deadline=70.0)
+    assert made.federation.clients == 5
+    assert made.model_copy(update={"engine": scenario.engine, "federation": scenario.federation}) == scenario
+    assert deployed(small()).engine == Deployment(threads=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"host": "0.0.0.0"}, "--host 0.0.0.0 without --tls: all would cross in plain text"),
+        ({"host": "gpu.example.org"}, "or say --insecure"),
+        ({"enough": 4}, "--start-with 4: must be from 1 to 3, the number of clients"),
+        ({"enough": 0}, "--start-with 0: must be from 1 to 3"),
+        ({"clients": 9}, "client 4 of 9 has no key: make more with 'splitfed certs'"),
+        ({"tls": "nowhere"}, "nowhere"),
+        ({"port": 9000, "split_port": 9000}, "--port and --split-port are both 9000"),
+    ],
+)
+def test_mistakes_end_before_anything_starts(options, problem, tmp_path):
+    tls = tmp_path / "tls"
+    if "clients" in options:
+        make(tls, ["127.0.0.1"], 4)
+        options = options | {"tls": tls}
+    with pytest.raises(SplitfedError) as caught:
+        serve(small(), runs=tmp_path / "runs", **options)
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_port_that_is_taken_leaves_no_run_behind(tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        for ports in ({"port": taken}, {"split_port": taken}):
+            with pytest.raises(SplitfedError, match=f"cannot listen at 127.0.0.1:{taken}: .*; choose another port"):
+                serve(small(), runs=tmp_path / "runs", **ports)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_simulation_is_not_resumed_as_a_deployment(tmp_path, monkeypatch):
+    monkeypatch.setattr("splitfed.server.rounds.Rounds._finish", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        simulate(small("federation.rounds=1"), runs=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    with pytest.raises(SplitfedError, match="was no deployment; go on with: splitfed simulate --resume"):
+        serve(None, resume=folder)
+
+
+@pytest.mark.parametrize(
+    ("server", "where"),
+    [
+        ("gpu.example.org", ("gpu.example.org", 9092)),
+        ("gpu.example.org:80", ("gpu.example.org", 80)),
+        ("192.0.2.7:9000", ("192.0.2.7", 9000)),
+        ("2001:db8::7", ("2001:db8::7", 9092)),
+        ("[2001:db8::7]:9000", ("2001:db8::7", 9000)),
+    ],
+)
+def test_addresses(server, where):
+    assert parse(server) == where
+
+
+@pytest.mark.parametrize("server", ["", ":9092", "host:port", "host:0", "host:70000", "[::1]:x"])
+def test_no_addresses(server):
+    with pytest.raises(SplitfedError, match="is no server's address"):
+        parse(server)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"server": "gpu.example.org", "partition": 0}, "without --tls: all would cross in plain text"),
+        ({}, "which client is this?"),
+        ({"client": 1}, "no data: name this client's images with --data"),
+        ({"client": 1, "partition": 2}, "a client takes the share of its own number"),
+        ({"client": 1, "data": "missing"}, "--data missing: there is no such file or folder"),
+        ({"tls": "tls", "partition": 0}, "client-"),
+        ({"tls": "tls/client-0"}, "no data"),
+        ({"tls": "tls/client-0", "partition": 1}, "this is the key of client 0, not of client 1"),
+    ],
+)
+def test_what_a_client_cannot_join_with(options, problem, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "tls", ["127.0.0.1"], 1)
+    paths = {name: Path(value) for name, value in options.items() if name in ("tls", "data")}
+    with pytest.raises(SplitfedError) as caught:
+        join(**({"server": "127.0.0.1"} | options | paths))
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,107 @@
+"""What can be listed: all of it, from the classes that scenarios are read with."""
+
+import io
+
+import pytest
+import rich.console
+
+from splitfed.cli.listing.kinds import SORTS, Entry, entries, show
+from splitfed.compression.reducers.registry import ReducerConfig
+from splitfed.errors import SplitfedError
+from splitfed.scenario.problems import kind, sections
+from splitfed.scenario.scenario import Scenario, shipped
+
+BASE = """
+model: {name: vit_tiny_patch16_224, cut: 1, image_size: 8}
+data: {path: digits}
+federation: {clients: 3, rounds: 2}
+"""
+
+
+def named(what: str, pattern: str = "*") -> dict[str, Entry]:
+    return {entry.name: entry for entry in entries(what, pattern)}
+
+
+@pytest.mark.parametrize("what", [what for what in SORTS if what != "models"])
+def test_everything_has_a_name_and_a_sentence(what: str) -> None:
+    found = entries(what)
+    assert len({entry.name for entry in found}) == len(found) > 0
+    for entry in found:
+        assert len(entry.text.split()) > 2, entry.name
+        assert "\n" not in entry.line()
+
+
+def test_every_reducer_is_listed_and_names_its_source() -> None:
+    found = named("reducers")
+    assert list(found) == [kind(config) for config in sections(ReducerConfig)]
+    for name, entry in found.items():
+        assert (name == "none") == (not entry.source), f"{name}: its docstrings name no paper"
+    assert found["adc"].source == "arXiv 2509.15058"
+
+
+def test_keys_stand_with_their_defaults_and_choices() -> None:
+    assert named("reducers")["discard_tokens"].keys == "kept_tokens=?"
+    assert "bits=8{2,3,4,6,8} rounding=stochastic{stochastic,nearest}" in named("codecs")["uniform"].keys
+    assert named("engines")["inline"].keys == "threads=null"
+    assert named("codecs")["float32"].keys == ""
+
+
+@pytest.mark.parametrize(
+    ("what", "key"),
+    [("codecs", "compression.smashed.codec"), ("lossless", "compression.smashed.lossless"), ("engines", "engine"),
+     ("modes", "federation.mode")],
+)  # fmt: skip
+def test_scenarios_take_what_is_listed(what: str, key: str) -> None:
+    for name in named(what):
+        Scenario.parse(BASE, overrides=[f"{key}={name}"])
+
+
+def test_scenarios_are_listed_by_the_first_sentence_of_their_file() -> None:
+    found = named("scenarios")
+    assert list(found) == list(shipped())
+    assert found["digits"].text.startswith("Ten clients learn to read handwritten digits")
+
+
+def test_models_are_those_that_can_be_split() -> None:
+    found = named("models", "*tiny*")
+    assert {"deit_tiny_patch16_224", "vit_tiny_patch16_224"} <= set(found)
+    # another class, no class token
+    assert not {"deit_tiny_distilled_patch16_224", "vit_tiny_patch16_rope_reg1_gap_256"} & set(found)
+    assert found["deit_tiny_patch16_224"] == Entry(
+        "deit_tiny_patch16_224", "weights: fb_in1k", "224 px, patch 16, width 192, 12 blocks"
+    )
+
+
+def test_models_whose_attention_cannot_be_read_say_so() -> None:
+    assert "no CLS attention" in named("models", "vit_base_patch16_xp_224")["vit_base_patch16_xp_224"].text
+    assert "no CLS attention" not in named("models", "vit_base_patch16_224")["vit_base_patch16_224"].text
+
+
+def test_a_pattern_narrows_and_what_is_not_there_is_said() -> None:
+    assert set(named("codecs", "*float16")) == {"float16", "bfloat16"}
+    with pytest.raises(SplitfedError, match=r"^codecs: none is named 'x\*'; see all: splitfed list codecs$"):
+        entries("codecs", "x*")
+    with pytest.raises(
+        SplitfedError, match=r"^reducer: cannot be listed, did you mean 'reducers'\?; known: reducers, "
+    ):
+        entries("reducer")
+
+
+@pytest.mark.parametrize("width", [40, 400])
+def test_a_pipe_gets_one_whole_line_each(width: int) -> None:
+    file = io.StringIO()
+    show([Entry("a", "x=1", "What [b]it[/b] is."), Entry("longer", "", "Short.", "arXiv 1234.56789")],
+         rich.console.Console(file=file, width=width))  # fmt: skip
+    assert file.getvalue() == "a       What [b]it[/b] is.  x=1\nlonger  Short. (arXiv 1234.56789)\n"
+
+
+def test_a_terminal_wraps_beside_the_names() -> None:
+    file = io.StringIO()
+    show(
+        [Entry("name", "", "one two three four five six")],
+        rich.console.Console(file=file, width=20, force_terminal=True),
+    )
+    first, *others = file.getvalue().splitlines()
+    assert first.startswith("name  one two")
+    assert others
+    assert all(line.startswith("      ") for line in others)

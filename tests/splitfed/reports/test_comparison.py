@@ -1,0 +1,253 @@
+"""Runs side by side, and no folder passed over in silence."""
+
+import csv
+import io
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import rich.console
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitfed.errors import RunError
+from splitfed.reports.study.comparison import By, compare
+from splitfed.reports.study.groups import Spread
+from splitfed.run.ledger import COLUMNS
+from splitfed.run.metrics import HEADER, Metrics
+from splitfed.run.summary import Summary
+
+SUMMARY = Summary(
+    "digits", 0, "inline", 12, 0.86199, 1_290_000, 19_130_000, 5_000, 24_052_500, 18.6457, 5.0219, 75.6, 0.51, 1 / 3,
+    96_070_500, "rounds", "adc", "sfl-v1",
+)  # fmt: skip
+METRICS = Metrics(1, 1.25, None, None, 10, 20, 6.5, 40, 80, 500, 5, 0.05, 0.1)
+
+
+def run(folder: Path, summary: Summary | None = SUMMARY, rounds: int = 12) -> Path:
+    folder.mkdir()
+    (folder / "ledger.csv").touch()
+    (folder / "metrics.csv").write_text(HEADER + "".join(replace(METRICS, round=n + 1).line() for n in range(rounds)))
+    if summary:
+        summary.write(folder)
+    return folder
+
+
+def shown(folders: list[Path], width: int = 80) -> list[str]:
+    file = io.StringIO()
+    compare(folders).show(rich.console.Console(file=file, width=width))
+    return file.getvalue().splitlines()
+
+
+def test_a_row_shows_what_a_run_reached_and_cost(tmp_path: Path) -> None:
+    folder = run(tmp_path / "digits-20261121T072016Z")
+    lines = shown([folder])
+    assert [re.split(r"\s{2,}", line.strip()) for line in (lines[0], lines[1], lines[3])] == [
+        ["cut", "total", "cut", "total"],
+        ["scenario", "seed", "rounds", "accuracy", "bytes", "bytes", "factor", "factor", "time", "waste", "run folder"],
+        ["digits", "0", "12", "86.1 %", "1.29 MB", "19.13 MB", "18.6x", "5.02x", "1 min 16 s", "5.00 kB", str(folder)],
+    ]
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize("width", [20, 80, 300])
+def test_no_width_cuts_a_row(tmp_path: Path, width: int) -> None:
+    folder = run(tmp_path / ("long" * 40 + "[b]:smile:"), replace(SUMMARY, scenario="[red]name"))
+    lines = shown([folder], width)
+    assert lines == shown([folder], 80)
+    assert lines[3].rstrip().endswith(str(folder))
+    assert "[red]name" in lines[3]
+
+
+def test_rows_stand_in_the_order_given(tmp_path: Path) -> None:
+    folders = [run(tmp_path / name, replace(SUMMARY, seed=seed)) for seed, name in enumerate("cab")]
+    result = compare(folders)
+    assert compare([str(folder) for folder in folders]) == result
+    assert [(folder.name, summary.seed) for folder, summary in result.runs] == [("c", 0), ("a", 1), ("b", 2)]
+    assert result.left_out == []
+
+
+def test_what_has_no_result_is_named_with_the_reason(tmp_path: Path) -> None:
+    run(tmp_path / "whole")
+    run(tmp_path / "early", None, rounds=0)
+    run(tmp_path / "later", None, rounds=3)
+    (run(tmp_path / "no-metrics", None) / "metrics.csv").unlink()
+    with open(run(tmp_path / "live", None, rounds=2) / "metrics.csv", "a") as file:
+        file.write("3,1.2")
+    (run(tmp_path / "odd", None) / "metrics.csv").write_text(HEADER + "three\n")
+    (run(tmp_path / "torn") / "summary.json").write_text('{"scenario": "dig')
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "empty").mkdir()
+    result = compare([*sorted(tmp_path.iterdir()), tmp_path / "nowhere"])
+    assert [folder.name for folder, _ in result.runs] == ["whole"]
+    reasons = {folder.name: reason for folder, reason in result.left_out}
+    none = "no summary.json, so the run is unfinished or this is no run folder"
+    assert re.match(r"metrics\.csv: broken \(", reasons.pop("odd"))
+    assert re.match(r"summary\.json: broken \(", reasons.pop("torn"))
+    assert reasons == {
+        "early": "unfinished after round 0", "later": "unfinished after round 3", "live": "unfinished after round 2",
+        "no-metrics": "unfinished after round 0", "notes.txt": none, "empty": none, "nowhere": none,
+    }  # fmt: skip
+    below = shown(sorted(tmp_path.iterdir()))[4:]
+    assert f"{tmp_path / 'later'}: unfinished after round 3" in below
+    assert len(below) == 8
+
+
+def test_nothing_finished_is_an_error_with_every_reason(tmp_path: Path) -> None:
+    folders = [run(tmp_path / "a", None, rounds=2), tmp_path / "nowhere"]
+    with pytest.raises(RunError) as caught:
+        compare(folders)
+    assert str(caught.value).splitlines() == [
+        "no finished run to compare",
+        f"  {folders[0]}: unfinished after round 2",
+        f"  {folders[1]}: no summary.json, so the run is unfinished or this is no run folder",
+    ]
+    with pytest.raises(RunError, match="no finished run"):
+        compare([])
+
+
+def test_the_csv_holds_every_figure_in_full(tmp_path: Path) -> None:
+    folder = run(tmp_path / "with, comma")
+    text = compare([folder, tmp_path / "nowhere"]).to_csv()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    figures = {key: "" if value is None else str(value) for key, value in asdict(SUMMARY).items()}
+    assert rows == [{"folder": str(folder), **figures}]
+    assert float(rows[0]["eval_accuracy"]) == 1 / 3
+    assert "\r" not in text
+
+
+SCENARIO = """
+name: {name}
+seed: {seed}
+data: {{path: digits}}
+compression: {{reducer: {{kind: adc, ratio: {ratio}}}, smashed: {{codec: float32}}}}
+engine: {{kind: inline, threads: {seed}}}
+"""
+
+
+def study(root: Path, name: str, ratio: float, seed: int, accuracy: float, cut: int = 1_000_000) -> Path:
+    """A finished run of three rounds, evaluated after the second and the third."""
+    summary = replace(
+        SUMMARY, scenario=name, seed=seed, test_accuracy=accuracy, cut_bytes=cut, total_bytes=2 * cut,
+        raw_bytes=10_000_000, total_raw_bytes=12_000_000, seconds=60.0 + seed, rounds=3 + seed % 2,
+    )  # fmt: skip
+    folder = run(root / f"{name}-{ratio}-seed{seed}", summary, rounds=0)
+    (folder / "scenario.yaml").write_text(SCENARIO.format(name=name, seed=seed, ratio=ratio))
+    rounds = [(1, None), (2, accuracy - 0.25), (3, accuracy - 0.125)]
+    lines = [replace(METRICS, round=n, eval_accuracy=e, cut_bytes=n * cut // 3).line() for n, e in rounds]
+    (folder / "metrics.csv").write_text(HEADER + "".join(lines))
+    rows = [
+        f"1,1,0,up,data,smashed,1000,500,{int(800 * ratio)},1", f"1,1,0,up,data,side,0,0,{int(200 * ratio)},1",
+        "1,1,0,up,data,targets,80,80,80,80", f"1,1,0,down,data,cut_gradient,1000,500,{int(500 * ratio)},1",
+        "1,0,0,up,control,front_weights,9000,9000,9000,9000",
+    ]  # fmt: skip
+    (folder / "ledger.csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    return folder
+
+
+def grouped(folders: list[Path], by: By | None = None, at: int | None = None) -> list[list[str]]:
+    file = io.StringIO()
+    compare(folders).grouped(by).show(rich.console.Console(file=file, width=80), at=at)
+    return [re.split(r"\s{2,}", line.strip()) for line in file.getvalue().splitlines()]
+
+
+def test_seeds_of_the_same_settings_are_one_row(tmp_path: Path) -> None:
+    folders = [
+        study(tmp_path, "adc", 0.4, 0, 0.50, 3_000_000), study(tmp_path, "adc", 0.4, 1, 0.60, 3_300_000),
+        study(tmp_path, "light", 0.9, 0, 0.75, 9_000_000),
+    ]  # fmt: skip
+    head, below, _, *rows = grouped(folders)
+    assert (head, below) == (
+        ["lowest to", "cut", "total", "cut", "total"],
+        ["scenario", "seeds", "rounds", "accuracy", "highest", "bytes", "bytes", "ratio", "factor", "factor", "time"],
+    )
+    assert rows == [
+        ["adc", "0, 1", "3 to 4", "55.0 %", "50.0 to 60.0 %", "3.15 MB", "6.30 MB", "0.300", "3.17x", "1.90x",
+         "1 min 00 s"],
+        ["light", "0", "3", "75.0 %", "-", "9.00 MB", "18.00 MB", "0.675", "1.11x", "0.66x", "1 min 00 s"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("by", "order"), [("bytes", "acb"), ("ratio", "bca"), ("time", "bac"), (None, "abc")])
+def test_groups_are_sorted_by_what_is_asked_for(tmp_path: Path, by: By | None, order: str) -> None:
+    folders = [
+        study(tmp_path, "a", 0.8, 5, 0.5, 1_000), study(tmp_path, "b", 0.2, 0, 0.5, 3_000),
+        study(tmp_path, "c", 0.4, 9, 0.5, 2_000),
+    ]  # fmt: skip
+    assert "".join(row[0] for row in grouped(folders, by)[3:]) == order
+
+
+def test_an_order_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="--by size: runs can be sorted by bytes, ratio, time"):
+        compare([study(tmp_path, "a", 0.4, 0, 0.5)]).grouped("size")  # type: ignore[arg-type]
+
+
+def test_what_was_reached_at_a_budget(tmp_path: Path) -> None:
+    """On a straight line between evaluated rounds, of a run and of all seeds of a group; a dash outside of them."""
+    folders = [study(tmp_path, "adc", 0.4, seed, 0.5 + seed / 10, 3_000_000 + 300 * seed) for seed in (0, 1)]
+    for at, mean, runs in (
+        (2_000_000, "-", ["25.0 %", "-"]),
+        (2_000_200, "30.0 %", ["25.0 %", "35.0 %"]),
+        (2_500_100, "36.2 %", ["31.2 %", "41.2 %"]),
+        (3_000_000, "42.4 %", ["37.5 %", "47.4 %"]),
+        (3_000_200, "-", ["-", "47.4 %"]),
+    ):
+        head, below, _, row = grouped(folders, at=at)
+        assert head[1:3] == ["validation", "cut"]
+        assert below[5] == f"at {at / 1e6:.2f} MB"
+        assert row[5] == mean
+        file = io.StringIO()
+        compare(folders).show(rich.console.Console(file=file), at=at)
+        assert [re.split(r"\s{2,}", line.strip())[4] for line in file.getvalue().splitlines()[3:]] == runs
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_a_mean_lies_between_the_lowest_and_the_highest(values: list[float]) -> None:
+    spread = Spread.of(values)
+    assert min(values) == spread.low <= spread.mean <= spread.high == max(values)
+    assert spread.mean == pytest.approx(sum(values) / len(values), abs=1e-11)
+
+
+def test_names_that_several_share_are_told_apart_by_settings(tmp_path: Path) -> None:
+    folders = [study(tmp_path, "adc", ratio, 0, 0.5) for ratio in (0.4, 0.9)]
+    (study(tmp_path, "adc", 0.1, 0, 0.5) / "scenario.yaml").unlink()
+    assert [row[0] for row in grouped([*folders, tmp_path / "adc-0.1-seed0"])[3:]] == [
+        "adc: path=digits, reducer=adc, ratio=0.4, codec=float32",
+        "adc: path=digits, reducer=adc, ratio=0.9, codec=float32",
+        f"adc: folder={tmp_path / 'adc-0.1-seed0'}",
+    ]
+    assert [row[0] for row in grouped(folders)[3:]] == ["adc: ratio=0.4", "adc: ratio=0.9"]
+
+
+def test_a_run_with_broken_files_is_named_and_the_others_are_shown(tmp_path: Path) -> None:
+    whole, torn, gone = (study(tmp_path, name, 0.4, 0, 0.5) for name in ("whole", "torn", "gone"))
+    with open(torn / "ledger.csv", "a") as ledger:
+        ledger.write("2,1,0,up,da")
+    (gone / "metrics.csv").unlink()
+    open_ = run(tmp_path / "open", None, rounds=1)
+    result = compare([whole, torn, gone, open_]).grouped()
+    assert [one.label for one in result.groups] == ["whole"]
+    reasons = dict(result.left_out)
+    assert reasons.pop(torn).startswith("ledger.csv: broken (")
+    assert reasons == {
+        gone: "metrics.csv: cannot be read (No such file or directory)", open_: "unfinished after round 1"
+    }  # fmt: skip
+    with pytest.raises(RunError, match=r"no finished run to compare\n  .*torn-0.4-seed0: ledger\.csv: broken"):
+        compare([torn]).grouped()
+
+
+def test_the_csv_of_groups_holds_means_and_extremes(tmp_path: Path) -> None:
+    folders = [study(tmp_path, "adc", 0.4, seed, 0.5 + seed / 8, 3_000_000) for seed in (0, 1)]
+    (row,) = csv.DictReader(io.StringIO(compare(folders).grouped().to_csv(at=2_500_000)))
+    assert row == {
+        "scenario": "adc", "seeds": "0 1", "test_accuracy": "0.5625", "test_accuracy_low": "0.5",
+        "test_accuracy_high": "0.625", "at_bytes": "2500000", "at_eval_accuracy": "0.375",
+        "at_eval_accuracy_low": "0.3125", "at_eval_accuracy_high": "0.4375",
+        "cut_bytes": "3000000", "total_bytes": "6000000", "raw_bytes": "10000000", "total_raw_bytes": "12000000",
+        "ratio": "0.3", "seconds": "60.5", "simulated_seconds": "",
+    }  # fmt: skip
+    (row,) = csv.DictReader(io.StringIO(compare(folders).grouped().to_csv()))
+    assert not any(name.startswith("at_") for name in row)
+    (first, _) = csv.DictReader(io.StringIO(compare(folders).to_csv(at=1)))
+    assert (first["at_bytes"], first["at_eval_accuracy"]) == ("1", "")

@@ -1,0 +1,136 @@
+"""What a step computes: against the products of a Vision Transformer, counted by hand."""
+
+from math import log2
+
+import torch
+from helpers import small
+
+from splitfed import estimate
+from splitfed.compression.reducers.samples.merging import kept, kept_tokens
+from splitfed.reports.costs.operations import Operations, count
+from splitfed.reports.costs.text import text
+
+# As tests/helpers.py has it, but 17 tokens: 16 of 2 x 2 pixels, and the class token.
+BATCH, IMAGE, PATCH, TOKENS, WIDTH, CLASSES = 16, 8, 2, 17, 16, 10
+FINE = "model.args={patch_size: 2, embed_dim: 16, depth: 2, num_heads: 2}"
+PLAIN = "compression.reducer=none"
+
+
+def counted(*overrides: str) -> Operations:
+    return count(small(FINE, *overrides))
+
+
+def block(tokens: int, width: int = WIDTH) -> int:
+    """Forward and backward of one block: queries, keys and values, two products of attention, projection, two layers
+    of the perceptron four times as wide. The gradient of a product is two products of the same size."""
+    forward = 2 * tokens * width * (3 * width + width + 2 * 4 * width) + 2 * 2 * tokens**2 * width
+    return 3 * forward
+
+
+def front() -> int:
+    patches = 2 * (TOKENS - 1) * (3 * PATCH**2) * WIDTH
+    return 2 * patches + block(TOKENS)  # images need no gradient
+
+
+def back(tokens: int) -> int:
+    return block(tokens) + 3 * 2 * WIDTH * CLASSES
+
+
+def test_without_reduction_it_is_the_model_and_nothing_else() -> None:
+    found = counted(PLAIN)
+    assert found == Operations(front(), 0, back(TOKENS), 0, back(TOKENS), BATCH)
+    assert (found.client_ratio, found.server_ratio) == (1, 1)
+
+
+def test_it_grows_with_the_blocks_of_each_side() -> None:
+    found = count(small("model.args={patch_size: 2, embed_dim: 16, depth: 5, num_heads: 2}", "model.cut=3"))
+    assert (found.front, found.back) == (front() + 2 * block(TOKENS), back(TOKENS) + block(TOKENS))
+
+
+def test_topk_leaves_the_server_what_it_had() -> None:
+    for kind in ("topk", "random_topk"):
+        found = counted(f"compression.reducer={{kind: {kind}, ratio: 0.1}}")
+        assert (found.server_ratio, found.client_ratio) == (1, 1)
+
+
+def test_a_server_with_half_of_the_tokens_does_half() -> None:
+    found = counted("compression.reducer={kind: discard_tokens, kept_tokens: 0.5}")
+    assert found.back == back(kept_tokens(0.5, TOKENS, 1)) == back(8)
+    assert found.client_ratio == 1
+    assert 0.4 < found.server_ratio < 0.5
+
+
+def test_adc_adds_k_means_and_averages_to_the_client() -> None:
+    found = counted("compression.reducer={kind: adc, kept_samples: 0.5, kept_tokens: 0.5, iterations: 1}")
+    clusters, tokens = kept(0.5, BATCH), kept_tokens(0.5, TOKENS, 1)
+    assert found.back == back(tokens) * clusters / BATCH  # so no cluster was empty
+    product = 2 * BATCH * clusters
+    kmeans = 3 * product * TOKENS  # distances, means, distances
+    averages = product * (TOKENS + CLASSES + 2 * tokens * WIDTH)  # attention, labels, activations and their gradient
+    assert found.reducing * BATCH == kmeans + averages
+
+
+def test_more_iterations_of_k_means_count() -> None:
+    few = "{{kind: adc, kept_samples: 0.1, kept_tokens: 0.5, iterations: {}}}"  # 64 points take a while to settle
+    one, two = (counted("training.batch_size=64", f"compression.reducer={few.format(i)}") for i in (1, 2))
+    assert two.reducing - one.reducing == 2 * 2 * kept(0.1, 64) * TOKENS
+
+
+def test_bottleneck_adds_its_layers_to_both_sides() -> None:
+    found = counted("compression.reducer={kind: bottleneck, width: 4, hidden: 6}")
+    layers = 3 * 2 * TOKENS * (WIDTH * 6 + 6 * 4)
+    assert (found.reducing, found.restoring) == (layers, layers)
+    assert found.back == back(TOKENS)
+
+
+def test_c3sl_adds_fourier_transforms_however_often_it_is_counted() -> None:
+    first, again = (counted("compression.reducer={kind: c3sl, r: 4}", "seed=11") for _ in range(2))
+    assert first == again  # the keys of a run are drawn once, which is no part of a step
+    size, groups = TOKENS * WIDTH, BATCH // 4
+    real = 2.5 * size * log2(size)
+    # at the least: to the spectrum and back, for samples and sums, forward and backward
+    least = 2 * (BATCH + groups) * real
+    for added in (first.reducing, first.restoring):
+        assert least <= added * BATCH <= 2 * least
+
+
+def test_codecs_count_where_they_multiply() -> None:
+    rotated = "{kind: uniform, bits: 2, rotation: true}"
+    found = counted(f"compression.smashed.codec={rotated}")
+    assert found.reducing == found.restoring == 2 * TOKENS * WIDTH * WIDTH  # blocks of 16 features
+    assert found.client_ratio > 1
+    assert counted("compression.smashed.codec={kind: uniform, bits: 2}").reducing == 0
+    fedlite = counted("compression.smashed.codec={kind: fedlite, subvectors: 4, centroids: 4}")
+    assert fedlite.reducing > 0 == fedlite.restoring
+
+
+def test_the_size_of_a_mini_batch_matters_to_clusters_only() -> None:
+    assert counted("training.batch_size=8").front == counted(PLAIN).front
+    few, many = (counted("compression.reducer={kind: adc, ratio: 0.5}", f"training.batch_size={n}") for n in (8, 32))
+    assert (few.examples, many.examples) == (8, 32)
+    assert few.reducing < many.reducing  # each sample is compared with more centres
+
+
+def test_counting_leaves_no_gradients_and_draws_nothing() -> None:
+    from splitfed.reports.costs.operations import count_step
+    from splitfed.seeds import Key
+    from splitfed.split.assembly import assemble
+    from splitfed.split.cut import Cut
+
+    scenario = small(FINE, "model.args.drop_path_rate=0.5")
+    parts = assemble(scenario, CLASSES)
+    cut = Cut(scenario.compression, parts.front.geometry(BATCH, CLASSES), torch.device("cpu"))
+    before = torch.get_rng_state()
+    count_step(parts, cut, IMAGE, BATCH, Key(0))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(p.grad is None for part in parts for p in part.parameters())
+
+
+def test_an_estimate_tells_the_operations() -> None:
+    found = estimate(small(FINE, "compression.reducer={kind: discard_tokens, kept_tokens: 0.5}"))
+    assert found.operations == counted("compression.reducer={kind: discard_tokens, kept_tokens: 0.5}")
+    line = next(line for line in text(found).splitlines() if line.startswith("operations"))
+    assert line.split(maxsplit=1)[1] == (
+        f"client {front() / 1000:.2f} kFLOP an image (1.00x uncompressed), "
+        f"server {back(8) / 1000:.2f} kFLOP ({back(8) / back(TOKENS):.2f}x)"
+    )

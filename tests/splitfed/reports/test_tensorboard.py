@@ -1,0 +1,217 @@
+"""The event files hold every point that a run reported, and nothing else."""
+
+import random
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+
+from splitfed.reports.live.tensorboard import Curves
+from splitfed.run.ledger import Ledger, Row, Sizes, Totals
+from splitfed.run.metrics import Metrics
+from splitfed.run.observer import Started
+from splitfed.run.summary import Summary
+
+Points = dict[str, list[tuple[int, float]]]
+Rounds = list[tuple[Metrics, Totals, Totals]]
+
+
+def make_rounds(folder: Path, count: int, seed: int = 0, big: int = 1) -> Rounds:
+    """Count random rows into a ledger, after those of a round 0, and report every second round with an evaluation."""
+    draw = random.Random(seed)
+    ledger = Ledger(folder, 1)
+    ledger.add([Row(0, 0, 3, "down", "control", "metrics", Sizes(77, 77, 77, 77))])
+    ledger.commit()
+    ledger.forget_open()
+    rounds: Rounds = []
+    for number in range(1, count + 1):
+        roles = [("up", "data", "smashed"), ("down", "data", "cut_gradient"), ("up", "data", "envelope"),
+                 ("down", "control", "front_weights"), ("up", "control", "envelope")]  # fmt: skip
+        if number == 2:
+            roles.append(("up", "data", "parts"))
+        for step in (1, 2):
+            ledger.add(
+                [
+                    Row(number, step, 0, *role, Sizes(*(draw.randrange(1, 10**6 * big) for _ in range(4))))  # type: ignore[arg-type]
+                    for role in roles
+                ]
+            )
+        sent = ledger.commit()
+        ledger.forget_open()
+        sums = ledger.finished
+        evaluated = number % 2 == 0
+        metrics = Metrics(
+            number, draw.random(), draw.random() if evaluated else None, draw.random() if evaluated else None,
+            sums.cut.sent, sums.total.sent, 1.5 * number, sums.cut.raw, sums.total.raw, 500, 5, 0.1 / number, 0.2,
+            number % 3, 7.5 * number,
+        )  # fmt: skip
+        rounds.append((metrics, sent, sums))
+    return rounds
+
+
+def summary(rounds: Rounds, wasted: int = 0) -> Summary:
+    metrics = rounds[-1][0]
+    return Summary(
+        "digits", 4, "inline", metrics.round, 0.8619, metrics.cut_bytes, metrics.total_bytes + wasted, wasted,
+        metrics.cut_raw_bytes, 1.0, 1.0, metrics.seconds, 0.51, 0.9, metrics.total_raw_bytes, "rounds", "adc", "sfl-v1",
+    )  # fmt: skip
+
+
+def start(folder: Path, history: Rounds | None = None) -> Curves:
+    curves = Curves()
+    known = [(metrics, sent) for metrics, sent, _ in history or []]
+    curves.started(Started("digits", folder, 9, "inline", len(known), known, None))
+    return curves
+
+
+def expected(rounds: Rounds, end: Summary | None = None) -> Points:
+    """The points as the documentation of the tags has them, computed anew."""
+    points: Points = defaultdict(list)
+    seen: set[tuple[str, str]] = {("down", "metrics")}
+    for metrics, sent, sums in rounds:
+        at = {"": metrics.round, "by_cut_bytes/": metrics.cut_bytes, "by_total_bytes/": metrics.total_bytes}
+        for prefix, step in at.items():
+            for name in ("train/loss", "eval/loss", "eval/accuracy"):
+                value = getattr(metrics, name.replace("/", "_"))
+                if value is not None:
+                    points[prefix + name].append((step, value))
+        seen |= {(direction, role) for _, direction, role in sent.sums}
+        for direction, role in seen:
+            of_role = [s for (_, d, r), s in sent.sums.items() if (d, r) == (direction, role)]
+            points[f"bytes/{direction}/{role}"].append((metrics.round, sum(s.sent for s in of_role)))
+            so_far = [s for (_, d, r), s in sums.sums.items() if (d, r) == (direction, role)]
+            for stage in ("raw", "reduced", "coded", "sent"):
+                total = sum(getattr(s, stage) for s in so_far)
+                points[f"stages/{direction}/{role}/{stage}"].append((metrics.round, total))
+        for tag, value in (
+            ("bytes/cut_total", metrics.cut_bytes), ("bytes/total", metrics.total_bytes),
+            ("factor/cut", metrics.cut_raw_bytes / metrics.cut_bytes),
+            ("factor/total", metrics.total_raw_bytes / metrics.total_bytes),
+            ("lr/client", metrics.client_lr), ("lr/server", metrics.server_lr), ("time/seconds", metrics.seconds),
+            ("clients/lost", metrics.lost), ("time/simulated", metrics.simulated_seconds),
+        ):  # fmt: skip
+            points[tag].append((metrics.round, value))
+    if end is not None:
+        at = {"": end.rounds, "by_cut_bytes/": end.cut_bytes, "by_total_bytes/": end.total_bytes}
+        for prefix, step in at.items():
+            points[f"{prefix}test/accuracy"].append((step, end.test_accuracy))
+            points[f"{prefix}test/loss"].append((step, end.test_loss))
+        points["bytes/wasted"].append((end.rounds, end.bytes_wasted))
+    return {tag: [(step, float(np.float32(value))) for step, value in series] for tag, series in points.items()}
+
+
+def written(folder: Path) -> Points:
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["tensors"] if events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"]
+    return {tag: [(e.step, make_ndarray(e.tensor_proto).item()) for e in events.Tensors(tag)] for tag in tags}
+
+
+@pytest.mark.parametrize("big", [1, 10**6])
+def test_all_points_of_a_run(tmp_path: Path, big: int) -> None:
+    rounds = make_rounds(tmp_path, 5, big=big)
+    curves = start(tmp_path)
+    for each in rounds:
+        curves.round(*each)
+    curves.finished(end := summary(rounds, wasted=12_345), rounds[-1][2])
+    assert written(tmp_path) == expected(rounds, end)
+
+
+def test_the_last_points_are_the_sums_of_the_ledger(tmp_path: Path) -> None:
+    rounds = make_rounds(tmp_path, 4, big=10**6)
+    curves = start(tmp_path)
+    for each in rounds:
+        curves.round(*each)
+    curves.close()
+    points, sums = written(tmp_path), rounds[-1][2]
+    assert sums.total.sent > 2**32, "more than float32 can hold, or the test shows nothing"
+    assert points["by_total_bytes/train/loss"][-1][0] == sums.total.sent
+    assert points["by_cut_bytes/train/loss"][-1][0] == sums.cut.sent
+    assert points["bytes/total"][-1][1] == np.float32(sums.total.sent)
+    assert points["bytes/cut_total"][-1][1] == np.float32(sums.cut.sent)
+
+
+def test_a_round_can_be_seen_when_it_is_reported(tmp_path: Path) -> None:
+    rounds = make_rounds(tmp_path, 3)
+    curves = start(tmp_path)
+    for number, each in enumerate(rounds, 1):
+        curves.round(*each)
+        assert written(tmp_path) == expected(rounds[:number])
+    curves.close()
+
+
+def test_a_resumed_run_drops_what_lies_after_its_checkpoint(tmp_path: Path) -> None:
+    rounds = make_rounds(tmp_path, 5)
+    killed = start(tmp_path)
+    for metrics, sent, sums in rounds:
+        killed.round(replace(metrics, train_loss=99.0), sent, sums)  # never closed
+
+    curves = start(tmp_path, rounds[:2])
+    assert written(tmp_path) == expected(rounds[:2])
+    for each in rounds[2:]:
+        curves.round(*each)
+    curves.finished(end := summary(rounds), rounds[-1][2])
+    assert written(tmp_path) == expected(rounds, end), "as if it had never been interrupted"
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    killed.close()
+
+
+def test_the_relative_time_is_that_of_the_run(tmp_path: Path) -> None:
+    rounds = make_rounds(tmp_path, 4)
+    now = time.time()
+    curves = start(tmp_path, rounds[:2])
+    for each in rounds[2:]:
+        curves.round(*each)
+    curves.interrupted(tmp_path, 4, rounds[-1][2])
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    times = [event.wall_time for event in events.Tensors("train/loss")]
+    assert [round(at - times[0], 3) for at in times] == [0.0, 1.5, 3.0, 4.5]
+    assert 0 <= times[1] - now < 60, "the last round before the pause ended when the run goes on"
+
+
+def test_tensorboards_own_loader_shows_all_points(tmp_path: Path) -> None:
+    """The data server that a plain `tensorboard --logdir` starts reads less than its Python loader does."""
+    pytest.importorskip("tensorboard_data_server")
+    from tensorboard import context
+    from tensorboard.data import server_ingester
+
+    rounds = make_rounds(tmp_path, 3)
+    curves = start(tmp_path)
+    for each in rounds:
+        curves.round(*each)
+    curves.finished(end := summary(rounds), rounds[-1][2])
+    try:
+        binary = server_ingester.get_server_binary()
+    except server_ingester.NoDataServerError as error:
+        pytest.skip(f"no data server here: {error}")
+    ingester = server_ingester.SubprocessServerDataIngester(
+        server_binary=binary, logdir=str(tmp_path), reload_interval=0, channel_creds_type=_local(),
+        samples_per_plugin={}, extra_flags=["--host=127.0.0.1"],
+    )  # fmt: skip
+    ingester.start()
+    found = ingester.data_provider.read_scalars(
+        context.RequestContext(), experiment_id="", plugin_name="scalars", downsample=1000
+    )
+    points = {tag: [(p.step, p.value) for p in series] for tag, series in found["tensorboard"].items()}
+    assert points == expected(rounds, end)
+
+
+def _local() -> object:
+    from tensorboard.util.grpc_util import ChannelCredsType
+
+    return ChannelCredsType.LOCAL
+
+
+def test_tensorboard_is_imported_by_a_run_alone() -> None:
+    loads = "import sys, splitfed.reports.live.tensorboard"
+    code = f"{loads}; print(any(m.split('.')[0] in ('tensorboard', 'torch') for m in sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"

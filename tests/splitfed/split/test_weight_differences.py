@@ -1,0 +1,280 @@
+"""Weights as differences: both ends agree, errors are made up for, who holds what, and whole runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord
+from helpers import small, table
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from splitfed import simulate
+from splitfed.clients.state import ClientState
+from splitfed.clients.weights import Crossing
+from splitfed.errors import Lacking, RunError, ScenarioError, WireError
+from splitfed.scenario.compression import Compression
+from splitfed.seeds import Key
+from splitfed.server.weights.differences import MOST_GROUPS, Differences
+from splitfed.server.weights.grid import Whole
+from splitfed.split.weight_differences import Base, base_of, restored, send
+from splitfed.split.weights import FrontWire
+
+KEY = Key(0)
+SHAPES = {"a.weight": (6, 8), "a.bias": (8,), "token": (1, 1, 8), "scale": ()}
+NONE = FrontWire({}, Compression())  # nothing is frozen
+
+
+def wire(**packing) -> FrontWire:
+    template = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    return FrontWire(template, Compression.model_validate({"front_weights": {"delta": True, **packing}}))
+
+
+def weights(seed: int, size: float = 1.0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: size * torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def added(*parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: sum(part[name] for part in parts) for name in SHAPES}
+
+
+def record(tensors: dict[str, torch.Tensor]) -> ArrayRecord:
+    return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in tensors.items()})
+
+
+def same(one: dict, other: dict) -> bool:
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+CODECS = st.sampled_from(["float32", "float16", "bfloat16", "float8"]) | st.builds(
+    lambda bits, rounding, rotation: {"kind": "uniform", "bits": bits, "rounding": rounding, "rotation": rotation},
+    st.sampled_from([2, 3, 4, 8]), st.sampled_from(["stochastic", "nearest"]), st.booleans(),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(CODECS, st.integers(0, 99), st.floats(1e-6, 100.0), st.booleans())
+def test_both_ends_hold_the_same_and_the_residual_is_what_is_missing(codec, seed, size, before):
+    one, base, new = wire(codec=codec), Base(3, weights(seed)), added(weights(seed), weights(seed + 1, size))
+    residual = weights(seed + 2, size) if before else None
+    sent = send(one, new, base, KEY, 4, 7, residual)
+    came, frame = one.unpack(sent.packed.buffer)
+    assert base_of(frame) == 3
+    assert same(restored(base.weights, came), sent.held)
+    for name in SHAPES:  # what was wanted is what came and what is left
+        wanted = new[name] - base.weights[name] + (residual[name] if residual else 0)
+        assert torch.allclose(came[name] + sent.residual[name], wanted, rtol=1e-5, atol=1e-5 * size)
+    if codec == "float32":
+        assert not one.lossy
+        if residual is None:
+            assert all(torch.allclose(sent.held[name], new[name], rtol=1e-6, atol=1e-6) for name in SHAPES)
+
+
+def test_what_is_sent_whole_is_what_it_was_without_differences():
+    on, off = wire(), wire(delta=False)
+    assert send(on, weights(1), None, KEY, 1, -1).packed.buffer == off.pack(weights(1), KEY, 1, -1).buffer
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+def test_residuals_make_up_for_what_few_bits_take(feedback, tmp_path):
+    """Each round differs by the same step, of whose numbers 2 bits, rounded to nearest, see the largest only."""
+    one, state, rounds = wire(codec={"kind": "uniform", "bits": 2, "rounding": "nearest"}), ClientState(tmp_path, 0), 40
+    step = {name: torch.full(shape, 0.1) for name, shape in SHAPES.items()}
+    for tensor in step.values():
+        if tensor.dim():
+            tensor[..., 0], tensor[..., 1] = 0.0, 1.0
+    total = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    for round in range(1, rounds + 1):
+        whole = wire().pack(weights(0), KEY, round, -1).buffer
+        crossing = Crossing(one, NONE, state, round, 0)
+        crossing.down(whole)
+        if not feedback:
+            state.save_weights(round - 1, {}, {name: torch.zeros(shape) for name, shape in SHAPES.items()})
+        came, _ = one.unpack(crossing.up(added(crossing._held, step), KEY).buffer)
+        total = added(total, came)
+    worst = max((total[name] - rounds * step[name]).abs().max() for name in SHAPES)
+    if feedback:
+        assert worst < 0.5  # a step of the grid: a third of what a row spans, with what is left of the last round
+    else:
+        assert worst == pytest.approx(rounds * 0.1, rel=1e-3)
+
+
+def test_values_that_add_up_to_infinity_are_refused():
+    big = {name: torch.full(shape, 3e38) for name, shape in SHAPES.items()}
+    with pytest.raises(WireError, match="more than float32"):
+        restored(big, big)
+
+
+class Client:
+    """A client of its own folder that returns what it got, a little changed."""
+
+    def __init__(self, number: int, one: FrontWire, folder: Path) -> None:
+        self.number, self.wire, self.state = number, one, ClientState(folder, number)
+
+    def train(self, server: Differences, front: ArrayRecord, round: int) -> dict[str, torch.Tensor]:
+        frames, _ = server.down(front, self.number, round, KEY.at(round))
+        buffer = frames["weights"]
+        crossing = Crossing(self.wire, NONE, self.state, round, self.number)
+        new = added(crossing.down(buffer)[0], weights(100 * round + self.number, 0.01))
+        self.last_down = base_of(self.wire.unpack(buffer)[1])
+        came, _ = server.up(crossing.up(new, KEY.at("up", round)).buffer, self.number)
+        assert all(torch.allclose(came[name], new[name], atol=0.06) for name in SHAPES)
+        return came
+
+
+def test_who_was_lost_is_sent_all_and_groups_are_few(tmp_path):
+    one = wire(codec={"kind": "uniform", "bits": 8})
+    server, clients = Differences(one), [Client(n, one, tmp_path) for n in range(8)]
+
+    def play(round: int, lost: set[int] = frozenset()) -> list[int | None]:
+        server.open(round, list(range(8)))
+        front = record(weights(round, 1.0))
+        for client in clients:
+            client.train(server, front, round)
+        server.close([client.number for client in clients if client.number not in lost])
+        return [client.last_down for client in clients]
+
+    assert play(1, lost={7}) == [None] * 8
+    assert play(2, lost={6}) == [1] * 7 + [None]
+    assert play(3, lost={5}) == [2] * 6 + [None, 2]  # 7 holds other weights of round 2 than 0 to 5
+    assert play(4, lost={4}) == [3] * 5 + [None, 3, 3]
+    assert len(server._held) == 4
+    # Four kinds of weights are held now: by 0 to 3, by 5, by 6 and by 7; 4 was lost. Who has the last number goes out.
+    assert play(5) == [4] * 4 + [None, 4, 4, None]
+    assert len(server._held) <= MOST_GROUPS + 1
+
+
+def test_a_client_that_lacks_its_base_says_so_and_is_sent_all(tmp_path):
+    one = wire()
+    server, client = Differences(one), Client(0, one, tmp_path)
+    server.open(1, [0])
+    client.train(server, record(weights(0)), 1)
+    server.close([0])
+    for path in (tmp_path / "000000").iterdir():
+        path.unlink()
+    server.open(2, [0])
+    with pytest.raises(Lacking, match="round 1"):
+        client.train(server, record(weights(1)), 2)
+    assert server.forget(0)
+    server.open(2, [0])
+    client.train(server, record(weights(1)), 2)
+    assert client.last_down is None
+    assert not server.forget(0)  # whoever was sent all lacks nothing
+    assert not Whole(one).forget(0)
+
+
+def test_what_is_measured_from_another_round_is_refused(tmp_path):
+    one = wire()
+    server = Differences(one)
+    server.open(5, [0])
+    server.down(record(weights(0)), 0, 5, KEY)
+    for base, client in ((4, 0), (None, 0), (5, 1)):
+        with pytest.raises(WireError):
+            server.up(one.pack(weights(1), KEY, 5, client, base).buffer, client)
+    frame = one.unpack(one.pack(weights(1), KEY, 5, 0, 9).buffer)[1]
+    with pytest.raises(WireError):
+        base_of(frame)
+
+
+def test_different_weights_for_clients_of_a_round_are_refused():
+    server = Differences(wire())
+    server.open(1, [0, 1])
+    server.down(record(weights(0)), 0, 1, KEY)
+    server.down(record(weights(0)), 1, 1, KEY)  # a copy is no other
+    with pytest.raises(RunError, match="different weights"):
+        server.down(record(weights(1)), 1, 1, KEY)
+
+
+def test_split_learning_in_turn_has_no_common_round():
+    with pytest.raises(ScenarioError, match="no common round to measure from"):
+        small("compression.front_weights.delta=true", "federation.mode=sl")
+
+
+DELTA = [
+    "federation.rounds=4", "federation.cohort=2",
+    "compression.front_weights={codec: {kind: uniform, bits: 4}, delta: true}",
+]  # fmt: skip
+
+
+def outcome(folder: Path) -> tuple:
+    (newest,) = sorted((folder / "checkpoints").iterdir())[-1:]
+    model = {name: tensor.numpy().tobytes() for name, tensor in load_file(newest / "model.safetensors").items()}
+    return model, (folder / "ledger.csv").read_text()
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    from splitfed.server.model import Model
+
+    whole = outcome(simulate(small(*DELTA), runs=tmp_path / "whole", observers=()).folder)
+    validate, calls = Model.validate, []
+
+    def interrupted(self):
+        calls.append(None)
+        if len(calls) == 3:  # the clients have written what they hold since round 3, the server nothing
+            raise KeyboardInterrupt
+        return validate(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "validate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(small(*DELTA), runs=tmp_path / "cut", observers=())
+    (folder,) = (tmp_path / "cut").iterdir()
+    simulate(resume=folder, observers=())
+    assert outcome(folder) == whole
+
+
+def test_a_run_whose_only_client_lost_its_folder_goes_on(tmp_path, monkeypatch):
+    """It says so, the round starts again, and the front is sent whole."""
+    from splitfed.server.rounds import Rounds
+
+    cohort, seen = Rounds._cohort, []
+
+    def losing(self, round):
+        seen.append(round)
+        if seen == [1, 2]:
+            for path in (self.folder / "clients/000000").iterdir():
+                path.unlink()
+        return cohort(self, round)
+
+    monkeypatch.setattr(Rounds, "_cohort", losing)
+    plan = small("federation.clients=1", "federation.rounds=3", "compression.front_weights.delta=true")
+    folder = simulate(plan, runs=tmp_path, observers=()).folder
+    assert seen == [1, 2, 2, 3]
+    assert {row["round"] for row in table(folder / "wasted.csv")} == {"2"}
+    assert "from which this round's are measured" in (folder / "log.txt").read_text()
+    assert json.loads((folder / "summary.json").read_text())["rounds"] == 3
+
+
+def test_the_estimate_counts_differences():
+    """Their codes are not much wider or narrower than said; half of a cohort was not in the round before."""
+    from splitfed.reports.costs.estimate import estimate
+
+    sizes = {}
+    for bits in (2, 4):
+        plan = small("federation.clients=4", "federation.cohort=2", "compression.front_weights.lossless=none",
+                     f"compression.front_weights.delta={{kind: uniform, bits: {bits}}}")  # fmt: skip
+        found = estimate(plan).round
+        sizes[bits] = [found.select(direction=way, role="front_weights") for way in ("up", "down")]
+    for two, four in zip(sizes[2], sizes[4], strict=True):
+        assert two.raw == four.raw
+    numbers = sizes[2][0].raw // 4
+    assert sizes[4][0].sent - sizes[2][0].sent == pytest.approx(numbers / 4, abs=64)
+    assert sizes[4][1].sent - sizes[2][1].sent == pytest.approx(numbers / 8, abs=64)
+    assert sizes[4][1].sent > numbers * 4 / 2
+
+
+def test_two_bits_learn_as_differences(tmp_path):
+    """Whole weights in 2 bits are noise to a front; differences in 2 bits are not."""
+    about = (
+        "federation.clients=1", "federation.rounds=4", "data.limit=300", "training.client.optimiser.lr=3e-3",
+        "training.server.optimiser.lr=3e-3", "compression.front_weights.codec={kind: uniform, bits: 2}",
+    )  # fmt: skip
+    whole, differences = (
+        simulate(small(*about, f"compression.front_weights.delta={delta}"), runs=tmp_path, observers=()).rounds
+        for delta in ("false", "true")
+    )
+    assert differences[-1].eval_loss < differences[0].eval_loss - 0.5
+    assert differences[-1].eval_loss < whole[-1].eval_loss
