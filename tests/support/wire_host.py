@@ -1,5 +1,5 @@
-"""A host of a measured wire, run as a program: `server` is a split server of a round for each carrier, `client` one client
-of it. Their input and output are lines of JSON."""
+"""A host of a measured wire, run as a program: `server` is a split server of a round for each carrier, `client` one
+client of it. Their input and output are lines of JSON."""
 
 import json
 import sys
