@@ -5,7 +5,6 @@ import importlib.util
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -167,19 +166,3 @@ def test_no_file_names_a_folder_of_one_machine() -> None:
         text = (ROOT / name).read_text(errors="replace")
         found += [f"{name}:{n}: {line}" for n, line in enumerate(text.splitlines(), 1) if own.search(line)]
     assert not found, "\n".join(found)
-
-
-def test_a_wheel_has_every_folder_once() -> None:
-    setuptools = pytest.importorskip("setuptools")
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    find = settings["packages"]["find"]
-    found = setuptools.find_namespace_packages(str(ROOT), include=find["include"])
-    found = sorted(package for package in found if "__pycache__" not in package)
-    folders = {path.parent for path in MODULES} | {ROOT / "scenarios"}
-    under = {folder.relative_to(ROOT).as_posix().removeprefix("splitfed").strip("/") for folder in folders}
-    assert find["namespaces"]
-    assert found == sorted(f"splitfed/{folder}".strip("/").replace("/", ".") for folder in under)
-    assert {"py.typed"} == set(settings["package-data"]["splitfed"])
-    assert {path.name for path in (ROOT / "splitfed").iterdir() if path.is_symlink()} == {
-        "clients", "compression", "scenarios", "server",
-    }  # fmt: skip
