@@ -66,7 +66,7 @@ def _split_server(scenario: Scenario, model: Model, recovered: Recovered, key: K
     patience = scenario.federation.patience_seconds if isinstance(scenario.engine, Remote) else None
     return SplitServer(
         pool, cut, recovered.ledger, key.at("server"), scenario.training.precision, at_once=at_once, patience=patience,
-        looks=Looks(cut, model.front.encoder) if scenario.evaluation.held_out else None,
+        evaluation_cut=Looks(cut, model.front.encoder) if scenario.evaluation.held_out else None,
     )  # fmt: skip
 
 

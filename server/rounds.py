@@ -67,7 +67,6 @@ class Rounds:
         self.survey = Survey(scenario, self.dispatch, split, listener, self.roster, self.alignment, self.attendance)
         self.before = progress.seconds if progress else 0.0
         self.began = time.monotonic()
-        split.on_step = self._on_step
 
     def run(self) -> None:
         """Run to the end, or until the user interrupts: then the open round is dropped and KeyboardInterrupt raised."""
@@ -145,7 +144,7 @@ class Rounds:
     ) -> dict[int, Message | None]:
         """Let clients, who hold so many `examples`, train from these weights, and return their replies."""
         self._steps_done, self._steps_due = 0, self.model.steps(list(examples.values()))
-        self.split.start_round(round, self._lr(round)[1], examples)
+        self.split.start_round(round, self._lr(round)[1], examples, self._on_step)
         self.grid.crossing.open(round, sorted(examples))
         replies = self.cohort.train(round, examples, nodes, weights, plan)
         self.split.end_round()

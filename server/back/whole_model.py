@@ -1,24 +1,24 @@
 """Where clients train the whole model (`fl`): stands in for the split server and for what listens on its behalf."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from splitfed.model.optim import OptimiserState
+from splitfed.server.back.round_context import OnStep, nobody_hears
 from splitfed.split.evaluation import Seen
 from splitfed.wire.channel import Invitation
 
 
 class Unsplit:
-    """Takes no mini-batches, so whatever a client's reply brings is all there is to settle. `on_step(round, client)` is
-    called when a client is done."""
+    """Takes no mini-batches, so whatever a client's reply brings is all there is to settle."""
 
     def __init__(self) -> None:
-        self.on_step: Callable[[int, int], None] = lambda round, client: None
         self._round, self._waiting = 0, set[int]()
+        self._on_step: OnStep = nobody_hears
 
-    def start_round(self, round: int, lr: float, examples: dict[int, int]) -> None:
-        """Begin a round of these clients."""
-        self._round, self._waiting = round, set(examples)
+    def start_round(self, round: int, lr: float, examples: dict[int, int], on_step: OnStep = nobody_hears) -> None:
+        """Begin a round of these clients. `on_step(round, client)` is called when one is done."""
+        self._round, self._waiting, self._on_step = round, set(examples), on_step
 
     def start_wave(self, clients: Collection[int]) -> None:
         """Nothing to wait for: no client waits for another."""
@@ -32,7 +32,7 @@ class Unsplit:
         if client not in self._waiting:
             return False
         self._waiting.discard(client)
-        self.on_step(self._round, client)
+        self._on_step(self._round, client)
         return taken
 
     def end_round(self) -> None:
@@ -57,7 +57,7 @@ class Unasked:
         return set()
 
     def settle(self, client: int) -> list[Seen] | None:
-        """Return that the client has come to its end, and that nothing was seen of it here."""
+        """Return that the client has come to its end, and that nothing of it was evaluated here."""
         return []
 
 

@@ -219,7 +219,7 @@ class Server:
         self.wire = FrontWire(self.model.front.travelling(), scenario.compression)
         self.split = SplitServer(
             pool, self.cut, Ledger(folder, 1), self.key, scenario.training.precision,
-            looks=Looks(self.cut, self.model.front.encoder),
+            evaluation_cut=Looks(self.cut, self.model.front.encoder),
         )  # fmt: skip
 
     def order(self, round: int, where: str, **changes) -> dict:
@@ -271,10 +271,10 @@ def test_a_client_holds_some_of_its_own_images_out_and_evaluates_on_them(hospita
     answer = identify(scenario, **node)
     assert (answer["num-examples"], answer["held-out"]) == (15, 5)
     assert dict(server.train(1, 15, **node).content["metrics"])["num-examples"] == 15
-    with InlineListener(server.split) as listener, server.split.evaluation(1, {1: 5}) as looking:
+    with InlineListener(server.split) as listener, server.split.evaluation(1, {1: 5}) as evaluation:
         order = server.order(1, listener.address)
         found = dict(ask("evaluate", order, scenario, **node).content["metrics"])
-        loss, accuracy = mean(looking.settle(1), 5)
+        loss, accuracy = mean(evaluation.settle(1), 5)
         assert found == {"num-examples": 5, "eval-loss": loss, "eval-accuracy": accuracy}
         with pytest.raises(WireError, match="client 1 is asked to evaluate, but holds out no images"):
             ask("evaluate", order)
