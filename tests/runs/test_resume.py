@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from splitfed import Scenario, simulate
 from splitfed.errors import RunError
 from splitfed.run.recovery import wasted_bytes
+from splitfed.server.cohort.attendance import Attendance
 
 # Children start from a process that has imported everything already.
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -185,17 +186,15 @@ def test_ctrl_c_while_the_round_is_evaluated(mode, tmp_path, monkeypatch):
 @pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
 def test_ctrl_c_between_two_rounds(mode, tmp_path, monkeypatch):
     """The backs of the round before are settled, those of the next not handed out."""
-    from splitfed.server.rounds import Rounds
+    plan, sample = scenario(mode), Attendance.sample
 
-    plan, cohort = scenario(mode), Rounds._cohort
-
-    def interrupted(self, round):
+    def interrupted(self, round, there):
         if round == 3:
             raise KeyboardInterrupt
-        return cohort(self, round)
+        return sample(self, round, there)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Rounds, "_cohort", interrupted)
+        patch.setattr(Attendance, "sample", interrupted)
         with pytest.raises(KeyboardInterrupt):
             simulate(plan, runs=tmp_path)
     (folder,) = tmp_path.glob("small-*")
