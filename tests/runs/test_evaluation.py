@@ -16,10 +16,10 @@ from flwr.supercore.task_identity import TaskIdentity
 from helpers import ADC, PLAIN, small, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import newest
 from split_server import KEY, Door, same, wasted, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from whole import newest
 
 from splitfed import compare, estimate, simulate
 from splitfed.clients import worker as training

@@ -4,9 +4,9 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from helpers import PLAIN, small, table
+from models import newest, whole_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from whole import newest, whole_model
 
 from splitfed import estimate, simulate
 from splitfed.clients.state import ClientState

@@ -12,11 +12,11 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from helpers import PLAIN, small, table
+from models import newest
 from places import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
-from whole import newest
 
 from splitfed import Scenario, simulate
 from splitfed.clients.settings import Settings

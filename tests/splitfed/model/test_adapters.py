@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import small, table
+from models import newest
 from safetensors.torch import load_file, save_file
-from whole import newest
 
 from splitfed import Scenario, export, simulate
 from splitfed.errors import ModelError, RunError, ScenarioError
