@@ -8,7 +8,6 @@ from threading import Lock
 
 from splitfed.errors import WireError
 from splitfed.model.forward import draws
-from splitfed.model.optim import OptimiserState, read_optimiser
 from splitfed.run.ledger import Ledger
 from splitfed.seeds import Key
 from splitfed.server.back.evaluation_session import EvaluationRound
@@ -27,19 +26,21 @@ class SplitServer:
     """Opens a session for each client of the round, and keeps it while its streams come and go; safe to call from
     threads.
 
-    At most `at_once` mini-batches train at the same time, and one where they must not (see `Passes`). A pool that
-    trains clients `together` joins their mini-batches, which wait for each other with `patience` (see `JointSteps`).
-    `clock` tells seconds. `evaluation_cut` is what the evaluations of clients cross, where they make any.
+    `on_step(round, client)` is called after every mini-batch, by one thread at a time. At most `at_once` mini-batches
+    train at the same time, and one where they must not (see `Passes`). A pool that trains clients `together` joins
+    their mini-batches, which wait for each other with `patience` (see `JointSteps`). `clock` tells seconds.
+    `evaluation_cut` is what the evaluations of clients cross, where they make any.
     """
 
     def __init__(
-        self, pool: BackPool, cut: Cut, ledger: Ledger, key: Key, precision: str, at_once: int = 1,
-        clock: Callable[[], float] = time.monotonic, patience: float | None = None, evaluation_cut: Looks | None = None,
+        self, pool: BackPool, cut: Cut, ledger: Ledger, key: Key, precision: str, on_step: OnStep = nobody_hears,
+        at_once: int = 1, clock: Callable[[], float] = time.monotonic, patience: float | None = None,
+        evaluation_cut: Looks | None = None,
     ) -> None:  # fmt: skip
         assert not (pool.together and cut.private)  # a joint step has no halves: the scenario is refused
         self.most_bytes = max(cut.most_bytes, evaluation_cut.most_bytes if evaluation_cut else 0)
         self._pool, self._cut, self._evaluation_cut = pool, cut, evaluation_cut
-        self._ledger, self._key, self._clock = ledger, key, clock
+        self._ledger, self._key, self._clock, self._on_step = ledger, key, clock, on_step
         drawing = draws(pool.trainer.back)
         self._passes = Passes(cut, precision, shared=pool.one_at_a_time, draws=drawing, at_once=at_once)
         self._steps: Steps = JointSteps(self._passes, patience) if pool.together else SeparateSteps(self._passes)
@@ -50,21 +51,16 @@ class SplitServer:
         self._sessions: dict[int, SplitSession] = {}
         self._lock = Lock()
 
-    def _context(self, round: int, key: Key, on_step: OnStep) -> RoundContext:
+    def _context(self, round: int, key: Key) -> RoundContext:
         return RoundContext(
-            round, self._cut, self._ledger, key, self._clock, self._steps, self._passes, on_step, self._reporting
+            round, self._cut, self._ledger, key, self._clock, self._steps, self._passes, self._on_step, self._reporting
         )
 
-    def optimiser(self) -> OptimiserState:
-        """Return a copy of the back's optimiser as the last finished round left it."""
-        return read_optimiser(self._pool.trainer.optimiser)
-
-    def start_round(self, round: int, lr: float, examples: dict[int, int], on_step: OnStep = nobody_hears) -> None:
-        """Accept the streams of these clients, who hold so many examples, for this round only. `on_step(round, client)`
-        is called after every mini-batch, by one thread at a time."""
+    def start_round(self, round: int, lr: float, examples: dict[int, int]) -> None:
+        """Accept the streams of these clients, who hold so many examples, for this round only."""
         with self._lock:
             self._pool.open_round(lr, sorted(examples))
-            self._round = self._context(round, self._key.at(round), on_step)
+            self._round = self._context(round, self._key.at(round))
             self._examples, self._sessions = dict(examples), {}
             self._steps.begin(examples)
 
@@ -126,7 +122,7 @@ class SplitServer:
         """Accept streams of these clients, who hold out so many images each, for the evaluation after a round, and no
         others while the `with` block lasts."""
         assert self._evaluation_cut is not None
-        context = self._context(round, self._key.at("evaluation", round), nobody_hears)
+        context = self._context(round, self._key.at("evaluation", round))
         self._evaluation = EvaluationRound(context, self._evaluation_cut, self._pool.trainer.back, images)
         try:
             yield self._evaluation

@@ -3,22 +3,22 @@
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-from splitfed.model.optim import OptimiserState
-from splitfed.server.back.round_context import OnStep, nobody_hears
+from splitfed.server.back.round_context import OnStep
 from splitfed.split.evaluation import Seen
 from splitfed.wire.channel import Invitation
 
 
 class Unsplit:
-    """Takes no mini-batches, so whatever a client's reply brings is all there is to settle."""
+    """Takes no mini-batches, so whatever a client's reply brings is all there is to settle. `on_step(round, client)` is
+    called when a client is done."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_step: OnStep) -> None:
+        self._on_step = on_step
         self._round, self._waiting = 0, set[int]()
-        self._on_step: OnStep = nobody_hears
 
-    def start_round(self, round: int, lr: float, examples: dict[int, int], on_step: OnStep = nobody_hears) -> None:
-        """Begin a round of these clients. `on_step(round, client)` is called when one is done."""
-        self._round, self._waiting, self._on_step = round, set(examples), on_step
+    def start_round(self, round: int, lr: float, examples: dict[int, int]) -> None:
+        """Begin a round of these clients."""
+        self._round, self._waiting = round, set(examples)
 
     def start_wave(self, clients: Collection[int]) -> None:
         """Nothing to wait for: no client waits for another."""
@@ -43,10 +43,6 @@ class Unsplit:
     def evaluation(self, round: int, images: Mapping[int, int]) -> Iterator["Unasked"]:
         """Let these clients evaluate, each by itself."""
         yield Unasked()
-
-    def optimiser(self) -> OptimiserState:
-        """Return nothing: the server trains nothing."""
-        return {}
 
 
 class Unasked:

@@ -10,7 +10,6 @@ from splitfed.model.build import build, split
 from splitfed.run.ledger import Ledger, read_rows
 from splitfed.seeds import Key
 from splitfed.server.back.pools import Shared, Trainer
-from splitfed.server.back.round_context import nobody_hears
 from splitfed.server.back.server import SplitServer
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import Looks
@@ -22,9 +21,7 @@ KEY = Key(0)
 class Door:
     """A split server with one round open for client 4, and the client's own means to talk to it."""
 
-    def __init__(
-        self, folder, *overrides: str, reducer=None, pool=Shared, clients=(4,), on_step=nobody_hears, **how
-    ) -> None:  # fmt: skip
+    def __init__(self, folder, *overrides: str, reducer=None, pool=Shared, clients=(4,), **how) -> None:
         scenario = small(*overrides)
         compression = scenario.compression
         if reducer is not None:
@@ -38,7 +35,7 @@ class Door:
         self.server = SplitServer(
             self.pool, self.cut, self.ledger, KEY, "float32", clock=lambda: self.now, evaluation_cut=self.looks, **how
         )  # fmt: skip
-        self.server.start_round(2, 1e-3, {client: 100 + client for client in clients}, on_step)
+        self.server.start_round(2, 1e-3, {client: 100 + client for client in clients})
         self.session = self.server.open(clients[0], 2)
 
     def frame(self, step: int = 1, *, examples: int = 6, labels=None, client: int = 4, round: int = 2, claim=None):
