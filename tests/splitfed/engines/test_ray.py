@@ -23,7 +23,7 @@ from helpers import ADC, small, table
 
 import splitfed
 from splitfed import Scenario, simulate
-from splitfed.cli import main as cli
+from splitfed.cli.main import main as cli
 from splitfed.engines.ray import cluster as ray_cluster
 from splitfed.engines.ray.cluster import connected, host, room
 from splitfed.engines.ray.engine import run_ray
