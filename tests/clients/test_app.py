@@ -42,9 +42,9 @@ DIGITS = small("data.image_column=img")  # an image folder has no columns
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    for name in ("_task_id", "_run_id", "_node_id"):
+    for name in ("_task_id", "_run_id", "_node_id"):  # Flower sets them once a process; they cannot be unset
         monkeypatch.setattr(TaskIdentity, name, 1)
-    monkeypatch.setattr(workers, "_kept", {})
+    monkeypatch.setattr(workers, "kept", {})
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def test_a_client_trains_on_its_own_images_also_after_it_was_started_again(serve
             metrics = dict(server.train(1, 20, **node).content["metrics"])
         assert (metrics["num-examples"], metrics["steps"]) == (20, 2)
         assert torch.cat(seen).bincount().tolist() == [0, 0, 0, 10, 0, 0, 0, 10]
-        workers._kept.clear()
+        workers.kept.clear()
     shutil.rmtree(tmp_path / "states")
     with pytest.raises(RunError, match=r"classes\.json: cannot be read .* started again with --resume"):
         server.train(1, 20, **node)
