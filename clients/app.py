@@ -9,11 +9,11 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from splitfed.clients.connect import probe
-from splitfed.clients.evaluate import look
+from splitfed.clients.evaluate import evaluate_held_out
 from splitfed.clients.orders import Alignment, Order, Question
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
-from splitfed.clients.weights import Crossing, same_round
+from splitfed.clients.weights import RoundWeights, same_round
 from splitfed.clients.worker import Worker
 from splitfed.clients.worker_pool import leased
 from splitfed.errors import Lacking, RunError, SplitfedError, WireError
@@ -63,19 +63,19 @@ def train(message: Message, context: Context) -> Message:
     settings, order = Settings.read(context.node_config), Order.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
-        crossing = Crossing(worker.wire, worker.once, ClientState(states, client), round, client)
+        exchange = RoundWeights(worker.wire, worker.once, ClientState(states, client), round, client)
         try:
-            weights, frozen = crossing.down(order.weights, order.once)
+            weights, frozen = exchange.down(order.weights, order.once)
         except Lacking as lacking:
             return Message(Error(LACKING, str(lacking)), reply_to=message)
-        worker.held.load_frozen(frozen)
+        worker.part.load_frozen(frozen)
         reach = settings.reach(worker.scenario.engine)
         trained = worker.train(
             client, round, weights, order.invitation, reach, states, order.proximal, order.vanishes_after
         )  # fmt: skip
         if trained is None:
             return Message(Error(VANISHED, "it has vanished"), reply_to=message)
-        packed = crossing.up(trained.weights, worker.key.at("front_weights", "up", round, client))
+        packed = exchange.up(trained.weights, worker.key.at("front_weights", "up", round, client))
     metrics: dict[str, Any] = {"num-examples": trained.examples, "train-loss": trained.loss, "steps": trained.steps}
     content = {WIRE: ConfigRecord({"weights": packed.buffer}), METRICS: MetricRecord(metrics)}
     return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]
@@ -87,9 +87,9 @@ def evaluate(message: Message, context: Context) -> Message:
     settings, order = Settings.read(context.node_config), Order.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
-        crossing = Crossing(worker.wire, worker.once, ClientState(states, client), round, client)
+        exchange = RoundWeights(worker.wire, worker.once, ClientState(states, client), round, client)
         try:
-            worker.held.load_frozen(crossing.frozen(order.once))
+            worker.part.load_frozen(exchange.frozen(order.once))
         except Lacking as lacking:
             return Message(Error(LACKING, str(lacking)), reply_to=message)
         weights, frame = worker.wire.unpack(order.weights)
@@ -97,7 +97,7 @@ def evaluate(message: Message, context: Context) -> Message:
         if base_of(frame) is not None:
             raise WireError("the message to evaluate has differences, not weights")
         reach = settings.reach(worker.scenario.engine)
-        loss, accuracy, examples = look(worker, client, round, weights, order.invitation, reach, states)
+        loss, accuracy, examples = evaluate_held_out(worker, client, round, weights, order.invitation, reach, states)
     metrics: dict[str, Any] = {"num-examples": examples, "eval-loss": loss, "eval-accuracy": accuracy}
     return Message(RecordDict({METRICS: MetricRecord(metrics)}), reply_to=message)
 

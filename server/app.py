@@ -31,7 +31,7 @@ from splitfed.server.weights.frozen import crossings_of
 from splitfed.server.weights.grid import WireGrid
 from splitfed.server.weights.strategy import Aggregation
 from splitfed.split.cut import Cut
-from splitfed.split.evaluation import Looks
+from splitfed.split.evaluation import EvaluationCut
 from splitfed.version import __version__
 from splitfed.wire.channel import InlineListener, Listener
 from splitfed.wire.grpc_settings import PROTOCOL
@@ -66,7 +66,7 @@ def _split_server(scenario: Scenario, model: Model, recovered: Recovered, key: K
     patience = scenario.federation.patience_seconds if isinstance(scenario.engine, Remote) else None
     return SplitServer(
         pool, cut, recovered.ledger, key.at("server"), scenario.training.precision, at_once=at_once, patience=patience,
-        looks=Looks(cut, model.front.encoder) if scenario.evaluation.held_out else None,
+        looks=EvaluationCut(cut, model.front.encoder) if scenario.evaluation.held_out else None,
     )  # fmt: skip
 
 
@@ -94,12 +94,12 @@ def main(grid: Grid, context: Context) -> None:
     recovered = recover(folder, scenario.checkpoints.keep)
     model = Model(scenario, data)
     state = recovered.checkpoint.held if recovered.checkpoint else None
-    crossing, asking = crossings_of(model.held, scenario.compression, key.at("front_weights"), state)
-    frozen = {name: tensor.clone() for name, tensor in model.held.frozen().items()}
+    crossing, asking = crossings_of(model.client_part, scenario.compression, key.at("front_weights"), state)
+    frozen = {name: tensor.clone() for name, tensor in model.client_part.frozen().items()}
     if recovered.checkpoint:
         model.load(recovered.checkpoint.model)
         strategy.load(recovered.checkpoint.strategy)
-        if any(not tensor.equal(frozen[name]) for name, tensor in model.held.frozen().items()):
+        if any(not tensor.equal(frozen[name]) for name, tensor in model.client_part.frozen().items()):
             raise RunError(
                 "model.adapter: what is frozen of the front is not what this run began with, and clients have that: "
                 "bring the file of model.weights back as it was, or start a new run"

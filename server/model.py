@@ -14,19 +14,20 @@ from splitfed.model.parts import Parts, whole_state
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
-from splitfed.split.client_part import Held
+from splitfed.split.client_part import ClientPart
 
 
 class Model:
-    """The parts of a scenario's model on the server's device, with the reducer's own layers in them; `held` is what
-    each client holds of them. Raises ModelError where the model cannot be built or the reducer does not go with it."""
+    """The parts of a scenario's model on the server's device, with the reducer's own layers in them; `client_part` is
+    what each client has of them. Raises ModelError where the model cannot be built or the reducer does not go with
+    it."""
 
     def __init__(self, scenario: Scenario, data: FederatedData) -> None:
         self.scenario, self.data = scenario, data
         self.device = pick_device(scenario.training.server.device)
         self.parts = assemble(scenario, len(data.classes)).to(self.device)
         self.front, self.back = self.parts.front, self.parts.back.train()
-        self.held = Held.of(scenario, self.parts)
+        self.client_part = ClientPart.of(scenario, self.parts)
         self.geometry = self.front.geometry(scenario.training.batch_size, len(data.classes))
         self.mean, self.std = pixel_stats(scenario.model)
 
@@ -41,12 +42,12 @@ class Model:
 
     def arrays(self) -> ArrayRecord:
         """Return the weights that clients are handed out, for a message of Flower's."""
-        weights = self.held.travelling()
+        weights = self.client_part.travelling()
         return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in weights.items()})
 
-    def load_held(self, weights: dict[str, Tensor]) -> None:
+    def load_client_part(self, weights: dict[str, Tensor]) -> None:
         """Take over what came back from the clients, by copy."""
-        self.held.load_travelling(weights)
+        self.client_part.load_travelling(weights)
 
     def steps(self, examples: list[int]) -> int:
         """Return how often clients of so many examples are heard of in a round: with each mini-batch, or once

@@ -9,7 +9,7 @@ import torch
 from splitfed.errors import WireError
 from splitfed.run.ledger import Row, Sizes
 from splitfed.server.back.session import Session, away
-from splitfed.split.evaluation import Looks, Seen, seen
+from splitfed.split.evaluation import Evaluated, EvaluationCut, evaluated
 from splitfed.wire.frame import Frame, Packed
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class Looking:
     """One evaluation, of the back as the last round left it, for clients who hold out so many images each. The back is
     in evaluation mode from when this is made until it is closed. Safe to call from threads."""
 
-    def __init__(self, server: "SplitServer", looks: Looks, round: int, images: Mapping[int, int]) -> None:
+    def __init__(self, server: "SplitServer", looks: EvaluationCut, round: int, images: Mapping[int, int]) -> None:
         self._server, self._looks, self._round, self._images = server, looks, round, dict(images)
         self._sessions: dict[int, LookSession] = {}
         self._lock = Lock()
@@ -43,7 +43,7 @@ class Looking:
         with self._lock:
             return away(self._sessions, self._server.clock() - grace)
 
-    def settle(self, client: int) -> list[Seen] | None:
+    def settle(self, client: int) -> list[Evaluated] | None:
         """End a client's evaluation, and return what the back made of its images, by mini-batch; nothing of them where
         labels are private, and None where it did not come to its end."""
         with self._lock:
@@ -65,9 +65,9 @@ class LookSession(Session):
     """One client's mini-batches of an evaluation, in order and each looked at once; `found` is what the back makes of
     them."""
 
-    def __init__(self, server: "SplitServer", client: int, round: int, looks: Looks, images: int) -> None:
+    def __init__(self, server: "SplitServer", client: int, round: int, looks: EvaluationCut, images: int) -> None:
         super().__init__(server, client, round)
-        self.found: list[Seen] = []
+        self.found: list[Evaluated] = []
         self._looks, self._left = looks, images
 
     def _unpack(self, buffer: bytes) -> Frame:
@@ -88,7 +88,7 @@ class LookSession(Session):
             key = server.key.at("evaluation", self.round, self.client, self._step)
             reply = self._looks.answer_private(frame, made, key)
         else:
-            self.found.append(seen(made, labels))
+            self.found.append(evaluated(made, labels))
             reply = self._looks.answer(frame, self.found[-1])
         return reply, rows + self._count(reply, "down", images)
 

@@ -15,7 +15,7 @@ from splitfed.errors import WireError
 from splitfed.model.forward import keyed_rng
 from splitfed.seeds import Key
 from splitfed.server.back.steps import Training
-from splitfed.split.cut import Batch
+from splitfed.split.cut import Arrived
 
 if TYPE_CHECKING:
     from splitfed.compression.reducers.base import Reducer
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class _Waiting:
     """A mini-batch that waits for its joint step, and then what came of it."""
 
-    def __init__(self, batch: Batch, key: Key) -> None:
+    def __init__(self, batch: Arrived, key: Key) -> None:
         self.batch, self.key = batch, key
         self.outcome: tuple[Tensor, float] | BaseException | None = None
 
@@ -76,7 +76,7 @@ class Joint(Training):
                 self._missed.add(client)
                 self._changed.notify_all()
 
-    def step(self, trainer: "Trainer", batch: Batch, key: Key) -> tuple[Tensor, float]:
+    def step(self, trainer: "Trainer", batch: Arrived, key: Key) -> tuple[Tensor, float]:
         """Wait for the others, and train the joint step with them."""
         mine, client = _Waiting(batch, key), batch.frame.client
         with self._changed:

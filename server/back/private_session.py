@@ -8,7 +8,7 @@ from splitfed.run.ledger import Row
 from splitfed.seeds import Key
 from splitfed.server.back.session import SplitSession
 from splitfed.server.back.steps import Alone
-from splitfed.split.cut import Batch
+from splitfed.split.cut import Arrived
 from splitfed.wire.frame import Frame, Packed
 
 
@@ -16,7 +16,7 @@ from splitfed.wire.frame import Frame, Packed
 class _Waiting:
     """A mini-batch whose features are with the client: what autograd goes on from when their gradient comes."""
 
-    batch: Batch
+    batch: Arrived
     features: Tensor
     sent: Packed
     key: Key

@@ -18,7 +18,7 @@ from splitfed.server.back.private_session import PrivateSession
 from splitfed.server.back.session import Session, SplitSession, away
 from splitfed.server.back.steps import Alone, Training, Turns
 from splitfed.split.cut import Cut
-from splitfed.split.evaluation import Looks
+from splitfed.split.evaluation import EvaluationCut
 
 
 class SplitServer:
@@ -35,7 +35,7 @@ class SplitServer:
     def __init__(
         self, pool: BackPool, cut: Cut, ledger: Ledger, key: Key, precision: str,
         on_step: Callable[[int, int], None] = lambda round, client: None, at_once: int = 1,
-        clock: Callable[[], float] = time.monotonic, patience: float | None = None, looks: Looks | None = None,
+        clock: Callable[[], float] = time.monotonic, patience: float | None = None, looks: EvaluationCut | None = None,
     ) -> None:  # fmt: skip
         self.pool, self.cut, self.ledger, self.key, self.on_step, self.clock = pool, cut, ledger, key, on_step, clock
         self.reporting = Lock()

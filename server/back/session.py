@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from splitfed.errors import WireError
 from splitfed.run.ledger import Direction, Row, Sizes
-from splitfed.wire.frame import Frame, Packed, pack
+from splitfed.split.ending import END, counted, pack_done
+from splitfed.wire.frame import Frame, Packed, Place
 
 if TYPE_CHECKING:
     from splitfed.server.back.pools import Trainer
@@ -60,7 +61,7 @@ class Session(ABC):
                     f"frame of round {frame.round}, client {frame.client}, step {frame.step}, "
                     f"where {self.round}, {self.client}, {self._next} is next"
                 )
-            reply, rows = self._end(frame) if frame.kind == "end" else self._work(frame)
+            reply, rows = self._end(frame) if frame.kind == END else self._work(frame)
             self._last = _Answered(buffer, reply.buffer, rows)
         self._done(frame)
         return reply.buffer
@@ -87,12 +88,13 @@ class Session(ABC):
         """Hear that a frame was answered, for the first time."""
 
     def _end(self, frame: Frame) -> tuple[Packed, list[Row]]:
-        counted = (frame.meta.get("up"), frame.meta.get("down"))
-        if counted != (self._up, self._down):
-            raise WireError(f"client {self.client} counts {counted} bytes up and down, not {(self._up, self._down)}")
+        if counted(frame) != (self._up, self._down):
+            raise WireError(
+                f"client {self.client} counts {counted(frame)} bytes up and down, not {(self._up, self._down)}"
+            )
         self._step += 1
         rows = self._count(frame, "up", 0)
-        reply = pack("done", self.round, self.client, self._step, {})
+        reply = pack_done(Place(self.round, self.client, self._step))
         rows += self._count(reply, "down", 0)
         self.finished = True
         return reply, rows

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from splitfed.model.forward import keyed_rng
 from splitfed.seeds import Key
-from splitfed.split.cut import Batch
+from splitfed.split.cut import Arrived
 
 if TYPE_CHECKING:
     from splitfed.compression.reducers.base import Reducer
@@ -57,7 +57,7 @@ class Training(ABC):
         self.reducer, self.autocast, self.draws = reducer, autocast, draws
 
     @abstractmethod
-    def step(self, trainer: "Trainer", batch: Batch, key: Key) -> tuple[Tensor, float]:
+    def step(self, trainer: "Trainer", batch: Arrived, key: Key) -> tuple[Tensor, float]:
         """Train a mini-batch and return the gradient of its mean loss with respect to what was sent, and that loss.
 
         Raises WireError where the round goes on without its client.
@@ -76,7 +76,7 @@ class Training(ABC):
     def hung_up(self, client: int) -> None:
         """Hear that a client has no stream any more, though it has not finished; it may come back."""
 
-    def _restored(self, trainer: "Trainer", batch: Batch) -> Tensor:
+    def _restored(self, trainer: "Trainer", batch: Arrived) -> Tensor:
         """Turn what a client sent into the input of the back, differentiably."""
         return self.reducer.restore(
             batch.smashed.requires_grad_(), batch.side, batch.frame.meta, trainer.back.get_submodule("decoder")
@@ -92,7 +92,7 @@ class Alone(Training):
         super().__init__(reducer, autocast, draws)
         self.turns = turns
 
-    def step(self, trainer: "Trainer", batch: Batch, key: Key) -> tuple[Tensor, float]:
+    def step(self, trainer: "Trainer", batch: Arrived, key: Key) -> tuple[Tensor, float]:
         """Train the back on this mini-batch, when its turn has come."""
         with self.turns:
             with keyed_rng(key.at("dropout"), batch.smashed.device, self.draws), self.autocast():
@@ -103,12 +103,12 @@ class Alone(Training):
         assert batch.smashed.grad is not None
         return batch.smashed.grad, float(loss.detach())
 
-    def forward(self, trainer: "Trainer", batch: Batch, key: Key) -> Tensor:
+    def forward(self, trainer: "Trainer", batch: Arrived, key: Key) -> Tensor:
         """Run the back on a mini-batch whose loss is the client's to tell, and return what it makes of it."""
         with self.turns, keyed_rng(key.at("dropout"), batch.smashed.device, self.draws), self.autocast():
             return trainer.back(self._restored(trainer, batch))
 
-    def backward(self, trainer: "Trainer", batch: Batch, features: Tensor, gradient: Tensor) -> Tensor:
+    def backward(self, trainer: "Trainer", batch: Arrived, features: Tensor, gradient: Tensor) -> Tensor:
         """Train the back on the gradient of what `forward` returned; return that of what was sent."""
         with self.turns:
             features.backward(gradient.to(features.dtype))

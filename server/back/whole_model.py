@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from splitfed.model.optim import OptimiserState
-from splitfed.split.evaluation import Seen
+from splitfed.split.evaluation import Evaluated
 from splitfed.wire.channel import Invitation
 
 
@@ -56,7 +56,7 @@ class Unasked:
         """Return nobody: only a node that leaves tells that its client is lost."""
         return set()
 
-    def settle(self, client: int) -> list[Seen] | None:
+    def settle(self, client: int) -> list[Evaluated] | None:
         """Return that the client has come to its end, and that nothing was seen of it here."""
         return []
 

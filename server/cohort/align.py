@@ -15,7 +15,7 @@ from splitfed.scenario import Scenario
 from splitfed.server.cohort.dispatch import Dispatch
 from splitfed.server.model import Model
 from splitfed.server.weights.grid import Whole, WireGrid
-from splitfed.split.weights import FrontWire
+from splitfed.split.weights import WeightWire
 from splitfed.wire.messages import ARRAYS, CONFIG, METRICS
 
 log = getLogger("splitfed")
@@ -33,7 +33,7 @@ class Alignment:
         self.fitting = scenario.compression.reducer.alignment()
         self.dispatch, self.model, self.aligned = dispatch, model, set(aligned)
         if self.fitting:
-            wires = FrontWire.of_alignment(model.front, model.back.decoder, scenario.compression)
+            wires = WeightWire.of_alignment(model.front, model.back.decoder, scenario.compression)
             grid.others[TYPE] = Whole(*wires)
 
     def align(self, round: int, examples: dict[int, int], nodes: dict[int, int]) -> dict[int, Message | None]:

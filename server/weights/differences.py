@@ -16,7 +16,7 @@ from splitfed.run.tree import Flat
 from splitfed.seeds import Key
 from splitfed.server.weights.grid import Coded, Crossing, plain
 from splitfed.split.weight_differences import Base, Weights, base_of, restored, send
-from splitfed.split.weights import FrontWire
+from splitfed.split.weights import WeightWire
 from splitfed.wire.messages import WEIGHTS
 
 MOST_GROUPS = 3
@@ -28,7 +28,7 @@ class Differences(Crossing):
 
     Raises RunError where the state of an earlier attempt is not of this front."""
 
-    def __init__(self, wire: FrontWire, state: Flat | None = None) -> None:
+    def __init__(self, wire: WeightWire, state: Flat | None = None) -> None:
         self.wire = wire
         self._round = 0
         self._arrays: ArrayRecord | None = None
@@ -64,7 +64,7 @@ class Differences(Crossing):
         if group not in self._sent:
             place = key.at(group) if group else key
             sent = send(self.wire, self._weights, self._bases.get(group), place, round, -1)
-            self._sent[group] = ({WEIGHTS: sent.packed.buffer}, self.wire.sizes(sent.packed)), sent.held
+            self._sent[group] = ({WEIGHTS: sent.packed.buffer}, self.wire.sizes(sent.packed)), sent.known
         return self._sent[group][0]
 
     def up(self, buffer: bytes, client: int) -> tuple[Weights, dict[str, Sizes]]:

@@ -11,9 +11,9 @@ from splitfed.scenario.compression import Compression
 from splitfed.seeds import Key
 from splitfed.server.weights.differences import Differences
 from splitfed.server.weights.grid import Coded, Crossing, Whole
-from splitfed.split.client_part import Held
+from splitfed.split.client_part import ClientPart
 from splitfed.split.weight_differences import Weights
-from splitfed.split.weights import FrontWire
+from splitfed.split.weights import WeightWire
 from splitfed.wire.messages import ONCE
 
 
@@ -23,7 +23,7 @@ class Once(Crossing):
     All get the same frame, which is drawn from `key` alone. `has`, who has them already, is shared by all that send
     them."""
 
-    def __init__(self, inner: Crossing, wire: FrontWire, frozen: Weights, key: Key, has: set[int]) -> None:
+    def __init__(self, inner: Crossing, wire: WeightWire, frozen: Weights, key: Key, has: set[int]) -> None:
         self._inner, self._wire, self._frozen, self._key, self._has = inner, wire, frozen, key, has
         self._relied = set[int]()  # who was sent a message without them
         self._coded: tuple[int, bytes, dict[str, Sizes]] | None = None
@@ -67,13 +67,13 @@ class Once(Crossing):
 
 
 def crossings_of(
-    held: Held, compression: Compression, key: Key, state: Flat | None
+    held: ClientPart, compression: Compression, key: Key, state: Flat | None
 ) -> tuple[Crossing, Crossing]:  # fmt: skip
     """Return how the weights of what clients hold cross each round, and to be evaluated; and give `held` those that all
     clients will have of what is frozen. `state` is that of an earlier attempt. Raises RunError where it cannot be
     read."""
     frozen, has = held.frozen(), set[int]()
-    wire = FrontWire.of(held, compression)
+    wire = WeightWire.of(held, compression)
     if frozen and state is not None:
         try:
             said = json.loads(state[1])
@@ -85,6 +85,6 @@ def crossings_of(
     evaluation = Whole(wire, purpose="evaluation")
     if not frozen:
         return each_round, evaluation
-    frozen, once, key = {n: t.cpu().clone() for n, t in frozen.items()}, FrontWire(frozen, compression), key.at("once")
+    frozen, once, key = {n: t.cpu().clone() for n, t in frozen.items()}, WeightWire(frozen, compression), key.at("once")
     held.load_frozen(once.unpack(once.pack(frozen, key, 0, -1).buffer)[0])
     return Once(each_round, once, frozen, key, has), Once(evaluation, once, frozen, key, has)

@@ -20,7 +20,7 @@ from splitfed.errors import WireError
 from splitfed.run.ledger import Direction, Ledger, Row, Sizes
 from splitfed.run.tree import Flat
 from splitfed.seeds import Key
-from splitfed.split.weights import FrontWire
+from splitfed.split.weights import WeightWire
 from splitfed.wire.messages import ARRAYS, METRICS, WEIGHTS, WIRE
 
 _REFUSED = 2000  # error code of a reply whose bytes we refuse
@@ -54,7 +54,7 @@ class Whole(Crossing):
     """Weights that cross as they are, whoever holds what; `up` is the way up's wire where that is another. What is
     handed out in the same round for another `purpose` is rounded anew."""
 
-    def __init__(self, wire: FrontWire, up: FrontWire | None = None, purpose: str = "") -> None:
+    def __init__(self, wire: WeightWire, up: WeightWire | None = None, purpose: str = "") -> None:
         self._down, self._up, self._purpose = wire, up or wire, purpose
         self._coded: tuple[ArrayRecord, int, Coded] | None = None
 

@@ -38,9 +38,9 @@ from splitfed.seeds import Key
 from splitfed.server.cohort.replies import checked_score
 from splitfed.server.cohort.roster import Roster
 from splitfed.split.assembly import assemble
-from splitfed.split.evaluation import Looks, Seen
+from splitfed.split.evaluation import Evaluated, EvaluationCut
 from splitfed.wire.channel import InlineStream
-from splitfed.wire.frame import pack
+from splitfed.wire.frame import Place, pack
 from splitfed.wire.messages import CONFIG
 
 OUT = "evaluation.held_out=0.25"  # 8 of each client's 32 images
@@ -219,7 +219,7 @@ class Ask(Door):
 
     def __init__(self, folder, *overrides: str) -> None:
         super().__init__(folder, *overrides)
-        self.looks = Looks(self.cut, nn.Identity())
+        self.looks = EvaluationCut(self.cut, nn.Identity())
         self.server._looks = self.looks
         self.server.settle(4, taken=False)
         self.server.end_round()
@@ -227,7 +227,7 @@ class Ask(Door):
     def look(self, step: int = 1, images: int = 4, labels=None, client: int = 4):
         activations = self.front(torch.rand(images, 3, 8, 8, generator=KEY.at(step).generator())).detach()
         labels = torch.arange(images) % 10 if labels is None else labels
-        return self.looks.pack(activations, labels, KEY, 2, client, step), activations, labels
+        return self.looks.pack(activations, labels, KEY, Place(2, client, step)), activations, labels
 
 
 @pytest.fixture
@@ -326,7 +326,7 @@ def test_several_clients_are_looked_at_over_grpc_and_one_is_lost(tmp_path):
         assert looking.lost(0.5) == set()
         ask.now += 1
         assert looking.lost(0.5) == {6}
-        assert [looking.settle(client) == [Seen(*_seen(ask))] for client in (4, 5)] == [True, True]
+        assert [looking.settle(client) == [Evaluated(*_seen(ask))] for client in (4, 5)] == [True, True]
         assert looking.settle(6) is None
 
 

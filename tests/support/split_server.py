@@ -12,7 +12,7 @@ from splitfed.seeds import Key
 from splitfed.server.back.pools import Shared, Trainer
 from splitfed.server.back.server import SplitServer
 from splitfed.split.cut import Cut
-from splitfed.wire.frame import pack
+from splitfed.wire.frame import Place, pack
 
 KEY = Key(0)
 
@@ -44,7 +44,7 @@ class Door:
         smashed = plan.reduce(activations)
         targets = plan.targets(torch.arange(examples) % 10 if labels is None else labels, 10)
         packed = self.cut.pack_step(
-            plan, smashed, targets, examples if claim is None else claim, KEY, round, client, step
+            plan, smashed, targets, examples if claim is None else claim, KEY, Place(round, client, step)
         )  # fmt: skip
         return packed, smashed, targets
 
