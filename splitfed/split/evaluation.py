@@ -27,8 +27,8 @@ from splitfed.split.ending import ENDING
 from splitfed.split.rehearsal import PLACE, Crossed, RandomBatch
 from splitfed.wire.frame import Frame, Packed, Place, pack, unpack
 
-ROLE = "evaluation"
-_SMASHED, _TARGETS, _FEATURES = (f"{ROLE}/{name}" for name in ("smashed", "targets", "tail_smashed"))
+EVALUATION = "evaluation"
+_SMASHED, _TARGETS, _FEATURES = (f"{EVALUATION}/{name}" for name in ("smashed", "targets", "tail_smashed"))
 _ANSWER_BYTES = 1 << 16
 
 
@@ -57,7 +57,7 @@ class EvaluationCut:
 
     def _pack(self, kind: str, tensors: dict[str, Tensor], key: Key, place: Place) -> Packed:
         packets = self.cut.encode(tensors, key, f"the evaluation of {place}")
-        return pack(kind, *place, {f"{ROLE}/{name}": packet for name, packet in packets.items()})
+        return pack(kind, *place, {f"{EVALUATION}/{name}": packet for name, packet in packets.items()})
 
     def pack(self, smashed: Tensor, labels: Tensor, key: Key, place: Place) -> Packed:
         """Encode a mini-batch of what the encoder made, `[B, ...]`, and, unless they are private, its labels `[B]`.
@@ -110,9 +110,9 @@ class EvaluationCut:
 
     def sizes(self, packed: Packed | Frame, examples: int) -> dict[str, Sizes]:
         """Return what a frame adds to the ledger: its tensors as one role, and its envelope."""
-        geometry, found = self.cut.geometry, packed.sizes.get(ROLE)
+        geometry, found = self.cut.geometry, packed.sizes.get(EVALUATION)
         raw = examples * (4 * geometry.tokens * geometry.width + (0 if self.cut.private else 8))
-        rows = {ROLE: Sizes(raw, found.reduced, found.coded, found.sent)} if found else {}
+        rows = {EVALUATION: Sizes(raw, found.reduced, found.coded, found.sent)} if found else {}
         return rows | {"envelope": Sizes(sent=packed.envelope)}
 
     @torch.no_grad()

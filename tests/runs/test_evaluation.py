@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from whole import newest
 
-from splitfed import compare, estimate, simulate
+from splitfed import compare, simulate
 from splitfed.clients import worker as training
 from splitfed.data.batches import batches
 from splitfed.data.dataset import load
@@ -180,21 +180,6 @@ def test_a_cohort_is_asked_and_its_bytes_spend_the_budget(tmp_path):
     bound = simulate(small(*PLAIN, OUT, *asked, f"budget={{kind: cut_bytes, bytes: {bytes}}}"), runs=tmp_path)
     assert (bound.summary.rounds, bound.summary.stopped) == (4, "budget")
     assert bound.rounds[-1].eval_accuracy is not None
-
-
-@pytest.mark.parametrize("mode", [PLAIN, [*PLAIN, *PRIVATE], FL], ids=["shared", "private", "fl"])
-def test_an_estimate_counts_what_evaluations_send(mode, tmp_path):
-    none = [f"compression.{role}.lossless=none" for role in ("tail_smashed", "tail_gradient")]
-    more = [*none, "training.batch_size=5"] if "federation.labels=private" in mode else ["training.batch_size=5"]
-    plan = small(*mode, OUT, "evaluation.every=2", "federation.rounds=3", *more)
-    expected, result = estimate(plan), simulate(plan, runs=tmp_path)
-    for role in ("smashed", "evaluation", "envelope"):
-        guess, real = (totals.select(plane="data", role=role) for totals in (expected.round, result.totals))
-        assert 3 * guess.sent == pytest.approx(real.sent, rel=0.03), role
-        assert 3 * guess.raw == pytest.approx(real.raw, abs=3), role
-    weights = [totals.select(role="front_weights").sent for totals in (expected.round, result.totals)]
-    assert 3 * weights[0] == pytest.approx(weights[1], abs=9)
-    assert expected.examples == 72
 
 
 def test_who_has_one_image_trains_on_it_and_is_not_asked(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from helpers import ADC, PLAIN, small, table
 from torch import nn
 from whole import newest
 
-from splitfed import estimate, simulate
+from splitfed import simulate
 from splitfed.clients.steps import PrivateStep
 from splitfed.compression.reducers.base import View
 from splitfed.data.batches import batches
@@ -298,24 +298,6 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path):
     assert_same(newest(again.folder), newest(whole.folder), atol=0.0)
     assert again.totals == whole.totals
     assert again.totals.select(role="tail_weights", direction="up").sent > 0
-
-
-@pytest.mark.parametrize(
-    "reducer", ["none", "{kind: discard_tokens, kept_tokens: 0.6}", "{kind: bottleneck, width: 8}"]
-)
-def test_an_estimate_counts_what_a_run_sends(reducer, tmp_path):
-    scenario = private(*PLAIN, *BARE, f"compression.reducer={reducer}", "compression.parts.lossless=none")
-    found, real = estimate(scenario), simulate(scenario, runs=tmp_path).totals
-    for (plane, way, role), sizes in found.round.sums.items():
-        if role not in ("envelope", "metrics"):
-            assert 2 * sizes.sent == real.select(plane=plane, direction=way, role=role).sent, role
-            assert 2 * sizes.raw == real.select(plane=plane, direction=way, role=role).raw, role
-    shared = estimate(small(DEPTH, f"compression.reducer={reducer}"))
-    operations = found.operations
-    assert operations.tail > 0
-    assert operations.back + operations.tail == pytest.approx(shared.operations.back)
-    assert found.client.parameters + found.server.parameters == shared.client.parameters + shared.server.parameters
-    assert found.client.parameters > shared.client.parameters
 
 
 @pytest.mark.parametrize(
