@@ -17,22 +17,23 @@ from splitfed.errors import WireError
 
 OWN: tuple[type[CodecSettings], ...] = (Float32, Float16, BFloat16, Float8, Uniform, FedLite)
 
-_DECODERS: dict[str, Decoder] = dict(INTEGERS)
+# The decoder of every tag that a packet can have, plug-ins' too.
+DECODERS: dict[str, Decoder] = dict(INTEGERS)
 for _config in OWN:
-    _DECODERS |= _config.decoders
+    DECODERS |= _config.decoders
 
 
-def _register(config: type[CodecSettings]) -> None:
+def register(config: type[CodecSettings]) -> None:
     """Add a plug-in's decoders. Raises Unusable where they are none, or their tags are others' too."""
     decoders = getattr(config, "decoders", None)
     if not isinstance(decoders, Mapping) or not all(isinstance(decoder, Decoder) for decoder in decoders.values()):
         raise Unusable("its decoders must map each tag to a splitfed.compression.codecs.base.Decoder")
-    if taken := [tag for tag, decoder in decoders.items() if _DECODERS.get(tag, decoder) is not decoder]:
+    if taken := [tag for tag, decoder in decoders.items() if DECODERS.get(tag, decoder) is not decoder]:
         raise Unusable(f"another codec has the tag {taken[0]!r} too")
-    _DECODERS.update(decoders)
+    DECODERS.update(decoders)
 
 
-PLUGINS = load(CODECS, CodecSettings, OWN, _register)
+PLUGINS = load(CODECS, CodecSettings, OWN, register)
 
 if TYPE_CHECKING:
     CodecConfig = CodecSettings
@@ -43,7 +44,7 @@ _MAX_ELEMENTS = 2**48
 
 
 def _decoder(tag: str, dtype: str, shape: tuple[int, ...]) -> Decoder:
-    decoder = _DECODERS.get(tag)
+    decoder = DECODERS.get(tag)
     if decoder is None:
         raise WireError(f"no codec has the tag {tag[:32]!r}")
     if dtype not in decoder.dtypes:

@@ -1,10 +1,10 @@
 """Where clients train the whole model (`fl`): stands in for the split server and for what listens on its behalf."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-from splitfed.model.optim import OptimiserState
-from splitfed.split.evaluation import Seen
+from splitfed.server.back.round_context import OnStep
+from splitfed.split.evaluation import Evaluated
 from splitfed.wire.channel import Invitation
 
 
@@ -12,8 +12,8 @@ class Unsplit:
     """Takes no mini-batches, so whatever a client's reply brings is all there is to settle. `on_step(round, client)` is
     called when a client is done."""
 
-    def __init__(self) -> None:
-        self.on_step: Callable[[int, int], None] = lambda round, client: None
+    def __init__(self, on_step: OnStep) -> None:
+        self._on_step = on_step
         self._round, self._waiting = 0, set[int]()
 
     def start_round(self, round: int, lr: float, examples: dict[int, int]) -> None:
@@ -32,7 +32,7 @@ class Unsplit:
         if client not in self._waiting:
             return False
         self._waiting.discard(client)
-        self.on_step(self._round, client)
+        self._on_step(self._round, client)
         return taken
 
     def end_round(self) -> None:
@@ -44,10 +44,6 @@ class Unsplit:
         """Let these clients evaluate, each by itself."""
         yield Unasked()
 
-    def optimiser(self) -> OptimiserState:
-        """Return nothing: the server trains nothing."""
-        return {}
-
 
 class Unasked:
     """An evaluation in which the server is not asked, so whatever a client's reply says is all there is."""
@@ -56,8 +52,8 @@ class Unasked:
         """Return nobody: only a node that leaves tells that its client is lost."""
         return set()
 
-    def settle(self, client: int) -> list[Seen] | None:
-        """Return that the client has come to its end, and that nothing was seen of it here."""
+    def settle(self, client: int) -> list[Evaluated] | None:
+        """Return that the client has come to its end, and that nothing of it was evaluated here."""
         return []
 
 

@@ -17,6 +17,7 @@ from splitfed.compression.codecs.base import CodecSettings
 from splitfed.compression.plugins import CODECS, REDUCERS, load, one_of
 from splitfed.compression.reducers import registry as reducers
 from splitfed.compression.reducers.base import ReducerSettings
+from splitfed.errors import WireError
 
 REDUCER = """
 from typing import Literal
@@ -75,9 +76,9 @@ def site(tmp_path, monkeypatch):
     """A folder whose packages are installed, for this test."""
     monkeypatch.syspath_prepend(tmp_path)
     known = set(sys.modules)
-    plugins._installed.cache_clear()
+    plugins.installed.cache_clear()
     yield tmp_path
-    plugins._installed.cache_clear()
+    plugins.installed.cache_clear()
     for name in set(sys.modules) - known:
         if (tmp_path / f"{name}.py").exists():
             del sys.modules[name]
@@ -86,7 +87,7 @@ def site(tmp_path, monkeypatch):
 def found(group: str = REDUCERS) -> list[plugins.Plugin]:
     if group == REDUCERS:
         return load(group, ReducerSettings, reducers.OWN)
-    return load(group, CodecSettings, codecs.OWN, codecs._register)
+    return load(group, CodecSettings, codecs.OWN, codecs.register)
 
 
 def test_a_kind_of_a_package_is_one_of_the_union(site):
@@ -146,14 +147,15 @@ def test_two_packages_with_one_kind_are_both_refused(site):
 
 
 def test_decoders_are_known_by_tags_that_are_nobody_elses(site, monkeypatch):
-    monkeypatch.setattr(codecs, "_DECODERS", dict(codecs._DECODERS))
+    monkeypatch.setattr(codecs, "DECODERS", dict(codecs.DECODERS))
     points = "".join(f"{name.lower()} = my_codecs:{name}\n" for name in ("Coded", "Same", "Taken", "Undecodable"))
     install(site, "my-codecs", f"[splitfed.codecs]\n{points}", my_codecs=CODEC)
     coded, same, taken, undecodable = found(CODECS)
     assert (coded.problem, same.problem) == ("", "")
     assert codecs.coded_size("coded", "float32", (3, 2)) == 24
     assert taken.problem.endswith("another codec has the tag 'float32' too")
-    assert "mine-too" not in codecs._DECODERS
+    with pytest.raises(WireError, match="no codec has the tag 'mine-too'"):
+        codecs.coded_size("mine-too", "float32", (3, 2))
     assert undecodable.problem.endswith("must map each tag to a splitfed.compression.codecs.base.Decoder")
 
 

@@ -3,7 +3,6 @@
 import io
 import json
 import struct
-import time
 
 import msgpack
 import pytest
@@ -16,16 +15,17 @@ from flwr.supercore.task_identity import TaskIdentity
 from helpers import ADC, PLAIN, small, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import newest
 from split_server import KEY, Door, same, wasted, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from whole import newest
+from waiting import until
 
-from splitfed import compare, estimate, simulate
+from splitfed import compare, simulate
 from splitfed.clients import worker as training
 from splitfed.data.batches import batches
 from splitfed.data.dataset import load
-from splitfed.data.stratify import count_held_out, divide
+from splitfed.data.stratify import divide
 from splitfed.engines.inline import InlineGrid
 from splitfed.errors import RunError, ScenarioError, WireError
 from splitfed.model.build import pixel_stats
@@ -36,12 +36,10 @@ from splitfed.run.client_scores import STANDING as CLIENTS
 from splitfed.run.client_scores import Score, Standing, read_scores
 from splitfed.seeds import Key
 from splitfed.server.cohort.replies import checked_score
-from splitfed.server.cohort.roster import Roster
 from splitfed.split.assembly import assemble
-from splitfed.split.evaluation import Looks, Seen
+from splitfed.split.evaluation import Evaluated
 from splitfed.wire.channel import InlineStream
-from splitfed.wire.frame import pack
-from splitfed.wire.messages import CONFIG
+from splitfed.wire.frame import Place, pack
 
 OUT = "evaluation.held_out=0.25"  # 8 of each client's 32 images
 PRIVATE = ["federation.labels=private", "model.args={patch_size: 4, embed_dim: 16, depth: 3, num_heads: 2}"]
@@ -182,21 +180,6 @@ def test_a_cohort_is_asked_and_its_bytes_spend_the_budget(tmp_path):
     assert bound.rounds[-1].eval_accuracy is not None
 
 
-@pytest.mark.parametrize("mode", [PLAIN, [*PLAIN, *PRIVATE], FL], ids=["shared", "private", "fl"])
-def test_an_estimate_counts_what_evaluations_send(mode, tmp_path):
-    none = [f"compression.{role}.lossless=none" for role in ("tail_smashed", "tail_gradient")]
-    more = [*none, "training.batch_size=5"] if "federation.labels=private" in mode else ["training.batch_size=5"]
-    plan = small(*mode, OUT, "evaluation.every=2", "federation.rounds=3", *more)
-    expected, result = estimate(plan), simulate(plan, runs=tmp_path)
-    for role in ("smashed", "evaluation", "envelope"):
-        guess, real = (totals.select(plane="data", role=role) for totals in (expected.round, result.totals))
-        assert 3 * guess.sent == pytest.approx(real.sent, rel=0.03), role
-        assert 3 * guess.raw == pytest.approx(real.raw, abs=3), role
-    weights = [totals.select(role="front_weights").sent for totals in (expected.round, result.totals)]
-    assert 3 * weights[0] == pytest.approx(weights[1], abs=9)
-    assert expected.examples == 72
-
-
 def test_who_has_one_image_trains_on_it_and_is_not_asked(tmp_path, monkeypatch):
     watch = Watch(monkeypatch)
     plan = small("evaluation.held_out=0.5", "data.limit=7", "data.partition={kind: linear}", "federation.rounds=1")
@@ -219,15 +202,13 @@ class Ask(Door):
 
     def __init__(self, folder, *overrides: str) -> None:
         super().__init__(folder, *overrides)
-        self.looks = Looks(self.cut, nn.Identity())
-        self.server._looks = self.looks
         self.server.settle(4, taken=False)
         self.server.end_round()
 
     def look(self, step: int = 1, images: int = 4, labels=None, client: int = 4):
         activations = self.front(torch.rand(images, 3, 8, 8, generator=KEY.at(step).generator())).detach()
         labels = torch.arange(images) % 10 if labels is None else labels
-        return self.looks.pack(activations, labels, KEY, 2, client, step), activations, labels
+        return self.looks.pack(activations, labels, KEY, Place(2, client, step)), activations, labels
 
 
 @pytest.fixture
@@ -235,9 +216,9 @@ def ask(tmp_path):
     return Ask(tmp_path)
 
 
-def test_the_back_looks_and_stays_as_it_is(ask):
+def test_the_back_evaluates_and_stays_as_it_is(ask):
     before = weights(ask.pool.trainer)
-    with ask.server.evaluation(2, {4: 8}) as looking:
+    with ask.server.evaluation(2, {4: 8}) as evaluation:
         session = ask.server.open(4, 2)
         sent = came = 0
         for step in (1, 2):
@@ -253,7 +234,7 @@ def test_the_back_looks_and_stays_as_it_is(ask):
         end = pack("end", 2, 4, 3, {}, {"up": sent, "down": came})
         came += len(session.handle(end.buffer))
         assert not ask.pool.trainer.back.training
-        assert len(looking.settle(4)) == 2
+        assert len(evaluation.settle(4)) == 2
         with pytest.raises(WireError, match="gone on"):
             session.handle(end.buffer)
     assert ask.pool.trainer.back.training
@@ -267,7 +248,7 @@ def test_the_back_looks_and_stays_as_it_is(ask):
 
 
 def test_what_no_honest_client_sends_is_refused(ask):
-    with ask.server.evaluation(2, {4: 8}) as looking:
+    with ask.server.evaluation(2, {4: 8}) as evaluation:
         for client, round in ((5, 2), (4, 1), (4, 3)):
             with pytest.raises(WireError, match="no part in the evaluation"):
                 ask.server.open(client, round)
@@ -291,7 +272,7 @@ def test_what_no_honest_client_sends_is_refused(ask):
         reply = session.handle(packed.buffer)
         with pytest.raises(WireError, match="counts"):
             session.handle(pack("end", 2, 4, 2, {}, {"up": packed.total, "down": 1 + len(reply)}).buffer)
-        assert looking.settle(4) is None  # it has not come to its end
+        assert evaluation.settle(4) is None  # it has not come to its end
 
 
 @pytest.mark.parametrize(
@@ -304,11 +285,11 @@ def test_a_server_whose_answer_is_none_is_refused(meta, ask):
         ask.looks.unpack_answer(pack("seen", 2, 4, 2, {}, {"loss": 1.0, "right": 2}).buffer, 1, 4)
 
 
-def test_several_clients_are_looked_at_over_grpc_and_one_is_lost(tmp_path):
+def test_several_clients_evaluate_over_grpc_and_one_is_lost(tmp_path):
     ask = Ask(tmp_path)
     with (
         listen(ask.server, streams=3) as listener,
-        ask.server.evaluation(2, dict.fromkeys((4, 5, 6), 4)) as looking,
+        ask.server.evaluation(2, dict.fromkeys((4, 5, 6), 4)) as evaluation,
     ):
         streams = {client: dial(listener.invite(client, 2)) for client in (4, 5, 6)}
         replies = {}
@@ -320,14 +301,12 @@ def test_several_clients_are_looked_at_over_grpc_and_one_is_lost(tmp_path):
             streams[client].exchange(pack("end", 2, client, 2, {}, {"up": up, "down": len(reply)}).buffer)
         for stream in streams.values():
             stream.close()
-        end = time.monotonic() + 60
-        while looking._sessions[6].detached is None and time.monotonic() < end:
-            time.sleep(0.01)  # the server has yet to notice
-        assert looking.lost(0.5) == set()
+        until(lambda: evaluation.lost(-1) == {6})  # the server has yet to notice
+        assert evaluation.lost(0.5) == set()
         ask.now += 1
-        assert looking.lost(0.5) == {6}
-        assert [looking.settle(client) == [Seen(*_seen(ask))] for client in (4, 5)] == [True, True]
-        assert looking.settle(6) is None
+        assert evaluation.lost(0.5) == {6}
+        assert [evaluation.settle(client) == [Evaluated(*_seen(ask))] for client in (4, 5)] == [True, True]
+        assert evaluation.settle(6) is None
 
 
 def _seen(ask: Ask) -> tuple[float, int]:
@@ -370,7 +349,7 @@ def reply(metrics: object = None, **more) -> Message:
         ({"eval-accuracy": float("nan")}, "no share of 4 images"),
         ({"eval-accuracy": 0.5}, "where the server found 1.5 and 0.25"),
         ({"bonus": 1}, "metrics are"),
-        (ConfigRecord({}), "not metrics alone"),
+        (ConfigRecord({}), "no metrics"),
     ],
 )
 def test_a_reply_that_cannot_be_true_is_left_out(metrics, why, caplog):
@@ -400,17 +379,6 @@ def test_a_lost_client_is_left_out_and_holds_nobody_up(tmp_path, monkeypatch):
     assert [score.client for score in read_scores(result.folder)[1]] == [0, 2]
     assert "round 1: client 1 is lost to its evaluation" in (result.folder / "log.txt").read_text()
     assert result.rounds[0].clients == 3  # it has trained
-
-
-@pytest.mark.usefixtures("identity")
-@pytest.mark.parametrize("held", [-1, 0, 7, 9, 10**9, 8.0, "8", True])
-def test_a_client_that_holds_out_more_or_less_than_asked_for_is_refused(held):
-    roster = Roster.__new__(Roster)
-    roster.clients, roster.keys, roster.share, roster._known, roster.nodes = 3, None, 0.25, {}, {}
-    content = RecordDict({CONFIG: ConfigRecord({"partition-id": 0, "num-examples": 24, "held-out": held})})
-    problem = roster._answer(5, Message(content, dst_node_id=1, message_type="query"))
-    assert f"client 0 says that it holds out {held} images beside 24" in problem
-    assert count_held_out(32, 0.25) == 8
 
 
 # ------------------------------------------------------------------------------------------------- what is made of it

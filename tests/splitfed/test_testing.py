@@ -171,7 +171,7 @@ class WideConfig(CodecSettings):
 @pytest.fixture
 def installed(monkeypatch):
     def install(decoder):
-        monkeypatch.setattr(codecs, "_DECODERS", codecs._DECODERS | {"wide": decoder})
+        monkeypatch.setattr(codecs, "DECODERS", codecs.DECODERS | {"wide": decoder})
 
     install(WHOLE)
     return install

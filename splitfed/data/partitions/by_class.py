@@ -118,8 +118,8 @@ def _deal_classes(clients: int, each: int, count: int, key: Key) -> tuple[list[i
     for number in range(-(-clients * each // count)):
         deck = torch.randperm(count, generator=key.at(number).generator()).tolist()
         started = len(cards) % each
-        held = set(cards[len(cards) - started :])
-        # Where a client's hand runs over two decks, what it holds already is put at the back of the new one.
-        deck.sort(key=held.__contains__)
+        has = set(cards[len(cards) - started :])
+        # Where a client's hand runs over two decks, what it has already is put at the back of the new one.
+        deck.sort(key=has.__contains__)
         cards += deck
     return cards[: clients * each], deck

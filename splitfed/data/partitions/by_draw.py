@@ -97,23 +97,23 @@ def draw_shares(
     random = np.random.default_rng(seed)
     rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     for _ in range(1 + _REPEATS):
-        held, cuts = np.zeros(clients, dtype=np.int64), []
+        dealt, cuts = np.zeros(clients, dtype=np.int64), []
         for own in rows:
             shares = random.dirichlet(np.full(clients, alpha))
             if self_balancing:
-                shares[held > len(labels) / clients] = 0
+                shares[dealt > len(labels) / clients] = 0
                 shares = shares / sum(shares.tolist())  # added up one by one, as there
             ends = shares.cumsum() * len(own)
             if not np.isfinite(ends).all():
                 raise ValueError("a draw of shares that add up to nothing")
             cuts.append(ends.astype(np.int64)[:-1])
-            held += np.diff(cuts[-1], prepend=0, append=len(own))
-        if held.min() >= min_size:
+            dealt += np.diff(cuts[-1], prepend=0, append=len(own))
+        if dealt.min() >= min_size:
             owners = np.concatenate(
                 [np.searchsorted(cut, np.arange(len(own)), "right") for cut, own in zip(cuts, rows, strict=True)]
             )
             order = np.concatenate(rows)[owners.argsort(kind="stable")]
-            return list(torch.from_numpy(order).split(held.tolist()))
+            return list(torch.from_numpy(order).split(dealt.tolist()))
     raise ValueError("no draw was large enough for all")
 
 
