@@ -47,6 +47,11 @@ def _installed() -> list[EntryPoint]:
     return [*found.select(group=REDUCERS), *found.select(group=CODECS)]
 
 
+def installed(group: str) -> bool:
+    """Tell whether any installed package brings something of a group."""
+    return any(point.group == group for point in _installed())
+
+
 def packages() -> list[str]:
     """Return the names of all installed packages that bring reducers or codecs."""
     return sorted({point.dist.name for point in _installed() if point.dist})

@@ -9,9 +9,10 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
 
 class Config(BaseModel):
-    """A frozen section of a scenario: unknown keys are refused and nothing is converted behind the user's back."""
+    """A frozen section of a scenario: unknown keys are refused and nothing is converted behind the user's back. What a
+    key means stands in a docstring under it, which the JSON schema and `splitfed list` show."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Misplaced(ValueError):

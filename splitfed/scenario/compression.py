@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from splitfed.compression.codecs.registry import CodecConfig
-from splitfed.compression.lossless import LosslessConfig
+from splitfed.compression.lossless_settings import LosslessConfig
 from splitfed.compression.presets import PRESETS, written_out
 from splitfed.compression.reducers.registry import ReducerConfig
 from splitfed.config import Config

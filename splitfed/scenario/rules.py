@@ -5,9 +5,9 @@ Each function returns the problem, with the key that has it and the way out, or 
 
 from typing import TYPE_CHECKING
 
-from splitfed.compression.reducers.none import NoneConfig
+from splitfed.compression.reducers.settings import NoneConfig
 from splitfed.config import Misplaced
-from splitfed.model.optim import SideConfig
+from splitfed.model.optim_settings import SideConfig
 from splitfed.scenario.compression import Compression, Packing
 from splitfed.scenario.sections import Federation, Training
 

@@ -11,10 +11,9 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from splitfed.config import Config, Misplaced
-from splitfed.data.dataset import DataConfig
-from splitfed.data.stratify import Evaluation
+from splitfed.data.settings import DataConfig, Evaluation
 from splitfed.errors import ScenarioError
-from splitfed.model.build import ModelConfig
+from splitfed.model.settings import ModelConfig
 from splitfed.scenario import rules as combinations
 from splitfed.scenario.budget import BudgetConfig, Unlimited
 from splitfed.scenario.compression import Compression

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_
 from splitfed.config import Config
 from splitfed.federation.availability import Always, AvailabilityConfig
 from splitfed.federation.strategies import FedAvgConfig, StrategyConfig
-from splitfed.model.optim import SideConfig
+from splitfed.model.optim_settings import SideConfig
 
 _PATIENCE_SECONDS = 60.0
 

@@ -3,7 +3,8 @@
 import torch
 
 import splitfed.model._torchvision  # noqa: F401  before timm, which imports torchvision
-from splitfed.model.build import ModelConfig, build
+from splitfed.model.build import build
+from splitfed.model.settings import ModelConfig
 from splitfed.seeds import Key
 
 SMALL = {"patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3}

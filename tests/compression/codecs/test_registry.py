@@ -10,7 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from splitfed import testing
 from splitfed.compression.codecs.base import Packet
-from splitfed.compression.codecs.registry import _DECODERS, CodecConfig, coded_size, decode
+from splitfed.compression.codecs.decoders import coded_size, decode
+from splitfed.compression.codecs.registry import DECODERS, CodecConfig
 from splitfed.errors import CodecError, WireError
 from splitfed.seeds import Key
 
@@ -312,7 +313,7 @@ def test_packets_that_no_encoder_writes_are_refused(packet):
 
 
 @given(
-    tag=st.sampled_from(sorted(_DECODERS)),
+    tag=st.sampled_from(sorted(DECODERS)),
     dtype=st.sampled_from(["float32", "float16", "bfloat16", "float64", "int64"]),
     shape=st.lists(st.integers(0, 4), max_size=3),
     data=st.data(),
