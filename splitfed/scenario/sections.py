@@ -4,7 +4,7 @@ import math
 from fractions import Fraction
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from splitfed.config import Config
 from splitfed.federation.availability import Always, AvailabilityConfig
@@ -60,87 +60,6 @@ class Federation(Config):
     oversample: float = Field(1.0, ge=1, le=1e6)
     deadline: float | None = Field(None, gt=0, le=1e9)
 
-    @field_validator("cohort")
-    @classmethod
-    def _not_more_than_all(cls, cohort: int | None, info: ValidationInfo) -> int | None:
-        clients = info.data.get("clients")
-        if cohort is not None and clients is not None and cohort > clients:
-            raise ValueError(f"{cohort} of {clients} clients cannot be sampled: lower it, or leave it out for all")
-        return cohort
-
-    @field_validator("order")
-    @classmethod
-    def _of_a_shared_back(cls, order: str, info: ValidationInfo) -> str:
-        mode = info.data.get("mode")
-        how = {"sl": "one after another, or there is no front to hand on", "psl": "in joint steps"}
-        how |= dict.fromkeys(("sfl-v1", "fl"), "at once and in no order")
-        if order == "arrival" and mode in how:
-            raise ValueError(f"with {mode} clients train {how[mode]}: leave it out, or set mode: sfl-v2")
-        return order
-
-    @field_validator("wave")
-    @classmethod
-    def _of_those_at_once(cls, wave: int | None, info: ValidationInfo) -> int | None:
-        mode, order = info.data.get("mode"), info.data.get("order")
-        size = info.data.get("cohort") or info.data.get("clients")
-        if wave is not None and mode and order and _one_by_one(mode, order):
-            way = ", or set order: arrival" if mode == "sfl-v2" else ""
-            raise ValueError(f"with {mode} clients train one after another: leave it out{way}")
-        if wave is not None and size is not None and wave > size:
-            raise ValueError(f"{wave} at once of {size} clients a round: lower it, or leave it out for all")
-        return wave
-
-    @field_validator("patience")
-    @classmethod
-    def _of_joint_steps(cls, patience: float | None, info: ValidationInfo) -> float | None:
-        mode = info.data.get("mode")
-        if patience is not None and mode not in (None, "psl"):
-            raise ValueError(f"with {mode} no client waits for another: leave it out, or set mode: psl")
-        return patience
-
-    @field_validator("labels")
-    @classmethod
-    def _of_whole_mini_batches(cls, labels: str, info: ValidationInfo) -> str:
-        mode, order = info.data.get("mode"), info.data.get("order")
-        if labels == "private" and mode == "fl":
-            raise ValueError("with fl no labels leave a client anyway: leave it out, or set another mode")
-        if labels == "private" and mode == "psl":
-            raise ValueError(
-                "with psl the back takes a step for all clients at once, and each would have to wait for it twice: set "
-                "another mode, or labels: shared"
-            )
-        if labels == "private" and mode == "sfl-v2" and order == "arrival":
-            raise ValueError(
-                "with order: arrival another client's update would come between the halves of a mini-batch: set order: "
-                "fixed, or mode: sfl-v1"
-            )
-        return labels
-
-    @field_validator("local_steps")
-    @classmethod
-    def _one_of_two(cls, steps: int | None, info: ValidationInfo) -> int | None:
-        if steps is not None and info.data.get("local_epochs") is not None:
-            raise ValueError("local_epochs is set too: keep one of them and set the other to null")
-        return steps
-
-    @field_validator("strategy")
-    @classmethod
-    def _for_so_many(cls, strategy: StrategyConfig, info: ValidationInfo) -> StrategyConfig:
-        clients = info.data.get("cohort") or info.data.get("clients")
-        if clients is not None and (problem := strategy.problem(clients)):
-            raise ValueError(f"{strategy.kind}: {problem}")
-        if info.data.get("mode") == "sl" and strategy != FedAvgConfig():
-            raise ValueError(f"{strategy.kind}: with sl nothing is aggregated: leave it out, or set another mode")
-        return strategy
-
-    @field_validator("oversample")
-    @classmethod
-    def _more_than_the_cohort(cls, oversample: float, info: ValidationInfo) -> float:
-        cohort, clients = info.data.get("cohort"), info.data.get("clients")
-        if oversample > 1 and clients is not None and cohort in (None, clients):
-            raise ValueError(f"all {clients} clients are sampled already: set a smaller cohort, or leave it out")
-        return oversample
-
     @model_validator(mode="before")
     @classmethod
     def _one_epoch(cls, data: Any) -> Any:
@@ -172,7 +91,7 @@ class Federation(Config):
     @property
     def one_by_one(self) -> bool:
         """Whether the clients of a round train one after another, in an order that is drawn."""
-        return _one_by_one(self.mode, self.order)
+        return self.mode == "sl" or (self.mode == "sfl-v2" and self.order == "fixed")
 
     @property
     def at_once(self) -> int:
@@ -183,10 +102,6 @@ class Federation(Config):
     def patience_seconds(self) -> float:
         """How long a joint step waits for those who are missing."""
         return _PATIENCE_SECONDS if self.patience is None else self.patience
-
-
-def _one_by_one(mode: str, order: str) -> bool:
-    return mode == "sl" or (mode == "sfl-v2" and order == "fixed")
 
 
 class Training(Config):
