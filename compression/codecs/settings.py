@@ -5,9 +5,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from splitfed.config import Config
+from splitfed.config import Broken, Config
 
 if TYPE_CHECKING:
     from splitfed.compression.codecs.base import Codec, Decoder
@@ -135,13 +135,12 @@ class FedLite(CodecSettings):
     """How strongly the client's activations are pulled towards their centroids: what encoding took from `smashed` or
     `tail_smashed`, times this, is added to the gradient. Other roles have none to correct."""
 
-    @field_validator("groups")
-    @classmethod
-    def _of_equal_size(cls, groups: int, info: ValidationInfo) -> int:
-        subvectors = info.data.get("subvectors")
-        if subvectors is not None and subvectors % groups:
-            raise ValueError(f"{subvectors} subvectors make no {groups} groups of equal size: choose a divisor")
-        return groups
+    @model_validator(mode="after")
+    def _of_equal_size(self) -> "FedLite":
+        if self.subvectors % self.groups:
+            why = f"{self.subvectors} subvectors make no {self.groups} groups of equal size: choose a divisor"
+            raise Broken(("groups", why))
+        return self
 
     def build(self) -> "Codec":
         """Return the codec."""
