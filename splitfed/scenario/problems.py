@@ -63,10 +63,8 @@ def valid_part(model: type[M], data: dict[str, Any]) -> M:
 @cache
 def _alone(model: type[BaseModel], name: str) -> type[BaseModel]:
     """Return a section with one field of another."""
-    field = model.model_fields[name]
-    config = ConfigDict(strict=True, protected_namespaces=())
-    made: type[BaseModel] = create_model(name, __config__=config, **{name: (field.annotation, field)})  # type: ignore[call-overload]
-    return made
+    field: dict[str, Any] = {name: (model.model_fields[name].annotation, model.model_fields[name])}
+    return create_model(name, __config__=ConfigDict(strict=True), **field)
 
 
 @dataclass(frozen=True)

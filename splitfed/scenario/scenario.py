@@ -25,19 +25,30 @@ from splitfed.scenario.yaml import write
 
 
 class Scenario(Config):
-    """One experiment; `seed` decides every draw in it, and `name` the name of its run folders."""
+    """One experiment: a model that is cut, data that is shared out, and how the two sides train."""
 
     name: str = "scenario"
+    """Name of its run folders; where none is written, that of the file."""
     seed: int = Field(0, ge=0)
+    """Decides every draw: weights, shares of the data, orders, noise."""
     model: ModelConfig
+    """Which model is trained, and where it is cut."""
     data: DataConfig
+    """Which images there are, and how they are shared out."""
     federation: Federation
+    """Who trains, how often and in which order."""
     training: Training = Training()
+    """Batches, optimisers and learning rates of the two sides."""
     compression: Compression = Compression()
+    """What makes the bytes fewer that are sent."""
     evaluation: Evaluation = Evaluation()
+    """What clients hold out, and who of them tells how the model does on it."""
     budget: BudgetConfig = Unlimited()
+    """When a run has sent enough."""
     checkpoints: Checkpoints = Checkpoints()
+    """How many checkpoints stay on disk."""
     engine: EngineConfig = Inline()
+    """Where the clients run."""
 
     @field_validator("name")
     @classmethod

@@ -17,48 +17,53 @@ _PATIENCE_SECONDS = 60.0
 class Federation(Config):
     """Who trains, how often and in which order.
 
-    In each of `rounds`, `cohort` of the `clients` are sampled (all of them when null). A client trains for
-    `local_epochs` passes over its images, or for `local_steps` mini-batches: one of the two, by default one epoch.
-    `sfl-v1` gives each client a copy of the back and averages the copies at the end of the round; `sfl-v2` has one back
-    that the clients update. In both, `strategy`, one of Flower's, makes the round's front of the clients' fronts. `sl`
-    hands one front on from client to client, who train one after another with one back, and averages nothing. `fl`
-    trains the whole model on the clients, without a cut, and `strategy` makes the round's model of theirs. In
-    `sfl-v2`, `order: fixed` lets the clients train one after another in a seeded order, which is reproducible; with
-    `arrival` all train at once and the back takes their mini-batches as they come, which is fast where clients are
-    apart, and not reproducible.
-
-    `psl` has one back that learns from the mini-batches of all clients together; they are one large batch to it, while
-    each front learns from its own at the full rate, and `strategy` makes one of them at the end of the round. Such a
-    joint step waits for those who are missing for `patience` seconds after its first mini-batch (60 when null; clients
-    in one process are never missing); a late client joins the next one. Where clients train at once (not in `sl`, nor
-    in `sfl-v2` with `order: fixed`), no more than `wave` of a round's do, the whole cohort when null; a larger cohort
-    trains wave after wave.
-
-    Labels go up with the activations unless `labels` is `private`: then a client holds the end of the model too
-    (`model.tail`), and neither labels nor the loss leave it. Each mini-batch crosses two cuts, there and back. The tail
-    is trained, aggregated and handed on with the front.
-
-    `availability` is what a simulation assumes of its clients: who is there, when, how fast, and who vanishes. With
-    `oversample`, `cohort` times as many clients are sampled, rounded up, and the round takes the `cohort` that finish
-    first. `deadline` is how many seconds a round may last: who has not finished by then is given up. Both need
-    `availability`, which tells the time, or a deployment, where it is the wall clock's. What a client had sent until it
-    vanished or was given up stays counted.
+    A client trains for `local_epochs` or for `local_steps`, one of the two. What a client had sent until it vanished or
+    was given up stays counted.
     """
 
     clients: PositiveInt
+    """How many clients there are."""
     cohort: PositiveInt | None = None
+    """Clients that are sampled for a round; null is all of them."""
     rounds: PositiveInt
+    """Rounds of training."""
     mode: Literal["sl", "sfl-v1", "sfl-v2", "psl", "fl"] = "sfl-v2"
+    """Who holds which part of the model, and how it learns. `sfl-v1` gives each client a copy of the back and averages
+    the copies at the end of the round; `sfl-v2` has one back that the clients update. In both, `strategy` makes the
+    round's front of the clients' fronts. `sl` hands one front on from client to client, who train one after another
+    with one back, and averages nothing. `psl` has one back that learns from the mini-batches of all clients together;
+    they are one large batch to it, while each front learns from its own at the full rate, and `strategy` makes one of
+    them at the end of the round. `fl` trains the whole model on the clients, without a cut, and `strategy` makes the
+    round's model of theirs."""
     order: Literal["fixed", "arrival"] = "fixed"
+    """How the clients of `sfl-v2` take turns with the back: with `fixed` one after another in a seeded order, which is
+    reproducible; with `arrival` all train at once and the back takes their mini-batches as they come, which is fast
+    where clients are apart, and not reproducible."""
     wave: PositiveInt | None = None
+    """Clients that train at the same time, at most, where clients train at once (not in `sl`, nor in `sfl-v2` with
+    `order: fixed`): a larger cohort trains wave after wave. Null is the whole cohort."""
     patience: float | None = Field(None, gt=0, le=1e6)
+    """Seconds that a joint step of `psl` waits after its first mini-batch for those who are missing, who join the next
+    one when they come; null is 60. Clients in one process are never missing."""
     labels: Literal["shared", "private"] = "shared"
+    """Whether labels go up with the activations. If they are `private`, a client holds the end of the model too
+    (`model.tail`), and neither labels nor the loss leave it: each mini-batch crosses two cuts, there and back, and the
+    tail is trained, aggregated and handed on with the front."""
     local_epochs: PositiveInt | None = None
+    """Passes over its images that a client trains for in a round; null is 1, unless `local_steps` is set."""
     local_steps: PositiveInt | None = None
+    """Mini-batches that a client trains for in a round, in the place of `local_epochs`; null is by epochs."""
     strategy: StrategyConfig = FedAvgConfig()
+    """What makes the round's front of those of the clients: one of Flower's strategies, or your own."""
     availability: AvailabilityConfig = Always()
+    """What a simulation assumes of its clients: who is there, when, how fast, and who vanishes."""
     oversample: float = Field(1.0, ge=1, le=1e6)
+    """How many times as many clients as the cohort are sampled, rounded up: the round takes those of them that finish
+    first. 1 is no more. It needs something that tells the time: `availability`, or a deployment, where it is the wall
+    clock."""
     deadline: float | None = Field(None, gt=0, le=1e9)
+    """Seconds that a round may last: who has not finished by then is given up. Null is no end. Like `oversample` it
+    needs something that tells the time."""
 
     @model_validator(mode="before")
     @classmethod
@@ -105,23 +110,26 @@ class Federation(Config):
 
 
 class Training(Config):
-    """How the two sides train.
-
-    `batch_size` and `eval_batch_size` count images. Each side has its own device, optimiser, schedule, weight decay and
-    clipping. With `client_state: reset` a client starts each round with a fresh optimiser, with `keep` it goes on with
-    its own. The validation images are looked at every `evaluate_every` rounds, and after the last.
-    """
+    """How the two sides train."""
 
     batch_size: PositiveInt = 32
+    """Images of a mini-batch."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the numbers in a forward pass of either side; weights and what is sent stay in float32."""
     client: SideConfig = SideConfig()
+    """How a client trains what it holds, the front or with `fl` the whole model."""
     server: SideConfig = SideConfig()
+    """How the server trains the back."""
     client_state: Literal["reset", "keep"] = "reset"
+    """Whether a client starts each round with a fresh optimiser (`reset`) or goes on with its own (`keep`)."""
     evaluate_every: PositiveInt = 1
+    """Rounds from one look at the validation images to the next; after the last round there always is one."""
     eval_batch_size: PositiveInt = 256
+    """Images of a mini-batch where nothing is learned."""
 
 
 class Checkpoints(Config):
-    """A checkpoint is written after each round; the last `keep` of them stay on disk."""
+    """A checkpoint is written after each round."""
 
     keep: PositiveInt = 2
+    """How many of the last checkpoints stay on disk."""
