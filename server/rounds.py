@@ -162,9 +162,7 @@ class Rounds:
         else:
             arrays = self.strategy.aggregate(round, list(trained.values()), before)
         if arrays is not None:
-            self.model.load_client_part(
-                {name: torch.from_numpy(array.numpy()).float() for name, array in arrays.items()}
-            )
+            self.model.load_part({name: torch.from_numpy(array.numpy()).float() for name, array in arrays.items()})
         seen = sum(examples[client] for client in trained)
         losses = {client: reply.content.metric_records[METRICS]["train-loss"] for client, reply in trained.items()}
         return math.fsum(examples[client] / seen * losses[client] for client in trained)  # type: ignore[operator]
