@@ -13,12 +13,12 @@ import torch
 from splitfed.compression.codecs.base import Codec
 from splitfed.compression.codecs.bits import pack as pack_bits
 from splitfed.compression.codecs.bits import unpack as unpack_bits
-from splitfed.compression.codecs.fedlite import FedLite
-from splitfed.compression.codecs.floats import BFloat16, Float8, Float16, Float32
-from splitfed.compression.codecs.registry import decode
-from splitfed.compression.codecs.uniform import WIDTHS, Uniform
+from splitfed.compression.codecs.decoders import decode
+from splitfed.compression.codecs.settings import BFloat16, FedLite, Float8, Float16, Float32, Uniform
+from splitfed.compression.codecs.uniform import WIDTHS
 from splitfed.compression.expect import Expect
-from splitfed.compression.lossless import Zstd, decompress
+from splitfed.compression.lossless import decompress
+from splitfed.compression.lossless_settings import Zstd
 from splitfed.seeds import Key
 from splitfed.wire.frame import pack, unpack
 

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from splitfed.clients.connect import Reach, connect
-from splitfed.compression.codecs.floats import Float32
+from splitfed.compression.codecs.settings import Float32
 from splitfed.compression.expect import Expect
 from splitfed.compression.lossless import NoStage
 from splitfed.engines.runtime import ServerTls

@@ -64,7 +64,7 @@ def frame(size: int) -> tuple[bytes, int]:
     """Return a frame of so many bytes of payload, and the length of what is around it."""
     import torch
 
-    from splitfed.compression.codecs.floats import Float32
+    from splitfed.compression.codecs.settings import Float32
     from splitfed.compression.lossless import NoStage
     from splitfed.seeds import Key
     from splitfed.wire.frame import pack

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from splitfed import Scenario
 from splitfed.compression.codecs.base import Codec, Packet
-from splitfed.compression.codecs.fedlite import FedLite
-from splitfed.compression.codecs.floats import BFloat16, Float8, Float16, Float32
-from splitfed.compression.codecs.registry import decode
-from splitfed.compression.codecs.uniform import WIDTHS, Scale, Uniform
-from splitfed.compression.lossless import Lossless, Zstd, decompress
+from splitfed.compression.codecs.decoders import decode
+from splitfed.compression.codecs.settings import BFloat16, FedLite, Float8, Float16, Float32, Scale, Uniform
+from splitfed.compression.codecs.uniform import WIDTHS
+from splitfed.compression.lossless import Lossless, decompress
+from splitfed.compression.lossless_settings import Zstd
 from splitfed.data.batches import batches
 from splitfed.data.dataset import load
 from splitfed.model.build import build, pixel_stats, split

@@ -5,16 +5,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
 
 import torch
 import zstandard
-from pydantic import Field
 
 from splitfed.compression.codecs.base import Buffer
 from splitfed.compression.codecs.bits import pack, unpack
 from splitfed.compression.codecs.buffers import from_buffer, to_buffer
-from splitfed.config import Config, kind_shorthand
 from splitfed.errors import WireError
 
 
@@ -124,39 +121,7 @@ class NoStage(Lossless):
         return RAW, buffer
 
 
-class Zstd(Config):
-    """Zstandard at a level from 1, fast, to 19, small.
-
-    Activations of a DeiT-Tiny in 4 bits a number shrink to 0.80 at level 1, at 1200 MB/s on one core. Level 3 gains
-    nothing to speak of and can take five times as long; level 15 gains 6 % at a fiftieth of the speed.
-
-    With `shuffle`, numbers that Zstandard cannot tell apart by whole bytes are put in another order before. 3 bits then
-    shrink to 0.76 (0.88 without), 6 bits to 0.88 (0.95), float32 to 0.84 (0.93), at a third of the speed; other widths
-    are left as they are.
-    """
-
-    kind: Literal["zstd"] = "zstd"
-    level: int = Field(1, ge=1, le=19)
-    shuffle: bool = False
-
-    def build(self) -> Lossless:
-        """Return the stage."""
-        return ZstdStage(self.level, self.shuffle)
-
-
-class NoLossless(Config):
-    """No lossless stage."""
-
-    kind: Literal["none"] = "none"
-
-    def build(self) -> Lossless:
-        """Return the stage."""
-        return NoStage()
-
-
 _ORDERS = {_tag(name): order for name, order in ORDERS.items()}
-
-LosslessConfig = Annotated[Zstd | NoLossless, Field(discriminator="kind"), kind_shorthand]
 
 
 def decompress(tag: str, data: Buffer, size: int) -> Buffer:

@@ -53,7 +53,7 @@ class Model:
         weights = self.client_part.travelling()
         return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in weights.items()})
 
-    def load_client_part(self, weights: dict[str, Tensor]) -> None:
+    def load_part(self, weights: dict[str, Tensor]) -> None:
         """Take over what came back from the clients, by copy."""
         self.client_part.load_travelling(weights)
 

@@ -9,17 +9,18 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
 
 class Config(BaseModel):
-    """A frozen section of a scenario: unknown keys are refused and nothing is converted behind the user's back."""
+    """A frozen section of a scenario: unknown keys are refused and nothing is converted behind the user's back. What a
+    key means stands in a docstring under it, which the JSON schema and `splitfed list` show."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Misplaced(ValueError):
-    """A problem that a validator of a whole section finds with one `key` in it, such as `server.optimiser`."""
+class Broken(ValueError):
+    """What a section breaks of the rules between its keys: pairs of a key, such as `server.optimiser`, and a reason."""
 
-    def __init__(self, key: str, why: str) -> None:
-        super().__init__(why)
-        self.key = key
+    def __init__(self, *problems: tuple[str, str]) -> None:
+        super().__init__("; ".join(f"{key}: {why}" for key, why in problems))
+        self.problems = problems
 
 
 def _expand(value: Any) -> Any:

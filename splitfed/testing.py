@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from splitfed.compression.codecs.base import CodecSettings, Packet
 from splitfed.compression.codecs.buffers import dtype_name
-from splitfed.compression.codecs.registry import coded_size, decode, fits
+from splitfed.compression.codecs.decoders import coded_size, decode, fits
 from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.base import IDENTITY, Plan, Reducer, ReducerSettings, View
 from splitfed.compression.reducers.trained.layers import Halves

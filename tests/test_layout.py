@@ -11,8 +11,13 @@ from house import ORDER, House
 from places import ROOT
 
 import splitfed
+from splitfed.cli.listing.kinds import SORTS
+from splitfed.compression.plugins import packages
 
-HEAVY = ("torch", "torchvision", "timm", "flwr", "ray", "pydantic", "numpy", "datasets", "tensorboard")
+HEAVY = (
+    "torch", "torchvision", "timm", "flwr", "flwr_datasets", "ray", "pydantic", "numpy", "datasets", "sklearn",
+    "tensorboard",
+)  # fmt: skip
 CODE = ("splitfed", "clients", "server", "compression")
 # Room for what is coming is kept: the package itself has a room for each subject, and few modules.
 MOST_ENTRIES, MOST_ROOMS, MOST_MODULES, MOST_FILES_OF_PROSE = 12, 12, 9, 16
@@ -163,10 +168,50 @@ except SystemExit as end:
     ],
 )
 def test_starting_loads_nothing_heavy(start: str) -> None:
+    assert not set(HEAVY) & loaded_by(start)
+
+
+LISTED = [what for what in SORTS if what != "models"]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param("import splitfed.scenario", id="import"),
+        pytest.param("from splitfed import Scenario; Scenario.load('digits').to_yaml()", id="load"),
+        pytest.param(
+            """
+from splitfed import Scenario
+for change in ("compression.reducer=none", "compression.smashed.codec=fedlite", "compression.smashed.lossless=none",
+               "data.partition=dirichlet", "model.adapter=norms", "federation.strategy=FedMedian",
+               "federation.availability=drawn", "training.client.schedule=cosine"):
+    Scenario.parse(Scenario.load("digits").to_yaml(), overrides=[change])
+""",
+            id="parse",
+        ),
+        pytest.param(
+            f"""
+from splitfed.cli.main import app
+for what in {LISTED}:
+    app(["list", what, "--long"], standalone_mode=False)
+""",
+            id="list",
+        ),
+        pytest.param("from splitfed.cli.main import app; app(['schema'], standalone_mode=False)", id="schema"),
+    ],
+)
+def test_reading_a_scenario_loads_neither_torch_nor_flower(start: str) -> None:
+    """Settings stand in modules of their own, and what they build is imported when it is built."""
+    if packages():
+        pytest.skip(f"{', '.join(packages())} may import anything")
+    assert not set(HEAVY) - {"pydantic"} & loaded_by(start)
+
+
+def loaded_by(start: str) -> set[str]:
     loaded = run(f"import sys\n{start}\nprint('loaded:', *sorted(m for m in sys.modules if '.' not in m))")
-    names = loaded.rpartition("loaded:")[2].split()
+    names = set(loaded.rpartition("loaded:")[2].split())
     assert "splitfed" in names
-    assert not set(HEAVY) & set(names)
+    return names
 
 
 def test_every_exported_name_is_there() -> None:

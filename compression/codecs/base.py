@@ -5,14 +5,13 @@ accept (`splitfed.compression.expect`), and that is checked before a codec sees 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from splitfed.config import Config
+from splitfed.compression.codecs.settings import CodecSettings as CodecSettings
 from splitfed.seeds import Key
 
 Buffer = bytes | memoryview
@@ -34,7 +33,7 @@ class Packet:
 
 
 class Codec(ABC):
-    """Encodes tensors; its decoder is found by the packet's tag, see `splitfed.compression.codecs.registry.decode`.
+    """Encodes tensors; its decoder is found by the packet's tag, see `splitfed.compression.codecs.decoders.decode`.
 
     `correction` times what it took from `smashed` is added to the client's gradient, see `Cut.corrected`; and so at the
     second cut, if there is one. One that is not `lossy` gives back every float32 as it was.
@@ -63,18 +62,3 @@ class Decoder:
     dtypes: frozenset[str]
     size: Callable[[tuple[int, ...]], int | range]
     decode: Callable[[Packet, torch.device | str], Tensor]
-
-
-class CodecSettings(Config, ABC):
-    """The section of a scenario that names a codec by its `kind`, which a subclass narrows to one `Literal`.
-
-    `decoders` read the packets that the codec writes, by their tags, but for those of packed integers, which are always
-    there. They are known wherever the class is installed, so that a receiver needs no configuration.
-    """
-
-    kind: str
-    decoders: ClassVar[Mapping[str, Decoder]]
-
-    @abstractmethod
-    def build(self) -> Codec:
-        """Return the codec."""

@@ -9,23 +9,21 @@ gradient for what is lost: gradient + correction * (smashed - smashed as sent), 
 import struct
 from dataclasses import dataclass
 from math import gcd, prod
-from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor
 from torch.nn.functional import pad
 
-from splitfed.compression.codecs.base import Codec, CodecSettings, Decoder, Packet
+from splitfed.compression.codecs.base import Codec, Decoder, Packet
 from splitfed.compression.codecs.bits import pack, packed_size, unpack
 from splitfed.compression.codecs.buffers import FLOATS, bounds_fit, float_dtype, from_buffer, to_buffer
 from splitfed.compression.codecs.integers import encode_integers
+from splitfed.compression.codecs.settings import MOST_CENTROIDS, MOST_SUBVECTORS
 from splitfed.compression.kmeans import fit
 from splitfed.errors import CodecError, WireError
 from splitfed.seeds import Key
 
 TAG = "fedlite"
-MOST_CENTROIDS, MOST_SUBVECTORS = 256, 4096
 _HEADER = struct.Struct("<HHH")  # subvectors, groups, centroids
 
 
@@ -145,31 +143,3 @@ def _decode(packet: Packet, device: torch.device | str) -> Tensor:
 
 
 DECODERS = {TAG: Decoder(FLOATS, _size, _decode)}
-
-
-class FedLite(CodecSettings):
-    """A few bits for each of the `subvectors` of a token, and `centroids` of float32 for each group of subvectors.
-
-    `correction` is what pulls the client's activations towards their centroids; `smashed` and `tail_smashed` alone
-    have a gradient to correct, other roles leave it out of account.
-    """
-
-    kind: Literal["fedlite"] = "fedlite"
-    decoders: ClassVar = DECODERS
-    subvectors: int = Field(16, ge=1, le=MOST_SUBVECTORS)
-    groups: PositiveInt = 1
-    centroids: int = Field(16, ge=2, le=MOST_CENTROIDS)
-    iterations: PositiveInt = 10
-    correction: float = Field(5e-5, ge=0, allow_inf_nan=False)
-
-    @field_validator("groups")
-    @classmethod
-    def _of_equal_size(cls, groups: int, info: ValidationInfo) -> int:
-        subvectors = info.data.get("subvectors")
-        if subvectors is not None and subvectors % groups:
-            raise ValueError(f"{subvectors} subvectors make no {groups} groups of equal size: choose a divisor")
-        return groups
-
-    def build(self) -> Codec:
-        """Return the codec."""
-        return FedLiteCodec(self.subvectors, self.groups, self.centroids, self.iterations, self.correction)

@@ -1,14 +1,14 @@
 """Plain floats: `float32`, `float16` and `bfloat16`, two or four bytes a number; what does not fit is an error."""
 
 from math import prod
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from splitfed.compression.codecs.base import Codec, CodecSettings, Decoder, Packet
+from splitfed.compression.codecs.base import Codec, Decoder, Packet
 from splitfed.compression.codecs.buffers import FLOATS, bounds_fit, float_dtype, from_buffer, to_buffer
 from splitfed.compression.codecs.integers import encode_integers
+from splitfed.compression.codecs.settings import Format
 from splitfed.errors import CodecError, WireError
 from splitfed.seeds import Key
 
@@ -68,40 +68,6 @@ DECODERS = {
 }
 
 
-class Float32(CodecSettings):
-    """Four bytes a number, nothing lost; integers as they are."""
-
-    kind: Literal["float32"] = "float32"
-    decoders: ClassVar = DECODERS
-
-    def build(self) -> Codec:
-        """Return the codec."""
-        return FloatCodec(torch.float32)
-
-
-class Float16(CodecSettings):
-    """Two bytes a number, 11 significant bits, values up to 65504."""
-
-    kind: Literal["float16"] = "float16"
-    decoders: ClassVar = DECODERS
-
-    def build(self) -> Codec:
-        """Return the codec."""
-        return FloatCodec(torch.float16)
-
-
-class BFloat16(CodecSettings):
-    """Two bytes a number, 8 significant bits, the range of float32."""
-
-    kind: Literal["bfloat16"] = "bfloat16"
-    decoders: ClassVar = DECODERS
-
-    def build(self) -> Codec:
-        """Return the codec."""
-        return FloatCodec(torch.bfloat16)
-
-
-Format = Literal["e4m3", "e5m2"]
 _STORED = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 _SCALE_BYTES = 4
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
@@ -159,15 +125,3 @@ def _scaled_decoder(stored: torch.dtype) -> Decoder:
 
 
 FLOAT8_DECODERS = {f"float8-{name}": _scaled_decoder(stored) for name, stored in _STORED.items()}
-
-
-class Float8(CodecSettings):
-    """A byte a number; `e4m3` suits activations, `e5m2` what spans many orders of magnitude."""
-
-    kind: Literal["float8"] = "float8"
-    decoders: ClassVar = FLOAT8_DECODERS
-    format: Format = "e4m3"
-
-    def build(self) -> Codec:
-        """Return the codec."""
-        return Float8Codec(self.format)

@@ -1,80 +1,23 @@
-"""All codecs by their names: the scenario's choice for a sender, and the decoder of any packet for a receiver."""
+"""All codecs that a scenario can name, as one union by `kind`: those of splitfed and those of plug-ins."""
 
-from collections.abc import Mapping
-from math import prod
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from splitfed.compression.codecs.base import CodecSettings, Decoder, Packet
-from splitfed.compression.codecs.fedlite import FedLite
-from splitfed.compression.codecs.floats import BFloat16, Float8, Float16, Float32
-from splitfed.compression.codecs.integers import DECODERS as INTEGERS
-from splitfed.compression.codecs.uniform import Uniform
-from splitfed.compression.plugins import CODECS, Unusable, load, one_of
-from splitfed.errors import WireError
-
-OWN: tuple[type[CodecSettings], ...] = (Float32, Float16, BFloat16, Float8, Uniform, FedLite)
-
-# The decoder of every tag that a packet can have, plug-ins' too.
-DECODERS: dict[str, Decoder] = dict(INTEGERS)
-for _config in OWN:
-    DECODERS |= _config.decoders
+from splitfed.compression.codecs.settings import OWN, CodecSettings
+from splitfed.compression.plugins import CODECS, Plugin, installed, one_of
 
 
-def register(config: type[CodecSettings]) -> None:
-    """Add a plug-in's decoders. Raises Unusable where they are none, or their tags are others' too."""
-    decoders = getattr(config, "decoders", None)
-    if not isinstance(decoders, Mapping) or not all(isinstance(decoder, Decoder) for decoder in decoders.values()):
-        raise Unusable("its decoders must map each tag to a splitfed.compression.codecs.base.Decoder")
-    if taken := [tag for tag, decoder in decoders.items() if DECODERS.get(tag, decoder) is not decoder]:
-        raise Unusable(f"another codec has the tag {taken[0]!r} too")
-    DECODERS.update(decoders)
+def _plugins() -> list[Plugin[CodecSettings]]:
+    """Return the plug-ins, which are not used before their decoders are known: these alone need torch."""
+    if not installed(CODECS):
+        return []
+    from splitfed.compression.codecs.decoders import PLUGINS
+
+    return PLUGINS
 
 
-PLUGINS = load(CODECS, CodecSettings, OWN, register)
+PLUGINS = _plugins()
 
 if TYPE_CHECKING:
     CodecConfig = CodecSettings
 else:
     CodecConfig = one_of(OWN, PLUGINS)
-
-_MAX_ELEMENTS = 2**48
-
-
-def _decoder(tag: str, dtype: str, shape: tuple[int, ...]) -> Decoder:
-    decoder = DECODERS.get(tag)
-    if decoder is None:
-        raise WireError(f"no codec has the tag {tag[:32]!r}")
-    if dtype not in decoder.dtypes:
-        raise WireError(f"{tag} does not carry {dtype[:32]!r}")
-    if min(shape, default=0) < 0 or prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
-        raise WireError(f"a tensor cannot have the shape {shape}")
-    return decoder
-
-
-def coded_size(tag: str, dtype: str, shape: tuple[int, ...]) -> int | range:
-    """Return the number of bytes of a packet, or all it can be where that depends on the values (`int`).
-
-    Takes no memory; raises WireError for an unknown tag, a dtype it does not carry, and an impossible shape.
-    """
-    return _decoder(tag, dtype, shape).size(shape)
-
-
-def fits(length: int, size: int | range) -> bool:
-    """Tell whether a length is what `coded_size` allows."""
-    return length in size if isinstance(size, range) else length == size
-
-
-def decode(packet: Packet, device: torch.device | str = "cpu") -> Tensor:
-    """Return the tensor of a packet on a device, in memory of its own.
-
-    Takes no memory before tag, dtype, shape and length have been found in order; raises WireError where they are not,
-    and for data that no encoder writes, such as NaN. Bound the shape first (`splitfed.compression.expect`): memory
-    follows it.
-    """
-    decoder = _decoder(packet.tag, packet.dtype, packet.shape)
-    if not fits(len(packet.buffer), decoder.size(packet.shape)):
-        raise WireError(f"{len(packet.buffer)} bytes are not a {packet.tag} packet of the shape {packet.shape}")
-    return decoder.decode(packet, device)

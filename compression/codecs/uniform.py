@@ -4,25 +4,23 @@ asked, a random rotation of the rows."""
 
 from dataclasses import dataclass
 from math import frexp, prod
-from typing import ClassVar, Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from splitfed.compression.codecs.base import Buffer, Codec, CodecSettings, Decoder, Packet
+from splitfed.compression.codecs.base import Buffer, Codec, Decoder, Packet
 from splitfed.compression.codecs.bits import pack, packed_size, unpack
 from splitfed.compression.codecs.buffers import FLOATS, float_dtype, from_buffer, to_buffer
 from splitfed.compression.codecs.integers import encode_integers
 from splitfed.compression.codecs.rotation import rotate, unrotate
+from splitfed.compression.codecs.settings import Bits, Scale, ScaleBits
 from splitfed.errors import CodecError, WireError
 from splitfed.seeds import Key
 
-Bits = Literal[2, 3, 4, 6, 8]
-Scale = Literal["token", "channel", "tensor"]
-ScaleBits = Literal[16, 32]
-WIDTHS: tuple[Bits, ...] = (2, 3, 4, 6, 8)
-_SCALES: tuple[Scale, ...] = ("token", "channel", "tensor")
-_SCALE_BITS: tuple[ScaleBits, ...] = (16, 32)
+WIDTHS: tuple[Bits, ...] = get_args(Bits)
+_SCALES: tuple[Scale, ...] = get_args(Scale)
+_SCALE_BITS: tuple[ScaleBits, ...] = get_args(ScaleBits)
 _SEED_BYTES = 4
 _MOST_ROTATED = 2.0**120  # turned back, it still fits in float32
 
@@ -143,29 +141,6 @@ _LAYOUTS = [
     for bits in WIDTHS for scale in _SCALES for scale_bits in _SCALE_BITS for rotation in (False, True)
 ]  # fmt: skip
 DECODERS = {layout.tag: Decoder(FLOATS, layout.size, layout.decode) for layout in _LAYOUTS}
-
-
-class Uniform(CodecSettings):
-    """`bits` bits a number; stochastic rounding is right on average, nearest errs less.
-
-    A `scale` is kept for each token (sample and position), each channel (feature) or the tensor, in twice `scale_bits`.
-    Per channel suits activations, whose features differ more than their tokens; per token suits gradients. A `rotation`
-    spreads large features over others before rounding, which makes few bits usable with a scale per token.
-    """
-
-    kind: Literal["uniform"] = "uniform"
-    decoders: ClassVar = DECODERS
-    bits: Bits = 8
-    rounding: Literal["stochastic", "nearest"] = "stochastic"
-    scale: Scale = "token"
-    scale_bits: ScaleBits = 32
-    rotation: bool = False
-
-    def build(self) -> Codec:
-        """Return the codec."""
-        return UniformCodec(
-            Layout(self.bits, self.scale, self.scale_bits, self.rotation), self.rounding == "stochastic"
-        )
 
 
 _SMALLEST_STEP = torch.finfo(torch.float32).tiny

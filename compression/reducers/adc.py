@@ -4,16 +4,13 @@ Bytes without a lossless stage, in float32, of T merged samples of k tokens (k +
 of soft targets over C classes; down 4 T k d.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from splitfed.compression.expect import Expect, Expected, Geometry
-from splitfed.compression.reducers.base import Plan, Reducer, ReducerSettings, View
+from splitfed.compression.reducers.base import Plan, Reducer, View
 from splitfed.compression.reducers.samples.merging import (
     Merging,
     fuse,
@@ -25,56 +22,8 @@ from splitfed.compression.reducers.samples.merging import (
     strongest,
     weak,
 )
+from splitfed.compression.reducers.settings import Pooling
 from splitfed.seeds import Key
-
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-Pooling = Literal["attention", "cls", "average"]
-
-
-class AdcConfig(ReducerSettings):
-    """Merge samples that are looked at alike, then discard the tokens that are hardly looked at.
-
-    `ratio` = `kept_samples` * `kept_tokens`: give any two of the three, or `ratio` alone, which is split evenly, as the
-    paper found best: both shares are its square root. `pooling` is what samples are compared by: the attention of the
-    class token, that token itself, or the average of all tokens. `fuse` makes one more token of those that are
-    discarded.
-    """
-
-    kind: Literal["adc"] = "adc"
-    ratio: Share | None = None
-    kept_samples: Share | None = None
-    kept_tokens: Share | None = None
-    iterations: int = Field(50, ge=1)
-    pooling: Pooling = "attention"
-    fuse: bool = False
-
-    @model_validator(mode="after")
-    def _shares_fit(self) -> "AdcConfig":
-        self.shares()
-        return self
-
-    def shares(self) -> tuple[float, float]:
-        """Return the kept shares of samples and of tokens. Raises ValueError where they are not determined."""
-        ratio, samples, tokens = self.ratio, self.kept_samples, self.kept_tokens
-        if ratio is None:
-            if samples is None or tokens is None:
-                raise ValueError("give ratio, or both kept_samples and kept_tokens")
-            return samples, tokens
-        if samples is None and tokens is None:
-            return math.sqrt(ratio), math.sqrt(ratio)
-        if samples is not None and tokens is not None:
-            raise ValueError("ratio is kept_samples * kept_tokens: give two of the three, not all")
-        other = ratio / (tokens if samples is None else samples)  # type: ignore[operator]
-        if other > 1:
-            given = "kept_tokens" if samples is None else "kept_samples"
-            raise ValueError(f"{given} is below ratio, which would need a share of {other:.3g} of the others")
-        return (other, tokens) if samples is None else (samples, other)  # type: ignore[return-value]
-
-    def build(self) -> "Adc":
-        """Return the reducer."""
-        return Adc(*self.shares(), self.iterations, self.pooling, self.fuse)
 
 
 @dataclass(kw_only=True)

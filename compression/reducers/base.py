@@ -8,19 +8,15 @@ never travels, and the gradient of what remains is small by itself. Turning tens
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from splitfed.compression.expect import Expect, Expected, Geometry
-from splitfed.compression.reducers.trained.layers import Alignment, Halves
-from splitfed.config import Config
+from splitfed.compression.reducers.settings import ReducerSettings as ReducerSettings
+from splitfed.compression.reducers.trained.layers import Halves
 from splitfed.errors import WireError
 from splitfed.seeds import Key
-
-if TYPE_CHECKING:
-    from splitfed.model.build import ModelConfig
 
 Meta = Mapping[str, int | float | str]
 
@@ -101,33 +97,6 @@ class Reducer(ABC):
     def expected(self, geometry: Geometry) -> Expected:
         """Return the bounds of what may arrive for a batch of up to `geometry.batch` samples: `smashed`, `targets` and
         one `side/<name>` per side tensor. The largest size in each bound is what a full batch sends."""
-
-
-class ReducerSettings(Config, ABC):
-    """The section of a scenario that names a reducer by its `kind`, which a subclass narrows to one `Literal`."""
-
-    kind: str
-
-    @abstractmethod
-    def build(self) -> Reducer:
-        """Return the reducer."""
-
-    def problem(self, batch_size: int) -> str | None:
-        """Tell why it does not go with mini-batches of this size, and the way out; or None."""
-        return None
-
-    def misfit(self, model: "ModelConfig", geometry: Geometry) -> str | None:
-        """Tell why it does not go with this model, whose sizes at the cut are these, and the way out; or None. Asked
-        where the run's files are, not at the clients."""
-        return None
-
-    def load(self, halves: Halves) -> None:
-        """Give the reducer's layers the weights that the settings name, if any, once `misfit` has none to report. Asked
-        at the server, where the run's files are."""
-
-    def alignment(self) -> Alignment | None:
-        """Return how each client fits the layers to its images before it first trains; None where none does."""
-        return None
 
 
 def meta_number(meta: Meta, name: str, low: int, high: int) -> int:

@@ -1,22 +1,10 @@
 """No reduction: what leaves the front is what enters the back."""
 
-from typing import Literal
-
 from torch import Tensor
 
 from splitfed.compression.expect import Expect, Expected, Geometry
-from splitfed.compression.reducers.base import Plan, Reducer, ReducerSettings, View, expected_targets
+from splitfed.compression.reducers.base import Plan, Reducer, View, expected_targets
 from splitfed.seeds import Key
-
-
-class NoneConfig(ReducerSettings):
-    """All samples and all tokens travel."""
-
-    kind: Literal["none"] = "none"
-
-    def build(self) -> "NoReduction":
-        """Return the reducer."""
-        return NoReduction()
 
 
 class _Everything(Plan):

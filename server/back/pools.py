@@ -10,7 +10,8 @@ from copy import deepcopy
 
 from torch import Tensor, nn
 
-from splitfed.model.optim import OptimiserState, SideConfig, flatten, read_optimiser, set_lr, unflatten, write_optimiser
+from splitfed.model.optim import OptimiserState, flatten, read_optimiser, set_lr, unflatten, write_optimiser
+from splitfed.model.optim_settings import SideConfig
 
 
 class Trainer:

@@ -117,7 +117,7 @@ def validate(scenario: ScenarioName, set_: Overrides = None) -> None:
 app.command(
     "list",
     epilog="WHAT is reducers, codecs, lossless, presets, partitions, budgets, modes, strategies, availability, "
-    "engines, scenarios, models or adapters. PATTERN is of names, e.g. 'deit*'.",
+    "engines, scenarios, models or adapters. PATTERN is of names, e.g. 'deit*'; with one the keys are explained too.",
 )(list_)
 app.command(epilog=SCENARIO)(data)
 app.command(epilog="FILE is a YAML file that names a scenario and what is varied in it.")(sweep)

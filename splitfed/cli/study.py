@@ -21,11 +21,17 @@ class By(StrEnum):
     simulated_time = "simulated_time"
 
 
-def list_(what: Annotated[str, typer.Argument()], pattern: Annotated[str, typer.Argument()] = "*") -> None:
-    """List what a scenario can name, a line each: keys with their defaults, what it is, and its source."""
+def list_(
+    what: Annotated[str, typer.Argument()],
+    pattern: Annotated[str, typer.Argument()] = "*",
+    long: Annotated[
+        bool, typer.Option("--long", help="Tell what each key means, a line each; so does PATTERN.")
+    ] = False,
+) -> None:
+    """List what a scenario can name, a line each: what it is, its source, and its keys with their defaults."""
     from splitfed.cli.listing.kinds import entries, show
 
-    show(entries(what, pattern))
+    show(entries(what, pattern), long=long or pattern != "*")
 
 
 def compare(

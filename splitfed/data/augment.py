@@ -6,16 +6,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
+from splitfed.data.settings import Augment
 from splitfed.seeds import Key
-
-Augment = Literal["none", "flip", "paper"]
 
 
 def nothing(pixels: Tensor, start: int, key: Key) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from splitfed.data.augment import Augment, augmenter
+from splitfed.data.augment import augmenter
 from splitfed.data.images import Images
+from splitfed.data.settings import Augment
 from splitfed.errors import DataError
 from splitfed.seeds import Key
 

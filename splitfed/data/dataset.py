@@ -3,89 +3,18 @@
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from splitfed.config import Bytes, Config
-from splitfed.data.batches import Augment, Batch, batches, count_batches
 from splitfed.data.images import Images
 from splitfed.data.loading import open_stored
 from splitfed.data.partitions.base import Column
-from splitfed.data.partitions.union import Iid, PartitionConfig
+from splitfed.data.settings import DataConfig
 from splitfed.data.sources import Source, open_digits
 from splitfed.data.stratify import spread
 from splitfed.errors import DataError
 from splitfed.seeds import Key
-
-__all__ = ["Batch", "Counts", "DataConfig", "Expected", "FederatedData", "Images", "batches", "count_batches", "load"]
-
-
-class Expected(Config):
-    """What a data set is known to hold, before any limit; an estimate works from it where nothing is loaded."""
-
-    classes: PositiveInt
-    train: PositiveInt
-    test: PositiveInt
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How many images a scenario uses of each kind."""
-
-    train: int
-    validation: int
-    test: int
-
-
-class DataConfig(Config):
-    """The data set and its use.
-
-    `path` is what `datasets.load_dataset` takes, a name on the Hugging Face Hub (`name` picks its configuration), a
-    folder or a file, or `digits`: the 1,797 real 8x8 images that scikit-learn brings, a fifth of them for testing; they
-    need none of the keys up to `test_split`. A folder of one for each class has the columns `image` and `label`. Splits
-    may be slices, such as `train[:80%]`; where there is no test split, `test_split` may be a share of the training
-    split, such as 0.2: drawn by class, and the same whatever the seed. Labels are integers, with or without names, or
-    strings, which are numbered in sorted order.
-
-    `validation` is a share of the training images in use: `limit` of them are trained on, and with `limit: 5000` and
-    `validation: 0.1` another 556 are held out. `limit` and `test_limit` are upper bounds. All of these choices are
-    drawn from the seed and keep the shares of the classes.
-
-    `workers` is the number of loader processes of each client that trains. `cache` is how much memory the resized
-    images may take, all in all (`1 GiB`, a number of bytes, or null to decode them again each time).
-    """
-
-    path: str = Field(min_length=1)
-    name: str | None = None
-    image_column: str = "image"
-    label_column: str = "label"
-    train_split: str = "train"
-    test_split: str | Annotated[float, Field(gt=0, lt=1)] = "test"
-    validation: float = Field(0.1, gt=0, lt=1)
-    limit: PositiveInt | None = None
-    test_limit: PositiveInt | None = None
-    workers: NonNegativeInt = 0
-    augment: Augment = "none"
-    partition: PartitionConfig = Iid()
-    cache: Bytes | None = 1 << 30
-    expect: Expected | None = None
-
-    def counts(self, train: int, test: int) -> Counts:
-        """Return what is used of a data set with so many images; `DataError` where none would be left to train on."""
-        validation = max(1, round(self.validation * train))
-        used = train - validation
-        if used < 1 or test < 1:
-            raise DataError(
-                f"data.validation: {self.validation:g} of {train} training images, with {test} test images, leaves "
-                "nothing to train or to test on; use a larger data set or a smaller share"
-            )
-        if self.limit is not None and self.limit < used:
-            used = self.limit
-            validation = min(validation, max(1, round(used * self.validation / (1 - self.validation))))
-        return Counts(used, validation, test if self.test_limit is None else min(test, self.test_limit))
 
 
 @dataclass(frozen=True, slots=True)

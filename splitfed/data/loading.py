@@ -17,7 +17,7 @@ from splitfed.seeds import Key
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from splitfed.data.dataset import DataConfig
+    from splitfed.data.settings import DataConfig
 
 
 def open_stored(config: "DataConfig") -> tuple[Stored, Stored, list[str]]:

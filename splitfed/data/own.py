@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from splitfed.data.dataset import DataConfig
 from splitfed.data.images import Images
 from splitfed.data.loading import open_training
+from splitfed.data.settings import DataConfig
 from splitfed.data.sources import Source, first_line, to_rgb
 from splitfed.errors import DataError
 

@@ -1,41 +1,10 @@
-"""Federated evaluation: which of its images a client never trains on, and which clients are asked how the model does on
-theirs."""
+"""Draws by class: which of its images a client holds out for federated evaluation, and an order of images of which any
+stretch holds the classes in their shares."""
 
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from splitfed.config import Config
 from splitfed.seeds import Key
-
-
-class Evaluation(Config):
-    """Clients evaluate the model on images of their own, beside the server, which looks at the validation split.
-
-    `held_out` is the share of each client's images that it never trains on, drawn by seed and by class: one at least,
-    where a client has two or more. Who has a single image trains on it and is not asked. With 0, the default, nobody
-    holds anything out, and the other keys say nothing.
-
-    Every `every` rounds, and after the last, `cohort` of these clients, drawn among those who are there (all of them
-    when null), get the round's new front, run it on what they hold out, and send activations and labels; the back
-    answers with loss and number right. No reducer takes part, but for layers of its own, which belong to the model;
-    codecs are those of `compression.smashed` and `targets`. These bytes have a role of their own, `evaluation`, raw as
-    float32 activations and 8 bytes a label. They cross, so cut bytes and budgets have them in it. With private labels
-    the back answers with activations, packed as `tail_smashed`, and tail and loss are the client's; with `fl` nothing
-    crosses but weights.
-    """
-
-    held_out: float = Field(0.0, ge=0, lt=1)
-    every: PositiveInt = 1
-    cohort: PositiveInt | None = None
-
-    def due(self, round: int, last: bool) -> bool:
-        """Tell whether clients are asked after this round; `last`: no other comes after it."""
-        return self.held_out > 0 and (last or round % self.every == 0)
-
-    def most_asked(self, clients: int) -> int:
-        """Return how many of so many clients are asked at once."""
-        return min(self.cohort or clients, clients) if self.held_out else 0
 
 
 def count_held_out(images: int, share: float) -> int:

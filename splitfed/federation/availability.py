@@ -27,6 +27,7 @@ class ConstantSeconds(Config):
 
     kind: Literal["constant"] = "constant"
     value: _Seconds
+    """The number of seconds."""
 
     def draw(self, key: Key) -> float:
         """Return the value, in seconds."""
@@ -38,7 +39,9 @@ class UniformSeconds(Config):
 
     kind: Literal["uniform"] = "uniform"
     low: _Seconds
+    """The fewest seconds."""
     high: _Seconds
+    """The most seconds."""
 
     @model_validator(mode="after")
     def _in_order(self) -> "UniformSeconds":
@@ -52,10 +55,11 @@ class UniformSeconds(Config):
 
 
 class ExponentialSeconds(Config):
-    """`mean` seconds on average, mostly less and seldom much more: waiting for what comes at random."""
+    """Mostly less than the mean, and seldom much more: waiting for what comes at random."""
 
     kind: Literal["exponential"] = "exponential"
     mean: _Positive
+    """Seconds on average."""
 
     def draw(self, key: Key) -> float:
         """Return a number of seconds; the same key gives the same."""
@@ -63,12 +67,13 @@ class ExponentialSeconds(Config):
 
 
 class LogNormalSeconds(Config):
-    """Half are below `median` seconds; the logarithm is normal with the standard deviation `sigma`: with 0.7, one in
-    six is twice the median or more."""
+    """Seconds whose logarithm is normal: never below zero, and now and then many times the median."""
 
     kind: Literal["lognormal"] = "lognormal"
     median: _Positive
+    """Seconds that half of the draws are below."""
     sigma: float = Field(gt=0, le=5)
+    """Standard deviation of the natural logarithm: with 0.7, one in six is twice the median or more."""
 
     def draw(self, key: Key) -> float:
         """Return a number of seconds; the same key gives the same."""
@@ -132,17 +137,20 @@ class Always(AvailabilitySettings):
 
 
 class Drawn(AvailabilitySettings):
-    """Drawn from the seed: with the probability `away` a client cannot be sampled in a round, and with the probability
-    `dropout` one that is sampled vanishes, at a mini-batch that is drawn uniformly over its round. `late` is how many
-    seconds pass before it begins, drawn in each round, and `step_seconds` how many it takes for a mini-batch, drawn
-    once for each client: a slow phone stays slow. Both are numbers, or distributions: constant, uniform, exponential,
-    lognormal."""
+    """Drawn from the seed: who is away in a round, who comes late, who is slow, and who vanishes.
+
+    Seconds are numbers, or distributions: constant, uniform, exponential, lognormal.
+    """
 
     kind: Literal["drawn"] = "drawn"
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability that a client that is sampled vanishes in the round, at a mini-batch that is drawn uniformly."""
     away: float = Field(0.0, ge=0, lt=1)
+    """Probability that a client cannot be sampled in a round."""
     late: Distribution = ConstantSeconds(value=0.0)
+    """Seconds that pass before a client begins, drawn in each round."""
     step_seconds: Distribution = ConstantSeconds(value=1.0)
+    """Seconds that a client takes for a mini-batch, drawn once for each client: a slow phone stays slow."""
 
     def open(self, key: Key, clients: int, folder: Path) -> Availability:
         """Return what draws, always from this key."""
@@ -168,12 +176,14 @@ class _Draws:
 
 
 class Trace(AvailabilitySettings):
-    """Read from `file`, a CSV with a header and the columns client, round (empty: every round), away (0 or 1), late and
-    step_seconds (seconds), and vanishes_after (mini-batches; empty: it stays). All but the first may be left out. Who
-    is not listed for a round is there at once, takes a second for a mini-batch, and stays. A run keeps a copy."""
+    """Read from a file that lists clients. Who is not listed for a round is there at once, takes a second for a
+    mini-batch, and stays."""
 
     kind: Literal["trace"] = "trace"
     file: str = Field(min_length=1)
+    """A CSV with a header and the columns client, round (empty: every round), away (0 or 1), late and step_seconds
+    (seconds), and vanishes_after (mini-batches; empty: it stays). All but the first may be left out. A run keeps a copy
+    of it."""
 
     def check(self, clients: int) -> None:
         """Raise ScenarioError, with every problem and its line, where the file cannot be read."""

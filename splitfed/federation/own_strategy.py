@@ -43,6 +43,7 @@ class OwnStrategy(Config):
     model_config = ConfigDict(extra="allow")
 
     kind: str = Field(pattern=_PATH)
+    """Import path of the class, `package.module:Class`; the keys beside it are its arguments."""
 
     def arguments(self) -> dict[str, Any]:
         """Return what the class is called with."""

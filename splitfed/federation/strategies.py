@@ -70,7 +70,9 @@ class FedAvgMConfig(StrategySettings):
 
     kind: Literal["FedAvgM"] = "FedAvgM"
     server_learning_rate: PositiveFloat = 1.0
+    """Size of the server's step; 1 takes over the mean change as it is."""
     server_momentum: float = Field(0.0, ge=0, lt=1)
+    """Share of the last step's direction that a step goes on with; 0 is none."""
 
     @model_validator(mode="after")
     def _does_something(self) -> "FedAvgMConfig":
@@ -86,48 +88,60 @@ class _FedOptConfig(StrategySettings):
 
 
 class FedAdagradConfig(_FedOptConfig):
-    """The server takes Adagrad's step of size `eta` along the mean change of the fronts (arXiv 2003.00295)."""
+    """The server takes Adagrad's step along the mean change of the fronts (arXiv 2003.00295)."""
 
     kind: Literal["FedAdagrad"] = "FedAdagrad"
     eta: PositiveFloat = 0.1
+    """Size of the server's step."""
     tau: PositiveFloat = 1e-3
+    """Added to what the step is divided by: the larger, the less the step adapts to each number."""
 
 
 class FedAdamConfig(_FedOptConfig):
-    """The server takes Adam's step of size `eta` along the mean change of the fronts (arXiv 2003.00295)."""
+    """The server takes Adam's step along the mean change of the fronts (arXiv 2003.00295)."""
 
     kind: Literal["FedAdam"] = "FedAdam"
     eta: PositiveFloat = 0.1
+    """Size of the server's step."""
     beta_1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the mean change from one round to the next."""
     beta_2: float = Field(0.99, ge=0, lt=1)
+    """Decay of its square."""
     tau: PositiveFloat = 1e-3
+    """Added to what the step is divided by: the larger, the less the step adapts to each number."""
 
 
 class FedYogiConfig(_FedOptConfig):
-    """The server takes Yogi's step of size `eta` along the mean change of the fronts (arXiv 2003.00295)."""
+    """The server takes Yogi's step along the mean change of the fronts (arXiv 2003.00295)."""
 
     kind: Literal["FedYogi"] = "FedYogi"
     eta: PositiveFloat = 0.01
+    """Size of the server's step."""
     beta_1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the mean change from one round to the next."""
     beta_2: float = Field(0.99, ge=0, lt=1)
+    """Decay of its square."""
     tau: PositiveFloat = 1e-3
+    """Added to what the step is divided by: the larger, the less the step adapts to each number."""
 
 
 class FedProxConfig(StrategySettings):
-    """FedAvg, and each client adds `proximal_mu`/2 times the squared distance of its front to the round's first to its
-    loss (arXiv 1812.06127). Zero is FedAvg."""
+    """FedAvg, and each client adds to its loss how far its front is from the round's first (arXiv 1812.06127)."""
 
     kind: Literal["FedProx"] = "FedProx"
     proximal_mu: NonNegativeFloat  # Flower's default, 0, would be FedAvg under another name
+    """Twice what the squared distance is multiplied with in the loss; 0 is FedAvg."""
 
 
 class QFedAvgConfig(StrategySettings):
     """Weighs clients by the power `q` of their training loss, so that all fare alike (arXiv 1905.10497); numbers of
-    images do not count. `client_learning_rate` is one over the estimate of the Lipschitz constant."""
+    images do not count."""
 
     kind: Literal["QFedAvg"] = "QFedAvg"
     client_learning_rate: PositiveFloat
+    """One over the estimate of the Lipschitz constant."""
     q: NonNegativeFloat = 0.1
+    """Power of the training loss: the larger, the more those count who fare badly; with 0 all count the same."""
 
 
 class FedMedianConfig(StrategySettings):
@@ -137,11 +151,12 @@ class FedMedianConfig(StrategySettings):
 
 
 class FedTrimmedAvgConfig(StrategySettings):
-    """The mean of the fronts, number by number, without the share `beta` at either end (arXiv 1803.01498); numbers of
-    images do not count."""
+    """The mean of the fronts, number by number, without those at either end (arXiv 1803.01498); numbers of images do
+    not count."""
 
     kind: Literal["FedTrimmedAvg"] = "FedTrimmedAvg"
     beta: float = Field(0.2, ge=0, lt=0.5)
+    """Share of the fronts that is left out at either end, in [0, 0.5)."""
 
     def problem(self, clients: int) -> str | None:
         """Return why nothing would be trimmed, or None."""
@@ -151,11 +166,11 @@ class FedTrimmedAvgConfig(StrategySettings):
 
 
 class KrumConfig(StrategySettings):
-    """The one front that is nearest to its neighbours, where `num_malicious_nodes` of the clients may lie (arXiv
-    1703.02757)."""
+    """The one front that is nearest to its neighbours, where some of the clients may lie (arXiv 1703.02757)."""
 
     kind: Literal["Krum"] = "Krum"
     num_malicious_nodes: NonNegativeInt = 0
+    """Clients of a round that may lie."""
 
     def problem(self, clients: int) -> str | None:
         """Return how many clients are missing, or None."""
@@ -163,12 +178,14 @@ class KrumConfig(StrategySettings):
 
 
 class MultiKrumConfig(StrategySettings):
-    """The mean of the `num_nodes_to_select` fronts that are nearest to their neighbours, where `num_malicious_nodes` of
-    the clients may lie (arXiv 1703.02757)."""
+    """The mean of the fronts that are nearest to their neighbours, where some of the clients may lie (arXiv
+    1703.02757)."""
 
     kind: Literal["MultiKrum"] = "MultiKrum"
     num_malicious_nodes: NonNegativeInt = 0
+    """Clients of a round that may lie."""
     num_nodes_to_select: PositiveInt = 1
+    """Fronts that are taken."""
 
     def problem(self, clients: int) -> str | None:
         """Return how many clients are missing, or None."""
@@ -179,11 +196,12 @@ class MultiKrumConfig(StrategySettings):
 
 
 class BulyanConfig(StrategySettings):
-    """The mean, number by number, of what is nearest to the median of those fronts that Multi-Krum selects, where
-    `num_malicious_nodes` of the clients may lie (arXiv 1802.07927)."""
+    """The mean, number by number, of what is nearest to the median of those fronts that Multi-Krum selects, where some
+    of the clients may lie (arXiv 1802.07927)."""
 
     kind: Literal["Bulyan"] = "Bulyan"
     num_malicious_nodes: NonNegativeInt = 0
+    """Clients of a round that may lie."""
 
     def problem(self, clients: int) -> str | None:
         """Return how many clients are missing, or None."""

@@ -1,23 +1,23 @@
 """What of a front is trained where most of it stays as it is: its LayerNorms, or low-rank additions to its layers.
 
-The frozen rest crosses once for each client; each round only what is trained does.
+The frozen rest crosses once for each client; each round only what is trained does. Nothing heavy is imported here:
+methods import torch and peft, so that a scenario is read without them.
 """
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import splitfed.model._torchvision  # noqa: F401  before peft, whose transformers import torchvision
-
-# isort: split
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor, nn
 
 from splitfed.config import Config, kind_shorthand
 from splitfed.errors import ModelError
-from splitfed.model.parts import Front
 from splitfed.seeds import Key
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from splitfed.model.parts import Front
 
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.", ".lora_B.default."
 
@@ -27,14 +27,14 @@ class Whole(Config):
 
     kind: Literal["none"] = "none"
 
-    def misfit(self, front: Front) -> str | None:
+    def misfit(self, front: "Front") -> str | None:
         """Return why a front cannot be trained so, or None."""
         return None
 
-    def apply(self, front: Front, key: Key) -> None:
+    def apply(self, front: "Front", key: Key) -> None:
         """Prepare a front, in place; what is new in it is drawn from `key`. Raises ModelError as `misfit` says."""
 
-    def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def merged(self, state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """Return the tensors of a front as timm names them, with what was added folded in."""
         return dict(state)
 
@@ -44,11 +44,11 @@ class Norms(Whole):
 
     kind: Literal["norms"] = "norms"  # type: ignore[assignment]
 
-    def misfit(self, front: Front) -> str | None:
+    def misfit(self, front: "Front") -> str | None:
         """Return why a front cannot be trained so, or None."""
         return None if _norms(front) else "norms: the front has no LayerNorm: train it whole with model.adapter: none"
 
-    def apply(self, front: Front, key: Key) -> None:
+    def apply(self, front: "Front", key: Key) -> None:
         """Freeze all but the LayerNorms."""
         _check(self, front)
         front.requires_grad_(False)
@@ -58,27 +58,32 @@ class Norms(Whole):
 
 
 class Lora(Whole):
-    """LoRA (arXiv 2106.09685): to each of the `targets` in the front's blocks, `alpha / rank` times a product of two
-    matrices of `rank` columns and rows is added, which alone is trained, with `dropout` before it.
+    """LoRA (arXiv 2106.09685): a product of two small matrices is added to layers of the front, and alone is trained.
 
-    Targets are the attention's `qkv` and `proj`, and `fc1` and `fc2` of the feed-forward layers. It takes the library
-    peft: `pip install 'splitfed[adapters]'`.
+    It takes the library peft: `pip install 'splitfed[adapters]'`.
     """
 
     kind: Literal["lora"] = "lora"  # type: ignore[assignment]
     rank: PositiveInt = 8
+    """Columns of the first matrix and rows of the second."""
     alpha: PositiveFloat = 16.0
+    """The product is added `alpha` / `rank` times."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the inputs of the first matrix that is dropped in training, drawn in each mini-batch; 0 is none."""
     targets: list[Literal["qkv", "proj", "fc1", "fc2"]] = Field(["qkv", "proj"], min_length=1)
+    """Layers of each block that it is added to: `qkv` and `proj` of the attention, `fc1` and `fc2` of the feed-forward
+    part."""
 
-    def _layers(self, front: Front) -> list[str]:
+    def _layers(self, front: "Front") -> list[str]:
+        from torch import nn
+
         # By their full names: peft goes by endings, and the patch embedding has a `proj` too.
         return [
             name for name, layer in front.named_modules()
             if isinstance(layer, nn.Linear) and name.startswith("blocks.") and name.rpartition(".")[2] in self.targets
         ]  # fmt: skip
 
-    def misfit(self, front: Front) -> str | None:
+    def misfit(self, front: "Front") -> str | None:
         """Return why a front cannot be trained so, or None."""
         if find_spec("peft") is None:
             return "lora needs the library peft: pip install 'splitfed[adapters]'"
@@ -87,8 +92,12 @@ class Lora(Whole):
             return f"lora: the front's blocks have no layer {missing[0]!r}: take it out of model.adapter.targets"
         return None
 
-    def apply(self, front: Front, key: Key) -> None:
+    def apply(self, front: "Front", key: Key) -> None:
         """Put the matrices in and freeze all else. The second matrix starts at zero, so nothing changes at first."""
+        import torch
+
+        import splitfed.model._torchvision  # noqa: F401  before peft, whose transformers import torchvision
+
         _check(self, front)
         try:
             from peft import LoraConfig, inject_adapter_in_model  # slow: it brings transformers
@@ -105,7 +114,7 @@ class Lora(Whole):
             parameter.requires_grad_(_DOWN in name or _UP in name)
         front.freeze()
 
-    def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def merged(self, state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """Return the tensors of a front as timm names them, with what was added folded in."""
         plain = {}
         for name, tensor in state.items():
@@ -121,10 +130,12 @@ class Lora(Whole):
 AdapterConfig = Annotated[Whole | Norms | Lora, Field(discriminator="kind"), kind_shorthand]
 
 
-def _norms(front: Front) -> list[nn.Module]:
+def _norms(front: "Front") -> "list[nn.Module]":
+    from torch import nn
+
     return [module for module in front.modules() if isinstance(module, nn.LayerNorm) and module.elementwise_affine]
 
 
-def _check(adapter: Whole, front: Front) -> None:
+def _check(adapter: Whole, front: "Front") -> None:
     if problem := adapter.misfit(front):
         raise ModelError(f"model.adapter: {problem}")

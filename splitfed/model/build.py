@@ -9,52 +9,18 @@ import splitfed.model._torchvision  # noqa: F401  before timm, which imports tor
 # isort: split
 import timm
 import torch
-from pydantic import Field, field_validator
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, init_weights_vit_timm
 
-from splitfed.config import Config
 from splitfed.errors import ModelError
-from splitfed.model.adapters import AdapterConfig
 from splitfed.model.parts import Back as Back
 from splitfed.model.parts import Front as Front
 from splitfed.model.parts import check as check
 from splitfed.model.parts import split as split
 from splitfed.model.parts import whole_state as whole_state
+from splitfed.model.settings import ModelConfig
 from splitfed.seeds import Key
-
-_SET_ELSEWHERE = {"img_size": "image_size", "num_classes": "the classes of the data set", "pretrained": "pretrained"}
-
-
-class ModelConfig(Config):
-    """Which timm model is trained, from which weights, and after how many blocks it is cut.
-
-    Where labels stay with the clients (`federation.labels: private`) it is cut twice: `tail` is how many of the last
-    blocks a client holds, with the final norm and the head (0: these alone; null: 1). At least one block is left to the
-    server. With `fl` nothing is cut; `cut` then only tells which weights are counted as the front's.
-
-    `weights` is a local file and implies pretrained weights; `args` go to timm as they are (`depth`, `drop_path_rate`).
-    With an `adapter` most of the front stays as it is and crosses once for each client: only LayerNorms (`norms`) or
-    low-rank additions (`lora`) are trained and cross each round. What follows the front is trained whole.
-    """
-
-    name: str
-    pretrained: bool = False
-    weights: str | None = None
-    cut: int = Field(ge=1)
-    tail: int | None = Field(None, ge=0)
-    image_size: int = Field(ge=1)
-    args: dict[str, int | float | bool | str] = {}
-    adapter: AdapterConfig = Field("none", validate_default=True)
-
-    @field_validator("args")
-    @classmethod
-    def _not_twice(cls, args: dict[str, int | float | bool | str]) -> dict[str, int | float | bool | str]:
-        for name, instead in _SET_ELSEWHERE.items():
-            if name in args:
-                raise ValueError(f"{name} cannot be set here, it comes from {instead}")
-        return args
 
 
 def build(config: ModelConfig, classes: int, *, pretrained: bool | None = None, key: Key) -> VisionTransformer:

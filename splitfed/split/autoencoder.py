@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from splitfed.compression.reducers.trained.autoencoder import AeConfig, Kept, write
+from splitfed.compression.reducers.settings import AeConfig
+from splitfed.compression.reducers.trained.autoencoder import Kept, write
 from splitfed.data.batches import Batch, batches
-from splitfed.data.dataset import DataConfig, load
+from splitfed.data.dataset import load
 from splitfed.data.images import Images
 from splitfed.data.loading import open_unlabelled
+from splitfed.data.settings import DataConfig
 from splitfed.data.sources import Source, open_digits
 from splitfed.errors import DataError, RunError
 from splitfed.model.build import Front, build, pixel_stats, split

@@ -16,7 +16,7 @@ from torch import Tensor
 from xxhash import xxh3_64
 
 from splitfed.compression.codecs.base import Buffer, Packet
-from splitfed.compression.codecs.registry import decode
+from splitfed.compression.codecs.decoders import decode
 from splitfed.compression.expect import Expected
 from splitfed.compression.lossless import Lossless, decompress
 from splitfed.errors import CodecError, WireError

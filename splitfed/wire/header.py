@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 
 from splitfed.compression.codecs.base import Buffer
-from splitfed.compression.codecs.registry import coded_size, fits
+from splitfed.compression.codecs.decoders import coded_size, fits
 from splitfed.compression.expect import Expected
 from splitfed.compression.lossless import RAW
 from splitfed.errors import WireError

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from splitfed.compression.codecs.bits import pack as pack_bits
-from splitfed.compression.lossless import MAX_WINDOW, LosslessConfig, Zstd, decompress
+from splitfed.compression.lossless import MAX_WINDOW, decompress
+from splitfed.compression.lossless_settings import LosslessConfig, Zstd
 from splitfed.errors import WireError
 
 BLOCK = 128 * 1024

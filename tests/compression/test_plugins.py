@@ -12,13 +12,15 @@ from places import ROOT
 from pydantic import TypeAdapter, ValidationError
 
 from splitfed.compression import plugins
-from splitfed.compression.codecs import registry as codecs
+from splitfed.compression.codecs import decoders
 from splitfed.compression.codecs.base import CodecSettings
+from splitfed.compression.codecs.settings import OWN
 from splitfed.compression.plugins import CODECS, REDUCERS, load, one_of
 from splitfed.compression.reducers import registry as reducers
 from splitfed.compression.reducers.base import ReducerSettings
 from splitfed.errors import WireError
 
+BASE = "splitfed.compression.reducers.settings.ReducerSettings"
 REDUCER = """
 from typing import Literal
 from splitfed.compression.reducers.none import NoReduction
@@ -76,9 +78,9 @@ def site(tmp_path, monkeypatch):
     """A folder whose packages are installed, for this test."""
     monkeypatch.syspath_prepend(tmp_path)
     known = set(sys.modules)
-    plugins.installed.cache_clear()
+    plugins.points.cache_clear()
     yield tmp_path
-    plugins.installed.cache_clear()
+    plugins.points.cache_clear()
     for name in set(sys.modules) - known:
         if (tmp_path / f"{name}.py").exists():
             del sys.modules[name]
@@ -87,7 +89,7 @@ def site(tmp_path, monkeypatch):
 def found(group: str = REDUCERS) -> list[plugins.Plugin]:
     if group == REDUCERS:
         return load(group, ReducerSettings, reducers.OWN)
-    return load(group, CodecSettings, codecs.OWN, codecs.register)
+    return load(group, CodecSettings, OWN, decoders.register)
 
 
 def test_a_kind_of_a_package_is_one_of_the_union(site):
@@ -111,11 +113,10 @@ def test_a_kind_of_a_package_is_one_of_the_union(site):
         ("mine = my_methods:Yours", "AttributeError: module 'my_methods' has no attribute 'Yours'"),
         ("mine = failing:Mine", "cannot be used: RuntimeError: first line second line (failing.py:2)"),
         ("mine = leaving:Mine", "cannot be used: SystemExit: 3 (leaving.py:2)"),
-        ("mine = my_methods", "it is not a subclass of splitfed.compression.reducers.base.ReducerSettings"),
-        ("mine = my_methods:NoReduction", "it is not a subclass of splitfed.compression.reducers.base.ReducerSettings"),
+        ("mine = my_methods", f"it is not a subclass of {BASE}"),
+        ("mine = my_methods:NoReduction", f"it is not a subclass of {BASE}"),
         ("yours = my_methods:Mine", "its kind must be Literal['yours'], as the entry point is named"),
-        ("unfinished = my_methods:Unfinished", "it is a subclass of splitfed.compression.reducers.base.ReducerSettings "
-         "that lacks build"),
+        ("unfinished = my_methods:Unfinished", f"it is a subclass of {BASE} that lacks build"),
         ("adc = my_methods:Mine", "splitfed has a kind of this name itself: rename it, or uninstall the package"),
     ],
 )  # fmt: skip
@@ -147,16 +148,29 @@ def test_two_packages_with_one_kind_are_both_refused(site):
 
 
 def test_decoders_are_known_by_tags_that_are_nobody_elses(site, monkeypatch):
-    monkeypatch.setattr(codecs, "DECODERS", dict(codecs.DECODERS))
+    monkeypatch.setattr(decoders, "DECODERS", dict(decoders.DECODERS))
     points = "".join(f"{name.lower()} = my_codecs:{name}\n" for name in ("Coded", "Same", "Taken", "Undecodable"))
     install(site, "my-codecs", f"[splitfed.codecs]\n{points}", my_codecs=CODEC)
     coded, same, taken, undecodable = found(CODECS)
     assert (coded.problem, same.problem) == ("", "")
-    assert codecs.coded_size("coded", "float32", (3, 2)) == 24
+    assert decoders.coded_size("coded", "float32", (3, 2)) == 24
     assert taken.problem.endswith("another codec has the tag 'float32' too")
     with pytest.raises(WireError, match="no codec has the tag 'mine-too'"):
-        codecs.coded_size("mine-too", "float32", (3, 2))
+        decoders.coded_size("mine-too", "float32", (3, 2))
     assert undecodable.problem.endswith("must map each tag to a splitfed.compression.codecs.base.Decoder")
+
+
+@pytest.mark.parametrize("first", ["splitfed.scenario", "splitfed.compression.codecs.decoders"])
+def test_decoders_of_a_package_are_known_whatever_is_imported_first(tmp_path, first):
+    install(tmp_path, "my-codecs", "[splitfed.codecs]\ncoded = my_codecs:Coded\n", my_codecs=CODEC)
+    code = f"""
+import {first}
+from splitfed.compression.codecs.decoders import coded_size
+from splitfed.scenario.compression import Packing
+print(coded_size("coded", "float32", (3, 2)), type(Packing(codec="coded").codec).__name__)
+"""
+    done = run(tmp_path, "-c", code)
+    assert done.stdout == "24 Coded\n", done.stderr
 
 
 def test_installed_packages_are_looked_through_once(site, monkeypatch):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from splitfed.model.optim import SideConfig, read_optimiser
+from splitfed.model.optim import read_optimiser
+from splitfed.model.optim_settings import SideConfig
 from splitfed.server.back.pools import PerClient, Shared, Trainer
 
 SIDE = SideConfig.model_validate({"optimiser": {"kind": "adam", "lr": 0.01}})

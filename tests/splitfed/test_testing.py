@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import pytest
 import torch
 
-from splitfed.compression.codecs import registry as codecs
+from splitfed.compression.codecs import decoders
 from splitfed.compression.codecs.base import Codec, CodecSettings, Decoder, Packet
 from splitfed.compression.codecs.integers import encode_integers
 from splitfed.compression.expect import Expect
@@ -171,7 +171,7 @@ class WideConfig(CodecSettings):
 @pytest.fixture
 def installed(monkeypatch):
     def install(decoder):
-        monkeypatch.setattr(codecs, "DECODERS", codecs.DECODERS | {"wide": decoder})
+        monkeypatch.setattr(decoders, "DECODERS", decoders.DECODERS | {"wide": decoder})
 
     install(WHOLE)
     return install

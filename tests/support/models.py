@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import splitfed.model._torchvision  # noqa: F401  before timm, which imports torchvision
 from splitfed.data.batches import batches
 from splitfed.data.dataset import load
-from splitfed.model.build import ModelConfig, build, pixel_stats
+from splitfed.model.build import build, pixel_stats
+from splitfed.model.settings import ModelConfig
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble

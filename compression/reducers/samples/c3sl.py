@@ -14,10 +14,8 @@ Bytes of B samples without a lossless stage, in float32: up 4 ceil(B / R) N, dow
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.fft import irfft, rfft
 from torch.nn.functional import pad
@@ -28,33 +26,12 @@ from splitfed.compression.reducers.base import (
     Meta,
     Plan,
     Reducer,
-    ReducerSettings,
     View,
     expected_targets,
     meta_number,
 )
 from splitfed.errors import WireError
 from splitfed.seeds import Key
-
-
-class C3slConfig(ReducerSettings):
-    """Bind `r` samples into one; `r` divides the batch size, and only a last batch may leave a smaller group."""
-
-    kind: Literal["c3sl"] = "c3sl"
-    r: int = Field(ge=1)
-
-    def build(self) -> "C3sl":
-        """Return the reducer."""
-        return C3sl(self.r)
-
-    def problem(self, batch_size: int) -> str | None:
-        """Tell which `r` would divide the batch size."""
-        if batch_size % self.r == 0:
-            return None
-        fit = [r for r in range(1, batch_size + 1) if batch_size % r == 0]
-        below, above = max(r for r in fit if r < self.r), [r for r in fit if r > self.r]
-        near = f"{below} or {above[0]}" if above else f"{below}"
-        return f"r: {self.r} does not divide training.batch_size: {batch_size}; r could be {near}"
 
 
 @dataclass(kw_only=True)

@@ -1,26 +1,13 @@
 """Merging alone: samples that the model looks at alike become their mean, and all tokens travel."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from splitfed.compression.expect import Expect, Expected, Geometry
-from splitfed.compression.reducers.base import Plan, Reducer, ReducerSettings, View
+from splitfed.compression.reducers.base import Plan, Reducer, View
 from splitfed.compression.reducers.samples.merging import Merging, kept, merge
 from splitfed.seeds import Key
-
-
-class MergeSamplesConfig(ReducerSettings):
-    """Merge a batch down to the share `kept_samples` of its samples."""
-
-    kind: Literal["merge_samples"] = "merge_samples"
-    kept_samples: float = Field(gt=0, le=1)
-
-    def build(self) -> "MergeSamples":
-        """Return the reducer."""
-        return MergeSamples(self.kept_samples)
 
 
 @dataclass(kw_only=True)

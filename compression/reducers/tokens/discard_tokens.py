@@ -1,26 +1,13 @@
 """Discarding alone: each sample keeps its prefix tokens and those that its class token attends to most."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from splitfed.compression.expect import Expect, Expected, Geometry
-from splitfed.compression.reducers.base import Plan, Reducer, ReducerSettings, View, expected_targets
+from splitfed.compression.reducers.base import Plan, Reducer, View, expected_targets
 from splitfed.compression.reducers.samples.merging import gather, kept_tokens, marked, strongest
 from splitfed.seeds import Key
-
-
-class DiscardTokensConfig(ReducerSettings):
-    """Keep the share `kept_tokens` of each sample's tokens, prefix tokens counted."""
-
-    kind: Literal["discard_tokens"] = "discard_tokens"
-    kept_tokens: float = Field(gt=0, le=1)
-
-    def build(self) -> "DiscardTokens":
-        """Return the reducer."""
-        return DiscardTokens(self.kept_tokens)
 
 
 @dataclass(kw_only=True)

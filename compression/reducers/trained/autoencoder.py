@@ -17,72 +17,24 @@ and the autoencoder go down once, and in the first round of all a decoder comes 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
-from pydantic import Field, PositiveFloat
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from splitfed.compression.expect import Expect, Expected, Geometry
-from splitfed.compression.reducers.base import Plan, Reducer, ReducerSettings, View, expected_targets
+from splitfed.compression.reducers.base import Plan, Reducer, View, expected_targets
 from splitfed.compression.reducers.trained.bottleneck import EncodingPlan
-from splitfed.compression.reducers.trained.layers import Alignment, Halves, mlp
+from splitfed.compression.reducers.trained.layers import Halves, mlp
 from splitfed.errors import ModelError
 from splitfed.files import replace_with
 from splitfed.seeds import Key
 
 if TYPE_CHECKING:
-    from splitfed.model.build import ModelConfig
-
-if TYPE_CHECKING:
-    from splitfed.model.build import ModelConfig
-
-
-class AeConfig(ReducerSettings):
-    """Send `width` numbers a token through an autoencoder that was fitted before, and is frozen in training.
-
-    `weights` is the file that `splitfed align` wrote for this model, cut and width. Before its first round each client
-    fits the encoder to its own images for `warm_up_epochs`, with Adam at `lr`; with 0 all use it as it is.
-    """
-
-    kind: Literal["ae"] = "ae"
-    width: int = Field(ge=1)
-    weights: str | None = None
-    warm_up_epochs: int = Field(1, ge=0)
-    lr: PositiveFloat = 1e-3
-
-    def build(self) -> "Ae":
-        """Return the reducer."""
-        return Ae(self.width)
-
-    def misfit(self, model: "ModelConfig", geometry: Geometry) -> str | None:
-        """Tell where nothing would be saved, and which file of weights is missing or another model's."""
-        if self.width >= geometry.width:
-            return (
-                f"width: {self.width} is not below the {geometry.width} features of {model.name}, so nothing would be "
-                "saved: lower it, or use the reducer none"
-            )
-        make = "'splitfed align SCENARIO --public IMAGES --out FILE.safetensors' makes one"
-        if self.weights is None:
-            return f"weights: is missing: it names the file of an autoencoder; {make}"
-        try:
-            found, _ = read(self.weights)
-        except ModelError as error:
-            return f"weights: {error}; {make}"
-        wanted = Kept.of(model, geometry, self.width)
-        return None if found == wanted else f"weights: {self.weights} is for {found}, not for {wanted}; {make}"
-
-    def load(self, halves: Halves) -> None:
-        """Take over the weights of the file. Raises ModelError where it has others than it says."""
-        assert self.weights is not None
-        halves.load(read(self.weights)[1])
-
-    def alignment(self) -> Alignment:
-        """Return how clients fit the autoencoder to their images."""
-        return Alignment(self.warm_up_epochs, self.lr)
+    from splitfed.model.settings import ModelConfig
 
 
 class Ae(Reducer):

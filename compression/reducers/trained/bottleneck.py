@@ -12,40 +12,13 @@ encoder's (d + 1) h + (h + 1) d' numbers travel with the front, each way, as `pa
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
 from torch import Tensor, nn
 
 from splitfed.compression.expect import Expect, Expected, Geometry
-from splitfed.compression.reducers.base import Plan, Reducer, ReducerSettings, View, expected_targets
+from splitfed.compression.reducers.base import Plan, Reducer, View, expected_targets
 from splitfed.compression.reducers.trained.layers import Halves, mlp
 from splitfed.seeds import Key
-
-if TYPE_CHECKING:
-    from splitfed.model.build import ModelConfig
-
-
-class BottleneckConfig(ReducerSettings):
-    """Send `width` numbers a token through trained layers; `hidden` is the width between the two layers of each side,
-    by default halfway between the model's and `width`."""
-
-    kind: Literal["bottleneck"] = "bottleneck"
-    width: int = Field(ge=1)
-    hidden: int | None = Field(None, ge=1)
-
-    def build(self) -> "Bottleneck":
-        """Return the reducer."""
-        return Bottleneck(self.width, self.hidden)
-
-    def misfit(self, model: "ModelConfig", geometry: Geometry) -> str | None:
-        """Tell where nothing would be saved."""
-        if self.width < geometry.width:
-            return None
-        return (
-            f"width: {self.width} is not below the {geometry.width} features of {model.name}, so nothing would be "
-            "saved: lower it, or use the reducer none"
-        )
 
 
 @dataclass(kw_only=True)

@@ -12,10 +12,8 @@ bits of the largest one; down 4 B k. Gaps say as much as places do, in fewer bit
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from splitfed.compression.expect import Expect, Expected, Geometry
@@ -24,7 +22,6 @@ from splitfed.compression.reducers.base import (
     Meta,
     Plan,
     Reducer,
-    ReducerSettings,
     View,
     expected_targets,
     meta_number,
@@ -32,29 +29,6 @@ from splitfed.compression.reducers.base import (
 from splitfed.compression.reducers.samples.merging import kept
 from splitfed.errors import WireError
 from splitfed.seeds import Key
-
-
-class TopKConfig(ReducerSettings):
-    """Keep the share `ratio` of each sample's values: k is its floor, and at least 1."""
-
-    kind: Literal["topk"] = "topk"
-    ratio: float = Field(gt=0, le=1)
-
-    def build(self) -> "TopK":
-        """Return the reducer."""
-        return TopK(self.ratio)
-
-
-class RandomTopKConfig(ReducerSettings):
-    """Keep the share `ratio` of each sample's values; `alpha` is the chance of a draw to take one beyond the top k."""
-
-    kind: Literal["random_topk"] = "random_topk"
-    ratio: float = Field(gt=0, le=1)
-    alpha: float = Field(0.1, ge=0, lt=1)
-
-    def build(self) -> "RandomTopK":
-        """Return the reducer."""
-        return RandomTopK(self.ratio, self.alpha)
 
 
 @dataclass(kw_only=True)

@@ -6,13 +6,13 @@ a cohort of more than all clients does, is left to `splitfed validate`.
 """
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
+from splitfed.cli.listing.kinds import first_sentence, one_line
 from splitfed.reports.sweep.plan import SweepFile
 from splitfed.scenario import Scenario
 from splitfed.scenario.compression import Compression
@@ -105,14 +105,15 @@ def _kind(schema: Schema) -> str | None:
 
 
 def _describe(schema: Schema, section: type[BaseModel] | None) -> None:
-    """Give each key the sentences of its section's docstring that name it."""
+    """Put docstrings in one line each; a `kind` is what its section is."""
     if section is None or not section.__doc__:
         return
-    schema["description"] = " ".join(section.__doc__.split())
-    sentences = re.split(r"(?<=[.:]) (?=[A-Z`])", schema["description"])
+    schema["description"] = one_line(section.__doc__)
     for name, one in schema.get("properties", {}).items():
-        if "description" not in one and (said := [s for s in sentences if f"`{name}`" in s or f"`{name}:" in s]):
-            one["description"] = " ".join(said)
+        if "description" in one:
+            one["description"] = one_line(one["description"])
+        elif name == "kind":
+            one["description"] = first_sentence(section.__doc__)
 
 
 def _short(schema: Schema, section: type[BaseModel] | None) -> Schema | None:

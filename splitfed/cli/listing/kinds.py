@@ -24,14 +24,15 @@ _PAPERS = tuple(map(re.compile, (r"arXiv \d{4}\.\d{4,5}", r"[A-Z][\w-]+ et al\.,
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing that a scenario can name: its keys with their defaults, what it is, the paper that it comes from, and
-    the package if that is not splitfed."""
+    """One thing that a scenario can name: its keys with their defaults, what it is, the paper that it comes from, the
+    package if that is not splitfed, and what each key means (`told`)."""
 
     name: str
     keys: str
     text: str
     source: str = ""
     package: str = ""
+    told: tuple[tuple[str, str], ...] = ()
 
     def line(self) -> str:
         """Return all but the name."""
@@ -55,18 +56,21 @@ def entries(what: str, pattern: str = "*") -> list[Entry]:
     return found
 
 
-def show(found: list[Entry], out: rich.console.Console | None = None) -> None:
-    """Print a line for each: its name, what it is with the source, its keys. A narrow terminal wraps them, a pipe gets
-    them whole."""
+def show(found: list[Entry], out: rich.console.Console | None = None, *, long: bool = False) -> None:
+    """Print a line for each: its name, what it is with the source, its keys; below it, if `long`, an indented one for
+    each key. A narrow terminal wraps them, a pipe gets them whole."""
     out = out or rich.console.Console()
-    width = max(len(entry.name) for entry in found)
-    table = Table.grid(padding=(0, 2))
+    lines = list[tuple[str, str]]()
     for entry in found:
-        line = entry.line()
+        lines.append((entry.name, entry.line()))
+        lines += [(f"  {key}", said) for key, said in entry.told if long]
+    width = max(len(name) for name, _ in lines)
+    table = Table.grid(padding=(0, 2))
+    for name, line in lines:
         if out.is_terminal:
-            table.add_row(Text(entry.name, no_wrap=True), Text(line))
+            table.add_row(Text(name, no_wrap=True), Text(line))
         else:
-            print(f"{entry.name:<{width}}  {line}", file=out.file)
+            print(f"{name:<{width}}  {line}", file=out.file)
     if out.is_terminal:
         out.print(table)
 
@@ -76,7 +80,8 @@ def _kinds(section: type[BaseModel], key: str) -> Iterator[Entry]:
     for config in sections(section.model_fields[key].annotation):
         fields = {name: field for name, field in config.model_fields.items() if name != "kind"}
         keys = " ".join(_key(name, field) for name, field in fields.items())
-        yield Entry(str(kind(config)), keys, _sentence(config.__doc__), _source(config))
+        told = tuple((name, one_line(field.description)) for name, field in fields.items() if field.description)
+        yield Entry(str(kind(config)), keys, first_sentence(config.__doc__), _source(config), told=told)
 
 
 def _key(name: str, field: FieldInfo) -> str:
@@ -95,9 +100,14 @@ def _default(value: Any) -> str:
     return value if isinstance(value, str) else shown(value)
 
 
-def _sentence(text: str | None) -> str:
-    whole = " ".join((text or "").split())
-    return re.split(r"(?<=\.) (?=[A-Z`])", whole, maxsplit=1)[0]
+def one_line(text: str | None) -> str:
+    """Return a docstring, or nothing where there is none, in one line."""
+    return " ".join((text or "").split())
+
+
+def first_sentence(text: str | None) -> str:
+    """Return the first sentence of a docstring, or nothing where there is none."""
+    return re.split(r"(?<=\.) (?=[A-Z`])", one_line(text), maxsplit=1)[0]
 
 
 def _source(config: type[BaseModel]) -> str:
@@ -106,7 +116,7 @@ def _source(config: type[BaseModel]) -> str:
     built = getattr(config, "build", None)
     name = built.__annotations__.get("return") if built else None
     maker = getattr(module, name, None) if isinstance(name, str) else name
-    texts = [" ".join((one.__doc__ or "").split()) for one in (config, maker, module) if one is not None]
+    texts = [one_line(one.__doc__) for one in (config, maker, module) if one is not None]
     return next((match.group() for paper in _PAPERS for text in texts if (match := paper.search(text))), "")
 
 
@@ -158,7 +168,7 @@ def _of_scenario(key: str) -> Callable[[str], Iterator[Entry]]:
 
 
 def _partitions(_: str) -> Iterator[Entry]:
-    from splitfed.data.dataset import DataConfig
+    from splitfed.data.settings import DataConfig
 
     return _kinds(DataConfig, "partition")
 
@@ -166,8 +176,9 @@ def _partitions(_: str) -> Iterator[Entry]:
 def _modes(_: str) -> Iterator[Entry]:
     from splitfed.scenario.sections import Federation
 
-    told = " ".join((Federation.__doc__ or "").split())
-    for mode in get_args(Federation.model_fields["mode"].annotation):
+    field = Federation.model_fields["mode"]
+    told = one_line(f"{field.description or ''} {Federation.__doc__}")
+    for mode in get_args(field.annotation):
         match = re.search(rf"`{mode}` ((?:gives|has|is|trains|hands)\b[^;.]*)", told)
         yield Entry(mode, "", match.group(1) if match else "")
 
@@ -181,7 +192,7 @@ def _strategies(_: str) -> Iterator[Entry]:
 
 
 def _adapters(_: str) -> Iterator[Entry]:
-    from splitfed.model.build import ModelConfig
+    from splitfed.model.settings import ModelConfig
 
     return _kinds(ModelConfig, "adapter")
 
@@ -199,7 +210,7 @@ def _scenarios(_: str) -> Iterator[Entry]:
         heading = path.read_text().split("\n\n")[0].splitlines()
         # The schema that editors look for is no description.
         comment = " ".join(line.strip("# \n") for line in heading if "yaml-language-server" not in line)
-        yield Entry(name, "", _sentence(comment.split("  ")[0]))
+        yield Entry(name, "", first_sentence(comment.split("  ")[0]))
 
 
 def _models(pattern: str) -> Iterator[Entry]:

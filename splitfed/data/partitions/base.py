@@ -5,15 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from splitfed.errors import DataError
 from splitfed.seeds import Key
 
 if TYPE_CHECKING:
+    import numpy as np
     from flwr_datasets.partitioner import Partitioner
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +20,8 @@ class Column:
     that it has in the training split, of which validation and limit may have taken some."""
 
     name: str
-    values: np.ndarray
-    known: np.ndarray
+    values: "np.ndarray"
+    known: "np.ndarray"
 
 
 def images(count: int) -> str:
@@ -41,20 +39,23 @@ def require(clients: int, rows: int, each: int = 1) -> None:
         )
 
 
-def in_order(rows: int, key: Key) -> Tensor:
+def in_order(rows: int, key: Key) -> "Tensor":
     """Return the keyed order in which rows are dealt: the data set's own must not decide who holds what."""
+    import torch
+
     return torch.randperm(rows, generator=key.at("rows").generator())
 
 
-def deal(partitioner: "Partitioner", values: Tensor, parts: int, order: Tensor) -> list[Tensor]:
+def deal(partitioner: "Partitioner", values: "Tensor", parts: int, order: "Tensor") -> "list[Tensor]":
     """Run a partitioner by `values` `[N]`, which it knows as the column `label`, over the rows in this order; return
     the sorted rows of each part. A partitioner sorts by labels only if they are sorted in this order already."""
+    import torch
     from datasets import Dataset
 
     class Positions(Dataset):
         """Selects positions alone; a data set and its fingerprint for every client would take milliseconds each."""
 
-        def select(self, indices: Iterable[int], *options: Any, **more: Any) -> Tensor:
+        def select(self, indices: Iterable[int], *options: Any, **more: Any) -> "Tensor":
             return torch.tensor([int(index) for index in indices], dtype=torch.int64)
 
         def sort(self, *options: Any, **more: Any) -> "Positions":
@@ -66,8 +67,10 @@ def deal(partitioner: "Partitioner", values: Tensor, parts: int, order: Tensor) 
         return [order[partitioner.load_partition(part)].sort().values for part in range(parts)]
 
 
-def complete(rows: list[Tensor], total: int) -> list[Tensor]:
+def complete(rows: "list[Tensor]", total: int) -> "list[Tensor]":
     """Check that every row went to exactly one client; `ValueError` otherwise (a degenerate draw of tiny shares)."""
+    import torch
+
     if not torch.equal(torch.cat(rows).sort().values, torch.arange(total)):
         raise ValueError("the partitioner lost or doubled images")
     return rows

@@ -1,15 +1,16 @@
 """Partitions in which clients hold few classes each: by classes, or by shards of sorted images."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator
-from torch import Tensor
+from pydantic import PositiveInt, model_validator
 
-from splitfed.config import Config
+from splitfed.config import Broken, Config
 from splitfed.data.partitions.base import Column, complete, deal, images, in_order, require
 from splitfed.errors import DataError
 from splitfed.seeds import Key
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Pathological(Config):
@@ -21,13 +22,15 @@ class Pathological(Config):
 
     kind: Literal["pathological"] = "pathological"
     classes_per_client: PositiveInt = 2
+    """Classes that a client holds images of."""
 
-    def split(self, labels: Tensor, clients: int, key: Key, column: Column | None = None) -> list[Tensor]:
+    def split(self, labels: "Tensor", clients: int, key: Key, column: Column | None = None) -> "list[Tensor]":
         """Deal the rows of `labels` (int64 `[N]`) to the clients: sorted rows of each, disjoint and complete.
 
         The same key gives the same rows. Raises `DataError` where there are too few classes, where some class would be
         held by nobody, or where a class has fewer images than clients that hold it.
         """
+        import torch
         from flwr_datasets.partitioner import PathologicalPartitioner
 
         require(clients, len(labels))
@@ -68,24 +71,24 @@ class Pathological(Config):
 class Shard(Config):
     """The images are sorted by class and cut into equal shards, of which every client draws some (arXiv 1602.05629).
 
-    Each client draws `num_shards_per_partition` shards of `shard_size` images, by default as many as there are for all.
-    With `num_shards_per_partition: null` all whole shards are shared out, and with `keep_incomplete_shard` also what is
-    left after the last of them; otherwise what is left goes to no client.
+    What is left after the last whole shard, or of shards that nobody draws, goes to no client, unless a key says so.
     """
 
     kind: Literal["shard"] = "shard"
     num_shards_per_partition: PositiveInt | None = 2
-    shard_size: PositiveInt | None = Field(None, validate_default=True)
+    """Shards that each client draws; with null all whole shards are shared out."""
+    shard_size: PositiveInt | None = None
+    """Images of a shard; null is as many as there are for all shards that are drawn."""
     keep_incomplete_shard: bool = False
+    """Whether what is left after the last whole shard is shared out too, where all shards are."""
 
-    @field_validator("shard_size")
-    @classmethod
-    def _one_is_known(cls, size: int | None, info: ValidationInfo) -> int | None:
-        if size is None and info.data.get("num_shards_per_partition", 0) is None:
-            raise ValueError("num_shards_per_partition is null too: set one of them")
-        return size
+    @model_validator(mode="after")
+    def _one_is_known(self) -> "Shard":
+        if self.shard_size is None and self.num_shards_per_partition is None:
+            raise Broken(("shard_size", "num_shards_per_partition is null too: set one of them"))
+        return self
 
-    def split(self, labels: Tensor, clients: int, key: Key, column: Column | None = None) -> list[Tensor]:
+    def split(self, labels: "Tensor", clients: int, key: Key, column: Column | None = None) -> "list[Tensor]":
         """Deal rows of `labels` (int64 `[N]`) to the clients: sorted rows of each, disjoint, not always all of them.
 
         The same key gives the same rows. Raises `DataError` where there are fewer shards than clients need.
@@ -113,6 +116,8 @@ class Shard(Config):
 
 def _deal_classes(clients: int, each: int, count: int, key: Key) -> tuple[list[int], list[int]]:
     """Deal classes like cards, no class twice to one client; return all cards in order, and the last deck."""
+    import torch
+
     cards: list[int] = []
     deck: list[int] = []
     for number in range(-(-clients * each // count)):

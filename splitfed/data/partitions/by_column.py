@@ -1,35 +1,39 @@
 """Partitions that follow a column of the data set: who wrote it, where it was taken, how old it is."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
-from torch import Tensor
 
 from splitfed.config import Config
 from splitfed.data.partitions.base import Column, complete, deal, images, in_order, require
 from splitfed.errors import DataError
 from splitfed.seeds import Key
 
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
 
 class NaturalId(Config):
     """Each client holds the images of one value of a column: a writer, a hospital, a camera.
 
-    Clients are numbered in the sorted order of the values of `partition_by` in the training split, and there must be as
-    many. One of whose images fewer than `min_size` are trained on, because `validation` and `limit` took the others, is
-    refused.
+    Clients are numbered in the sorted order of the values in the training split, and there must be as many.
     """
 
     kind: Literal["natural_id"] = "natural_id"
     partition_by: str = Field(min_length=1)
+    """Column of the data set whose values it goes by."""
     min_size: NonNegativeInt = 1
+    """Images that every client must train on, or the partition is refused: `validation` and `limit` take some of them.
+    With 0 a client may be empty."""
 
-    def split(self, labels: Tensor, clients: int, key: Key, column: Column | None = None) -> list[Tensor]:
+    def split(self, labels: "Tensor", clients: int, key: Key, column: Column | None = None) -> "list[Tensor]":
         """Deal the rows of `labels` (int64 `[N]`) to the clients: sorted rows of each, disjoint and complete.
 
         Raises `DataError` where there are not as many clients as values, or one would hold fewer than `min_size`.
         """
+        import numpy as np
+
         assert column is not None
         if len(column.known) != clients:
             raise DataError(
@@ -42,24 +46,31 @@ class NaturalId(Config):
 class GroupedNaturalId(Config):
     """Each client holds the images of `group_size` values of a column, as a hospital has the patients that it treats.
 
-    Groups are drawn, or with `sort_unique_ids` made of neighbours in sorted order. Where the values of `partition_by`
-    cannot be grouped evenly, the last group is smaller (`allow-smaller`), some are bigger (`allow-bigger`), what is
-    left goes to nobody (`drop-reminder`), or it is refused (`strict`). There must be as many clients as groups.
+    There must be as many clients as groups.
     """
 
     kind: Literal["grouped_natural_id"] = "grouped_natural_id"
     partition_by: str = Field(min_length=1)
+    """Column of the data set whose values it goes by."""
     group_size: PositiveInt
+    """Values of the column that make a group."""
     mode: Literal["allow-smaller", "allow-bigger", "drop-reminder", "strict"] = "allow-smaller"
+    """What becomes of values that cannot be grouped evenly: the last group is smaller, some groups are bigger, what is
+    left goes to nobody (`drop-reminder`), or the partition is refused (`strict`)."""
     sort_unique_ids: bool = False
+    """Whether groups are made of neighbours in sorted order; else they are drawn."""
     min_size: NonNegativeInt = 1
+    """Images that every client must train on, or the partition is refused: `validation` and `limit` take some of them.
+    With 0 a client may be empty."""
 
-    def split(self, labels: Tensor, clients: int, key: Key, column: Column | None = None) -> list[Tensor]:
+    def split(self, labels: "Tensor", clients: int, key: Key, column: Column | None = None) -> "list[Tensor]":
         """Deal rows of `labels` (int64 `[N]`) to the clients: sorted rows of each, disjoint.
 
         The same key gives the same rows. Raises `DataError` where there are not as many clients as groups, or one would
         hold fewer than `min_size`.
         """
+        import numpy as np
+        import torch
         from datasets import Dataset
         from flwr_datasets.partitioner import GroupedNaturalIdPartitioner
 
@@ -88,21 +99,22 @@ class GroupedNaturalId(Config):
 
 
 class Continuous(Config):
-    """The images are sorted by a column of numbers, an age or a date, and cut into equal shares.
-
-    `strictness` is how much the numbers of `partition_by` decide, and how little chance does: 0 is as `iid`, with 1 no
-    two clients overlap.
-    """
+    """The images are sorted by a column of numbers, an age or a date, and cut into equal shares."""
 
     kind: Literal["continuous"] = "continuous"
     partition_by: str = Field(min_length=1)
+    """Column of the data set whose values it goes by."""
     strictness: float = Field(ge=0, le=1)
+    """How much the numbers of the column decide, and how little chance does, in [0, 1]: 0 is as `iid`, with 1 no two
+    clients overlap."""
 
-    def split(self, labels: Tensor, clients: int, key: Key, column: Column | None = None) -> list[Tensor]:
+    def split(self, labels: "Tensor", clients: int, key: Key, column: Column | None = None) -> "list[Tensor]":
         """Deal the rows of `labels` (int64 `[N]`) to the clients: sorted rows of each, disjoint and complete.
 
         The same key gives the same rows. Raises `DataError` where the column holds no numbers, or only one.
         """
+        import numpy as np
+        import torch
         from flwr_datasets.partitioner import ContinuousPartitioner
 
         assert column is not None
@@ -125,15 +137,18 @@ class Continuous(Config):
             ) from None
 
 
-def _by_value(column: Column, owner: np.ndarray, clients: int) -> list[Tensor]:
+def _by_value(column: Column, owner: "np.ndarray", clients: int) -> "list[Tensor]":
     """Return the rows of each client, where `owner` says whose each known value is; -1 is nobody's."""
+    import numpy as np
+    import torch
+
     client = owner[np.searchsorted(column.known, column.values)]
     order = np.argsort(client, kind="stable")
     bounds = np.searchsorted(client[order], np.arange(clients + 1))
     return [torch.from_numpy(order[bounds[i] : bounds[i + 1]].astype(np.int64)) for i in range(clients)]
 
 
-def _large_enough(parts: list[Tensor], min_size: int, name: str) -> list[Tensor]:
+def _large_enough(parts: "list[Tensor]", min_size: int, name: str) -> "list[Tensor]":
     small = [client for client, rows in enumerate(parts) if len(rows) < min_size]
     if small:
         raise DataError(

@@ -4,7 +4,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
-from torch import Tensor
 
 from splitfed.config import Config
 from splitfed.data.partitions.base import Column, in_order, require
@@ -13,6 +12,7 @@ from splitfed.seeds import Key
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import IdToSizeFncPartitioner
+    from torch import Tensor
 
 
 def as_tuple(value: Any) -> Any:
@@ -23,15 +23,13 @@ Sizes = Annotated[tuple[PositiveInt, ...], BeforeValidator(as_tuple), Field(min_
 
 
 class Linear(Config):
-    """The number of images grows evenly with the client's number: client 9 holds ten times what client 0 does.
-
-    Clients with fewer than `min_size` images are refused.
-    """
+    """The number of images grows evenly with the client's number: client 9 holds ten times what client 0 does."""
 
     kind: Literal["linear"] = "linear"
     min_size: NonNegativeInt = 1
+    """Images that every client must hold, or the partition is refused; with 0 a client may be empty."""
 
-    def split(self, labels: Tensor, clients: int, key: Key, column: Column | None = None) -> list[Tensor]:
+    def split(self, labels: "Tensor", clients: int, key: Key, column: Column | None = None) -> "list[Tensor]":
         """Deal the rows of `labels` (int64 `[N]`) to the clients: sorted rows of each, disjoint and complete.
 
         The same key gives the same rows. Raises `DataError` where a client would hold fewer than `min_size`.
@@ -42,15 +40,13 @@ class Linear(Config):
 
 
 class Square(Config):
-    """The number of images grows with the square of the client's number, counted from 1.
-
-    Clients with fewer than `min_size` images are refused.
-    """
+    """The number of images grows with the square of the client's number, counted from 1."""
 
     kind: Literal["square"] = "square"
     min_size: NonNegativeInt = 1
+    """Images that every client must hold, or the partition is refused; with 0 a client may be empty."""
 
-    def split(self, labels: Tensor, clients: int, key: Key, column: Column | None = None) -> list[Tensor]:
+    def split(self, labels: "Tensor", clients: int, key: Key, column: Column | None = None) -> "list[Tensor]":
         """Deal the rows of `labels` (int64 `[N]`) to the clients: sorted rows of each, disjoint and complete.
 
         The same key gives the same rows. Raises `DataError` where a client would hold fewer than `min_size`.
@@ -61,15 +57,14 @@ class Square(Config):
 
 
 class Exponential(Config):
-    """The number of images grows exponentially with the client's number: each holds 2.7 times what the last one does.
-
-    Clients with fewer than `min_size` images are refused.
-    """
+    """The number of images grows exponentially with the client's number: each holds 2.7 times what the last one
+    does."""
 
     kind: Literal["exponential"] = "exponential"
     min_size: NonNegativeInt = 1
+    """Images that every client must hold, or the partition is refused; with 0 a client may be empty."""
 
-    def split(self, labels: Tensor, clients: int, key: Key, column: Column | None = None) -> list[Tensor]:
+    def split(self, labels: "Tensor", clients: int, key: Key, column: Column | None = None) -> "list[Tensor]":
         """Deal the rows of `labels` (int64 `[N]`) to the clients: sorted rows of each, disjoint and complete.
 
         The same key gives the same rows. Raises `DataError` where a client would hold fewer than `min_size`.
@@ -89,8 +84,9 @@ class Size(Config):
 
     kind: Literal["size"] = "size"
     partition_sizes: Sizes
+    """Images of each client, a number for each."""
 
-    def split(self, labels: Tensor, clients: int, key: Key, column: Column | None = None) -> list[Tensor]:
+    def split(self, labels: "Tensor", clients: int, key: Key, column: Column | None = None) -> "list[Tensor]":
         """Deal rows of `labels` (int64 `[N]`) to the clients: sorted rows of each, disjoint.
 
         The same key gives the same rows. Raises `DataError` where the sizes do not fit clients and images.
@@ -104,7 +100,7 @@ _MOST_EXPONENTIAL = 700  # e to the power of 710 is no float
 
 def _grown(
     config: Linear | Square | Exponential, partitioner: "IdToSizeFncPartitioner", clients: int, rows: int, key: Key
-) -> list[Tensor]:
+) -> "list[Tensor]":
     from datasets import Dataset
 
     require(clients, rows, config.min_size)
@@ -123,7 +119,7 @@ def _grown(
     return _cut(order, sizes)
 
 
-def _cut(order: Tensor, sizes: Any) -> list[Tensor]:
+def _cut(order: "Tensor", sizes: Any) -> "list[Tensor]":
     return [part.sort().values for part in order[: sum(sizes)].split(list(sizes))]
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from splitfed.data.dataset import Counts, load
+from splitfed.data.dataset import load
+from splitfed.data.settings import Counts
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 

@@ -25,19 +25,19 @@ Seeds = Annotated[list[NonNegativeInt], Field(min_length=1)]
 
 
 class SweepFile(Config):
-    """What a sweep varies.
-
-    `scenario` is the path of one, from the sweep's own folder, or the name of one that ships. `set` changes it for all
-    points: a mapping of `section.key` to a value. A point takes one entry of every axis in `grid`. An axis is a mapping
-    of labels to changes, or under a name that is a `section.key` a list of its values. `points` are more labels with
-    changes, each a point by itself. `seeds` are those of all points, or for each pattern of labels (`adc-*`) its own.
-    """
+    """What a sweep varies."""
 
     scenario: str
+    """Path of a scenario, from the sweep's own folder, or the name of one that ships."""
     set: Changes = {}
+    """What changes of the scenario for all points: a mapping of `section.key` to a value."""
     grid: dict[str, dict[str, Changes | None]] = {}
+    """Axes, of each of which a point takes one entry. An axis is a mapping of labels to changes, or under a name that
+    is a `section.key` a list of its values."""
     points: dict[str, Changes | None] = {}
+    """More labels with changes, each a point by itself."""
     seeds: dict[str, Seeds] = {"*": [0]}
+    """Seeds of all points, or for each pattern of labels (`adc-*`) its own."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)  # each is itself, and may be a key

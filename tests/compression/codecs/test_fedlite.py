@@ -9,7 +9,8 @@ from torch import nn
 
 from splitfed import simulate
 from splitfed.clients.worker import Worker
-from splitfed.compression.codecs.registry import CodecConfig, decode
+from splitfed.compression.codecs.decoders import decode
+from splitfed.compression.codecs.registry import CodecConfig
 from splitfed.compression.expect import Geometry
 from splitfed.compression.kmeans import fit
 from splitfed.compression.reducers.base import View

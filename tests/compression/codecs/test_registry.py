@@ -10,7 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from splitfed import testing
 from splitfed.compression.codecs.base import Packet
-from splitfed.compression.codecs.registry import DECODERS, CodecConfig, coded_size, decode
+from splitfed.compression.codecs.decoders import DECODERS, coded_size, decode
+from splitfed.compression.codecs.registry import CodecConfig
 from splitfed.errors import CodecError, WireError
 from splitfed.seeds import Key
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from splitfed.compression.codecs.registry import CodecConfig, coded_size, decode
+from splitfed.compression.codecs.decoders import coded_size, decode
+from splitfed.compression.codecs.registry import CodecConfig
 from splitfed.seeds import Key
 
 KEY = Key(3, ("test",))

@@ -9,11 +9,12 @@ from pydantic import ValidationError
 
 from splitfed import estimate, simulate
 from splitfed.compression.expect import Geometry
-from splitfed.compression.reducers.adc import AdcConfig
 from splitfed.compression.reducers.base import View
 from splitfed.compression.reducers.samples.merging import kept, kept_tokens, weak
+from splitfed.compression.reducers.settings import AdcConfig
 from splitfed.model.attention import ClsAttention
-from splitfed.model.build import ModelConfig, build, split
+from splitfed.model.build import build, split
+from splitfed.model.settings import ModelConfig
 from splitfed.seeds import Key
 from splitfed.testing import cut_for, plan_for, send
 

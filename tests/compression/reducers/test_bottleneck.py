@@ -13,7 +13,8 @@ from splitfed import estimate, simulate
 from splitfed.clients.worker import Worker
 from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.base import View
-from splitfed.compression.reducers.trained.bottleneck import Bottleneck, BottleneckConfig
+from splitfed.compression.reducers.settings import BottleneckConfig
+from splitfed.compression.reducers.trained.bottleneck import Bottleneck
 from splitfed.errors import ModelError, ScenarioError, WireError
 from splitfed.seeds import Key
 from splitfed.server.back.pools import POOLS

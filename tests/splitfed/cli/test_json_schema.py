@@ -22,6 +22,7 @@ from splitfed.cli import main as cli
 from splitfed.cli.listing.json_schema import SCHEMAS, text
 from splitfed.compression.plugins import packages
 from splitfed.compression.presets import PRESETS
+from splitfed.reports.sweep.plan import SweepFile
 from splitfed.scenario.document import read
 from splitfed.scenario.problems import kind, sections
 from splitfed.scenario.scenario import shipped
@@ -166,12 +167,47 @@ def test_an_engine_without_a_kind_is_inline() -> None:
 
 
 def test_keys_tell_what_they_are() -> None:
-    defs = SCHEMAS["scenario"]()["$defs"]
-    assert "passes over its images" in defs["Federation"]["properties"]["local_epochs"]["description"]
-    assert defs["AdcConfig"]["description"].startswith("Merge samples")
-    assert defs["AdcConfig"]["properties"]["fuse"]["description"] == (
-        "`fuse` makes one more token of those that are discarded."
+    adc = SCHEMAS["scenario"]()["$defs"]["AdcConfig"]
+    assert adc["description"].startswith("Merge samples")
+    assert adc["properties"]["kind"]["description"].startswith("Merge samples")
+    assert adc["properties"]["fuse"]["description"] == (
+        "Whether the tokens that are discarded travel as one token more, their mean weighted by attention."
     )
+
+
+def reachable(section: Any, seen: set[Any]) -> set[Any]:
+    """Return a section's class and all below it."""
+    if section not in seen:
+        seen.add(section)
+        for field in section.model_fields.values():
+            for below in sections(field.annotation):
+                reachable(below, seen)
+    return seen
+
+
+SECTIONS = sorted(reachable(Scenario, {SweepFile}), key=lambda section: (section.__module__, section.__name__))
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_every_key_has_a_docstring_of_its_own(section: Any) -> None:
+    assert section.__doc__
+    # What a kind is, its section's docstring says.
+    told = {name: field.description for name, field in section.model_fields.items() if name != "kind"}
+    assert all(told.values()), f"no docstring under {', '.join(name for name, said in told.items() if not said)}"
+    for name, said in told.items():
+        assert said[0].isupper() or said[0] == "`", name
+        assert said.endswith("."), name
+        assert len(said.split()) > 2, name
+
+
+@pytest.mark.parametrize("what", SCHEMAS)
+def test_every_property_of_a_schema_has_a_description(what: str) -> None:
+    schema = SCHEMAS[what]()
+    titled = [("Scenario" if what == "scenario" else "SweepFile", schema)]
+    titled += [(one["title"], one) for one in schema["$defs"].values() if "title" in one]
+    for title, one in titled:
+        for name, key in one.get("properties", {}).items():
+            assert key.get("description"), f"{title}.{name}"
 
 
 SWEEP = {

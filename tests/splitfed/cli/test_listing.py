@@ -6,6 +6,7 @@ import pytest
 import rich.console
 
 from splitfed.cli.listing.kinds import SORTS, Entry, entries, show
+from splitfed.cli.main import app
 from splitfed.compression.reducers.registry import ReducerConfig
 from splitfed.errors import SplitfedError
 from splitfed.scenario.problems import kind, sections
@@ -93,6 +94,29 @@ def test_a_pipe_gets_one_whole_line_each(width: int) -> None:
     show([Entry("a", "x=1", "What [b]it[/b] is."), Entry("longer", "", "Short.", "arXiv 1234.56789")],
          rich.console.Console(file=file, width=width))  # fmt: skip
     assert file.getvalue() == "a       What [b]it[/b] is.  x=1\nlonger  Short. (arXiv 1234.56789)\n"
+
+
+def test_keys_are_explained_below_their_entry_where_it_is_asked_for() -> None:
+    found = entries("reducers", "c3sl")
+    (told,) = found[0].told
+    for long in (False, True):
+        file = io.StringIO()
+        show(found, rich.console.Console(file=file), long=long)
+        first, *others = file.getvalue().splitlines()
+        assert first.startswith("c3sl  Bind `r` samples into one")
+        assert others == [f"  r   {told[1]}"] * long
+    assert told[1].startswith("Samples that become one.")
+
+
+@pytest.mark.parametrize(("arguments", "lines"), [((), 1), (("--long",), 3), (("zstd",), 3)])
+def test_the_command_explains_keys_with_a_pattern_or_long(
+    arguments: tuple[str, ...], lines: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app(["list", "lossless", *arguments], standalone_mode=False)
+    about = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("none")]
+    starts = ("zstd ", "  level ", "  shuffle ")[:lines]
+    assert len(about) == lines
+    assert all(line.startswith(start) for line, start in zip(about, starts, strict=True))
 
 
 def test_a_terminal_wraps_beside_the_names() -> None:

@@ -13,8 +13,9 @@ from PIL import Image
 from places import SHARED
 from pydantic import ValidationError
 
-from splitfed.data.dataset import DataConfig, load
+from splitfed.data.dataset import load
 from splitfed.data.partitions.union import Dirichlet
+from splitfed.data.settings import DataConfig
 from splitfed.data.stratify import spread
 from splitfed.errors import DataError
 from splitfed.seeds import Key

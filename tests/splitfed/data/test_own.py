@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from places import SHARED
 
-from splitfed.data.dataset import DataConfig, load
+from splitfed.data.dataset import load
 from splitfed.data.images import Images
 from splitfed.data.loading import open_training
 from splitfed.data.own import own_images
+from splitfed.data.settings import DataConfig
 from splitfed.errors import DataError
 from splitfed.seeds import Key
 

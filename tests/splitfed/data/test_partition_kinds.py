@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from splitfed.data.partitions.base import Column, in_order
-from splitfed.data.partitions.by_draw import draw_inner, draw_shares
+from splitfed.data.partitions.shares import draw_inner, draw_shares
 from splitfed.data.partitions.union import (
     Continuous,
     Exponential,

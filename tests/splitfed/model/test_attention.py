@@ -8,7 +8,8 @@ from torch import nn
 
 from splitfed.errors import ModelError
 from splitfed.model.attention import ClsAttention
-from splitfed.model.build import ModelConfig, build, split
+from splitfed.model.build import build, split
+from splitfed.model.settings import ModelConfig
 from splitfed.seeds import Key
 
 

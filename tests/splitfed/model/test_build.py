@@ -12,7 +12,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from splitfed.errors import ModelError
-from splitfed.model.build import ModelConfig, build, check, pixel_stats, split, whole_state
+from splitfed.model.build import build, check, pixel_stats, split, whole_state
+from splitfed.model.settings import ModelConfig
 from splitfed.seeds import Key
 
 DEIT = SHARED / "weights/deit_tiny_patch16_224.safetensors"

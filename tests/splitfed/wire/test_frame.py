@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
 from splitfed.compression.codecs.base import Packet
-from splitfed.compression.codecs.floats import Float32
-from splitfed.compression.codecs.uniform import Uniform
+from splitfed.compression.codecs.settings import Float32, Uniform
 from splitfed.compression.expect import Expect
-from splitfed.compression.lossless import NoLossless, Zstd
+from splitfed.compression.lossless_settings import NoLossless, Zstd
 from splitfed.errors import CodecError, WireError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key

@@ -1,0 +1,152 @@
+"""The settings of all codecs, as a scenario names them. Nothing heavy is imported here: `build` imports what it builds,
+so that a scenario is read without torch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from splitfed.config import Broken, Config
+
+if TYPE_CHECKING:
+    from splitfed.compression.codecs.base import Codec, Decoder
+
+Bits = Literal[2, 3, 4, 6, 8]
+Scale = Literal["token", "channel", "tensor"]
+ScaleBits = Literal[16, 32]
+Format = Literal["e4m3", "e5m2"]
+MOST_CENTROIDS, MOST_SUBVECTORS = 256, 4096
+
+
+class CodecSettings(Config, ABC):
+    """The section of a scenario that names a codec by its `kind`, which a subclass narrows to one `Literal`.
+
+    A class of another package has `decoders`, which read the packets that its codec writes, by their tags, but for
+    those of packed integers, which are always there. They are known wherever the class is installed, so that a receiver
+    needs no configuration. Those of the codecs below stand in `splitfed.compression.codecs.decoders`.
+    """
+
+    kind: str
+    decoders: ClassVar[Mapping[str, "Decoder"]]
+
+    @abstractmethod
+    def build(self) -> "Codec":
+        """Return the codec."""
+
+
+class Float32(CodecSettings):
+    """Four bytes a number, nothing lost; integers as they are."""
+
+    kind: Literal["float32"] = "float32"
+
+    def build(self) -> "Codec":
+        """Return the codec."""
+        return _of_floats("float32")
+
+
+class Float16(CodecSettings):
+    """Two bytes a number, 11 significant bits, values up to 65504."""
+
+    kind: Literal["float16"] = "float16"
+
+    def build(self) -> "Codec":
+        """Return the codec."""
+        return _of_floats("float16")
+
+
+class BFloat16(CodecSettings):
+    """Two bytes a number, 8 significant bits, the range of float32."""
+
+    kind: Literal["bfloat16"] = "bfloat16"
+
+    def build(self) -> "Codec":
+        """Return the codec."""
+        return _of_floats("bfloat16")
+
+
+def _of_floats(dtype: str) -> "Codec":
+    import torch
+
+    from splitfed.compression.codecs.floats import FloatCodec
+
+    return FloatCodec(getattr(torch, dtype))
+
+
+class Float8(CodecSettings):
+    """A byte a number, in units of a scale that the tensor decides."""
+
+    kind: Literal["float8"] = "float8"
+    format: Format = "e4m3"
+    """Bits of exponent and of fraction: `e4m3` suits activations, `e5m2` what spans many orders of magnitude."""
+
+    def build(self) -> "Codec":
+        """Return the codec."""
+        from splitfed.compression.codecs.floats import Float8Codec
+
+        return Float8Codec(self.format)
+
+
+class Uniform(CodecSettings):
+    """`bits` bits a number: codes of a grid of 2**`bits` values from the smallest number to the largest.
+
+    Rounding at random is that of QSGD, arXiv 1610.02132; rotation that of DRIVE, arXiv 2105.08339.
+    """
+
+    kind: Literal["uniform"] = "uniform"
+    bits: Bits = 8
+    """Bits of a number's code."""
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """Stochastic rounding is right on average, nearest errs less."""
+    scale: Scale = "token"
+    """What has a grid of its own: each token (sample and position), each channel (feature), or the tensor. Per channel
+    suits activations, whose features differ more than their tokens; per token suits gradients."""
+    scale_bits: ScaleBits = 32
+    """Bits of each of a grid's two numbers."""
+    rotation: bool = False
+    """Whether rows are rotated at random before rounding, which spreads large features over others and makes few bits
+    usable with a scale per token."""
+
+    def build(self) -> "Codec":
+        """Return the codec."""
+        from splitfed.compression.codecs.uniform import Layout, UniformCodec
+
+        return UniformCodec(
+            Layout(self.bits, self.scale, self.scale_bits, self.rotation), self.rounding == "stochastic"
+        )
+
+
+class FedLite(CodecSettings):
+    """A few bits for each of the `subvectors` of a token, and `centroids` of float32 for each group of subvectors.
+
+    FedLite, Wang et al. 2022, arXiv 2201.11865: product quantisation, with codebooks that k-means makes for each batch.
+    """
+
+    kind: Literal["fedlite"] = "fedlite"
+    subvectors: int = Field(16, ge=1, le=MOST_SUBVECTORS)
+    """Parts of equal length that a token is cut into; each travels as the number of its nearest centroid."""
+    groups: PositiveInt = 1
+    """Groups of neighbouring subvectors, each with a codebook of its own; it divides `subvectors`."""
+    centroids: int = Field(16, ge=2, le=MOST_CENTROIDS)
+    """Centroids of a codebook."""
+    iterations: PositiveInt = 10
+    """Steps of k-means at most."""
+    correction: float = Field(5e-5, ge=0, allow_inf_nan=False)
+    """How strongly the client's activations are pulled towards their centroids: what encoding took from `smashed` or
+    `tail_smashed`, times this, is added to the gradient. Other roles have none to correct."""
+
+    @model_validator(mode="after")
+    def _of_equal_size(self) -> "FedLite":
+        if self.subvectors % self.groups:
+            why = f"{self.subvectors} subvectors make no {self.groups} groups of equal size: choose a divisor"
+            raise Broken(("groups", why))
+        return self
+
+    def build(self) -> "Codec":
+        """Return the codec."""
+        from splitfed.compression.codecs.fedlite import FedLiteCodec
+
+        return FedLiteCodec(self.subvectors, self.groups, self.centroids, self.iterations, self.correction)
+
+
+OWN: tuple[type[CodecSettings], ...] = (Float32, Float16, BFloat16, Float8, Uniform, FedLite)

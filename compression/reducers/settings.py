@@ -1,0 +1,286 @@
+"""The settings of all reducers, as a scenario names them. Nothing heavy is imported here: `build` imports what it
+builds, so that a scenario is read without torch."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from splitfed.compression.expect import Geometry
+from splitfed.config import Config
+from splitfed.errors import ModelError
+
+if TYPE_CHECKING:
+    from splitfed.compression.reducers.adc import Adc
+    from splitfed.compression.reducers.base import Reducer
+    from splitfed.compression.reducers.none import NoReduction
+    from splitfed.compression.reducers.samples.c3sl import C3sl
+    from splitfed.compression.reducers.samples.merge_samples import MergeSamples
+    from splitfed.compression.reducers.tokens.discard_tokens import DiscardTokens
+    from splitfed.compression.reducers.trained.autoencoder import Ae
+    from splitfed.compression.reducers.trained.bottleneck import Bottleneck
+    from splitfed.compression.reducers.trained.layers import Alignment, Halves
+    from splitfed.compression.reducers.values.topk import RandomTopK, TopK
+    from splitfed.model.settings import ModelConfig
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Pooling = Literal["attention", "cls", "average"]
+
+
+class ReducerSettings(Config, ABC):
+    """The section of a scenario that names a reducer by its `kind`, which a subclass narrows to one `Literal`."""
+
+    kind: str
+
+    @abstractmethod
+    def build(self) -> "Reducer":
+        """Return the reducer."""
+
+    def problem(self, batch_size: int) -> str | None:
+        """Tell why it does not go with mini-batches of this size, and the way out; or None."""
+        return None
+
+    def misfit(self, model: "ModelConfig", geometry: Geometry) -> str | None:
+        """Tell why it does not go with this model, whose sizes at the cut are these, and the way out; or None. Asked
+        where the run's files are, not at the clients."""
+        return None
+
+    def load(self, halves: "Halves") -> None:
+        """Give the reducer's layers the weights that the settings name, if any, once `misfit` has none to report. Asked
+        at the server, where the run's files are."""
+
+    def alignment(self) -> "Alignment | None":
+        """Return how each client fits the layers to its images before it first trains; None where none does."""
+        return None
+
+
+class NoneConfig(ReducerSettings):
+    """All samples and all tokens travel."""
+
+    kind: Literal["none"] = "none"
+
+    def build(self) -> "NoReduction":
+        """Return the reducer."""
+        from splitfed.compression.reducers.none import NoReduction
+
+        return NoReduction()
+
+
+class AdcConfig(ReducerSettings):
+    """Merge samples that are looked at alike, then discard the tokens that are hardly looked at.
+
+    ADC, arXiv 2509.15058, section 3. The kept shares are given by any two of `ratio`, `kept_samples` and `kept_tokens`,
+    or by `ratio` alone.
+    """
+
+    kind: Literal["adc"] = "adc"
+    ratio: Share | None = None
+    """Share of the batch's tokens that is kept, in (0, 1]: `kept_samples` times `kept_tokens`. Alone it is split
+    evenly, as the paper found best: both shares are its square root. Null where the other two say it."""
+    kept_samples: Share | None = None
+    """Share of the batch's samples that is left after merging, in (0, 1]; null where it follows from the others."""
+    kept_tokens: Share | None = None
+    """Share of a merged sample's tokens that is kept, in (0, 1], prefix tokens counted; null where it follows from the
+    others."""
+    iterations: int = Field(50, ge=1)
+    """Steps of k-means at most; it ends where no sample moves."""
+    pooling: Pooling = "attention"
+    """What samples are compared by: the attention of the class token, that token itself (`cls`), or the average of all
+    tokens. Tokens are chosen by attention in any case."""
+    fuse: bool = False
+    """Whether the tokens that are discarded travel as one token more, their mean weighted by attention."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> "AdcConfig":
+        self.shares()
+        return self
+
+    def shares(self) -> tuple[float, float]:
+        """Return the kept shares of samples and of tokens. Raises ValueError where they are not determined."""
+        ratio, samples, tokens = self.ratio, self.kept_samples, self.kept_tokens
+        if ratio is None:
+            if samples is None or tokens is None:
+                raise ValueError("give ratio, or both kept_samples and kept_tokens")
+            return samples, tokens
+        if samples is None and tokens is None:
+            return math.sqrt(ratio), math.sqrt(ratio)
+        if samples is not None and tokens is not None:
+            raise ValueError("ratio is kept_samples * kept_tokens: give two of the three, not all")
+        other = ratio / (tokens if samples is None else samples)  # type: ignore[operator]
+        if other > 1:
+            given = "kept_tokens" if samples is None else "kept_samples"
+            raise ValueError(f"{given} is below ratio, which would need a share of {other:.3g} of the others")
+        return (other, tokens) if samples is None else (samples, other)  # type: ignore[return-value]
+
+    def build(self) -> "Adc":
+        """Return the reducer."""
+        from splitfed.compression.reducers.adc import Adc
+
+        return Adc(*self.shares(), self.iterations, self.pooling, self.fuse)
+
+
+class MergeSamplesConfig(ReducerSettings):
+    """Merge a batch down to the share `kept_samples` of its samples, the first half of ADC (arXiv 2509.15058)."""
+
+    kind: Literal["merge_samples"] = "merge_samples"
+    kept_samples: Share
+    """Share of the batch's samples that is left after merging, in (0, 1]."""
+
+    def build(self) -> "MergeSamples":
+        """Return the reducer."""
+        from splitfed.compression.reducers.samples.merge_samples import MergeSamples
+
+        return MergeSamples(self.kept_samples)
+
+
+class DiscardTokensConfig(ReducerSettings):
+    """Keep the share `kept_tokens` of each sample's tokens, the second half of ADC (arXiv 2509.15058)."""
+
+    kind: Literal["discard_tokens"] = "discard_tokens"
+    kept_tokens: Share
+    """Share of each sample's tokens that is kept, in (0, 1]: the prefix tokens, which are counted, and those that the
+    class token attends to most."""
+
+    def build(self) -> "DiscardTokens":
+        """Return the reducer."""
+        from splitfed.compression.reducers.tokens.discard_tokens import DiscardTokens
+
+        return DiscardTokens(self.kept_tokens)
+
+
+class TopKConfig(ReducerSettings):
+    """Keep the share `ratio` of each sample's values, those of largest magnitude (Zheng et al., 2023, arXiv
+    2305.18469)."""
+
+    kind: Literal["topk"] = "topk"
+    ratio: Share
+    """Share of each sample's values that is kept, in (0, 1]: k is its floor, and at least 1."""
+
+    def build(self) -> "TopK":
+        """Return the reducer."""
+        from splitfed.compression.reducers.values.topk import TopK
+
+        return TopK(self.ratio)
+
+
+class RandomTopKConfig(ReducerSettings):
+    """Keep the share `ratio` of each sample's values, drawn, and mostly those of largest magnitude (Zheng et al., 2023,
+    arXiv 2305.18469)."""
+
+    kind: Literal["random_topk"] = "random_topk"
+    ratio: Share
+    """Share of each sample's values that is kept, in (0, 1]: k is its floor, and at least 1."""
+    alpha: float = Field(0.1, ge=0, lt=1)
+    """Chance of a draw to take a value beyond the top k, in [0, 1); with 0 it is top-k."""
+
+    def build(self) -> "RandomTopK":
+        """Return the reducer."""
+        from splitfed.compression.reducers.values.topk import RandomTopK
+
+        return RandomTopK(self.ratio, self.alpha)
+
+
+class C3slConfig(ReducerSettings):
+    """Bind `r` samples into one by circular convolution with random keys (C3-SL, arXiv 2207.12397)."""
+
+    kind: Literal["c3sl"] = "c3sl"
+    r: int = Field(ge=1)
+    """Samples that become one. It divides the batch size, and only a last batch may leave a smaller group."""
+
+    def build(self) -> "C3sl":
+        """Return the reducer."""
+        from splitfed.compression.reducers.samples.c3sl import C3sl
+
+        return C3sl(self.r)
+
+    def problem(self, batch_size: int) -> str | None:
+        """Tell which `r` would divide the batch size."""
+        if batch_size % self.r == 0:
+            return None
+        fit = [r for r in range(1, batch_size + 1) if batch_size % r == 0]
+        below, above = max(r for r in fit if r < self.r), [r for r in fit if r > self.r]
+        near = f"{below} or {above[0]}" if above else f"{below}"
+        return f"r: {self.r} does not divide training.batch_size: {batch_size}; r could be {near}"
+
+
+def _narrower(width: int, model: "ModelConfig", geometry: Geometry) -> str | None:
+    """Tell where so many numbers a token would save nothing."""
+    if width < geometry.width:
+        return None
+    return (
+        f"width: {width} is not below the {geometry.width} features of {model.name}, so nothing would be saved: lower "
+        "it, or use the reducer none"
+    )
+
+
+class BottleneckConfig(ReducerSettings):
+    """Send `width` numbers a token through layers that are trained with the model (BottleNet++, arXiv 1910.14315)."""
+
+    kind: Literal["bottleneck"] = "bottleneck"
+    width: int = Field(ge=1)
+    """Numbers that a token is sent as; fewer than the model's features."""
+    hidden: int | None = Field(None, ge=1)
+    """Width between the two layers of each side; null is halfway between the model's and `width`."""
+
+    def build(self) -> "Bottleneck":
+        """Return the reducer."""
+        from splitfed.compression.reducers.trained.bottleneck import Bottleneck
+
+        return Bottleneck(self.width, self.hidden)
+
+    def misfit(self, model: "ModelConfig", geometry: Geometry) -> str | None:
+        """Tell where nothing would be saved."""
+        return _narrower(self.width, model, geometry)
+
+
+class AeConfig(ReducerSettings):
+    """Send `width` numbers a token through an autoencoder that was fitted before, and is frozen in training ("AE-PSL",
+    2026)."""
+
+    kind: Literal["ae"] = "ae"
+    width: int = Field(ge=1)
+    """Numbers that a token is sent as, prefix tokens apart; fewer than the model's features."""
+    weights: str | None = None
+    """File that `splitfed align` wrote for this model, cut and width. A run needs one; null is for `splitfed align`,
+    which makes it."""
+    warm_up_epochs: int = Field(1, ge=0)
+    """Passes over its images in which a client fits the encoder to them before its first round; with 0 all use it as it
+    is."""
+    lr: PositiveFloat = 1e-3
+    """Learning rate of Adam in the warm-up."""
+
+    def build(self) -> "Ae":
+        """Return the reducer."""
+        from splitfed.compression.reducers.trained.autoencoder import Ae
+
+        return Ae(self.width)
+
+    def misfit(self, model: "ModelConfig", geometry: Geometry) -> str | None:
+        """Tell where nothing would be saved, and which file of weights is missing or another model's."""
+        if problem := _narrower(self.width, model, geometry):
+            return problem
+        from splitfed.compression.reducers.trained.autoencoder import Kept, read
+
+        make = "'splitfed align SCENARIO --public IMAGES --out FILE.safetensors' makes one"
+        if self.weights is None:
+            return f"weights: is missing: it names the file of an autoencoder; {make}"
+        try:
+            found, _ = read(self.weights)
+        except ModelError as error:
+            return f"weights: {error}; {make}"
+        wanted = Kept.of(model, geometry, self.width)
+        return None if found == wanted else f"weights: {self.weights} is for {found}, not for {wanted}; {make}"
+
+    def load(self, halves: "Halves") -> None:
+        """Take over the weights of the file. Raises ModelError where it has others than it says."""
+        from splitfed.compression.reducers.trained.autoencoder import read
+
+        assert self.weights is not None
+        halves.load(read(self.weights)[1])
+
+    def alignment(self) -> "Alignment":
+        """Return how clients fit the autoencoder to their images."""
+        from splitfed.compression.reducers.trained.layers import Alignment
+
+        return Alignment(self.warm_up_epochs, self.lr)

@@ -1,0 +1,120 @@
+"""The settings of a scenario's data, and of what clients hold out for evaluation. Nothing heavy is imported here, so
+that a scenario is read without torch."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from splitfed.config import Bytes, Config
+from splitfed.data.partitions.union import Iid, PartitionConfig
+from splitfed.errors import DataError
+
+Augment = Literal["none", "flip", "paper"]
+
+
+class Expected(Config):
+    """What a data set is known to hold, before any limit; an estimate works from it where nothing is loaded."""
+
+    classes: PositiveInt
+    """Classes of the data set."""
+    train: PositiveInt
+    """Images of the training split."""
+    test: PositiveInt
+    """Images of the test split."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many images a scenario uses of each kind."""
+
+    train: int
+    validation: int
+    test: int
+
+
+class DataConfig(Config):
+    """The data set and its use.
+
+    A folder of one for each class has the columns `image` and `label`. Labels are integers, with or without names, or
+    strings, which are numbered in sorted order. What is held out and what is left out is drawn from the seed, and keeps
+    the shares of the classes.
+    """
+
+    path: str = Field(min_length=1)
+    """What `datasets.load_dataset` takes: a name on the Hugging Face Hub, a folder or a file; or `digits`, the 1,797
+    real 8x8 images that scikit-learn brings, a fifth of them for testing, which need none of the keys up to
+    `test_split`."""
+    name: str | None = None
+    """Configuration of the data set on the Hub; null is its default."""
+    image_column: str = "image"
+    """Column of the images."""
+    label_column: str = "label"
+    """Column of the labels."""
+    train_split: str = "train"
+    """Split to train on; it may be a slice, such as `train[:80%]`."""
+    test_split: str | Annotated[float, Field(gt=0, lt=1)] = "test"
+    """Split to test on, which may be a slice; where there is none, a share of the training split, such as 0.2: drawn by
+    class, and the same whatever the seed."""
+    validation: float = Field(0.1, gt=0, lt=1)
+    """Share of the training images in use that is held out for validation, in (0, 1)."""
+    limit: PositiveInt | None = None
+    """Images that are trained on at most, those for validation not counted: with `limit: 5000` and `validation: 0.1`
+    another 556 are held out. Null is all."""
+    test_limit: PositiveInt | None = None
+    """Test images that are used at most; null is all."""
+    workers: NonNegativeInt = 0
+    """Loader processes of each client that trains; with 0 it loads its images itself."""
+    augment: Augment = "none"
+    """Random changes to training images: `flip` mirrors them, `paper` does as for DeiT in the ADC paper (arXiv
+    2509.15058, section IV)."""
+    partition: PartitionConfig = Iid()
+    """How the training images are dealt to the clients."""
+    cache: Bytes | None = 1 << 30
+    """Memory that the resized images may take, all in all: `1 GiB`, or a number of bytes. With null they are decoded
+    again each time."""
+    expect: Expected | None = None
+    """What the data set must hold, or it is refused; null takes whatever it holds."""
+
+    def counts(self, train: int, test: int) -> Counts:
+        """Return what is used of a data set with so many images; `DataError` where none would be left to train on."""
+        validation = max(1, round(self.validation * train))
+        used = train - validation
+        if used < 1 or test < 1:
+            raise DataError(
+                f"data.validation: {self.validation:g} of {train} training images, with {test} test images, leaves "
+                "nothing to train or to test on; use a larger data set or a smaller share"
+            )
+        if self.limit is not None and self.limit < used:
+            used = self.limit
+            validation = min(validation, max(1, round(used * self.validation / (1 - self.validation))))
+        return Counts(used, validation, test if self.test_limit is None else min(test, self.test_limit))
+
+
+class Evaluation(Config):
+    """Clients evaluate the model on images of their own, beside the server, which looks at the validation split.
+
+    Those who are asked get the round's new front, run it on what they hold out, and send activations and labels; the
+    back answers with loss and number right. No reducer takes part, but for layers of its own, which belong to the
+    model; codecs are those of `compression.smashed` and `targets`. These bytes have a role of their own, `evaluation`,
+    raw as float32 activations and 8 bytes a label. They cross, so cut bytes and budgets have them in it. With private
+    labels the back answers with activations, packed as `tail_smashed`, and tail and loss are the client's; with `fl`
+    nothing crosses but weights.
+    """
+
+    held_out: float = Field(0.0, ge=0, lt=1)
+    """Share of each client's images that it never trains on, drawn by seed and by class: one at least, where a client
+    has two or more. Who has a single image trains on it and is not asked. With 0 nobody holds anything out, and the
+    other keys say nothing."""
+    every: PositiveInt = 1
+    """Rounds from one evaluation to the next; after the last round there always is one."""
+    cohort: PositiveInt | None = None
+    """Clients that are asked, drawn among those who are there and hold something out; null is all of them."""
+
+    def due(self, round: int, last: bool) -> bool:
+        """Tell whether clients are asked after this round; `last`: no other comes after it."""
+        return self.held_out > 0 and (last or round % self.every == 0)
+
+    def most_asked(self, clients: int) -> int:
+        """Return how many of so many clients are asked at once."""
+        return min(self.cohort or clients, clients) if self.held_out else 0

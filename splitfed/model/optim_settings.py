@@ -1,0 +1,123 @@
+"""The settings of optimisers and learning-rate schedules, and how one side trains. Nothing heavy is imported here:
+methods import torch, so that a scenario is read without it."""
+
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+
+from splitfed.config import Config, kind_shorthand
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+
+class Adam(Config):
+    """Adam (arXiv 1412.6980), or AdamW."""
+
+    kind: Literal["adam"] = "adam"
+    lr: PositiveFloat = 1e-4
+    """Learning rate, which the schedule multiplies."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the mean of the gradients from one step to the next."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of the mean of their squares."""
+    decoupled: bool = False
+    """Whether weight decay does not pass through the moments, which makes it AdamW."""
+
+    def build(self, parameters: "list[nn.Parameter]", weight_decay: float) -> "Optimizer":
+        """Return the optimiser of these parameters."""
+        import torch
+
+        kind = torch.optim.AdamW if self.decoupled else torch.optim.Adam
+        # Fused: one pass over each tensor, three to four times as fast as foreach on a CPU.
+        return kind(parameters, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=weight_decay, fused=True)
+
+
+class Sgd(Config):
+    """Stochastic gradient descent with optional momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: PositiveFloat = 1e-2
+    """Learning rate, which the schedule multiplies."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Share of the last step's direction that a step goes on with; 0 is none."""
+    nesterov: bool = False
+    """Whether momentum is Nesterov's."""
+
+    def build(self, parameters: "list[nn.Parameter]", weight_decay: float) -> "Optimizer":
+        """Return the optimiser of these parameters."""
+        import torch
+
+        return torch.optim.SGD(
+            parameters, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, weight_decay=weight_decay,
+            fused=True,
+        )  # fmt: skip
+
+
+OptimiserConfig = Annotated[Adam | Sgd, Field(discriminator="kind"), kind_shorthand]
+
+
+class Constant(Config):
+    """The same learning rate in every round, after an optional linear warm-up."""
+
+    kind: Literal["constant"] = "constant"
+    warmup_rounds: int = Field(0, ge=0)
+    """Rounds in which the learning rate rises to its full height; 0 is none."""
+
+    def factor(self, round: int, rounds: int) -> float:
+        """Return what the learning rate is multiplied with in this round, counted from 1."""
+        return min(1.0, round / (self.warmup_rounds + 1))
+
+
+class Cosine(Config):
+    """Half a cosine over the scenario's rounds, down to `final` times the learning rate in the last one."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup_rounds: int = Field(0, ge=0)
+    """Rounds in which the learning rate rises to its full height, before the cosine begins; 0 is none."""
+    final: NonNegativeFloat = 0.0
+    """What the learning rate is multiplied with in the last round."""
+
+    def factor(self, round: int, rounds: int) -> float:
+        """Return what the learning rate is multiplied with in this round, counted from 1."""
+        if round <= self.warmup_rounds:
+            return round / (self.warmup_rounds + 1)
+        share = (round - self.warmup_rounds - 1) / max(1, rounds - self.warmup_rounds - 1)
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(1.0, share))) / 2
+
+
+ScheduleConfig = Annotated[Constant | Cosine, Field(discriminator="kind"), kind_shorthand]
+
+
+class SideConfig(Config):
+    """How one side, client or server, trains what it holds."""
+
+    device: str = "auto"
+    """Device of torch that it trains on, such as `cpu` or `cuda:1`; `auto` is CUDA, then Apple's GPU, then the CPU."""
+    optimiser: OptimiserConfig = Adam()
+    """What makes a step of a gradient."""
+    schedule: ScheduleConfig = Constant()
+    """How the learning rate changes over the rounds."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of all that it trains; 0 is none."""
+    clip: PositiveFloat | None = None
+    """Norm of the gradient over all that it holds, at most; null does not bound it."""
+
+    def optimiser_for(self, module: "nn.Module") -> "Optimizer":
+        """Build the optimiser of all trained parameters of a module."""
+        return self.optimiser.build([p for p in module.parameters() if p.requires_grad], self.weight_decay)
+
+    def lr(self, round: int, rounds: int) -> float:
+        """Return the learning rate of a round, counted from 1."""
+        return self.optimiser.lr * self.schedule.factor(round, rounds)
+
+    def step(self, optimiser: "Optimizer", module: "nn.Module") -> None:
+        """Clip where asked, update, and clear the gradients."""
+        if self.clip is not None:
+            from torch.nn.utils import clip_grad_norm_
+
+            clip_grad_norm_(module.parameters(), self.clip)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)

@@ -1,0 +1,45 @@
+"""The settings of the model. Nothing heavy is imported here, so that a scenario is read without torch and timm."""
+
+from pydantic import Field, field_validator
+
+from splitfed.config import Config
+from splitfed.model.adapters import AdapterConfig
+
+_SET_ELSEWHERE = {"img_size": "image_size", "num_classes": "the classes of the data set", "pretrained": "pretrained"}
+
+
+class ModelConfig(Config):
+    """Which timm model is trained, from which weights, and after how many blocks it is cut.
+
+    Where labels stay with the clients (`federation.labels: private`) it is cut twice, and at least one block is left to
+    the server. With `fl` nothing is cut.
+    """
+
+    name: str
+    """Name of a Vision Transformer of timm; `splitfed list models` shows those that can be split."""
+    pretrained: bool = False
+    """Whether it starts from the weights that timm has for the name; else they are drawn from the seed."""
+    weights: str | None = None
+    """Local file of weights to start from, which implies pretrained; null is timm's own, or none."""
+    cut: int = Field(ge=1)
+    """Blocks of the front, which the clients hold, before the first cut. With `fl` it only tells which weights are
+    counted as the front's."""
+    tail: int | None = Field(None, ge=0)
+    """Blocks of the end of the model that a client holds where labels are private, with the final norm and the head;
+    with 0 these alone. Null is 1 there, and none where labels are shared."""
+    image_size: int = Field(ge=1)
+    """Side of the images in pixels, to which they are resized."""
+    args: dict[str, int | float | bool | str] = {}
+    """Arguments that go to timm as they are, such as `depth` or `drop_path_rate`."""
+    adapter: AdapterConfig = Field("none", validate_default=True)
+    """What of the front is trained. With an adapter most of it stays as it is and crosses once for each client: only
+    its LayerNorms (`norms`) or low-rank additions (`lora`) are trained and cross each round. What follows the front is
+    trained whole."""
+
+    @field_validator("args")
+    @classmethod
+    def _not_twice(cls, args: dict[str, int | float | bool | str]) -> dict[str, int | float | bool | str]:
+        for name, instead in _SET_ELSEWHERE.items():
+            if name in args:
+                raise ValueError(f"{name} cannot be set here, it comes from {instead}")
+        return args
