@@ -3,14 +3,12 @@ run."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from splitfed.clients.connect import probe
 from splitfed.clients.evaluate import look
-from splitfed.clients.orders import Alignment, Order, Question
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
 from splitfed.clients.weights import Crossing, same_round
@@ -18,9 +16,21 @@ from splitfed.clients.worker import Worker
 from splitfed.clients.worker_pool import leased
 from splitfed.errors import Lacking, RunError, SplitfedError, WireError
 from splitfed.split.weight_differences import base_of
-from splitfed.version import __version__
-from splitfed.wire.grpc_settings import PROTOCOL
-from splitfed.wire.messages import CONFIG, LACKING, METRICS, VANISHED, WIRE
+from splitfed.wire.messages import (
+    CONFIG,
+    LACKING,
+    METRICS,
+    VANISHED,
+    WIRE,
+    AlignMetrics,
+    AlignOrder,
+    EvaluateMetrics,
+    Identity,
+    Order,
+    Question,
+    TrainMetrics,
+    Weights,
+)
 
 app = ClientApp()
 
@@ -30,15 +40,14 @@ def identify(message: Message, context: Context) -> Message:
     """Answer who this node is and how many examples it trains on and holds out, or the problem for which it cannot take
     part."""
     settings = Settings.read(context.node_config)
-    answer: dict[str, Any] = {"partition-id": settings.partition, "protocol": PROTOCOL, "version": __version__}
     try:
-        answer |= _prepare(Question.read(message.content), context, settings)
+        identity = _prepare(Question.read(message.content), context, settings)
     except SplitfedError as error:
-        answer["problem"] = " ".join(str(error).split())
-    return Message(RecordDict({CONFIG: ConfigRecord(answer)}), reply_to=message)
+        identity = Identity(settings.partition, problem=" ".join(str(error).split()))
+    return Message(RecordDict({CONFIG: identity.write()}), reply_to=message)
 
 
-def _prepare(question: Question, context: Context, settings: Settings) -> dict[str, int]:
+def _prepare(question: Question, context: Context, settings: Settings) -> Identity:
     """Make ready what the first round needs, and return how many examples there are, and how many more are held out
     where any are to be."""
     with leased(_scenario(context), settings, question.classes) as worker:
@@ -50,22 +59,25 @@ def _prepare(question: Question, context: Context, settings: Settings) -> dict[s
             ClientState(states, settings.partition).save_classes(question.classes)
         if question.channel:
             probe(question.channel, settings.reach(worker.scenario.engine))
-        counts = {"num-examples": len(worker.holding.rows(settings.partition))}
-        if worker.scenario.evaluation.held_out:
-            counts["held-out"] = len(worker.holding.held_out(settings.partition))
-        return counts
+        client, holding = settings.partition, worker.holding
+        held_out = len(holding.held_out(client)) if worker.scenario.evaluation.held_out else None
+        return Identity(client, len(holding.rows(client)), held_out)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the front that came with the message and return its weights with the client's metrics; an error where the
     client has to vanish, or lacks what the weights build on."""
-    settings, order = Settings.read(context.node_config), Order.read(message.content)
+    settings, order, sent = (
+        Settings.read(context.node_config),
+        Order.read(message.content),
+        Weights.read(message.content),
+    )
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
         crossing = Crossing(worker.wire, worker.once, ClientState(states, client), round, client)
         try:
-            weights, frozen = crossing.down(order.weights, order.once)
+            weights, frozen = crossing.down(sent.weights, sent.once)
         except Lacking as lacking:
             return Message(Error(LACKING, str(lacking)), reply_to=message)
         worker.held.load_frozen(frozen)
@@ -76,62 +88,69 @@ def train(message: Message, context: Context) -> Message:
         if trained is None:
             return Message(Error(VANISHED, "it has vanished"), reply_to=message)
         packed = crossing.up(trained.weights, worker.key.at("front_weights", "up", round, client))
-    metrics: dict[str, Any] = {"num-examples": trained.examples, "train-loss": trained.loss, "steps": trained.steps}
-    content = {WIRE: ConfigRecord({"weights": packed.buffer}), METRICS: MetricRecord(metrics)}
-    return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]
+    metrics = TrainMetrics(trained.examples, trained.loss, trained.steps)
+    return _reply(message, {WIRE: Weights(packed.buffer).write(), METRICS: metrics.write()})
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Try the front that came with the message on the images that this client holds out, and return what came of it."""
-    settings, order = Settings.read(context.node_config), Order.read(message.content)
+    settings, order, sent = (
+        Settings.read(context.node_config),
+        Order.read(message.content),
+        Weights.read(message.content),
+    )
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
         crossing = Crossing(worker.wire, worker.once, ClientState(states, client), round, client)
         try:
-            worker.held.load_frozen(crossing.frozen(order.once))
+            worker.held.load_frozen(crossing.frozen(sent.once))
         except Lacking as lacking:
             return Message(Error(LACKING, str(lacking)), reply_to=message)
-        weights, frame = worker.wire.unpack(order.weights)
+        weights, frame = worker.wire.unpack(sent.weights)
         same_round(frame.round, round)
         if base_of(frame) is not None:
             raise WireError("the message to evaluate has differences, not weights")
         reach = settings.reach(worker.scenario.engine)
         loss, accuracy, examples = look(worker, client, round, weights, order.invitation, reach, states)
-    metrics: dict[str, Any] = {"num-examples": examples, "eval-loss": loss, "eval-accuracy": accuracy}
-    return Message(RecordDict({METRICS: MetricRecord(metrics)}), reply_to=message)
+    return _reply(message, {METRICS: EvaluateMetrics(examples, loss, accuracy).write()})
 
 
 @app.query("refused")
 def refused(message: Message, context: Context) -> Message:
     """Hear that the server does not take this client, for now: whoever runs this app sees the message pass."""
-    return Message(RecordDict(), reply_to=message)
+    return _reply(message, {})
 
 
 @app.train("align")
 def align(message: Message, context: Context) -> Message:
     """Fit the reducer's layers that came with the message to this client's images, keep the encoder, and return the
     decoder if it is wanted."""
-    settings, order = Settings.read(context.node_config), Alignment.read(message.content)
+    settings, order = Settings.read(context.node_config), AlignOrder.read(message.content)
+    sent = Weights.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
         if worker.fitting is None:
             raise WireError(f"the reducer {worker.scenario.compression.reducer.kind} has no layers to fit")
         down, up = worker.alignment_wires
-        weights, frame = down.unpack(order.weights)
+        weights, frame = down.unpack(sent.weights)
         same_round(frame.round, round)
         decoder, examples = worker.align(client, round, weights, order.both, states)
-        content: dict[str, Any] = {METRICS: MetricRecord({"num-examples": examples})}
+        records: dict[str, ConfigRecord | MetricRecord] = {METRICS: AlignMetrics(examples).write()}
         if order.both:
             packed = up.pack(decoder, worker.key.at("parts", "up", round, client), round, client)
-            content[WIRE] = ConfigRecord({"weights": packed.buffer})
-    return Message(RecordDict(content), reply_to=message)
+            records[WIRE] = Weights(packed.buffer).write()
+    return _reply(message, records)
 
 
 @app.query("goodbye")
 def goodbye(message: Message, context: Context) -> Message:
     """Hear that the run is over: whoever runs this app sees the message pass."""
-    return Message(RecordDict(), reply_to=message)
+    return _reply(message, {})
+
+
+def _reply(message: Message, records: dict[str, ConfigRecord | MetricRecord]) -> Message:
+    return Message(RecordDict(records), reply_to=message)  # type: ignore[arg-type]
 
 
 def _worker(context: Context, settings: Settings, states: Path) -> AbstractContextManager[Worker]:

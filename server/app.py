@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import torch
 from flwr.app import Context, MessageType
@@ -13,59 +12,111 @@ from flwr.serverapp import Grid, ServerApp
 
 from splitfed.data.dataset import load
 from splitfed.engines.runtime import Runtime, runtime
-from splitfed.errors import RunError
-from splitfed.model.optim import write_optimiser
-from splitfed.reports.live.console import Console, in_file
-from splitfed.reports.live.tensorboard import Curves
+from splitfed.run.checkpoint import Checkpoints
 from splitfed.run.folder import stored_scenario
-from splitfed.run.recovery import Recovered, recover
+from splitfed.run.ledger import Ledger
+from splitfed.run.observer import Observers
+from splitfed.run.recovery import recover
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Remote
 from splitfed.seeds import Key
-from splitfed.server.back.pools import POOLS, Trainer
+from splitfed.server.back.pools import POOLS, BackPool, Trainer
 from splitfed.server.back.server import SplitServer
 from splitfed.server.back.whole_model import Unheard, Unsplit
+from splitfed.server.cohort.align import AlignPhase
+from splitfed.server.cohort.attendance import Attendance
+from splitfed.server.cohort.dispatch import Dispatch, Mail
+from splitfed.server.cohort.evaluate import EvaluatePhase
+from splitfed.server.cohort.roster import Roster
+from splitfed.server.cohort.train import TrainPhase
 from splitfed.server.model import Model
-from splitfed.server.rounds import Rounds
-from splitfed.server.weights.frozen import crossings_of
+from splitfed.server.records import RunRecords, StepProgress
+from splitfed.server.rounds import Phases, Rounds
+from splitfed.server.weights.exchange import WeightExchange, WholeWeights
+from splitfed.server.weights.frozen import exchanges_of
 from splitfed.server.weights.grid import WireGrid
 from splitfed.server.weights.strategy import Aggregation
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import Looks
-from splitfed.version import __version__
+from splitfed.split.weights import FrontWire
 from splitfed.wire.channel import InlineListener, Listener
-from splitfed.wire.grpc_settings import PROTOCOL
+from splitfed.wire.messages import ALIGN, Question
 
 app = ServerApp()
 
 
-@contextmanager
-def _warnings_to(path: Path) -> Iterator[IO[str]]:
-    """Open a log for appending; what this package warns of is written there too, as on the terminal."""
-    logger = logging.getLogger("splitfed")
-    with open(path, "a") as file:
-        handlers = logging.StreamHandler(file), logging.StreamHandler()
-        for handler in handlers:
-            handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-            logger.addHandler(handler)
-        try:
-            yield file
-        finally:
-            for handler in handlers:
-                logger.removeHandler(handler)
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run, or go on with, the run in the folder that `run_config` names."""
+    folder = Path(str(context.run_config["run"]))
+    scenario, lent = stored_scenario(folder), runtime()
+    with _warnings_to(folder / "log.txt"):
+        _run(scenario, folder, grid, lent)
 
 
-def _split_server(scenario: Scenario, model: Model, recovered: Recovered, key: Key) -> SplitServer:
-    trainer = Trainer(model.back, scenario.training.server)
-    if recovered.checkpoint:
-        write_optimiser(trainer.optimiser, recovered.checkpoint.optimiser)
+def _run(scenario: Scenario, folder: Path, grid: Grid, lent: Runtime) -> None:
+    federation, key = scenario.federation, Key(scenario.seed)
+    strategy = Aggregation(federation.strategy)
+    data = load(scenario.data, scenario.model.image_size, federation.clients, key.at("data"))
+    checkpoints = Checkpoints(folder, scenario.checkpoints.keep)
+    recovered = recover(folder, checkpoints)
+    observer, ledger = Observers(lent.observers), recovered.ledger
+    progress = StepProgress(observer)
+
+    model = Model(scenario, data)
+    exchanges = _exchanges(scenario, model, key.at("front_weights"))
+    wire_grid = WireGrid(grid, exchanges, ledger, key.at("front_weights"))
+    split: SplitServer | Unsplit = Unsplit(progress.step)
+    listener: Listener = Unheard()
+    if federation.splits:
+        pool = POOLS[federation.mode](Trainer(model.back, scenario.training.server))
+        checkpoints.register(optimiser=pool.trainer)
+        split = _split_server(scenario, model, pool, ledger, key.at("server"), progress)
+        listener = _listener(scenario, split, folder.name, ledger.attempt, lent)
+
+    with listener:
+        # Clients on other machines may find the way to the split server barred: they try it first.
+        channel = listener.invite(-1, 0).address if lent.waits else ""
+        mail = Mail(wire_grid)
+        roster = Roster(
+            mail, federation.clients, Question(tuple(data.classes), channel), waits=lent.waits, keys=lent.roster,
+            joined=observer.joined, share=scenario.evaluation.held_out,
+        )  # fmt: skip
+        dispatch, attendance = Dispatch(mail, roster.meanwhile), Attendance(scenario, folder)
+        align = AlignPhase(scenario, dispatch, model)
+        train = TrainPhase(scenario, dispatch, split, listener, exchanges[MessageType.TRAIN], strategy)
+        evaluate = EvaluatePhase(
+            scenario, dispatch, split, listener, exchanges[MessageType.EVALUATE], roster, attendance, align
+        )  # fmt: skip
+        checkpoints.register(
+            model=model, strategy=strategy, weights=exchanges[MessageType.TRAIN], roster=roster, alignment=align
+        )  # fmt: skip
+        if recovered.checkpoint:
+            checkpoints.restore(recovered.checkpoint)
+        records = RunRecords(scenario, folder, recovered, checkpoints, observer)
+        phases = Phases(align, train, evaluate, progress)
+        Rounds(scenario, model, wire_grid, roster, attendance, phases, records, lent).run()
+
+
+def _exchanges(scenario: Scenario, model: Model, key: Key) -> dict[str, WeightExchange]:
+    """Return how the weights in messages of each type cross."""
+    compression = scenario.compression
+    each_round, evaluation = exchanges_of(model.held, compression, key)
+    exchanges = {MessageType.TRAIN: each_round, MessageType.EVALUATE: evaluation}
+    if compression.reducer.alignment():
+        exchanges[ALIGN] = WholeWeights(*FrontWire.of_alignment(model.front, model.back.decoder, compression))
+    return exchanges
+
+
+def _split_server(
+    scenario: Scenario, model: Model, pool: BackPool, ledger: Ledger, key: Key, progress: StepProgress
+) -> SplitServer:
     cut = Cut.of(scenario, model.geometry, model.device)
-    pool = POOLS[scenario.federation.mode](trainer)
     at_once = max(1, (os.cpu_count() or 1) // torch.get_num_threads())
     # In one process nobody is missing: whoever is slow computes.
     patience = scenario.federation.patience_seconds if isinstance(scenario.engine, Remote) else None
     return SplitServer(
-        pool, cut, recovered.ledger, key.at("server"), scenario.training.precision, at_once=at_once, patience=patience,
+        pool, cut, ledger, key, scenario.training.precision, progress.step, at_once=at_once, patience=patience,
         looks=Looks(cut, model.front.encoder) if scenario.evaluation.held_out else None,
     )  # fmt: skip
 
@@ -83,40 +134,17 @@ def _listener(scenario: Scenario, split: SplitServer, run: str, attempt: int, le
     )  # fmt: skip
 
 
-@app.main()
-def main(grid: Grid, context: Context) -> None:
-    """Run, or go on with, the run in the folder that `run_config` names."""
-    folder = Path(str(context.run_config["run"]))
-    scenario = stored_scenario(folder)
-    strategy = Aggregation(scenario.federation.strategy)
-    key = Key(scenario.seed)
-    data = load(scenario.data, scenario.model.image_size, scenario.federation.clients, key.at("data"))
-    recovered = recover(folder, scenario.checkpoints.keep)
-    model = Model(scenario, data)
-    state = recovered.checkpoint.held if recovered.checkpoint else None
-    crossing, asking = crossings_of(model.held, scenario.compression, key.at("front_weights"), state)
-    frozen = {name: tensor.clone() for name, tensor in model.held.frozen().items()}
-    if recovered.checkpoint:
-        model.load(recovered.checkpoint.model)
-        strategy.load(recovered.checkpoint.strategy)
-        if any(not tensor.equal(frozen[name]) for name, tensor in model.held.frozen().items()):
-            raise RunError(
-                "model.adapter: what is frozen of the front is not what this run began with, and clients have that: "
-                "bring the file of model.weights back as it was, or start a new run"
-            )
-    wire_grid = WireGrid(grid, crossing, recovered.ledger, key.at("front_weights"))
-    wire_grid.others[MessageType.EVALUATE] = asking
-    lent = runtime()
-    split: SplitServer | Unsplit = Unsplit()
-    listener: Listener = Unheard()
-    if scenario.federation.splits:
-        split = _split_server(scenario, model, recovered, key)
-        listener = _listener(scenario, split, folder.name, recovered.ledger.attempt, lent)
-    with listener, _warnings_to(folder / "log.txt") as log:
-        question = {"protocol": PROTOCOL, "version": __version__, "classes": data.classes, "channel": "", "token": ""}
-        if lent.waits:  # clients on other machines may find the way to the split server barred: they try it first
-            question["channel"] = listener.invite(-1, 0).address
-        observers = (*lent.observers, Console(in_file(log)), Curves())
-        Rounds(
-            scenario, folder, recovered, model, wire_grid, split, strategy, listener, lent, question, observers
-        ).run()
+@contextmanager
+def _warnings_to(path: Path) -> Iterator[None]:
+    """Append what this package warns of to a log, as well as showing it on the terminal."""
+    logger = logging.getLogger("splitfed")
+    with open(path, "a") as file:
+        handlers = logging.StreamHandler(file), logging.StreamHandler()
+        for handler in handlers:
+            handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+            logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            for handler in handlers:
+                logger.removeHandler(handler)

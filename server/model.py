@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from splitfed.data.batches import batches, count_batches
 from splitfed.data.dataset import FederatedData
 from splitfed.data.images import Images
+from splitfed.errors import RunError
 from splitfed.model.build import pixel_stats
 from splitfed.model.forward import autocast
 from splitfed.model.optim import pick_device
@@ -30,14 +31,21 @@ class Model:
         self.geometry = self.front.geometry(scenario.training.batch_size, len(data.classes))
         self.mean, self.std = pixel_stats(scenario.model)
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return all weights under timm's names."""
         return whole_state(*self.parts)
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take over all weights, by copy."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over all weights, by copy. Raises RunError where what is frozen of the front is other than it was, for
+        clients have that already."""
+        frozen = {name: tensor.clone() for name, tensor in self.held.frozen().items()}
         for part in self.parts:
             part.load_state_dict({name: state[name] for name in part.state_dict()})
+        if any(not tensor.equal(frozen[name]) for name, tensor in self.held.frozen().items()):
+            raise RunError(
+                "model.adapter: what is frozen of the front is not what this run began with, and clients have that: "
+                "bring the file of model.weights back as it was, or start a new run"
+            )
 
     def arrays(self) -> ArrayRecord:
         """Return the weights that clients are handed out, for a message of Flower's."""

@@ -4,94 +4,66 @@ The same loop serves every engine: which grid carries the messages, and what lis
 outside.
 """
 
-import math
-import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from logging import getLogger
-from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord
 
 from splitfed.engines.runtime import Runtime
 from splitfed.errors import RunError
-from splitfed.run.checkpoint import Checkpoints, Progress
-from splitfed.run.client_scores import Standing, append_scores, length
-from splitfed.run.metrics import Metrics, append
-from splitfed.run.observer import Observer, Observers, Started
-from splitfed.run.recovery import Recovered, wasted_bytes
-from splitfed.run.summary import Summary
+from splitfed.run.client_scores import Standing
+from splitfed.run.metrics import Metrics
 from splitfed.scenario import Scenario
-from splitfed.seeds import Key
-from splitfed.server.back.server import SplitServer
-from splitfed.server.back.whole_model import Unsplit
-from splitfed.server.cohort.align import Alignment
+from splitfed.server.cohort.align import AlignPhase
 from splitfed.server.cohort.attendance import Attendance, Plan
-from splitfed.server.cohort.dispatch import Dispatch
-from splitfed.server.cohort.evaluate import Survey
+from splitfed.server.cohort.evaluate import EvaluatePhase
 from splitfed.server.cohort.roster import Roster
-from splitfed.server.cohort.train import Cohort, failures
+from splitfed.server.cohort.train import Cohort, Replies, TrainPhase, failures, trained
 from splitfed.server.model import Model
+from splitfed.server.records import RunRecords, StepProgress
 from splitfed.server.weights.grid import WireGrid
-from splitfed.server.weights.strategy import Aggregation
-from splitfed.wire.channel import Listener
-from splitfed.wire.messages import METRICS
 
 log = getLogger("splitfed")
 
 
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """What clients are asked for in a round, one after another; `progress` hears of each mini-batch."""
+
+    align: AlignPhase
+    train: TrainPhase
+    evaluate: EvaluatePhase
+    progress: StepProgress
+
+
 class Rounds:
-    """A run in progress: the model, the bytes so far, and where it all is written."""
+    """A run in progress. `roster` and `attendance` say who is there and who is drawn, `phases` what they do, and
+    `records` writes it all down."""
 
     def __init__(
-        self, scenario: Scenario, folder: Path, recovered: Recovered, model: Model, grid: WireGrid,
-        split: SplitServer | Unsplit, strategy: Aggregation, listener: Listener, lent: Runtime, question: dict,
-        observers: tuple[Observer, ...],
+        self, scenario: Scenario, model: Model, grid: WireGrid, roster: Roster, attendance: Attendance, phases: Phases,
+        records: RunRecords, lent: Runtime,
     ) -> None:  # fmt: skip
-        self.scenario, self.folder, self.model, self.grid, self.split = scenario, folder, model, grid, split
-        self.strategy, self.lent, self.observer = strategy, lent, Observers(observers)
-        self.ledger, self.key = recovered.ledger, Key(scenario.seed)
-        self.checkpoints = Checkpoints(folder, scenario.checkpoints.keep)
-        self.history = recovered.history
-        progress = recovered.checkpoint.progress if recovered.checkpoint else None
-        self.finished = progress.round if progress else -1
-        known = {client: number for client, number in enumerate(progress.examples) if number} if progress else {}
-        self.dispatch = Dispatch(grid)
-        self.roster = Roster(
-            self.dispatch, scenario.federation.clients, question, known,
-            waits=lent.waits, keys=lent.roster, joined=self.observer.joined, share=scenario.evaluation.held_out,
-        )  # fmt: skip
-        self.attendance = Attendance(scenario, folder)
-        self.cohort = Cohort(scenario, self.dispatch, split, strategy, listener)
-        self.alignment = Alignment(scenario, self.dispatch, grid, model, progress.aligned if progress else [])
-        self.survey = Survey(scenario, self.dispatch, split, listener, self.roster, self.alignment, self.attendance)
-        self.before = progress.seconds if progress else 0.0
-        self.began = time.monotonic()
-        split.on_step = self._on_step
+        self.scenario, self.model, self.grid, self.lent = scenario, model, grid, lent
+        self.roster, self.attendance, self.phases, self.records = roster, attendance, phases, records
 
     def run(self) -> None:
         """Run to the end, or until the user interrupts: then the open round is dropped and KeyboardInterrupt raised."""
         try:
-            self._run()
+            self._prepare()
+            self.records.started(self._limit())
+            while self._goes_on(self.records.finished):
+                self._round(self.records.finished + 1)
+            self._finish()
         except BaseException as error:
-            self.split.end_round()  # streams that are still open count nothing more
-            self.ledger.waste()
+            self.phases.train.stop()
+            self.records.drop_round()
             if isinstance(error, KeyboardInterrupt):
-                self.observer.interrupted(self.folder, max(0, self.finished), self.ledger.finished)
+                self.records.interrupted()
             raise
         finally:
-            self.observer.close()
-
-    def _run(self) -> None:
-        self._prepare()
-        info = Started(
-            self.scenario.name, self.folder, self.scenario.federation.rounds, self.scenario.engine.kind,
-            self.finished, self.history, self._limit(), self.scenario.evaluation.held_out > 0,
-        )  # fmt: skip
-        self.observer.started(info)
-        while self._goes_on(self.finished):
-            self._round(self.finished + 1)
-        self._finish()
+            self.records.observer.close()
 
     def _limit(self) -> int | None:
         examples, private = sum(self.roster.examples.values()), self.scenario.federation.private
@@ -99,105 +71,80 @@ class Rounds:
 
     def _goes_on(self, round: int) -> bool:
         """Decide whether another round starts after this one, by what it and those before it have sent."""
-        spent, limit = self.ledger.finished.cut.sent + self.ledger.open.cut.sent, self._limit()
-        return round < self.scenario.federation.rounds and (limit is None or spent < limit)
+        limit = self._limit()
+        return round < self.scenario.federation.rounds and (limit is None or self.records.cut_bytes < limit)
 
     def _prepare(self) -> None:
         """Learn who is there; a new run then writes the checkpoint that round 1 starts from."""
-        self.grid.open_round = 0
+        self.grid.begin(0)
         self.roster.gather(self.lent.enough or self.scenario.federation.clients)
-        self.began = time.monotonic()  # waiting for clients is not the run's time
-        if self.finished >= 0:
-            self.ledger.waste()  # round 0 was counted by the attempt that wrote the checkpoint
+        self.records.start_clock()
+        if self.records.finished >= 0:
+            self.records.drop_round()  # round 0 was counted by the attempt that wrote the checkpoint
             return
-        self.ledger.commit()
-        self._checkpoint(0)
+        self.records.ledger.commit()
+        self.records.checkpoint(0)
 
-    def _cohort(self, round: int) -> list[int]:
+    def _drawn(self, round: int) -> Cohort:
         """Sample the round's clients among those who are there, in the order in which they train."""
         there = self.roster.online()
         if not there:
             log.warning("round %d waits: no client is there", round)
             self.roster.gather(1)
             there = self.roster.online()
-        return self.attendance.sample(round, there)
+        clients = self.attendance.sample(round, there)
+        # Some may leave before they are messaged: their nodes are kept here.
+        return Cohort({client: self.roster.examples[client] for client in clients}, dict(self.roster.nodes))
 
     def _round(self, round: int) -> None:
-        self.grid.open_round = round
-        cohort = self._cohort(round)
-        examples = {client: self.roster.examples[client] for client in cohort}
-        nodes = {client: self.roster.nodes[client] for client in cohort}  # some may leave before they are messaged
-        unfit = self.alignment.align(round, examples, nodes)
-        plan = self.attendance.plan(round, {client: examples[client] for client in cohort if client not in unfit})
-        examples = {client: examples[client] for client in plan.vanish}
+        self.grid.begin(round)
+        drawn = self._drawn(round)
+        unfit = self.phases.align.run(round, drawn)
+        plan = self.attendance.plan(round, {c: number for c, number in drawn.examples.items() if c not in unfit})
+        cohort = Cohort({client: drawn.examples[client] for client in plan.vanish}, drawn.nodes)
         before = self.model.arrays()
-        replies = self._train(round, examples, nodes, before, plan) if examples else unfit
-        trained = {client: reply for client, reply in replies.items() if reply and not reply.has_error()}
-        if not trained and self._nobody(round, replies):
+        replies = self._train(round, cohort, before, plan) if cohort.examples else unfit
+        taken = list(trained(replies))
+        if not taken and self._starts_again(round, replies):
             return
-        self.grid.crossing.close(list(trained))
-        loss = self._take(round, examples, replies, trained, before) if trained else None
-        seen = sum(examples[client] for client in trained)
-        self._close(round, loss, seen, len(trained), len(cohort) - len(trained), plan.seconds)
+        self.phases.train.close(taken)
+        loss = None
+        if taken:
+            arrays, loss = self.phases.train.aggregate(round, cohort, replies, before)
+            if arrays is not None:
+                self.model.load_held({name: torch.from_numpy(a.numpy()).float() for name, a in arrays.items()})
+        seen = sum(cohort.examples[client] for client in taken)
+        self._close(round, loss, seen, len(taken), len(drawn.examples) - len(taken), plan.seconds)
 
-    def _train(
-        self, round: int, examples: dict[int, int], nodes: dict[int, int], weights: ArrayRecord, plan: Plan
-    ) -> dict[int, Message | None]:
-        """Let clients, who hold so many `examples`, train from these weights, and return their replies."""
-        self._steps_done, self._steps_due = 0, self.model.steps(list(examples.values()))
-        self.split.start_round(round, self._lr(round)[1], examples)
-        self.grid.crossing.open(round, sorted(examples))
-        replies = self.cohort.train(round, examples, nodes, weights, plan)
-        self.split.end_round()
-        return replies
+    def _train(self, round: int, cohort: Cohort, before: ArrayRecord, plan: Plan) -> Replies:
+        self.phases.progress.begin(self.model.steps(list(cohort.examples.values())))
+        return self.phases.train.run(round, self._lr(round)[1], cohort, before, plan)
 
-    def _take(
-        self, round: int, examples: dict[int, int], replies: dict[int, Message | None], trained: dict[int, Message],
-        before: ArrayRecord,
-    ) -> float:  # fmt: skip
-        """Put the cohort's front in the model's place, and return the mean loss, by examples, of all who trained,
-        whichever of them the strategy selects."""
-        if self.cohort.hands_on:
-            arrays = self.cohort.handed_on(examples, replies)
-        else:
-            arrays = self.strategy.aggregate(round, list(trained.values()), before)
-        if arrays is not None:
-            self.model.load_held({name: torch.from_numpy(array.numpy()).float() for name, array in arrays.items()})
-        seen = sum(examples[client] for client in trained)
-        losses = {client: reply.content.metric_records[METRICS]["train-loss"] for client, reply in trained.items()}
-        return math.fsum(examples[client] / seen * losses[client] for client in trained)  # type: ignore[operator]
-
-    def _close(self, round: int, loss: float | None, seen: int, trained: int, lost: int, seconds: float) -> None:
+    def _close(self, round: int, loss: float | None, seen: int, taken: int, lost: int, seconds: float) -> None:
         """Evaluate while the round is still open, so that whoever interrupts here drops the whole round; then write it
         down."""
         # Clients come first, as what they send may spend the budget.
         due = self.scenario.evaluation.due(round, last=not self._goes_on(round))
-        scores = self.survey.ask(round, self.model.arrays()) if due else []
+        scores = self.phases.evaluate.run(round, self.model.arrays()) if due else []
         standing = Standing.of(scores)
-        looked = round % self.scenario.training.evaluate_every == 0 or not self._goes_on(round)
-        eval_loss, eval_accuracy = self.model.validate() if looked else (None, None)
-        sent = self.ledger.commit()
-        finished = self.ledger.finished
-        row = Metrics(
-            round, loss, eval_loss, eval_accuracy,
-            finished.cut.sent, finished.total.sent, self._seconds(), finished.cut.raw, finished.total.raw,
-            seen, trained, *self._lr(round), lost=lost, simulated_seconds=self._simulated(seconds),
-            **(asdict(standing) if standing else {}),
+        validated = round % self.scenario.training.evaluate_every == 0 or not self._goes_on(round)
+        eval_loss, eval_accuracy = self.model.validate() if validated else (None, None)
+        simulated = self.records.simulated_seconds + seconds if self.attendance.timed else None
+        self.records.close_round(
+            lambda finished: Metrics(
+                round, loss, eval_loss, eval_accuracy,
+                finished.cut.sent, finished.total.sent, self.records.seconds, finished.cut.raw, finished.total.raw,
+                seen, taken, *self._lr(round), lost=lost, simulated_seconds=simulated,
+                **(asdict(standing) if standing else {}),
+            ), scores, asked=due,
         )  # fmt: skip
-        append_scores(self.folder, scores)
-        append(self.folder / "metrics.csv", row)
-        self.history.append((row, sent))
-        self._checkpoint(round)
-        if due:
-            self.observer.evaluated(round, scores)
-        self.observer.round(row, sent, finished)
 
     def _lr(self, round: int) -> tuple[float, float]:
         """Return the learning rates of client and server in a round."""
         training, rounds = self.scenario.training, self.scenario.federation.rounds
         return training.client.lr(round, rounds), training.server.lr(round, rounds)
 
-    def _nobody(self, round: int, replies: dict[int, Message | None]) -> bool:
+    def _starts_again(self, round: int, replies: Replies) -> bool:
         """Return whether a round that nobody finished is dropped, as it starts again where clients may come back, or
         where what they lacked is sent to them then. It counts where clients are known to vanish or may be late; else,
         or if some failed, the run ends here."""
@@ -205,46 +152,16 @@ class Rounds:
         if not reasons and self.attendance.may_end_empty:
             log.warning("round %d: no client finished it; the front stays as it was", round)
             return False
-        if reasons or not (self.lent.waits or self.cohort.forgetful):
+        if reasons or not (self.lent.waits or self.phases.train.forgetful):
             raise RunError(f"round {round}: no client finished: {'; '.join(sorted(reasons)) or 'all were lost'}")
         log.warning("round %d: no client finished it; it starts again", round)
-        self.ledger.waste()
+        self.records.drop_round()
         return True
-
-    def _simulated(self, seconds: float) -> float | None:
-        """Return the simulated seconds of all rounds, where this one took so many."""
-        before = self.history[-1][0].simulated_seconds if self.history else None
-        return (before or 0.0) + seconds if self.attendance.timed else None
-
-    def _on_step(self, round: int, client: int) -> None:
-        self._steps_done += 1
-        self.observer.progress(round, min(1.0, self._steps_done / self._steps_due))
-
-    def _seconds(self) -> float:
-        return self.before + time.monotonic() - self.began
-
-    def _checkpoint(self, round: int) -> None:
-        ledger, metrics = ((self.folder / name).stat().st_size for name in ("ledger.csv", "metrics.csv"))
-        examples = [self.roster.examples.get(client, 0) for client in range(self.scenario.federation.clients)]
-        aligned = sorted(self.alignment.aligned)
-        clients = length(self.folder)
-        progress = Progress(round, self.ledger.attempt, self._seconds(), ledger, metrics, examples, aligned, clients)
-        held = self.grid.crossing.state()
-        self.checkpoints.save(self.model.state(), self.split.optimiser(), progress, self.strategy.state(), held)
-        self.finished = round
-        self.ledger.forget_open()
 
     def _finish(self) -> None:
         """Read the test split, once, and write the summary."""
         if self.lent.waits:
             self.roster.goodbye()
-            self.ledger.commit()  # to the last round
-            self.ledger.forget_open()
-        loss, accuracy = self.model.test()
-        totals, rows = self.ledger.finished, [row for row, _ in self.history]
-        summary = Summary.of(
-            self.scenario, rows, totals, wasted_bytes(self.folder), self._seconds(), test_loss=loss,
-            test_accuracy=accuracy,
-        )  # fmt: skip
-        summary.write(self.folder)
-        self.observer.finished(summary, totals)
+            self.records.ledger.commit()  # to the last round
+            self.records.ledger.forget_open()
+        self.records.finish(*self.model.test())

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from splitfed.engines.runtime import Runtime, lent
 from splitfed.errors import RunError, SplitfedError
 from splitfed.model.optim import pick_device
+from splitfed.reports.live.log import recorded
 from splitfed.reports.live.notebook import Notebook, in_notebook
-from splitfed.run.folder import check_resumable, create, locked, write_environment
+from splitfed.run.folder import attempt, check_resumable, create
 from splitfed.run.ledger import Totals, totals_by_round
 from splitfed.run.metrics import Metrics, read_metrics
 from splitfed.run.observer import Observer
@@ -77,25 +76,18 @@ def _run(scenario: Scenario, folder: Path, observers: tuple[Observer, ...]) -> R
 
     engine, clients = scenario.engine, scenario.federation.clients
     logging.getLogger("flwr").setLevel(logging.ERROR)  # its progress lines would interleave with ours
-    threads = torch.get_num_threads()
-    try:
-        if engine.threads:
-            torch.set_num_threads(engine.threads)
-        with locked(folder), lent(Runtime(observers)):
-            devices = {
-                "client": _client_device(scenario.training.client.device, engine),
-                "server": str(pick_device(scenario.training.server.device)),
-            }
-            write_environment(folder, torch.get_num_threads(), devices)
-            config: UserConfig = {"scenario": (folder / "scenario.yaml").read_text(), "run": str(folder)}
-            if isinstance(engine, Ray):
-                from splitfed.engines.ray.engine import run_ray
+    devices = {
+        "client": _client_device(scenario.training.client.device, engine),
+        "server": str(pick_device(scenario.training.server.device)),
+    }
+    config: UserConfig = {"scenario": (folder / "scenario.yaml").read_text(), "run": str(folder)}
+    with attempt(scenario, folder, devices), recorded(folder) as own, lent(Runtime((*observers, *own))):
+        if isinstance(engine, Ray):
+            from splitfed.engines.ray.engine import run_ray
 
-                run_ray(server_app, client_app, clients, config, engine, _together(scenario.federation))
-            else:
-                run_inline(server_app, client_app, clients, config)
-    finally:
-        torch.set_num_threads(threads)
+            run_ray(server_app, client_app, clients, config, engine, _together(scenario.federation))
+        else:
+            run_inline(server_app, client_app, clients, config)
     return Result(folder, Summary.read(folder), read_metrics(folder / "metrics.csv"))
 
 

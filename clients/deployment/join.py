@@ -15,7 +15,7 @@ from splitfed.engines.deployment.processes import Child, ChildError, free_port, 
 from splitfed.engines.deployment.proof import make_secret
 from splitfed.engines.deployment.tls import ClientFiles, read_client
 from splitfed.errors import RunError
-from splitfed.wire.messages import CONFIG, METRICS
+from splitfed.wire.messages import ALIGN, GOODBYE, REFUSED, EvaluateMetrics, Identity, Order, Refusal, TrainMetrics
 
 if TYPE_CHECKING:
     from splitfed.clients.deployment.tasks import TaskEvent
@@ -181,28 +181,24 @@ class _Client:
         if event.reply.has_error():  # one that the server knows how to answer
             self.say(str(event.reply.error.reason or "this client lacks what the server's message builds on"))
         elif event.message_type == "train":
-            trained = event.reply.content.metric_records[METRICS]
-            round, loss = event.message.content.config_records[CONFIG]["server-round"], trained["train-loss"]
-            self.say(f"round {round!r}: {trained['steps']} steps, loss {loss:.4f}, {event.seconds:.1f} s")
+            round, trained = Order.read(event.message.content).round, TrainMetrics.read(event.reply.content)
+            self.say(f"round {round}: {trained.steps} steps, loss {trained.loss:.4f}, {event.seconds:.1f} s")
         elif event.message_type == "evaluate":
-            found = event.reply.content.metric_records[METRICS]
-            round = event.message.content.config_records[CONFIG]["server-round"]
-            images, accuracy = found["num-examples"], found["eval-accuracy"]
-            self.say(f"round {round!r}: {accuracy:.1%} of {images} held-out images right, {event.seconds:.1f} s")
-        elif event.message_type == "train.align":
+            round, found = Order.read(event.message.content).round, EvaluateMetrics.read(event.reply.content)
+            right = f"{found.accuracy:.1%} of {found.examples} held-out images right"
+            self.say(f"round {round}: {right}, {event.seconds:.1f} s")
+        elif event.message_type == ALIGN:
             self.say(f"encoder fitted to this client's images, {event.seconds:.1f} s")
-        elif event.message_type == "query.refused":
-            from splitfed.clients.orders import refusal
-
+        elif event.message_type == REFUSED:
             # It is asked again: the server may take it later, for instance when it has missed its crashed forerunner.
-            self.say(f"the server does not take this client for now: {refusal(event.message.content)}")
-        elif event.message_type == "query.goodbye":
+            self.say(f"the server does not take this client for now: {Refusal.read(event.message.content).problem}")
+        elif event.message_type == GOODBYE:
             self.say("the run is over")
             self.problem = None
             if not self.stay:
                 self.over.set()
-        elif "problem" in (answer := event.reply.content.config_records[CONFIG]):
-            problem = f"client {self.joining.client} cannot take part: {answer['problem']!s}"
+        elif why := Identity.read(event.reply.content, self.joining.client + 1).problem:
+            problem = f"client {self.joining.client} cannot take part: {why}"
             if not self.stay:
                 self.over.set()
             elif problem != self.problem:

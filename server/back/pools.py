@@ -25,6 +25,14 @@ class Trainer:
         """Apply the gradients that were accumulated."""
         self.side.step(self.optimiser, self.back)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return a copy of the optimiser's state, each tensor under `<parameter number>/<moment>`."""
+        return flatten(read_optimiser(self.optimiser))
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over an optimiser's state, by copy; the back's weights are the model's."""
+        write_optimiser(self.optimiser, unflatten(state))
+
     def load(self, weights: dict[str, Tensor], state: OptimiserState) -> None:
         """Take over weights and optimiser state, by copy."""
         self.back.load_state_dict(weights)

@@ -8,7 +8,6 @@ from threading import Lock
 
 from splitfed.errors import WireError
 from splitfed.model.forward import autocast, draws
-from splitfed.model.optim import OptimiserState, read_optimiser
 from splitfed.run.ledger import Ledger
 from splitfed.seeds import Key
 from splitfed.server.back.evaluation_session import Looking
@@ -55,10 +54,6 @@ class SplitServer:
         self._looking: Looking | None = None
         self._sessions: dict[int, SplitSession] = {}
         self._lock = Lock()
-
-    def optimiser(self) -> OptimiserState:
-        """Return a copy of the back's optimiser as the last finished round left it."""
-        return read_optimiser(self.pool.trainer.optimiser)
 
     def start_round(self, round: int, lr: float, examples: dict[int, int]) -> None:
         """Accept the streams of these clients, who hold so many examples, for this round only."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-from splitfed.model.optim import OptimiserState
 from splitfed.split.evaluation import Seen
 from splitfed.wire.channel import Invitation
 
@@ -12,8 +11,8 @@ class Unsplit:
     """Takes no mini-batches, so whatever a client's reply brings is all there is to settle. `on_step(round, client)` is
     called when a client is done."""
 
-    def __init__(self) -> None:
-        self.on_step: Callable[[int, int], None] = lambda round, client: None
+    def __init__(self, on_step: Callable[[int, int], None]) -> None:
+        self._on_step = on_step
         self._round, self._waiting = 0, set[int]()
 
     def start_round(self, round: int, lr: float, examples: dict[int, int]) -> None:
@@ -32,7 +31,7 @@ class Unsplit:
         if client not in self._waiting:
             return False
         self._waiting.discard(client)
-        self.on_step(self._round, client)
+        self._on_step(self._round, client)
         return taken
 
     def end_round(self) -> None:
@@ -43,10 +42,6 @@ class Unsplit:
     def evaluation(self, round: int, images: Mapping[int, int]) -> Iterator["Unasked"]:
         """Let these clients evaluate, each by itself."""
         yield Unasked()
-
-    def optimiser(self) -> OptimiserState:
-        """Return nothing: the server trains nothing."""
-        return {}
 
 
 class Unasked:

@@ -5,64 +5,66 @@ the run's from then on. Who first comes later fits an encoder alone, to that dec
 """
 
 from logging import getLogger
+from typing import Any
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from torch import Tensor
 
 from splitfed.compression.reducers.trained.layers import DECODER
+from splitfed.errors import WireError
 from splitfed.scenario import Scenario
 from splitfed.server.cohort.dispatch import Dispatch
+from splitfed.server.cohort.replies import check_alignment
+from splitfed.server.cohort.train import Cohort, Replies
 from splitfed.server.model import Model
-from splitfed.server.weights.grid import Whole, WireGrid
-from splitfed.split.weights import FrontWire
-from splitfed.wire.messages import ARRAYS, CONFIG, METRICS
+from splitfed.wire.messages import ALIGN, ARRAYS, CONFIG, AlignOrder
 
 log = getLogger("splitfed")
 
-TYPE = "train.align"
 
+class AlignPhase:
+    """Knows which clients are aligned, which is the run's state, and aligns the others before they train; none have to
+    be where the scenario's reducer needs none."""
 
-class Alignment:
-    """Knows which clients are `aligned`, and aligns the others before they train; none have to be where the scenario's
-    reducer needs none."""
-
-    def __init__(
-        self, scenario: Scenario, dispatch: Dispatch, grid: WireGrid, model: Model, aligned: list[int]
-    ) -> None:  # fmt: skip
+    def __init__(self, scenario: Scenario, dispatch: Dispatch, model: Model) -> None:
         self.fitting = scenario.compression.reducer.alignment()
-        self.dispatch, self.model, self.aligned = dispatch, model, set(aligned)
-        if self.fitting:
-            wires = FrontWire.of_alignment(model.front, model.back.decoder, scenario.compression)
-            grid.others[TYPE] = Whole(*wires)
+        self.dispatch, self.model = dispatch, model
+        self.aligned = set[int]()
 
-    def align(self, round: int, examples: dict[int, int], nodes: dict[int, int]) -> dict[int, Message | None]:
-        """Align those who hold so many `examples` and are not yet; return the replies of those who could not be, None
-        for a client that was lost: they cannot train in this round."""
-        missing = [client for client in sorted(examples) if client not in self.aligned]
+    def state_dict(self) -> dict[str, Any]:
+        """Return which clients are aligned."""
+        return {"aligned": sorted(self.aligned)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned in an earlier attempt."""
+        self.aligned = set(state["aligned"])
+
+    def run(self, round: int, cohort: Cohort) -> Replies:
+        """Align those of a cohort who are not yet; return the replies of those who could not be, None for a client that
+        was lost: they cannot train in this round."""
+        missing = [client for client in sorted(cohort.examples) if client not in self.aligned]
         if self.fitting is None or not missing:
             return {}
         both = not self.aligned and self.fitting.epochs > 0
-        content = RecordDict(
-            {ARRAYS: self._weights(), CONFIG: ConfigRecord({"server-round": round, "both": both})}
-        )  # fmt: skip
-        replies: dict[int, Message | None] = {}
-        messages = {client: Message(content, nodes[client], TYPE) for client in missing}
+        content = RecordDict({ARRAYS: self._weights(), CONFIG: AlignOrder(round, both).write()})
+        replies: Replies = {}
+        messages = {client: Message(content, cohort.nodes[client], ALIGN) for client in missing}
         self.dispatch.exchange(messages, set, lambda client, reply: replies.update({client: reply}))
-        failed: dict[int, Message | None] = {}
+        failed: Replies = {}
         total: dict[str, Tensor] = {}
         count = 0
         for client in missing:  # in order, so that the sum is the same whoever answers first
-            reply = replies[client]
-            if problem := _problem(reply, examples[client], both):
+            reply, examples = replies[client], cohort.examples[client]
+            if problem := _problem(reply, examples, both):
                 log.warning("round %d: client %d was not aligned: %s", round, client, problem)
                 failed[client] = reply if reply and reply.has_error() else None
                 continue
             self.aligned.add(client)
             if both and reply:
-                count += examples[client]
+                count += examples
                 for name, array in reply.content.array_records[ARRAYS].items():
-                    share = torch.from_numpy(array.numpy()).double() * examples[client]
+                    share = torch.from_numpy(array.numpy()).double() * examples
                     total[name] = total[name] + share if name in total else share
         if count:
             means = {name.removeprefix(DECODER): (tensor / count).float() for name, tensor in total.items()}
@@ -84,9 +86,8 @@ def _problem(reply: Message | None, examples: int, both: bool) -> str | None:
         return "it is lost"
     if reply.has_error():
         return str(reply.error.reason)
-    metrics = reply.content.get(METRICS)
-    if set(reply.content) != ({ARRAYS, METRICS} if both else {METRICS}) or not isinstance(metrics, MetricRecord):
-        return f"its reply holds {sorted(reply.content)}"
-    if metrics.get("num-examples") != examples:
-        return f"it counts {metrics.get('num-examples')} examples, where {examples} were announced"
+    try:
+        check_alignment(reply, examples, both)
+    except WireError as problem:
+        return str(problem)
     return None

@@ -12,12 +12,11 @@ _PAUSE, _LONGEST_PAUSE, _SHARE = 0.1, 0.5, 0.05
 _LOOK_SECONDS = 2.0
 
 
-class Dispatch:
-    """The messages under way over a grid; `meanwhile` is called now and then while clients train."""
+class Mail:
+    """The messages under way over a grid."""
 
     def __init__(self, grid: WireGrid) -> None:
         self.grid = grid
-        self.meanwhile: Callable[[], object] = lambda: None
         self._nodes: dict[str, int] = {}
         self._late: set[str] = set()
 
@@ -54,6 +53,17 @@ class Dispatch:
         """Wait no longer for the reply to a message."""
         self._late.add(number)
 
+    def node(self, number: str) -> int:
+        """Return the node that a message under way is for."""
+        return self._nodes[number]
+
+
+class Dispatch:
+    """Exchanges messages with the clients of a round; `meanwhile` is called now and then while it waits for them."""
+
+    def __init__(self, mail: Mail, meanwhile: Callable[[], object] = lambda: None) -> None:
+        self.mail, self.meanwhile = mail, meanwhile
+
     def exchange(
         self, messages: dict[int, Message], lost: Callable[[], set[int]], settle: Callable[[int, Message | None], None],
         over: Callable[[], object] = lambda: False, *, together: bool = False,
@@ -61,18 +71,19 @@ class Dispatch:
         """Send each client its message, and `settle` each reply as it comes; None for a client that is lost or gone,
         and for all who are left once it is `over`. `together` is for clients in one process that wait for each other:
         else each would be done before the next begins."""
+        mail = self.mail
         waiting: dict[str, int] = {}
 
         def take() -> None:
-            for number, reply in self.take(set(waiting)).items():
+            for number, reply in mail.take(set(waiting)).items():
                 settle(waiting.pop(number), reply)
 
         if together:
-            waiting |= zip(self.send_together(list(messages.values())), messages, strict=True)
+            waiting |= zip(mail.send_together(list(messages.values())), messages, strict=True)
             take()
             messages = {}
         for client, message in messages.items():
-            number = self.send(message)
+            number = mail.send(message)
             if number is None:
                 settle(client, None)
                 continue
@@ -85,12 +96,12 @@ class Dispatch:
             gone, still = set(waiting.values()) if over() else lost(), len(waiting)
             if time.monotonic() - looked > _LOOK_SECONDS:
                 # A client that has left, and was already away a look ago: what it sent before has had time to come.
-                there, before = set(self.grid.get_node_ids()), away
-                away = {client for number, client in waiting.items() if self._nodes[number] not in there}
+                there, before = set(mail.grid.get_node_ids()), away
+                away = {client for number, client in waiting.items() if mail.node(number) not in there}
                 self.meanwhile()
                 gone, looked = gone | (away & before), time.monotonic()
             for number in [number for number, client in waiting.items() if client in gone]:
-                self.forget(number)
+                mail.forget(number)
                 settle(waiting.pop(number), None)
             take()
             now = time.monotonic()

@@ -7,7 +7,7 @@ the platform's choice, as in training, and the mean is by examples, whatever the
 from logging import getLogger
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 
 from splitfed.run.client_scores import Score
 from splitfed.scenario import Scenario
@@ -15,49 +15,49 @@ from splitfed.scenario.engine import Remote
 from splitfed.seeds import Key
 from splitfed.server.back.server import SplitServer
 from splitfed.server.back.whole_model import Unsplit
-from splitfed.server.cohort.align import Alignment
+from splitfed.server.cohort.align import AlignPhase
 from splitfed.server.cohort.attendance import Attendance
 from splitfed.server.cohort.dispatch import Dispatch
 from splitfed.server.cohort.replies import checked_score
 from splitfed.server.cohort.roster import Roster
 from splitfed.server.cohort.train import invite, present
+from splitfed.server.weights.exchange import WeightExchange
 from splitfed.split.evaluation import mean
-from splitfed.wire.channel import Listener
-from splitfed.wire.messages import ARRAYS, CONFIG, LACKING
+from splitfed.wire.channel import Invitation, Listener
+from splitfed.wire.messages import ARRAYS, CONFIG, LACKING, Order
 
 log = getLogger("splitfed")
 
 
-class Survey:
+class EvaluatePhase:
     """Asks clients to evaluate: one by one where they are in this process, otherwise all at once."""
 
     def __init__(
         self, scenario: Scenario, dispatch: Dispatch, split: SplitServer | Unsplit, listener: Listener,
-        roster: Roster, alignment: Alignment, attendance: Attendance,
+        exchange: WeightExchange, roster: Roster, attendance: Attendance, alignment: AlignPhase,
     ) -> None:  # fmt: skip
         self.settings, self.clients, self.key = scenario.evaluation, scenario.federation.clients, Key(scenario.seed)
-        self.dispatch, self.split, self.listener = dispatch, split, listener
-        self.roster, self.alignment, self.attendance = roster, alignment, attendance
+        self.dispatch, self.split, self.listener, self.exchange = dispatch, split, listener, exchange
+        self.roster, self.attendance, self.alignment = roster, attendance, alignment
         self._grace = scenario.engine.grace if isinstance(scenario.engine, Remote) else 0.0
 
-    def ask(self, round: int, front: ArrayRecord) -> list[Score]:
+    def run(self, round: int, weights: ArrayRecord) -> list[Score]:
         """Return what clients find with these weights and the back as it is, in order of client. Who is lost, or whose
         answer cannot be true, is left out, with a warning."""
         there = self.attendance.present(round, self.roster.online())
         nodes = dict(self.roster.nodes)  # some may leave before they are messaged
         images = {client: self.roster.held_out[client] for client in self._drawn(round, there)}
-        content = RecordDict({ARRAYS: front, CONFIG: ConfigRecord({"server-round": round})})
+        content = RecordDict({ARRAYS: weights, CONFIG: Order(round, Invitation("")).write()})
         messages = {client: Message(content, nodes[client], MessageType.EVALUATE) for client in images}
         for client, message in messages.items():
             invite(message, self.listener, round, client)
         scores: dict[int, Score] = {}
-        crossing = self.dispatch.grid.others[MessageType.EVALUATE]
-        with self.split.evaluation(round, images) as looking:
+        with self.split.evaluation(round, images) as evaluation:
 
             def settle(client: int, reply: Message | None) -> None:
-                seen = looking.settle(client)
+                seen = evaluation.settle(client)
                 if reply is not None and reply.has_error() and reply.error.code == LACKING:
-                    crossing.forget(client)
+                    self.exchange.forget(client)
                 if (reply := present(reply)) is None or (seen is None and not reply.has_error()):
                     log.warning("round %d: client %d is lost to its evaluation", round, client)
                     return
@@ -65,8 +65,8 @@ class Survey:
                 if (score := checked_score(reply, round, client, images[client], found)) is not None:
                     scores[client] = score
 
-            self.dispatch.exchange(messages, lambda: looking.lost(self._grace), settle)
-        crossing.close(list(scores))
+            self.dispatch.exchange(messages, lambda: evaluation.lost(self._grace), settle)
+        self.exchange.close(list(scores))
         return [scores[client] for client in sorted(scores)]
 
     def _drawn(self, round: int, there: set[int]) -> list[int]:

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from logging import getLogger
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 
 from splitfed.data.stratify import count_held_out
-from splitfed.errors import RunError
-from splitfed.server.cohort.dispatch import Dispatch
-from splitfed.wire.messages import CONFIG
+from splitfed.errors import RunError, WireError
+from splitfed.server.cohort.dispatch import Mail
+from splitfed.wire.messages import CONFIG, GOODBYE, REFUSED, Identity, Question, Refusal
 
 log = getLogger("splitfed")
 
@@ -23,27 +23,40 @@ class Roster:
 
     `examples` are the images that each trains on, `nodes` the node that each was last seen at. A client that has none
     is there, but never online. `held_out` are the images that each holds out beside them, which is a `share` of all.
-    `keys` tells which client a node is by the key that it has proven to hold; without it nodes are believed. `known`
-    are the examples of an earlier attempt: a client that holds another number once a run has begun is refused, for
-    nothing that follows would repeat. With `waits`, clients may come and go; one that was away, or cannot take part, is
+    `keys` tells which client a node is by the key that it has proven to hold; without it nodes are believed. A client
+    that holds another number of images once a run has begun is refused, for nothing that follows would repeat: the
+    examples are the run's state. With `waits`, clients may come and go; one that was away, or cannot take part, is
     asked again. Else the run ends.
     """
 
     def __init__(
-        self, dispatch: Dispatch, clients: int, question: dict[str, Any], known: dict[int, int], *, waits: bool,
+        self, mail: Mail, clients: int, question: Question, *, waits: bool,
         keys: Callable[[], Mapping[int, int]] | None, joined: Callable[[int, int, list[int]], None],
         share: float = 0.0,
     ) -> None:  # fmt: skip
-        self.dispatch, self.grid, self.clients, self.question = dispatch, dispatch.grid, clients, question
+        self.mail, self.grid, self.clients, self.question = mail, mail.grid, clients, question
         self.waits, self.keys, self.joined = waits, keys, joined
         self.share = share
-        self.examples, self.held_out = dict(known), dict.fromkeys(known, 0)
-        self._known = dict(known)
+        self.examples: dict[int, int] = {}
+        self.held_out: dict[int, int] = {}
         self.nodes: dict[int, int] = {}
+        self._known: dict[int, int] = {}
         self._asked: dict[str, tuple[int, float, float]] = {}
         self._refused: dict[int, tuple[str, float]] = {}
-        if waits:  # a round may last for hours: whoever comes meanwhile has a part in the next one
-            dispatch.meanwhile = self.online
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many images each client trains on."""
+        return {"examples": [[client, number] for client, number in sorted(self.examples.items()) if number]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned in an earlier attempt."""
+        self._known = dict(state["examples"])
+        self.examples, self.held_out = dict(self._known), dict.fromkeys(self._known, 0)
+
+    def meanwhile(self) -> None:
+        """Let in who comes while a round goes on, as it may last for hours: it has a part in the next one."""
+        if self.waits:
+            self.online()
 
     def online(self) -> set[int]:
         """Ask nodes that are new, and return the clients that are there and hold images."""
@@ -56,25 +69,30 @@ class Roster:
         return {client for client in self.nodes if self.examples[client]}
 
     def _take(self) -> None:
-        for number, reply in self.dispatch.take(set(self._asked)).items():
+        for number, reply in self.mail.take(set(self._asked)).items():
             node, _, _ = self._asked.pop(number)
-            problem = self._answer(node, reply)
-            if problem is None:
-                self._refused.pop(node, None)
-            elif not self.waits:
-                raise RunError(problem)
+            try:
+                self._admit(node, reply)
+            except _Refused as refused:
+                self._refuse(node, str(refused), refused.knows)
             else:
-                if self._refused.get(node, ("", 0.0))[0] != problem:
-                    log.warning("%s", problem)
-                    if not reply.has_error() and "problem" not in reply.content.config_records.get(CONFIG, {}):
-                        self._tell(node, problem)
-                self._refused[node] = problem, time.monotonic()
+                self._refused.pop(node, None)
+
+    def _refuse(self, node: int, problem: str, knows: bool) -> None:
+        """Leave a node out for now, and say so once, also to whoever sits there and does not know it already."""
+        if not self.waits:
+            raise RunError(problem)
+        if self._refused.get(node, ("", 0.0))[0] != problem:
+            log.warning("%s", problem)
+            if not knows:
+                self._tell(node, problem)
+        self._refused[node] = problem, time.monotonic()
 
     def _tell(self, node: int, problem: str) -> None:
         """Let whoever sits at that node know: nobody there sees what is printed here."""
-        content = RecordDict({CONFIG: ConfigRecord({"problem": problem})})
-        if (number := self.dispatch.send(Message(content, node, "query.refused"))) is not None:
-            self.dispatch.forget(number)
+        content = RecordDict({CONFIG: Refusal(problem).write()})
+        if (number := self.mail.send(Message(content, node, REFUSED))) is not None:
+            self.mail.forget(number)
 
     def gather(self, enough: int) -> None:
         """Return when so many clients are there, one with images at least. Raises RunError where they never will be."""
@@ -93,9 +111,9 @@ class Roster:
         end = time.monotonic() + _GOODBYE
         self.online()
         nodes = [node for _, node in sorted(self.nodes.items())]
-        numbers = {self.dispatch.send(Message(RecordDict(), node, "query.goodbye")) for node in nodes} - {None}
+        numbers = {self.mail.send(Message(RecordDict(), node, GOODBYE)) for node in nodes} - {None}
         while numbers and time.monotonic() < end:
-            numbers -= set(self.dispatch.take(numbers))  # type: ignore[arg-type]
+            numbers -= set(self.mail.take(numbers))  # type: ignore[arg-type]
             time.sleep(0.1)
 
     def _ask(self, there: set[int]) -> None:
@@ -106,38 +124,45 @@ class Roster:
             # It may have been restarted meanwhile; the answer of one that left at once may still be on its way.
             if now - seen > _FAREWELL or now - asked > _ASK_AGAIN:
                 del self._asked[number]
-                self.dispatch.forget(number)
+                self.mail.forget(number)
         busy = {node for node, _, _ in self._asked.values()} | set(self.nodes.values())
         recently = {node for node, (_, when) in self._refused.items() if now - when < _ASK_AGAIN}
         for node in sorted(there - busy - recently):
-            message = Message(RecordDict({CONFIG: ConfigRecord(self.question)}), node, "query")
-            if (sent := self.dispatch.send(message)) is not None:
+            message = Message(RecordDict({CONFIG: self.question.write()}), node, MessageType.QUERY)
+            if (sent := self.mail.send(message)) is not None:
                 self._asked[sent] = node, now, now
 
-    def _answer(self, node: int, reply: Message) -> str | None:
-        """Take a node's answer; return why it is refused, if it is."""
+    def _admit(self, node: int, reply: Message) -> None:
+        """Take a node's answer. Raises _Refused."""
         if reply.has_error():
-            return f"node {node} does not answer: {reply.error.reason}"
-        answer = dict(reply.content.config_records.get(CONFIG, {}))
-        client, examples = answer.get("partition-id"), answer.get("num-examples")
-        held = answer.get("held-out", 0)
-        if type(client) is not int or not 0 <= client < self.clients:
-            return f"a node says that it is client {str(client)[:20]}, where there are clients 0 to {self.clients - 1}"
+            raise _Refused(f"node {node} does not answer: {reply.error.reason}", knows=True)
+        try:
+            identity = Identity.read(reply.content, self.clients)
+        except WireError as error:
+            raise _Refused(str(error)) from None
+        client, examples, held_out = identity.client, identity.examples, identity.held_out or 0
         if self.keys and self.keys().get(node) != client:
-            return f"a node says that it is client {client}, but its key is another's"
-        if "problem" in answer:
-            return f"client {client} cannot take part: {str(answer['problem'])[:500]}"
-        if type(examples) is not int or examples < 0:
-            return f"client {client} says that it holds {str(examples)[:20]} images"
-        if type(held) is not int or held < 0 or held != count_held_out(examples + held, self.share):
-            return f"client {client} says that it holds out {str(held)[:20]} images beside {examples} that it trains on"
+            raise _Refused(f"a node says that it is client {client}, but its key is another's")
+        if identity.problem:
+            raise _Refused(f"client {client} cannot take part: {identity.problem}", knows=True)
+        if held_out != count_held_out(examples + held_out, self.share):
+            raise _Refused(
+                f"client {client} says that it holds out {held_out} images beside {examples} that it trains on"
+            )
         if self._known.get(client, examples) != examples:
-            return f"client {client} held {self._known[client]} images, now {examples}: start a new run"
+            raise _Refused(f"client {client} held {self._known[client]} images, now {examples}: start a new run")
         if self.nodes.get(client, node) != node:
-            return f"a second node says that it is client {client}; the first one stays"
+            raise _Refused(f"a second node says that it is client {client}; the first one stays")
         self.nodes[client] = node
-        self.examples[client], self.held_out[client] = examples, held
-        self.grid.clients[node] = client
+        self.examples[client], self.held_out[client] = examples, held_out
+        self.grid.introduce(node, client)
         if self.waits:
             self.joined(client, examples, sorted(set(range(self.clients)) - set(self.nodes)))
-        return None
+
+
+class _Refused(Exception):
+    """Why a node is not taken, and whether whoever sits there `knows` it already."""
+
+    def __init__(self, problem: str, knows: bool = False) -> None:
+        super().__init__(problem)
+        self.knows = knows

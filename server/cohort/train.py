@@ -1,11 +1,12 @@
-"""The training of one round: a message with its own invitation to every client of the cohort, and their replies."""
+"""The training of one round: a message with its own invitation to every client of the cohort, their replies, and what
+the strategy makes of them."""
 
+import math
 import time
-from collections.abc import Mapping
+from dataclasses import dataclass
 from logging import getLogger
-from types import MappingProxyType
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
 from splitfed.scenario import Scenario
@@ -15,11 +16,14 @@ from splitfed.server.back.whole_model import Unsplit
 from splitfed.server.cohort.attendance import Plan
 from splitfed.server.cohort.dispatch import Dispatch
 from splitfed.server.cohort.replies import checked
+from splitfed.server.weights.exchange import WeightExchange
 from splitfed.server.weights.strategy import Aggregation
 from splitfed.wire.channel import Listener
-from splitfed.wire.messages import ARRAYS, CONFIG, LACKING, VANISHED, VANISHES_AFTER
+from splitfed.wire.messages import ARRAYS, CONFIG, LACKING, VANISHED, Order, TrainMetrics
 
 log = getLogger("splitfed")
+
+Replies = dict[int, Message | None]
 
 # Flower's errors of a client that is not there, as against one that failed.
 _ABSENT = {
@@ -28,17 +32,27 @@ _ABSENT = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
 class Cohort:
-    """Lets the clients of a round train, in the scenario's order."""
+    """The clients of a round: how many images each trains on, in the order in which they train, and at which node each
+    is."""
+
+    examples: dict[int, int]
+    nodes: dict[int, int]
+
+
+class TrainPhase:
+    """Lets the clients of a round train, in the scenario's order, and aggregates what they return."""
 
     def __init__(
-        self, scenario: Scenario, dispatch: Dispatch, split: SplitServer | Unsplit, strategy: Aggregation,
-        listener: Listener,
+        self, scenario: Scenario, dispatch: Dispatch, split: SplitServer | Unsplit, listener: Listener,
+        exchange: WeightExchange, strategy: Aggregation,
     ) -> None:  # fmt: skip
-        self.dispatch, self.split, self.strategy, self.listener = dispatch, split, strategy, listener
+        self.dispatch, self.split, self.listener = dispatch, split, listener
+        self.exchange, self.strategy = exchange, strategy
         federation, engine = scenario.federation, scenario.engine
         # One shared back is trained by one client at a time: the order is made here, by whom the server messages next.
-        self.one_by_one, self.hands_on = federation.one_by_one, federation.mode == "sl"
+        self._hands_on = federation.mode == "sl"
         self._at_once = federation.at_once
         # Of clients in one process each would be done before the next is sent its message.
         self._together = federation.mode == "psl" and not isinstance(engine, Remote)
@@ -49,24 +63,50 @@ class Cohort:
         self._seconds = federation.deadline if deployed else None
         self.forgetful = set[int]()  # clients that lacked, in the last round, what its weights are measured from
 
-    def train(
-        self, round: int, examples: dict[int, int], nodes: dict[int, int], arrays: ArrayRecord, plan: Plan
-    ) -> dict[int, Message | None]:
-        """Send these weights to the clients that hold so many `examples`, and return their replies, in order of client;
-        None for one that was lost, or given up."""
+    def run(self, round: int, server_lr: float, cohort: Cohort, weights: ArrayRecord, plan: Plan) -> Replies:
+        """Let the cohort train from these weights, the back at this learning rate, and return the replies in order of
+        client; None for one that was lost, or given up."""
+        self.split.start_round(round, server_lr, cohort.examples)
+        self.exchange.open(round, sorted(cohort.examples))
+        replies = self._exchange(round, cohort, weights, plan)
+        self.split.end_round()
+        return replies
+
+    def stop(self) -> None:
+        """End an open round: streams that are still there count nothing more."""
+        self.split.end_round()
+
+    def close(self, trained: list[int]) -> None:
+        """End a round of which these clients were taken."""
+        self.exchange.close(trained)
+
+    def aggregate(
+        self, round: int, cohort: Cohort, replies: Replies, before: ArrayRecord
+    ) -> tuple[ArrayRecord | None, float]:
+        """Return the round's new weights, None where they stay as they were, and the mean loss, by examples, of all who
+        trained, whichever of them the strategy selects."""
+        taken = trained(replies)
+        if self._hands_on:
+            arrays = self._handed_on(cohort, replies)
+        else:
+            arrays = self.strategy.aggregate(round, list(taken.values()), before)
+        losses = {client: TrainMetrics.read(reply.content).loss for client, reply in taken.items()}
+        seen = sum(cohort.examples[client] for client in taken)
+        return arrays, math.fsum(cohort.examples[client] / seen * losses[client] for client in taken)
+
+    def _exchange(self, round: int, cohort: Cohort, arrays: ArrayRecord, plan: Plan) -> Replies:
         finish = _Finish(self._enough, self._seconds)
-        config = ConfigRecord({"channel": "", "token": ""})
-        configured = self.strategy.configure(round, arrays, config, [nodes[client] for client in examples])
+        nodes, examples = cohort.nodes, cohort.examples
+        configured = self.strategy.configure(round, arrays, Order.blank(), [nodes[client] for client in examples])
         messages = {client: configured[nodes[client]] for client in examples}
         for client, message in messages.items():
-            after = plan.vanish[client]
-            invite(message, self.listener, round, client, {} if after is None else {VANISHES_AFTER: after})
-        replies: dict[int, Message | None] = {}
+            invite(message, self.listener, round, client, plan.vanish[client])
+        replies: Replies = {}
         self.forgetful = set()
 
         def settle(client: int, reply: Message | None) -> None:
             lacking = reply is not None and reply.has_error() and reply.error.code == LACKING
-            if reply is not None and lacking and self.dispatch.grid.crossing.forget(client):
+            if reply is not None and lacking and self.exchange.forget(client):
                 log.warning("round %d: client %d: %s", round, client, reply.error.reason)
                 self.forgetful.add(client)
                 reply = None
@@ -90,8 +130,8 @@ class Cohort:
                 for client in wave:
                     settle(client, None)
                 continue
-            if self.hands_on:
-                messages[wave[0]].content[ARRAYS] = self.handed_on(examples, replies) or arrays
+            if self._hands_on:
+                messages[wave[0]].content[ARRAYS] = self._handed_on(cohort, replies) or arrays
             self.split.start_wave(wave)
             sent = {client: messages[client] for client in wave}
             self.dispatch.exchange(
@@ -100,30 +140,38 @@ class Cohort:
         return {client: replies[client] for client in sorted(replies)}
 
     @staticmethod
-    def handed_on(examples: dict[int, int], replies: dict[int, Message | None]) -> ArrayRecord | None:
-        """Return the front of the last client, in the order of `examples`, whose reply was taken; None before the
+    def _handed_on(cohort: Cohort, replies: Replies) -> ArrayRecord | None:
+        """Return the front of the last client, in the order of the cohort, whose reply was taken; None before the
         first."""
-        for client in reversed(examples):
-            reply = replies.get(client)
-            if reply is not None and not reply.has_error():
-                return reply.content.array_records[ARRAYS]
-        return None
+        taken = trained(replies)
+        last = next((client for client in reversed(cohort.examples) if client in taken), None)
+        return None if last is None else taken[last].content.array_records[ARRAYS]
 
 
 def invite(
-    message: Message, listener: Listener, round: int, client: int, more: Mapping[str, int] = MappingProxyType({})
-) -> None:
-    """Give a message, whose content is shared among all, what is its own client's alone: its invitation, and more."""
-    invitation = listener.invite(client, round)
+    message: Message, listener: Listener, round: int, client: int, vanishes_after: int | None = None
+) -> None:  # fmt: skip
+    """Give a message, whose content is shared among all, what is its own client's alone: its invitation, and after how
+    many mini-batches it vanishes."""
     content = RecordDict(dict(message.content))
-    config = dict(message.content.config_records[CONFIG])
-    content[CONFIG] = ConfigRecord(config | {"channel": invitation.address, "token": invitation.token, **more})
+    told = message.content.config_records[CONFIG]
+    content[CONFIG] = Order.addressed(told, listener.invite(client, round), vanishes_after)
     message.content = content
 
 
 def present(reply: Message | None) -> Message | None:
     """Return the reply, or None where it is Flower's word that the client is not there."""
     return None if reply is not None and reply.has_error() and reply.error.code in _ABSENT else reply
+
+
+def trained(replies: Replies) -> dict[int, Message]:
+    """Return the replies of those who trained."""
+    return {client: reply for client, reply in replies.items() if reply and not reply.has_error()}
+
+
+def failures(replies: Replies) -> set[str]:
+    """Return why clients failed that were there; nothing for those that were lost."""
+    return {str(reply.error.reason) for reply in replies.values() if reply and reply.has_error()}
 
 
 class _Finish:
@@ -141,8 +189,3 @@ class _Finish:
         if self._limit is not None and time.monotonic() > self._limit:
             return f"it has not finished within {self._seconds:g} s"
         return ""
-
-
-def failures(replies: dict[int, Message | None]) -> set[str]:
-    """Return why clients failed that were there; nothing for those that were lost."""
-    return {str(reply.error.reason) for reply in replies.values() if reply and reply.has_error()}

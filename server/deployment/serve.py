@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from splitfed.engines.deployment.flower_tasks import bundle
@@ -10,6 +12,7 @@ from splitfed.engines.deployment.proof import make_secret
 from splitfed.engines.deployment.tls import ServerFiles, check_host, read_server
 from splitfed.engines.runtime import Runtime, lent
 from splitfed.errors import RunError, SplitfedError
+from splitfed.model.optim import pick_device
 from splitfed.run.folder import attempt, check_resumable, create
 from splitfed.run.observer import Observer
 from splitfed.scenario import Scenario
@@ -18,17 +21,26 @@ from splitfed.scenario.engine import Deployment, Remote
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 PORT, SPLIT_PORT = 9092, 9093
 
+# Makes, for as long as a run lasts, the observers that write into its folder.
+Record = Callable[[Path], AbstractContextManager[tuple[Observer, ...]]]
+
+
+def _nothing(folder: Path) -> AbstractContextManager[tuple[Observer, ...]]:
+    return nullcontext(())
+
 
 def serve(
     scenario: Scenario | None, *, host: str = "127.0.0.1", port: int = PORT, split_port: int = SPLIT_PORT,
     tls: Path | None = None, insecure: bool = False, clients: int | None = None, enough: int | None = None,
     runs: Path = Path("runs"), resume: Path | None = None, observers: tuple[Observer, ...] = (),
+    record: Record = _nothing,
 ) -> Path:  # fmt: skip
     """Run a scenario with clients that join at `host`, and return the run's folder.
 
     Flower's messages take `port`, mini-batches `split_port`, which stays closed where none cross. `tls` is the folder
     that `splitfed certs` made; without it everything is plain text, which must be wanted (`insecure`) anywhere but on
     this machine. The run begins when `enough` clients are there (None: all); `clients` replaces the scenario's number.
+    `observers` see all of it, and those that `record` makes of the run folder see the run.
     Raises a SplitfedError for the user's mistakes, and KeyboardInterrupt after an orderly stop.
     """
     if tls is None and host not in LOOPBACK and not insecure:
@@ -52,8 +64,11 @@ def serve(
     _check_clients(scenario, files, enough)
     folder = resume or create(scenario, runs)
     try:
-        with attempt(scenario, folder):
-            _serve(scenario, folder.resolve(), files, (host, port, split_port), enough, observers)
+        training = scenario.training
+        sides = {"client": training.client, "server": training.server}
+        devices = {side: str(pick_device(settings.device)) for side, settings in sides.items()}
+        with attempt(scenario, folder, devices), record(folder) as own:
+            _serve(scenario, folder.resolve(), files, (host, port, split_port), enough, observers, own)
     except SplitfedError:
         if resume is None and not (folder / "checkpoints").exists():
             shutil.rmtree(folder, ignore_errors=True)  # a mistake in data, weights, ports or keys: nothing ran
@@ -90,7 +105,7 @@ def _check_clients(scenario: Scenario, files: ServerFiles | None, enough: int | 
 
 def _serve(
     scenario: Scenario, folder: Path, files: ServerFiles | None, place: tuple[str, int, int], enough: int | None,
-    observers: tuple[Observer, ...],
+    observers: tuple[Observer, ...], recorders: tuple[Observer, ...],
 ) -> None:  # fmt: skip
     from splitfed.server.app import app
     from splitfed.server.deployment.superlink_control import Control
@@ -121,8 +136,8 @@ def _serve(
                 control.stop_run(run)  # of an attempt that was killed
             run_id = control.start_run(app_bundle)
         runtime = Runtime(
-            observers, host=host, port=split_port, tls=tls, roster=None if nodes is None else lambda: nodes, waits=True,
-            enough=enough,
+            (*observers, *recorders), host=host, port=split_port, tls=tls,
+            roster=None if nodes is None else lambda: nodes, waits=True, enough=enough,
         )  # fmt: skip
         for observer in observers:
             observer.serving(

@@ -5,53 +5,48 @@ a group's difference is encoded once, and who is in none of the largest groups i
 few sets of weights however many clients there are.
 """
 
-import json
+from typing import Any
 
 from flwr.app import ArrayRecord
 from torch import Tensor
 
 from splitfed.errors import RunError, WireError
 from splitfed.run.ledger import Sizes
-from splitfed.run.tree import Flat
 from splitfed.seeds import Key
-from splitfed.server.weights.grid import Coded, Crossing, plain
-from splitfed.split.weight_differences import Base, Weights, base_of, restored, send
+from splitfed.server.weights.exchange import Coded, WeightExchange, plain
+from splitfed.split.weight_differences import Base, base_of, restored, send
 from splitfed.split.weights import FrontWire
-from splitfed.wire.messages import WEIGHTS
+from splitfed.wire.messages import Weights
 
 MOST_GROUPS = 3
 _WHOLE = 0  # the group of those who are sent all; the others count from 1
 
 
-class Differences(Crossing):
-    """Weights that cross as differences. `open` and `close` embrace a round; `state` is what the next one needs.
+class WeightDifferences(WeightExchange):
+    """Weights that cross as differences. `open` and `close` embrace a round."""
 
-    Raises RunError where the state of an earlier attempt is not of this front."""
-
-    def __init__(self, wire: FrontWire, state: Flat | None = None) -> None:
+    def __init__(self, wire: FrontWire) -> None:
         self.wire = wire
         self._round = 0
         self._arrays: ArrayRecord | None = None
-        self._weights: Weights = {}
+        self._weights: dict[str, Tensor] = {}
         self._group: dict[int, int] = {}  # of the clients of this round
         self._bases: dict[int, Base] = {}  # by group
-        self._sent: dict[int, tuple[Coded, Weights]] = {}  # by group: the frame, and what it makes
-        # Since the last round: which weights, by number, a client holds.
-        self._holds: dict[int, int] = {}
-        self._held: dict[int, Weights] = {}
+        self._sent: dict[int, tuple[Coded, dict[str, Tensor]]] = {}  # by group: the frame, and what it makes
+        # Since the last round: which weights, by number, a client knows.
+        self._knows: dict[int, int] = {}
+        self._known: dict[int, dict[str, Tensor]] = {}
         self._since = 0
-        if state is not None:
-            self._load(*state)
 
     def open(self, round: int, clients: list[int]) -> None:
         """Begin a round with these clients; it may be one that was begun before."""
         self._round, self._arrays, self._sent = round, None, {}
         groups: dict[int, list[int]] = {}
         for client in sorted(clients):
-            if client in self._holds and self._since == round - 1:
-                groups.setdefault(self._holds[client], []).append(client)
+            if client in self._knows and self._since == round - 1:
+                groups.setdefault(self._knows[client], []).append(client)
         largest = sorted(groups, key=lambda number: (-len(groups[number]), groups[number][0]))[:MOST_GROUPS]
-        self._bases = {place: Base(self._since, self._held[number]) for place, number in enumerate(largest, 1)}
+        self._bases = {place: Base(self._since, self._known[number]) for place, number in enumerate(largest, 1)}
         members = {client: place for place, number in enumerate(largest, 1) for client in groups[number]}
         self._group = {client: members.get(client, _WHOLE) for client in clients}
 
@@ -64,10 +59,10 @@ class Differences(Crossing):
         if group not in self._sent:
             place = key.at(group) if group else key
             sent = send(self.wire, self._weights, self._bases.get(group), place, round, -1)
-            self._sent[group] = ({WEIGHTS: sent.packed.buffer}, self.wire.sizes(sent.packed)), sent.held
+            self._sent[group] = (Weights(sent.packed.buffer), self.wire.sizes(sent.packed)), sent.held
         return self._sent[group][0]
 
-    def up(self, buffer: bytes, client: int) -> tuple[Weights, dict[str, Sizes]]:
+    def up(self, buffer: bytes, client: int) -> tuple[dict[str, Tensor], dict[str, Sizes]]:
         """Read a client's frame, and return its weights, to which what it was sent is added. Raises WireError."""
         difference, frame = self.wire.unpack(buffer)
         base, sent = base_of(frame), self._sent.get(self._group.get(client, -1))
@@ -76,33 +71,29 @@ class Differences(Crossing):
         return restored(sent[1], difference), self.wire.sizes(frame)
 
     def forget(self, client: int) -> bool:
-        """Hear that a client has not what it was thought to hold: it is sent all when it is next drawn. Return whether
+        """Hear that a client has not what it was thought to know: it is sent all when it is next drawn. Return whether
         that can be."""
-        self._holds.pop(client, None)
+        self._knows.pop(client, None)
         return self._group.get(client, _WHOLE) != _WHOLE
 
     def close(self, clients: list[int]) -> None:
-        """End the round: these clients were trained, and hold what they were sent."""
-        self._holds = {client: self._group[client] for client in clients}
-        self._held = {group: self._sent[group][1] for group in sorted(set(self._holds.values()))}
+        """End the round: these clients were trained, and know what they were sent."""
+        self._knows = {client: self._group[client] for client in clients}
+        self._known = {group: self._sent[group][1] for group in sorted(set(self._knows.values()))}
         self._since, self._sent, self._bases, self._group = self._round, {}, {}, {}
         self._arrays, self._weights = None, {}
 
-    def state(self) -> Flat | None:
-        """Return what the next round needs."""
-        tensors = {f"{number}/{name}": t for number, held in self._held.items() for name, t in held.items()}
-        return tensors, json.dumps({"round": self._since, "holds": sorted(self._holds.items())})
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next round needs: which weights are known since which round, and who knows which."""
+        return {"round": self._since, "knows": dict(self._knows), "known": dict(self._known)}
 
-    def _load(self, tensors: dict[str, Tensor], text: str) -> None:
-        try:
-            said = json.loads(text)
-            self._since, self._holds = int(said["round"]), {int(client): int(n) for client, n in said["holds"]}
-            self._held = {
-                number: {name: tensors[f"{number}/{name}"] for name in self.wire.shapes}
-                for number in set(self._holds.values())
-            }
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"the checkpoint does not say what the clients hold ({error!r})") from None
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what an earlier attempt's `state_dict` returned. Raises KeyError where it is not of this front."""
+        self._since, self._knows = state["round"], dict(state["knows"])
+        self._known = {
+            number: {name: state["known"][number][name] for name in self.wire.shapes}
+            for number in set(self._knows.values())
+        }
 
     def _take(self, arrays: ArrayRecord) -> None:
         weights = plain(arrays)

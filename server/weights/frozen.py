@@ -1,29 +1,29 @@
 """What is frozen of the clients' part of the model crosses once for each client, beside the weights of its round."""
 
-import json
+from dataclasses import replace
+from typing import Any
 
 from flwr.app import ArrayRecord
+from torch import Tensor
 
-from splitfed.errors import RunError
 from splitfed.run.ledger import Sizes
-from splitfed.run.tree import Flat
 from splitfed.scenario.compression import Compression
 from splitfed.seeds import Key
-from splitfed.server.weights.differences import Differences
-from splitfed.server.weights.grid import Coded, Crossing, Whole
+from splitfed.server.weights.differences import WeightDifferences
+from splitfed.server.weights.exchange import Coded, WeightExchange, WholeWeights
 from splitfed.split.client_part import Held
-from splitfed.split.weight_differences import Weights
 from splitfed.split.weights import FrontWire
-from splitfed.wire.messages import ONCE
 
 
-class Once(Crossing):
-    """Adds `frozen` weights to what another crossing sends a client, until the client has them.
+class FrozenOnce(WeightExchange):
+    """Adds `frozen` weights to what another exchange sends a client, until the client has them.
 
     All get the same frame, which is drawn from `key` alone. `has`, who has them already, is shared by all that send
     them."""
 
-    def __init__(self, inner: Crossing, wire: FrontWire, frozen: Weights, key: Key, has: set[int]) -> None:
+    def __init__(
+        self, inner: WeightExchange, wire: FrontWire, frozen: dict[str, Tensor], key: Key, has: set[int]
+    ) -> None:  # fmt: skip
         self._inner, self._wire, self._frozen, self._key, self._has = inner, wire, frozen, key, has
         self._relied = set[int]()  # who was sent a message without them
         self._coded: tuple[int, bytes, dict[str, Sizes]] | None = None
@@ -34,24 +34,24 @@ class Once(Crossing):
 
     def down(self, arrays: ArrayRecord, client: int, round: int, key: Key) -> Coded:
         """Return a client's frames, and what both add to the ledger."""
-        frames, sizes = self._inner.down(arrays, client, round, key)
+        weights, sizes = self._inner.down(arrays, client, round, key)
         if client in self._has:
             self._relied.add(client)
-            return frames, sizes
+            return weights, sizes
         self._relied.discard(client)
         if self._coded is None or self._coded[0] != round:
             packed = self._wire.pack(self._frozen, self._key, round, -1)
             self._coded = (round, packed.buffer, self._wire.sizes(packed))
         _, buffer, once = self._coded
         both = {role: sizes.get(role, Sizes()) + once.get(role, Sizes()) for role in {**sizes, **once}}
-        return {**frames, ONCE: buffer}, both
+        return replace(weights, once=buffer), both
 
-    def up(self, buffer: bytes, client: int) -> tuple[Weights, dict[str, Sizes]]:
+    def up(self, buffer: bytes, client: int) -> tuple[dict[str, Tensor], dict[str, Sizes]]:
         """Read a client's frame and return its weights. Raises WireError."""
         return self._inner.up(buffer, client)
 
     def forget(self, client: int) -> bool:
-        """Hear that a client has not what it was thought to hold: it is sent all. Return whether that can be."""
+        """Hear that a client has not what it was thought to know: it is sent all. Return whether that can be."""
         self._has.discard(client)
         return self._inner.forget(client) | (client in self._relied)
 
@@ -60,31 +60,27 @@ class Once(Crossing):
         self._has |= set(clients)
         self._inner.close(clients)
 
-    def state(self) -> Flat:
-        """Return what the next round needs."""
-        tensors, text = self._inner.state() or ({}, None)
-        return tensors, json.dumps({"has": sorted(self._has), "each_round": text})
+    def state_dict(self) -> dict[str, Any]:
+        """Return who has the frozen weights, and what the exchange of the others needs."""
+        return {"has": sorted(self._has), "each_round": self._inner.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what an earlier attempt's `state_dict` returned."""
+        self._has.clear()
+        self._has.update(state["has"])
+        if state["each_round"]:
+            self._inner.load_state_dict(state["each_round"])
 
 
-def crossings_of(
-    held: Held, compression: Compression, key: Key, state: Flat | None
-) -> tuple[Crossing, Crossing]:  # fmt: skip
-    """Return how the weights of what clients hold cross each round, and to be evaluated; and give `held` those that all
-    clients will have of what is frozen. `state` is that of an earlier attempt. Raises RunError where it cannot be
-    read."""
-    frozen, has = held.frozen(), set[int]()
-    wire = FrontWire.of(held, compression)
-    if frozen and state is not None:
-        try:
-            said = json.loads(state[1])
-            has = {int(client) for client in said["has"]}
-            state = None if said["each_round"] is None else (state[0], str(said["each_round"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"the checkpoint does not say which clients have the frozen weights ({error!r})") from None
-    each_round: Crossing = Differences(wire, state) if wire.delta else Whole(wire)
-    evaluation = Whole(wire, purpose="evaluation")
+def exchanges_of(part: Held, compression: Compression, key: Key) -> tuple[WeightExchange, WeightExchange]:
+    """Return how the weights of what clients hold cross each round, and how to be evaluated; and give `part` those that
+    all clients will have of what is frozen."""
+    wire = FrontWire.of(part, compression)
+    each_round: WeightExchange = WeightDifferences(wire) if wire.delta else WholeWeights(wire)
+    evaluation = WholeWeights(wire, purpose="evaluation")
+    frozen = {name: tensor.cpu().clone() for name, tensor in part.frozen().items()}
     if not frozen:
         return each_round, evaluation
-    frozen, once, key = {n: t.cpu().clone() for n, t in frozen.items()}, FrontWire(frozen, compression), key.at("once")
-    held.load_frozen(once.unpack(once.pack(frozen, key, 0, -1).buffer)[0])
-    return Once(each_round, once, frozen, key, has), Once(evaluation, once, frozen, key, has)
+    has, once, key = set[int](), FrontWire(frozen, compression), key.at("once")
+    part.load_frozen(once.unpack(once.pack(frozen, key, 0, -1).buffer)[0])
+    return FrozenOnce(each_round, once, frozen, key, has), FrozenOnce(evaluation, once, frozen, key, has)

@@ -15,17 +15,16 @@ from flwr.serverapp.strategy import Strategy
 from splitfed.errors import RunError
 from splitfed.federation.own_strategy import OwnStrategy
 from splitfed.federation.strategies import StrategySettings
-from splitfed.run.tree import Flat, flatten, unflatten
 from splitfed.server.weights.grid import CohortGrid
-from splitfed.wire.messages import ARRAYS, CONFIG
+from splitfed.wire.messages import ARRAYS, CONFIG, EXAMPLES, TRAIN_LOSS
 
 log = getLogger("splitfed")
 
 # What Flower's strategies have as attributes and the platform decides: all of the cohort, under our names.
 _OURS = {
     "fraction_train": 1.0, "fraction_evaluate": 1.0, "min_train_nodes": 1, "min_evaluate_nodes": 1,
-    "min_available_nodes": 1, "weighted_by_key": "num-examples", "arrayrecord_key": ARRAYS, "configrecord_key": CONFIG,
-    "train_loss_key": "train-loss",
+    "min_available_nodes": 1, "weighted_by_key": EXAMPLES, "arrayrecord_key": ARRAYS, "configrecord_key": CONFIG,
+    "train_loss_key": TRAIN_LOSS,
 }  # fmt: skip
 
 
@@ -91,33 +90,22 @@ class Aggregation:
             )
         return made
 
-    def state(self) -> Flat | None:
-        """Return what the next round needs beside the settings; None where that is nothing.
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next round needs beside the settings; nothing where that is nothing.
 
         It is what a strategy's `state_dict` returns, if it has one, and else all attributes that have changed since it
-        was made, or may have, functions aside. Raises RunError for one that no checkpoint can hold."""
+        was made, or may have, functions aside."""
         if hasattr(self.strategy, "state_dict"):
-            state = self.strategy.state_dict()
-        else:
-            state = {name: value for name, value in vars(self.strategy).items() if not self._as_made(name, value)}
-        try:
-            return flatten(state) if state else None
-        except TypeError as error:
-            raise RunError(
-                f"federation.strategy: {self.name}: a checkpoint cannot hold its state, where {error}: give the class "
-                "state_dict() and load_state_dict()"
-            ) from None
+            return self.strategy.state_dict()
+        return {name: value for name, value in vars(self.strategy).items() if not self._as_made(name, value)}
 
-    def load(self, state: Flat | None) -> None:
-        """Take over what `state` returned in an earlier attempt. Raises RunError where it is not this strategy's."""
-        if state is None:
-            return
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what an earlier attempt's `state_dict` returned. Raises RunError where it is another's."""
         try:
-            found = unflatten(*state)
             if hasattr(self.strategy, "load_state_dict"):
-                self.strategy.load_state_dict(found)
+                self.strategy.load_state_dict(state)
             else:
-                vars(self.strategy).update(found)
+                vars(self.strategy).update(state)
         except Exception as error:
             raise self._failed("the state in the checkpoint cannot be read", error) from error
 

@@ -1,54 +1,64 @@
 """Checkpoints: everything that the next round needs, written at the end of each round or not at all.
 
-`checkpoints/round-000012/` holds `model.safetensors` (front and back under timm's names), `optimiser.safetensors` (the
-back's), `state.json` and, where there is such a state, `strategy.safetensors` (the strategy's arrays, and the rest as
-metadata) and, alike, `held.safetensors` (the weights that clients hold, and who holds which). A folder by that name is
-complete: it is written beside and renamed.
+Whatever must survive a kill has a `state_dict` and a `load_state_dict`, and is registered under a name. A checkpoint,
+`checkpoints/round-000012/`, holds `<name>.safetensors` for each: a flat mapping of tensors as it is (so
+`model.safetensors` has timm's names), nested values as tensors with the rest as metadata. What JSON can hold alone
+stands in `state.json`, beside the run's progress. A folder by that name is complete: it is written beside and renamed.
 """
 
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from splitfed.errors import RunError
+from splitfed.errors import RunError, SplitfedError
 from splitfed.files import sync
-from splitfed.model.optim import OptimiserState, flatten, unflatten
-from splitfed.run.tree import Flat
+from splitfed.run.tree import flatten, unflatten
 
-_STRATEGY, _HELD = "strategy", "held"
+_STATE, _NESTED = "state.json", "state"
+# What a checkpoint of 0.1 has under another name, and what of it this version cannot read.
+_EXAMPLES, _ALIGNED, _UNREADABLE = "examples", "aligned", "held.safetensors"
+
+State = dict[str, Any]
+
+
+class Stateful(Protocol):
+    """What has a state that a run goes on with: nested dicts and lists of tensors, arrays and plain values."""
+
+    def state_dict(self) -> State:
+        """Return what the next round needs; nothing where that is nothing."""
+        ...
+
+    def load_state_dict(self, state: State) -> None:
+        """Take over what `state_dict` returned in an earlier attempt."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands: the finished round, the attempt that finished it, seconds so far, the lengths in bytes that
-    `ledger.csv` and `metrics.csv` had, the examples that each client trains on, the clients that have fitted an encoder
-    to their images, and the length of `clients.csv`, 0 where there was none."""
+    """Where a run stands: the finished round, the attempt that finished it, seconds so far, and the lengths in bytes
+    that `ledger.csv`, `metrics.csv` and `clients.csv` had, 0 where there was none."""
 
     round: int
     attempt: int
     seconds: float
     ledger_bytes: int
     metrics_bytes: int
-    examples: list[int]
-    aligned: list[int] = field(default_factory=list)
     clients_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint as read: the model under timm's names, the back's optimiser, the progress, and, if there is any, the
-    strategy's state and what clients hold of the weights."""
+    """A checkpoint as read: where the run stands, and the states by name."""
 
-    model: dict[str, Tensor]
-    optimiser: OptimiserState
+    folder: Path
     progress: Progress
-    strategy: Flat | None = None
-    held: Flat | None = None
+    states: dict[str, State] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -56,37 +66,52 @@ class Checkpoints:
 
     def __init__(self, run: Path, keep: int = 1) -> None:
         self._folder, self._keep = run / "checkpoints", keep
+        self._parts: dict[str, Stateful] = {}
 
     def _all(self) -> list[Path]:
         return sorted(self._folder.glob("round-*"))
 
-    def save(
-        self, model: dict[str, Tensor], optimiser: OptimiserState, progress: Progress, strategy: Flat | None = None,
-        held: Flat | None = None,
-    ) -> None:  # fmt: skip
-        """Write a checkpoint; when this returns it is on disk."""
+    def register(self, **parts: Stateful) -> None:
+        """Save and restore these from now on, each under its name."""
+        self._parts |= parts
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint; when this returns it is on disk. Raises RunError for a state that none can hold."""
         self._folder.mkdir(exist_ok=True)
         scratch, final = self._folder / ".new", self._folder / f"round-{progress.round:06d}"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        files: list[tuple[str, dict[str, Tensor], dict[str, str] | None]] = [
-            ("model", model, None),
-            ("optimiser", flatten(optimiser), None),
-        ]
-        for name, state in ((_STRATEGY, strategy), (_HELD, held)):
-            if state is not None:
-                files.append((name, state[0], {"state": state[1]}))
-        for name, tensors, metadata in files:
+        plain: dict[str, State] = {}
+        for name, part in self._parts.items():
+            if not (state := part.state_dict()):
+                continue
+            tensors, nested = _tensors(name, state)
+            if not tensors and _plain(state):
+                plain[name] = state
+                continue
             path = scratch / f"{name}.safetensors"
-            save_file({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, path, metadata)
+            save_file(tensors, path, None if nested is None else {_NESTED: nested})
             sync(path)
-        (scratch / "state.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
-        sync(scratch / "state.json")
+        text = json.dumps({**asdict(progress), "states": plain}, indent=2)
+        (scratch / _STATE).write_text(text + "\n")
+        sync(scratch / _STATE)
         shutil.rmtree(final, ignore_errors=True)
         scratch.rename(final)
         sync(self._folder)
         for old in self._all()[: -self._keep]:
             shutil.rmtree(old)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Give what is registered its state back. Raises RunError for a state that is another's."""
+        for name, part in self._parts.items():
+            if name not in checkpoint.states:
+                continue
+            try:
+                part.load_state_dict(checkpoint.states[name])
+            except SplitfedError:
+                raise
+            except Exception as error:
+                raise RunError(f"{checkpoint.folder}: not the state of this run's {name} ({error!r})") from error
 
     def rounds(self) -> list[int]:
         """Return the rounds after which a checkpoint was written, ascending: those that are still there."""
@@ -118,17 +143,53 @@ class Checkpoints:
         if not (found := self._all()):
             return None
         folder = found[-1]
+        if (folder / _UNREADABLE).exists():
+            raise RunError(
+                f"{folder}: splitfed 0.1 began this run, and what its clients hold of the weights is written otherwise "
+                "now: go on with that version, or start a new run"
+            )
         try:
-            progress = Progress(**json.loads((folder / "state.json").read_text()))
-            model, optimiser = (load_file(folder / f"{name}.safetensors") for name in ("model", "optimiser"))
-            strategy, held = (_flat(folder / f"{name}.safetensors") for name in (_STRATEGY, _HELD))
-        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            said = json.loads((folder / _STATE).read_text())
+            states = said.pop("states") if "states" in said else _of_0_1(said)
+            progress = Progress(**said)
+            states |= {path.stem: _read(path) for path in sorted(folder.glob("*.safetensors"))}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
             raise RunError(f"{folder}: broken checkpoint ({error}); delete it to go on from the one before") from error
-        return Checkpoint(model, unflatten(optimiser), progress, strategy, held)
+        return Checkpoint(folder, progress, states)
 
 
-def _flat(path: Path) -> Flat | None:
-    if not path.exists():
-        return None
+def _tensors(name: str, state: State) -> tuple[dict[str, Tensor], str | None]:
+    """Return a state's tensors by name, and what they are part of as text; None where they are all there is."""
+    if all(isinstance(value, Tensor) for value in state.values()):
+        return {key: value.detach().cpu().contiguous() for key, value in state.items()}, None
+    try:
+        return flatten(state)
+    except TypeError as error:
+        raise RunError(
+            f"{name}: a checkpoint cannot hold its state, where {error}: give the class state_dict() and "
+            "load_state_dict()"
+        ) from None
+
+
+def _plain(state: State) -> bool:
+    """Whether JSON gives a state back as it was."""
+    try:
+        return json.loads(json.dumps(state)) == state
+    except (TypeError, ValueError):
+        return False
+
+
+def _read(path: Path) -> State:
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {})["state"]  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        nested = (file.metadata() or {}).get(_NESTED)
+    return tensors if nested is None else unflatten(tensors, nested)
+
+
+def _of_0_1(said: dict[str, Any]) -> dict[str, State]:
+    """Take the states out of a `state.json` as splitfed 0.1 wrote it."""
+    examples = said.pop(_EXAMPLES)
+    return {
+        "roster": {"examples": [[client, number] for client, number in enumerate(examples) if number]},
+        "alignment": {"aligned": said.pop(_ALIGNED, [])},
+    }

@@ -70,21 +70,16 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def attempt(scenario: Scenario, folder: Path) -> Iterator[None]:
-    """Hold a run folder for an attempt at its run: set torch's threads, and write down what it runs with."""
+def attempt(scenario: Scenario, folder: Path, devices: dict[str, str]) -> Iterator[None]:
+    """Hold a run folder for an attempt at its run: set torch's threads, and write down what it runs with, such as the
+    `devices` of both sides. Raises RunError where another process has it."""
     import torch
-
-    from splitfed.model.optim import pick_device
 
     threads = torch.get_num_threads()
     try:
         if scenario.engine.threads:
             torch.set_num_threads(scenario.engine.threads)
         with locked(folder):
-            devices = {
-                "client": str(pick_device(scenario.training.client.device)),
-                "server": str(pick_device(scenario.training.server.device)),
-            }
             write_environment(folder, torch.get_num_threads(), devices)
             yield
     finally:

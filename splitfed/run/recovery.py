@@ -20,11 +20,11 @@ class Recovered:
     history: list[tuple[Metrics, Totals]]
 
 
-def recover(folder: Path, keep: int) -> Recovered:
+def recover(folder: Path, checkpoints: Checkpoints) -> Recovered:
     """Prepare a new or interrupted run: cut `ledger.csv`, `metrics.csv` and `clients.csv` to the last checkpoint, and
     move the rows of rounds that were not finished, or whose checkpoint was not, to `wasted.csv`. Raises RunError for a
     run of another version, whose rows have other columns."""
-    checkpoint = Checkpoints(folder, keep).latest()
+    checkpoint = checkpoints.latest()
     progress = checkpoint.progress if checkpoint else None
     if progress and (folder / "metrics.csv").read_text().partition("\n")[0] != HEADER.rstrip():
         raise RunError(f"{folder}: an earlier version of splitfed began this run, go on with that one or start it anew")

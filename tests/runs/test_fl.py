@@ -6,8 +6,8 @@ import pytest
 import torch
 from deployed import deployment
 from helpers import small, table
+from models import newest
 from torch import nn
-from whole import newest
 
 from splitfed import compare, estimate, simulate
 from splitfed.data.batches import batches

@@ -9,8 +9,8 @@ import pytest
 import torch
 from channels import losing
 from helpers import ADC, PLAIN, small, table
+from models import newest
 from torch import nn
-from whole import newest
 
 from splitfed import estimate, simulate
 from splitfed.clients.steps import PrivateStep

@@ -5,9 +5,9 @@ import threading
 import pytest
 import torch
 from helpers import ADC, PLAIN, small
+from models import newest, whole_model
 from outcomes import outcome
 from torch import nn
-from whole import newest, whole_model
 
 from splitfed import Scenario, simulate
 from splitfed.clients.steps import SplitStep

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 
 from splitfed import Scenario, simulate
 from splitfed.errors import RunError
+from splitfed.run.observer import Observer
 from splitfed.run.recovery import wasted_bytes
+from splitfed.server.cohort.attendance import Attendance
 
 # Children start from a process that has imported everything already.
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -185,17 +187,15 @@ def test_ctrl_c_while_the_round_is_evaluated(mode, tmp_path, monkeypatch):
 @pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
 def test_ctrl_c_between_two_rounds(mode, tmp_path, monkeypatch):
     """The backs of the round before are settled, those of the next not handed out."""
-    from splitfed.server.rounds import Rounds
+    plan, sample = scenario(mode), Attendance.sample
 
-    plan, cohort = scenario(mode), Rounds._cohort
-
-    def interrupted(self, round):
+    def interrupted(self, round, there):
         if round == 3:
             raise KeyboardInterrupt
-        return cohort(self, round)
+        return sample(self, round, there)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Rounds, "_cohort", interrupted)
+        patch.setattr(Attendance, "sample", interrupted)
         with pytest.raises(KeyboardInterrupt):
             simulate(plan, runs=tmp_path)
     (folder,) = tmp_path.glob("small-*")
@@ -234,3 +234,36 @@ def test_only_some_checkpoints_stay(tmp_path):
         f"round-{number:06d}" for number in (2, 3, 4)
     ]
     assert torch.is_tensor(load_file(folder / "checkpoints/round-000004/optimiser.safetensors")["0/exp_avg"])
+
+
+def test_a_run_of_0_1_goes_on(tmp_path):
+    """Its checkpoints have the examples of clients beside the run's progress, and an optimiser's file always."""
+    plan, folder = scenario("sfl-v1"), stopped_in_round_3(tmp_path)
+    for state in folder.glob("checkpoints/*/state.json"):
+        said = json.loads(state.read_text())
+        states = said.pop("states")
+        examples = dict(states["roster"]["examples"])
+        old = {"examples": [examples.get(client, 0) for client in range(3)], "aligned": states["alignment"]["aligned"]}
+        state.write_text(json.dumps(said | old))
+    simulate(resume=folder)
+    assert outcome(folder) == outcome(simulate(plan, runs=tmp_path / "whole").folder)
+
+
+def test_what_clients_hold_in_a_run_of_0_1_is_refused_in_a_line(tmp_path):
+    folder = stopped_in_round_3(tmp_path)
+    for checkpoint in folder.glob("checkpoints/*"):
+        (checkpoint / "held.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match=r"splitfed 0\.1 began this run, .*: go on with that version, or start a new"):
+        simulate(resume=folder)
+
+
+def stopped_in_round_3(runs: Path) -> Path:
+    class Impatient(Observer):
+        def progress(self, round: int, share: float) -> None:
+            if round == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(scenario("sfl-v1"), runs=runs, observers=(Impatient(),))
+    (folder,) = runs.glob("small-*")
+    return folder

@@ -15,6 +15,7 @@ from splitfed.model.build import Back, Front
 from splitfed.model.optim import pick_device
 from splitfed.run.observer import Observer
 from splitfed.scenario.budget import uncompressed_epoch
+from splitfed.server.cohort.attendance import Attendance
 
 
 def model(result) -> dict[str, torch.Tensor]:
@@ -58,12 +59,10 @@ def test_loader_processes_change_nothing(tmp_path):
 
 
 def test_sfl_v1_does_not_depend_on_the_order_of_clients(tmp_path, monkeypatch):
-    from splitfed.server.rounds import Rounds
-
     plan = small("federation.mode=sfl-v1", "federation.rounds=1")
     one = simulate(plan, runs=tmp_path)
-    cohort = Rounds._cohort
-    monkeypatch.setattr(Rounds, "_cohort", lambda self, round: cohort(self, round)[::-1])
+    sample = Attendance.sample
+    monkeypatch.setattr(Attendance, "sample", lambda self, round, there: sample(self, round, there)[::-1])
     two = simulate(plan, runs=tmp_path)
     for name, tensor in model(one).items():
         torch.testing.assert_close(model(two)[name], tensor, rtol=1e-6, atol=1e-7)

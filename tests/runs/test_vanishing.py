@@ -8,9 +8,9 @@ import pytest
 import torch
 from deployed import deployment
 from helpers import small, table
+from models import newest
 from outcomes import data_rows, outcome
 from safetensors.torch import load_file
-from whole import newest
 
 from splitfed import Scenario, compare, simulate
 from splitfed.errors import RunError

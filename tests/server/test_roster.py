@@ -11,9 +11,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from splitfed.errors import RunError
 from splitfed.server.cohort import dispatch as dispatching
 from splitfed.server.cohort import roster as module
-from splitfed.server.cohort.dispatch import Dispatch
+from splitfed.server.cohort.dispatch import Dispatch, Mail
 from splitfed.server.cohort.roster import Roster
-from splitfed.wire.messages import CONFIG
+from splitfed.wire.messages import CONFIG, Question
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,7 @@ class Nodes:
 
     def __init__(self, answers: dict[int, Answer]) -> None:
         self.answers, self.clients = answers, {}
+        self.introduce = self.clients.__setitem__
         self.sent: dict[str, Message] = {}
         self.pulled: list[str] = []
 
@@ -74,7 +75,10 @@ def fails(message: Message) -> Message:
 
 def roster(nodes: Nodes, clients: int = 3, known: dict[int, int] | None = None, **more: Any) -> Roster:
     more = {"waits": True, "keys": None, "joined": lambda client, examples, missing: None} | more
-    return Roster(Dispatch(nodes), clients, {"protocol": 1}, known or {}, **more)  # type: ignore[arg-type]
+    made = Roster(Mail(nodes), clients, Question(), **more)  # type: ignore[arg-type]
+    if known:
+        made.load_state_dict({"examples": list(known.items())})
+    return made
 
 
 def test_clients_are_known_by_what_they_say_and_asked_once():
@@ -159,6 +163,14 @@ def test_a_node_that_is_no_client_is_refused(answer, problem, caplog):
     assert told == ([] if knows_already else [caplog.records[0].getMessage()])
 
 
+@pytest.mark.parametrize("held", [-1, 0, 7, 9, 10**9, 8.0, "8", True])
+def test_a_client_that_holds_out_more_or_less_than_asked_for_is_refused(held):
+    answer = says(**{"partition-id": 0, "num-examples": 24, "held-out": held})
+    with pytest.raises(RunError, match=f"client 0 says that it holds out {held} images beside 24"):
+        roster(Nodes({80: answer}), share=0.25, waits=False).gather(1)
+    assert roster(Nodes({80: says(**{"partition-id": 0, "num-examples": 24, "held-out": 8})}), share=0.25).online()
+
+
 def test_no_client_can_pass_for_another():
     nodes = Nodes({70: holds(1), 80: holds(1), 90: holds(0)})
     one = roster(nodes, keys=lambda: {80: 1, 70: 0})  # 90 has a key of its own, which nobody handed out
@@ -236,7 +248,7 @@ def test_who_comes_during_a_round_is_greeted_at_once(monkeypatch):
     nodes.answers[70] = late
     settled: list[int] = []
     message = Message(RecordDict(), 70, "train")
-    one.dispatch.exchange({0: message}, set, lambda client, reply: settled.append(client))
+    Dispatch(one.mail, one.meanwhile).exchange({0: message}, set, lambda client, reply: settled.append(client))
     assert (greeted, settled) == ([0, 1], [0])
 
 
@@ -248,7 +260,7 @@ def test_a_run_that_does_not_wait_ends_when_all_have_answered_and_some_are_missi
 def exchange(nodes: Nodes, messages: dict[int, Message], lost: Callable[[], set[int]]) -> list[tuple[int, str | None]]:
     settled: list[tuple[int, str | None]] = []
     nodes.clients = {message.metadata.dst_node_id: client for client, message in messages.items()}
-    dispatch = Dispatch(nodes)  # type: ignore[arg-type]
+    dispatch = Dispatch(Mail(nodes))  # type: ignore[arg-type]
     dispatch.exchange(messages, lost, lambda client, reply: settled.append((client, reply and str(reply.content))))
     return settled
 

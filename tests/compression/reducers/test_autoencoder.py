@@ -4,12 +4,11 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from helpers import PLAIN, small, table
+from models import newest, whole_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from whole import newest, whole_model
 
 from splitfed import estimate, simulate
-from splitfed.clients.orders import Alignment
 from splitfed.clients.state import ClientState
 from splitfed.clients.worker import Worker
 from splitfed.compression.expect import Geometry
@@ -25,6 +24,7 @@ from splitfed.split.autoencoder import Aligner, Public, align
 from splitfed.testing import PLAIN as PLAIN_PACKING
 from splitfed.testing import arrive, check_reducer, cut_for, send
 from splitfed.wire.frame import pack
+from splitfed.wire.messages import AlignOrder, Weights
 
 GEOMETRY = Geometry(batch=6, tokens=7, width=12, prefix=2, classes=4)
 EXACT = [*PLAIN, "compression.parts.lossless=none"]
@@ -353,11 +353,10 @@ def test_a_client_that_cannot_be_aligned_sits_the_round_out(weights, tmp_path, m
     "config", [{}, {"server-round": 0, "both": True}, {"server-round": 1}, {"server-round": 1, "both": 1}]
 )
 def test_an_order_that_is_none(config):
-    content = RecordDict({"config": ConfigRecord(config), "wire": ConfigRecord({"weights": b"x"})})
     with pytest.raises(WireError):
-        Alignment.read(content)
+        AlignOrder.read(RecordDict({"config": ConfigRecord(config)}))
     with pytest.raises(WireError):
-        Alignment.read(RecordDict({"config": ConfigRecord({"server-round": 1, "both": True}), "arrays": ArrayRecord()}))
+        Weights.read(RecordDict({"config": ConfigRecord({"server-round": 1, "both": True}), "arrays": ArrayRecord()}))
 
 
 def test_the_contract(weights):

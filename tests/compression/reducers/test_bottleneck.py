@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from helpers import PLAIN, small, table
+from models import newest, whole_model
 from safetensors.torch import load_file
 from torch import nn
-from whole import newest, whole_model
 
 from splitfed import estimate, simulate
 from splitfed.clients.worker import Worker

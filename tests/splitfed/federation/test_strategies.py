@@ -12,14 +12,13 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from helpers import PLAIN, small, table
+from models import newest
 from places import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
-from whole import newest
 
 from splitfed import Scenario, simulate
-from splitfed.clients.orders import Order
 from splitfed.clients.settings import Settings
 from splitfed.clients.worker_pool import leased
 from splitfed.data.batches import batches
@@ -35,6 +34,7 @@ from splitfed.scenario.sections import Federation
 from splitfed.seeds import Key
 from splitfed.server.weights.strategy import Aggregation
 from splitfed.split.assembly import assemble
+from splitfed.wire.messages import Order
 
 SETTINGS = {
     kind(section): section for section in sections(Federation.model_fields["strategy"].annotation) if kind(section)
@@ -461,7 +461,7 @@ def test_the_proximal_term_is_in_the_clients_loss(reducer, tmp_path):
 def test_a_proximal_weight_that_is_none_is_refused():
     def order(**more) -> Order:
         config = {"server-round": 1, "channel": "", "token": ""} | more
-        return Order.read(RecordDict({"config": ConfigRecord(config), "wire": ConfigRecord({"weights": b""})}))
+        return Order.read(RecordDict({"config": ConfigRecord(config)}))
 
     assert order().proximal == 0
     assert order(**{"proximal-mu": 0.5}).proximal == 0.5

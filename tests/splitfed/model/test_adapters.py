@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import small, table
+from models import newest
 from safetensors.torch import load_file, save_file
-from whole import newest
 
 from splitfed import Scenario, export, simulate
 from splitfed.errors import ModelError, RunError, ScenarioError
 from splitfed.model.attention import ClsAttention
 from splitfed.model.build import timm
 from splitfed.model.parts import Parts
+from splitfed.server.cohort.attendance import Attendance
 from splitfed.split.assembly import assemble, check_model
 
 LORA = "model.adapter={kind: lora, rank: 3, alpha: 5, targets: [qkv, proj, fc1]}"
@@ -150,17 +151,16 @@ def test_an_interrupted_run_goes_on_bit_for_bit(mode, tmp_path, monkeypatch):
 
 
 def test_a_client_that_lost_them_is_sent_the_frozen_weights_again(tmp_path, monkeypatch):
-    from splitfed.server.rounds import Rounds
+    sample, seen = Attendance.sample, []
 
-    cohort, seen = Rounds._cohort, []
-
-    def losing(self, round):
+    def losing(self, round, there):
         seen.append(round)
         if seen == [1, 2]:
-            (self.folder / "clients/frozen.safetensors").write_bytes(b"torn")
-        return cohort(self, round)
+            (folder,) = tmp_path.iterdir()
+            (folder / "clients/frozen.safetensors").write_bytes(b"torn")
+        return sample(self, round, there)
 
-    monkeypatch.setattr(Rounds, "_cohort", losing)
+    monkeypatch.setattr(Attendance, "sample", losing)
     folder = run(tmp_path, NORMS, "federation.clients=1", "federation.rounds=3")
     assert seen == [1, 2, 2, 3]
     sent = weights_sent(folder)

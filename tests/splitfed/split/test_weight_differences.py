@@ -17,8 +17,9 @@ from splitfed.clients.weights import Crossing
 from splitfed.errors import Lacking, RunError, ScenarioError, WireError
 from splitfed.scenario.compression import Compression
 from splitfed.seeds import Key
-from splitfed.server.weights.differences import MOST_GROUPS, Differences
-from splitfed.server.weights.grid import Whole
+from splitfed.server.cohort.attendance import Attendance
+from splitfed.server.weights.differences import MOST_GROUPS, WeightDifferences
+from splitfed.server.weights.exchange import WholeWeights
 from splitfed.split.weight_differences import Base, base_of, restored, send
 from splitfed.split.weights import FrontWire
 
@@ -114,9 +115,9 @@ class Client:
     def __init__(self, number: int, one: FrontWire, folder: Path) -> None:
         self.number, self.wire, self.state = number, one, ClientState(folder, number)
 
-    def train(self, server: Differences, front: ArrayRecord, round: int) -> dict[str, torch.Tensor]:
-        frames, _ = server.down(front, self.number, round, KEY.at(round))
-        buffer = frames["weights"]
+    def train(self, server: WeightDifferences, front: ArrayRecord, round: int) -> dict[str, torch.Tensor]:
+        sent, _ = server.down(front, self.number, round, KEY.at(round))
+        buffer = sent.weights
         crossing = Crossing(self.wire, NONE, self.state, round, self.number)
         new = added(crossing.down(buffer)[0], weights(100 * round + self.number, 0.01))
         self.last_down = base_of(self.wire.unpack(buffer)[1])
@@ -127,7 +128,7 @@ class Client:
 
 def test_who_was_lost_is_sent_all_and_groups_are_few(tmp_path):
     one = wire(codec={"kind": "uniform", "bits": 8})
-    server, clients = Differences(one), [Client(n, one, tmp_path) for n in range(8)]
+    server, clients = WeightDifferences(one), [Client(n, one, tmp_path) for n in range(8)]
 
     def play(round: int, lost: set[int] = frozenset()) -> list[int | None]:
         server.open(round, list(range(8)))
@@ -141,15 +142,15 @@ def test_who_was_lost_is_sent_all_and_groups_are_few(tmp_path):
     assert play(2, lost={6}) == [1] * 7 + [None]
     assert play(3, lost={5}) == [2] * 6 + [None, 2]  # 7 holds other weights of round 2 than 0 to 5
     assert play(4, lost={4}) == [3] * 5 + [None, 3, 3]
-    assert len(server._held) == 4
+    assert len(server.state_dict()["known"]) == 4
     # Four kinds of weights are held now: by 0 to 3, by 5, by 6 and by 7; 4 was lost. Who has the last number goes out.
     assert play(5) == [4] * 4 + [None, 4, 4, None]
-    assert len(server._held) <= MOST_GROUPS + 1
+    assert len(server.state_dict()["known"]) <= MOST_GROUPS + 1
 
 
 def test_a_client_that_lacks_its_base_says_so_and_is_sent_all(tmp_path):
     one = wire()
-    server, client = Differences(one), Client(0, one, tmp_path)
+    server, client = WeightDifferences(one), Client(0, one, tmp_path)
     server.open(1, [0])
     client.train(server, record(weights(0)), 1)
     server.close([0])
@@ -163,12 +164,12 @@ def test_a_client_that_lacks_its_base_says_so_and_is_sent_all(tmp_path):
     client.train(server, record(weights(1)), 2)
     assert client.last_down is None
     assert not server.forget(0)  # whoever was sent all lacks nothing
-    assert not Whole(one).forget(0)
+    assert not WholeWeights(one).forget(0)
 
 
 def test_what_is_measured_from_another_round_is_refused(tmp_path):
     one = wire()
-    server = Differences(one)
+    server = WeightDifferences(one)
     server.open(5, [0])
     server.down(record(weights(0)), 0, 5, KEY)
     for base, client in ((4, 0), (None, 0), (5, 1)):
@@ -180,7 +181,7 @@ def test_what_is_measured_from_another_round_is_refused(tmp_path):
 
 
 def test_different_weights_for_clients_of_a_round_are_refused():
-    server = Differences(wire())
+    server = WeightDifferences(wire())
     server.open(1, [0, 1])
     server.down(record(weights(0)), 0, 1, KEY)
     server.down(record(weights(0)), 1, 1, KEY)  # a copy is no other
@@ -228,18 +229,17 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
 
 def test_a_run_whose_only_client_lost_its_folder_goes_on(tmp_path, monkeypatch):
     """It says so, the round starts again, and the front is sent whole."""
-    from splitfed.server.rounds import Rounds
+    sample, seen = Attendance.sample, []
 
-    cohort, seen = Rounds._cohort, []
-
-    def losing(self, round):
+    def losing(self, round, there):
         seen.append(round)
         if seen == [1, 2]:
-            for path in (self.folder / "clients/000000").iterdir():
+            (folder,) = tmp_path.iterdir()
+            for path in (folder / "clients/000000").iterdir():
                 path.unlink()
-        return cohort(self, round)
+        return sample(self, round, there)
 
-    monkeypatch.setattr(Rounds, "_cohort", losing)
+    monkeypatch.setattr(Attendance, "sample", losing)
     plan = small("federation.clients=1", "federation.rounds=3", "compression.front_weights.delta=true")
     folder = simulate(plan, runs=tmp_path, observers=()).folder
     assert seen == [1, 2, 2, 3]

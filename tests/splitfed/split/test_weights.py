@@ -13,7 +13,8 @@ from splitfed.model.build import build, split
 from splitfed.run.ledger import Ledger
 from splitfed.scenario.compression import Compression
 from splitfed.seeds import Key
-from splitfed.server.weights.grid import CohortGrid, Whole, WireGrid
+from splitfed.server.weights.exchange import WholeWeights
+from splitfed.server.weights.grid import CohortGrid, WireGrid
 from splitfed.split.weights import FrontWire
 
 KEY = Key(0)
@@ -97,9 +98,10 @@ def exchange(front, tmp_path, answer, clients=3):
         from flwr.app import Array, ArrayRecord
 
         ledger = Ledger(tmp_path, 1)
-        wired = WireGrid(grid, Whole(wire(front)), ledger, KEY)
-        wired.clients = {node: 9 - node for node in grid.get_node_ids()}  # the other way round
-        wired.open_round = 1
+        wired = WireGrid(grid, {"train": WholeWeights(wire(front))}, ledger, KEY)
+        for node in grid.get_node_ids():
+            wired.introduce(node, 9 - node)  # the other way round
+        wired.begin(1)
         arrays = ArrayRecord({n: Array(t.numpy()) for n, t in front.state_dict().items()})
         content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
         found["replies"] = wired.send_and_receive([Message(content, node, "train") for node in grid.get_node_ids()])

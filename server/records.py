@@ -1,0 +1,116 @@
+"""What is written down of a run, round by round, and told to those who watch it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from splitfed.run.checkpoint import Checkpoints, Progress
+from splitfed.run.client_scores import Score, append_scores, length
+from splitfed.run.ledger import Totals
+from splitfed.run.metrics import Metrics, append
+from splitfed.run.observer import Observer, Started
+from splitfed.run.recovery import Recovered, wasted_bytes
+from splitfed.run.summary import Summary
+from splitfed.scenario import Scenario
+
+
+class RunRecords:
+    """The files of a run folder as the rounds write them: ledger, metrics, clients' scores, checkpoints, summary.
+
+    `finished` is the last round that is on disk, -1 before there is any; `history` has the rows of `metrics.csv`, each
+    with the bytes of its round."""
+
+    def __init__(
+        self, scenario: Scenario, folder: Path, recovered: Recovered, checkpoints: Checkpoints, observer: Observer
+    ) -> None:  # fmt: skip
+        self.scenario, self.folder, self.observer = scenario, folder, observer
+        self.ledger, self.history = recovered.ledger, recovered.history
+        self._checkpoints = checkpoints
+        progress = recovered.checkpoint.progress if recovered.checkpoint else None
+        self.finished = progress.round if progress else -1
+        self._before = progress.seconds if progress else 0.0
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, over all attempts."""
+        return self._before + time.monotonic() - self._began
+
+    @property
+    def cut_bytes(self) -> int:
+        """What has crossed the cut, in finished rounds and in the open one."""
+        return self.ledger.finished.cut.sent + self.ledger.open.cut.sent
+
+    @property
+    def simulated_seconds(self) -> float:
+        """What simulated time has passed in finished rounds; 0 where nothing tells it."""
+        return (self.history[-1][0].simulated_seconds if self.history else None) or 0.0
+
+    def start_clock(self) -> None:
+        """Begin to count seconds: waiting for clients is not the run's time."""
+        self._began = time.monotonic()
+
+    def started(self, budget: int | None) -> None:
+        """Tell that the rounds begin, or go on."""
+        scenario = self.scenario
+        info = Started(
+            scenario.name, self.folder, scenario.federation.rounds, scenario.engine.kind, self.finished, self.history,
+            budget, scenario.evaluation.held_out > 0,
+        )  # fmt: skip
+        self.observer.started(info)
+
+    def close_round(self, row: Callable[[Totals], Metrics], scores: list[Score], asked: bool) -> None:
+        """Write a round down: its rows of the ledger, what `row` makes of the bytes of all finished rounds, the scores
+        of clients, if they were `asked`, and the checkpoint; then tell of it."""
+        sent = self.ledger.commit()
+        metrics = row(self.ledger.finished)
+        append_scores(self.folder, scores)
+        append(self.folder / "metrics.csv", metrics)
+        self.history.append((metrics, sent))
+        self.checkpoint(metrics.round)
+        if asked:
+            self.observer.evaluated(metrics.round, scores)
+        self.observer.round(metrics, sent, self.ledger.finished)
+
+    def checkpoint(self, round: int) -> None:
+        """Write a checkpoint; the round is finished once it is on disk."""
+        ledger, metrics = ((self.folder / name).stat().st_size for name in ("ledger.csv", "metrics.csv"))
+        scores = length(self.folder)
+        self._checkpoints.save(Progress(round, self.ledger.attempt, self.seconds, ledger, metrics, scores))
+        self.finished = round
+        self.ledger.forget_open()
+
+    def drop_round(self) -> None:
+        """Move what the open round has sent to the waste."""
+        self.ledger.waste()
+
+    def interrupted(self) -> None:
+        """Tell that the user stopped the run."""
+        self.observer.interrupted(self.folder, max(0, self.finished), self.ledger.finished)
+
+    def finish(self, test_loss: float, test_accuracy: float) -> None:
+        """Write the summary, last of all, and tell it."""
+        totals, rows = self.ledger.finished, [row for row, _ in self.history]
+        summary = Summary.of(
+            self.scenario, rows, totals, wasted_bytes(self.folder), self.seconds, test_loss=test_loss,
+            test_accuracy=test_accuracy,
+        )  # fmt: skip
+        summary.write(self.folder)
+        self.observer.finished(summary, totals)
+
+
+class StepProgress:
+    """Tells an observer which share of a round's mini-batches has been trained."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._done, self._due = 0, 1
+
+    def begin(self, due: int) -> None:
+        """Begin a round of so many mini-batches, one at least."""
+        self._done, self._due = 0, due
+
+    def step(self, round: int, client: int) -> None:
+        """Hear of one."""
+        self._done += 1
+        self._observer.progress(round, min(1.0, self._done / self._due))

@@ -1,0 +1,85 @@
+"""How weights cross with a round: as they are (`WholeWeights`), or as differences to what clients know already, or with
+what is never trained beside them (the other files of this folder)."""
+
+from typing import Any, Protocol
+
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor
+
+from splitfed.run.ledger import Sizes
+from splitfed.seeds import Key
+from splitfed.split.weights import FrontWire
+from splitfed.wire.messages import Weights
+
+# What goes to a client, and what it adds to the ledger by role.
+Coded = tuple[Weights, dict[str, Sizes]]
+
+
+class WeightExchange(Protocol):
+    """How weights cross, as frames and with what these add to the ledger. Its state is the run's."""
+
+    def open(self, round: int, clients: list[int]) -> None:
+        """Begin a round with these clients; it may have been begun before."""
+
+    def down(self, arrays: ArrayRecord, client: int, round: int, key: Key) -> Coded:
+        """Return what a client is sent: the frame of these weights, and what else it needs."""
+
+    def up(self, buffer: bytes, client: int) -> tuple[dict[str, Tensor], dict[str, Sizes]]:
+        """Read a client's frame and return its weights. Raises WireError."""
+
+    def forget(self, client: int) -> bool:
+        """Hear that a client has not what it was thought to know. Return whether that can be."""
+
+    def close(self, clients: list[int]) -> None:
+        """End a round in which these clients were trained."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next round needs; nothing where that is nothing."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what an earlier attempt's `state_dict` returned."""
+
+
+class WholeWeights(WeightExchange):
+    """Weights that cross as they are, whoever knows what; `up` is the way up's wire where that is another. What is
+    handed out in the same round for another `purpose` is rounded anew."""
+
+    def __init__(self, wire: FrontWire, up: FrontWire | None = None, purpose: str = "") -> None:
+        self._down, self._up, self._purpose = wire, up or wire, purpose
+        self._coded: tuple[ArrayRecord, int, Coded] | None = None
+
+    def open(self, round: int, clients: list[int]) -> None:
+        """Begin a round."""
+
+    def down(self, arrays: ArrayRecord, client: int, round: int, key: Key) -> Coded:
+        """Return the frame of these weights, the same for all clients."""
+        # A strategy hands the same weights to all clients of a round, so the last ones are most often the next.
+        if self._coded is None or self._coded[0] is not arrays or self._coded[1] != round:
+            packed = self._down.pack(plain(arrays), key.at(self._purpose) if self._purpose else key, round, -1)
+            self._coded = (arrays, round, (Weights(packed.buffer), self._down.sizes(packed)))
+        return self._coded[2]
+
+    def up(self, buffer: bytes, client: int) -> tuple[dict[str, Tensor], dict[str, Sizes]]:
+        """Read a client's frame and return its weights. Raises WireError."""
+        weights, frame = self._up.unpack(buffer)
+        return weights, self._up.sizes(frame)
+
+    def forget(self, client: int) -> bool:
+        """Return False: nothing is asked of a client."""
+        return False
+
+    def close(self, clients: list[int]) -> None:
+        """End a round."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take over."""
+
+
+def plain(arrays: ArrayRecord) -> dict[str, Tensor]:
+    """Return a record's arrays as tensors, by copy."""
+    return {name: torch.tensor(array.numpy()) for name, array in arrays.items()}
