@@ -5,8 +5,11 @@
 
 Written are docs/results/<sweep>.csv with all figures, the three pictures of `splitfed compare --out` beside it, of the
 methods that --draw names, and the tables on the page, between its marks `<!-- <sweep>: table -->` and `<!-- end -->`.
-Accuracy at a budget is on the validation split, on a straight line between the rounds around it; the test split was
-read once, at the end of each run.
+<sweep>-total.png is the first of the three by the bytes of both planes, as `splitfed compare --by total --out` draws
+it, of the methods that --draw-total names. Accuracy at a budget is on the validation split, on a straight line between
+the rounds around it; the test split was read once, at the end of each run.
+
+Records of runs do in place of runs: python benchmarks/results.py docs/results/runs/cifar100-methods
 """
 
 import argparse
@@ -15,14 +18,20 @@ import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import matplotlib
+import torch
 from pydantic import ByteSize
 
 from splitfed import Scenario, compare
+from splitfed.compression.reducers.settings import AeConfig
 from splitfed.errors import SplitfedError
 from splitfed.reports import units
-from splitfed.reports.costs.operations import Operations, count
+from splitfed.reports.costs.operations import Operations, count, count_step
 from splitfed.reports.study.groups import Group, Spread
-from splitfed.reports.study.plots import draw
+from splitfed.reports.study.plots import STYLE, curves, draw, save
+from splitfed.seeds import Key
+from splitfed.split.assembly import assemble
+from splitfed.split.cut import Cut
 
 BUDGETS = ("40MB", "80MB", "160MB")
 
@@ -41,8 +50,15 @@ def percents(found: Spread) -> str:
 
 
 def operations(one: Group) -> Operations:
-    """Count what a group's scenario computes."""
-    return count(Scenario.load(str(one.runs[0].folder / "scenario.yaml")))
+    """Count what a group's scenario computes, for which the weights of an autoencoder are not needed: records of runs
+    do not have them."""
+    scenario = Scenario.load(str(one.runs[0].folder / "scenario.yaml"))
+    if not isinstance(scenario.compression.reducer, AeConfig) or scenario.data.expect is None:
+        return count(scenario)
+    batch, classes = scenario.training.batch_size, scenario.data.expect.classes
+    parts = assemble(scenario, classes, pretrained=False)
+    cut = Cut.of(scenario, parts.front.geometry(batch, classes), torch.device("cpu"))
+    return count_step(parts, cut, scenario.model.image_size, batch, Key(scenario.seed))
 
 
 def row(one: Group, budgets: list[int], cost: Operations) -> dict[str, object]:
@@ -94,6 +110,12 @@ def place(page: Path, name: str, text: str) -> None:
     page.write_text(found)
 
 
+def named(groups: list[Group], patterns: str) -> list[Group]:
+    """Return the groups whose label one of the patterns fits, as in `none,adc-*`."""
+    found = [pattern.strip() for pattern in patterns.split(",")]
+    return [one for one in groups if any(fnmatchcase(one.label, pattern) for pattern in found)]
+
+
 def main() -> None:
     """Write the files, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,11 +124,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="the folder of tables and pictures")
     parser.add_argument("--page", type=Path, help="the page to put the table on")
     parser.add_argument("--draw", default="*", metavar="PATTERNS", help="methods to draw, as in 'none,adc-*'")
+    parser.add_argument("--draw-total", metavar="PATTERNS", help="those to draw by total bytes; as --draw if not given")
     options = parser.parse_args()
     budgets = [size(text) for text in options.at or BUDGETS]
     try:
         folders = sorted(folder for folder in options.sweep.iterdir() if folder.is_dir())
-        grouped = compare(folders).grouped("ratio")
+        comparison = compare(folders)
+        grouped = comparison.grouped("ratio")
         groups = grouped.groups[::-1]
         costs = [operations(one) for one in groups]
         rows = [row(one, budgets, cost) for one, cost in zip(groups, costs, strict=True)]
@@ -115,9 +139,10 @@ def main() -> None:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        patterns = [pattern.strip() for pattern in options.draw.split(",")]
-        drawn = [one for one in groups if any(fnmatchcase(one.label, pattern) for pattern in patterns)]
-        draw(drawn, options.out / f"{options.sweep.name}.png")
+        draw(named(groups, options.draw), options.out / f"{options.sweep.name}.png")
+        drawn = named(comparison.grouped("total").groups, options.draw_total or options.draw)
+        with matplotlib.rc_context(STYLE):
+            save(curves(drawn, "total"), options.out / f"{options.sweep.name}-total.png")
         found = table(groups, budgets, costs)
         if options.page:
             place(options.page, options.sweep.name, found)

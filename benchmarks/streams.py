@@ -19,7 +19,7 @@ from threading import Barrier
 import torch
 
 from splitfed.clients.connect import Reach, connect
-from splitfed.server.back.steps import Turns
+from splitfed.server.back.turns import Turns
 from splitfed.server.deployment.grpc_listener import GrpcListener
 from splitfed.wire.channel import Invitation
 

@@ -27,7 +27,8 @@ class _Workers:
         return self.free.pop() if self.free else Worker(self.scenario, self.settings, holding=self.holding)
 
 
-_kept: dict[tuple[str, Settings, tuple[str, ...]], _Workers] = {}
+# The workers for the latest scenario; none in a process that has just started.
+kept: dict[tuple[str, Settings, tuple[str, ...]], _Workers] = {}
 _lock = Lock()
 
 
@@ -42,10 +43,10 @@ def leased(text: str, settings: Settings, told: Sequence[str] = ()) -> Iterator[
     same = replace(settings, partition=0, states=None, host=None, ca=None)
     wanted = (text, same, tuple(told) if settings.data is not None else ())
     with _lock:
-        if wanted not in _kept:
-            _kept.clear()
-            _kept[wanted] = _Workers(_parse(text), settings, told)
-        workers = _kept[wanted]
+        if wanted not in kept:
+            kept.clear()
+            kept[wanted] = _Workers(_parse(text), settings, told)
+        workers = kept[wanted]
         worker = workers.take()
         engine = worker.scenario.engine
         # In other engines whoever started this process has set them.

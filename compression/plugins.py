@@ -42,19 +42,15 @@ class Unusable(Exception):
 
 
 @cache
-def _installed() -> list[EntryPoint]:
+def installed() -> list[EntryPoint]:
+    """Return the entry points of all installed packages that bring reducers or codecs."""
     found = entry_points()  # reads the metadata of every installed package: once is enough
     return [*found.select(group=REDUCERS), *found.select(group=CODECS)]
 
 
-def installed(group: str) -> bool:
-    """Tell whether any installed package brings something of a group."""
-    return any(point.group == group for point in _installed())
-
-
 def packages() -> list[str]:
     """Return the names of all installed packages that bring reducers or codecs."""
-    return sorted({point.dist.name for point in _installed() if point.dist})
+    return sorted({point.dist.name for point in installed() if point.dist})
 
 
 def load(
@@ -66,7 +62,7 @@ def load(
     another plug-in has. `check` sees each class, and raises `Unusable` for what else is wrong with it. Raises nothing.
     """
     ours, plugins = {_kind(config) for config in own}, []
-    points = sorted((p for p in _installed() if p.group == group), key=lambda point: (point.name, point.value))
+    points = sorted((p for p in installed() if p.group == group), key=lambda point: (point.name, point.value))
     for kind, same in groupby(points, key=lambda point: point.name):
         point, *others = same
         try:

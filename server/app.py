@@ -117,7 +117,7 @@ def _split_server(
     patience = scenario.federation.patience_seconds if isinstance(scenario.engine, Remote) else None
     return SplitServer(
         pool, cut, ledger, key, scenario.training.precision, progress.step, at_once=at_once, patience=patience,
-        looks=Looks(cut, model.front.encoder) if scenario.evaluation.held_out else None,
+        evaluation_cut=Looks(cut, model.front.encoder) if scenario.evaluation.held_out else None,
     )  # fmt: skip
 
 

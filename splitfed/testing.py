@@ -19,7 +19,7 @@ from splitfed.compression.codecs.base import CodecSettings, Packet
 from splitfed.compression.codecs.buffers import dtype_name
 from splitfed.compression.codecs.decoders import coded_size, decode, fits
 from splitfed.compression.expect import Geometry
-from splitfed.compression.reducers.base import IDENTITY, Plan, Reducer, ReducerSettings, View
+from splitfed.compression.reducers.base import Plan, Reducer, ReducerSettings, View
 from splitfed.compression.reducers.trained.layers import Halves
 from splitfed.errors import CodecError, WireError
 from splitfed.scenario.compression import Compression, Packing
@@ -29,6 +29,7 @@ from splitfed.wire.frame import Packed
 
 GEOMETRY = Geometry(batch=8, tokens=10, width=6, prefix=1, classes=5)
 KEY = Key(0)
+IDENTITY = nn.Identity()
 PLAIN = {"codec": "float32", "lossless": "none"}
 
 

@@ -23,7 +23,7 @@ from splitfed.errors import SplitfedError
 
 _POLL_SECONDS = 0.2
 # The SuperNode is a child on this machine: where it does not answer for so long, it is gone.
-_PATIENCE_SECONDS = 3.0
+PATIENCE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class TaskLoop:
                     self._perform(owner, app, on_event)
 
     def _connect(self, token: str | None = None) -> RuntimeHttpClient:
-        return connect(RuntimeHttpClient, self._address, None, self._secret, token=token, patience=_PATIENCE_SECONDS)
+        return connect(RuntimeHttpClient, self._address, None, self._secret, token=token, patience=PATIENCE_SECONDS)
 
     def _perform(self, client: RuntimeHttpClient, app: ClientApp, on_event: Callable[[TaskEvent], None]) -> None:
         try:

@@ -2,46 +2,43 @@
 
 from collections.abc import Mapping
 from threading import Lock
-from typing import TYPE_CHECKING
 
-import torch
+from torch import nn
 
 from splitfed.errors import WireError
 from splitfed.run.ledger import Row, Sizes
-from splitfed.server.back.session import Session, away
+from splitfed.server.back.round_context import RoundContext
+from splitfed.server.back.session import ClientSession, away
 from splitfed.split.evaluation import Looks, Seen, seen
 from splitfed.wire.frame import Frame, Packed
 
-if TYPE_CHECKING:
-    from splitfed.server.back.server import SplitServer
 
-
-class Looking:
+class EvaluationRound:
     """One evaluation, of the back as the last round left it, for clients who hold out so many images each. The back is
     in evaluation mode from when this is made until it is closed. Safe to call from threads."""
 
-    def __init__(self, server: "SplitServer", looks: Looks, round: int, images: Mapping[int, int]) -> None:
-        self._server, self._looks, self._round, self._images = server, looks, round, dict(images)
-        self._sessions: dict[int, LookSession] = {}
+    def __init__(self, context: RoundContext, cut: Looks, back: nn.Module, images: Mapping[int, int]) -> None:
+        self._context, self._cut, self._back, self._images = context, cut, back.eval(), dict(images)
+        self._sessions: dict[int, EvaluationSession] = {}
         self._lock = Lock()
-        self._back = server.pool.trainer.back.eval()
 
-    def open(self, client: int, round: int) -> "LookSession":
+    def open(self, client: int, round: int) -> "EvaluationSession":
         """Begin a client's evaluation, or go on with it. Raises WireError for a client that is not asked, or not any
         more."""
         with self._lock:
-            if round != self._round or client not in self._images:
+            if round != self._context.round or client not in self._images:
                 raise WireError(f"client {client} has no part in the evaluation of round {round}, or not any more")
             if client not in self._sessions:
-                self._sessions[client] = LookSession(self._server, client, round, self._looks, self._images[client])
+                images = self._images[client]
+                self._sessions[client] = EvaluationSession(self._context, client, self._cut, self._back, images)
             session = self._sessions[client]
-            session.detached = None
+            session.attach()
             return session
 
     def lost(self, grace: float) -> set[int]:
         """Return the clients who began, did not finish, and have had no stream for more than `grace` seconds."""
         with self._lock:
-            return away(self._sessions, self._server.clock() - grace)
+            return away(self._sessions, grace)
 
     def settle(self, client: int) -> list[Seen] | None:
         """End a client's evaluation, and return what the back made of its images, by mini-batch; nothing of them where
@@ -61,35 +58,32 @@ class Looking:
         self._back.train()
 
 
-class LookSession(Session):
-    """One client's mini-batches of an evaluation, in order and each looked at once; `found` is what the back makes of
+class EvaluationSession(ClientSession):
+    """One client's mini-batches of an evaluation, in order and each evaluated once; `found` is what the back makes of
     them."""
 
-    def __init__(self, server: "SplitServer", client: int, round: int, looks: Looks, images: int) -> None:
-        super().__init__(server, client, round)
+    def __init__(self, context: RoundContext, client: int, cut: Looks, back: nn.Module, images: int) -> None:
+        super().__init__(context, client)
         self.found: list[Seen] = []
-        self._looks, self._left = looks, images
+        self._cut, self._back, self._left = cut, back, images
 
     def _unpack(self, buffer: bytes) -> Frame:
-        return self._looks.unpack_up(buffer)
+        return self._cut.unpack_up(buffer)
 
     def _work(self, frame: Frame) -> tuple[Packed, list[Row]]:
-        server, back = self._server, self._server.pool.trainer.back
-        smashed, labels = self._looks.batch(frame)
+        smashed, labels = self._cut.batch(frame)
         images = len(smashed)
         if images > self._left:
             raise WireError(f"{images} images more, where client {self.client} holds out {self._left}")
         self._left -= images
         self._step += 1
         rows = self._count(frame, "up", images)
-        with server.turns_to_look, torch.no_grad(), server.autocast():
-            made = back(back.get_submodule("decoder")(smashed))
+        made = self.context.passes.evaluate(self._back, smashed)
         if labels is None:
-            key = server.key.at("evaluation", self.round, self.client, self._step)
-            reply = self._looks.answer_private(frame, made, key)
+            reply = self._cut.answer_private(frame, made, self.context.key.at(self.client, self._step))
         else:
             self.found.append(seen(made, labels))
-            reply = self._looks.answer(frame, self.found[-1])
+            reply = self._cut.answer(frame, self.found[-1])
         return reply, rows + self._count(reply, "down", images)
 
     def _end(self, frame: Frame) -> tuple[Packed, list[Row]]:
@@ -101,4 +95,4 @@ class LookSession(Session):
         """Nobody watches it step by step."""
 
     def _sizes(self, packed: Packed | Frame, examples: int) -> dict[str, Sizes]:
-        return self._looks.sizes(packed, examples)
+        return self._cut.sizes(packed, examples)

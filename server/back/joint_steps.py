@@ -1,25 +1,19 @@
 """Parallel split learning at the server: one update of one back from the mini-batches of several clients together."""
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
 from threading import Condition
-from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from splitfed.engines.compute_lock import aside
 from splitfed.errors import WireError
-from splitfed.model.forward import keyed_rng
 from splitfed.seeds import Key
-from splitfed.server.back.steps import Training
+from splitfed.server.back.passes import Passes
+from splitfed.server.back.pools import Trainer
+from splitfed.server.back.steps import Steps
 from splitfed.split.cut import Batch
-
-if TYPE_CHECKING:
-    from splitfed.compression.reducers.base import Reducer
-    from splitfed.server.back.pools import Trainer
 
 
 class _Waiting:
@@ -30,11 +24,11 @@ class _Waiting:
         self.outcome: tuple[Tensor, float] | BaseException | None = None
 
 
-class Joint(Training):
-    """A joint step gathers one mini-batch of each client that is expected, and trains the back on all of them at once:
-    loss = sum_i (n_i / N) CE_i, with n_i the images of client i's and N those of all. A client's gradient comes back
-    times N / n_i, as that of its own mean loss: else averaging the fronts would shrink their learning rate. Parallel
-    split learning is due to Jeon and Kim, "Privacy-Sensitive Parallel Split Learning", ICOIN 2020.
+class JointSteps(Steps):
+    """A joint step gathers one mini-batch of each client that is expected, and trains the back on all of them at once.
+    A client gets the gradient of its own mean loss, not of the joint one: else averaging the fronts would shrink their
+    learning rate. Parallel split learning is due to Jeon and Kim, "Privacy-Sensitive Parallel Split Learning", ICOIN
+    2020.
 
     `patience` is how many seconds a step waits for the rest, once it has its first mini-batch and the step before it is
     done (None: for ever); then it goes on without them. Who was missed is waited for again when it has come back with
@@ -42,10 +36,8 @@ class Joint(Training):
     first makes no difference.
     """
 
-    def __init__(
-        self, reducer: "Reducer", autocast: Callable[[], AbstractContextManager], draws: bool, patience: float | None
-    ) -> None:
-        super().__init__(reducer, autocast, draws)
+    def __init__(self, passes: Passes, patience: float | None) -> None:
+        super().__init__(passes)
         self._patience = patience
         self._expected: set[int] = set()
         self._missed: set[int] = set()
@@ -76,7 +68,7 @@ class Joint(Training):
                 self._missed.add(client)
                 self._changed.notify_all()
 
-    def step(self, trainer: "Trainer", batch: Batch, key: Key) -> tuple[Tensor, float]:
+    def step(self, trainer: Trainer, batch: Batch, key: Key) -> tuple[Tensor, float]:
         """Wait for the others, and train the joint step with them."""
         mine, client = _Waiting(batch, key), batch.frame.client
         with self._changed:
@@ -122,11 +114,12 @@ class Joint(Training):
             self._missed = self._expected - together.keys()
             return together
 
-    def _train(self, trainer: "Trainer", together: dict[int, _Waiting]) -> None:
+    def _train(self, trainer: Trainer, together: dict[int, _Waiting]) -> None:
         """Train a step and leave each of its clients its outcome, or the error that ended it."""
         outcomes: Sequence[tuple[Tensor, float] | BaseException]
         try:
-            step = self._thread.submit(self._trained, trainer, list(together.values()))
+            batches, first = [waiting.batch for waiting in together.values()], min(together)
+            step = self._thread.submit(self._passes.train, trainer, batches, together[first].key)
             try:
                 outcomes = step.result()
             finally:
@@ -138,37 +131,6 @@ class Joint(Training):
                 waiting.outcome = outcome
             self._training, self._since = False, time.monotonic()
             self._changed.notify_all()
-
-    def _trained(self, trainer: "Trainer", together: list[_Waiting]) -> list[tuple[Tensor, float]]:
-        """Update the back once; return each client's cut gradient and loss."""
-        batches, key = [waiting.batch for waiting in together], together[0].key.at("dropout")
-        total = sum(batch.examples for batch in batches)
-        with keyed_rng(key, batches[0].smashed.device, self.draws), self.autocast():
-            logits = _forward(trainer.back, [self._restored(trainer, batch) for batch in batches])
-            losses = torch.stack([
-                nn.functional.cross_entropy(found, batch.targets) for found, batch in zip(logits, batches, strict=True)
-            ])  # fmt: skip
-            shares = torch.tensor([batch.examples / total for batch in batches], device=losses.device)
-            loss = (losses * shares).sum()
-        loss.backward()
-        trainer.update()
-        return [
-            (batch.smashed.grad * (total / batch.examples), loss)  # type: ignore[operator, misc]
-            for batch, loss in zip(batches, losses.tolist(), strict=True)
-        ]
-
-
-def _forward(back: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
-    """Run the back on several clients' inputs `[B_i, k_i, d]`, those of one shape but for the number of samples in one
-    batch, and return the logits of each."""
-    groups: dict[tuple, list[int]] = {}
-    for place, restored in enumerate(inputs):
-        groups.setdefault((restored.shape[1:], restored.dtype), []).append(place)
-    logits: dict[int, Tensor] = {}
-    for places in groups.values():
-        whole = back(torch.cat([inputs[place] for place in places]))
-        logits |= zip(places, whole.split([len(inputs[place]) for place in places]), strict=True)
-    return [logits[place] for place in range(len(inputs))]
 
 
 def _gone(client: int) -> WireError:

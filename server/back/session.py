@@ -5,15 +5,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 from splitfed.errors import WireError
 from splitfed.run.ledger import Direction, Row, Sizes
+from splitfed.seeds import Key
+from splitfed.server.back.pools import Trainer
+from splitfed.server.back.round_context import RoundContext
+from splitfed.split.cut import Batch
 from splitfed.wire.frame import Frame, Packed, pack
-
-if TYPE_CHECKING:
-    from splitfed.server.back.pools import Trainer
-    from splitfed.server.back.server import SplitServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +25,14 @@ class _Answered:
     rows: list[Row]
 
 
-class Session(ABC):
-    """One client's frames, in order and each taken once, until it has finished; outlives streams that break.
+class ClientSession(ABC):
+    """One client's frames, in order and each taken once, until it has finished; outlives streams that break. What the
+    channel calls a `Session` (`splitfed.wire.channel`)."""
 
-    `detached` is when its last stream was closed, by the server's clock; None while it has one.
-    """
-
-    def __init__(self, server: "SplitServer", client: int, round: int) -> None:
-        self._server, self.client, self.round = server, client, round
+    def __init__(self, context: RoundContext, client: int) -> None:
+        self.context, self.client = context, client
         self.finished = False
-        self.detached: float | None = None
+        self._detached: float | None = None  # when its last stream was closed; None while it has one
         self._step = 0
         self._up = self._down = 0
         self._last: _Answered | None = None
@@ -47,18 +45,19 @@ class Session(ABC):
         Raises WireError for anything else.
         """
         with self._lock:
+            round = self.context.round
             if self._shut:
-                raise WireError(f"round {self.round} has gone on without client {self.client}")
+                raise WireError(f"round {round} has gone on without client {self.client}")
             if self._last and buffer == self._last.request:
-                self._server.ledger.retried(self._last.rows)
+                self.context.ledger.retried(self._last.rows)
                 return self._last.reply
             if self.finished:
                 raise WireError("the stream has ended")
             frame = self._unpack(buffer)
-            if (frame.round, frame.client, frame.step) != (self.round, self.client, self._next):
+            if (frame.round, frame.client, frame.step) != (round, self.client, self._next):
                 raise WireError(
                     f"frame of round {frame.round}, client {frame.client}, step {frame.step}, "
-                    f"where {self.round}, {self.client}, {self._next} is next"
+                    f"where {round}, {self.client}, {self._next} is next"
                 )
             reply, rows = self._end(frame) if frame.kind == "end" else self._work(frame)
             self._last = _Answered(buffer, reply.buffer, rows)
@@ -92,7 +91,7 @@ class Session(ABC):
             raise WireError(f"client {self.client} counts {counted} bytes up and down, not {(self._up, self._down)}")
         self._step += 1
         rows = self._count(frame, "up", 0)
-        reply = pack("done", self.round, self.client, self._step, {})
+        reply = pack("done", self.context.round, self.client, self._step, {})
         rows += self._count(reply, "down", 0)
         self.finished = True
         return reply, rows
@@ -102,15 +101,23 @@ class Session(ABC):
             self._up += packed.total
         else:
             self._down += packed.total
-        place = (self.round, self._step, self.client, direction, "data")
+        place = (self.context.round, self._step, self.client, direction, "data")
         rows = [Row(*place, role, part) for role, part in self._sizes(packed, examples).items()]  # type: ignore[arg-type]
-        self._server.ledger.add(rows)
+        self.context.ledger.add(rows)
         return rows
+
+    def attach(self) -> None:
+        """Note that the client has a stream, its first or another."""
+        self._detached = None
 
     def close(self) -> None:
         """Note that the client has no stream any more; it may come back. Harmless when called again."""
-        if self.detached is None:
-            self.detached = self._server.clock()
+        if self._detached is None:
+            self._detached = self.context.clock()
+
+    def away(self, grace: float) -> bool:
+        """Tell whether the client did not finish, and has had no stream for more than `grace` seconds."""
+        return not self.finished and self._detached is not None and self._detached < self.context.clock() - grace
 
     def shut(self) -> None:
         """Take nothing more, once a mini-batch in progress is done."""
@@ -118,52 +125,52 @@ class Session(ABC):
             self._shut, self._last = True, None
 
 
-class SplitSession(Session):
+class SplitSession(ClientSession):
     """One client's mini-batches of a round, each trained once."""
 
-    def __init__(self, server: "SplitServer", client: int, round: int, trainer: "Trainer") -> None:
-        super().__init__(server, client, round)
+    _trains: ClassVar[str] = "step"  # the kind of frame on which a mini-batch is trained
+
+    def __init__(self, context: RoundContext, client: int, trainer: Trainer) -> None:
+        super().__init__(context, client)
         self.trainer = trainer
 
     def _unpack(self, buffer: bytes) -> Frame:
-        return self._server.cut.unpack_up(buffer)
+        return self.context.cut.unpack_up(buffer)
 
     def _sizes(self, packed: Packed | Frame, examples: int) -> dict[str, Sizes]:
-        return self._server.cut.sizes(packed, examples)
+        return self.context.cut.sizes(packed, examples)
 
     def _work(self, frame: Frame) -> tuple[Packed, list[Row]]:
-        server = self._server
-        batch = server.cut.batch(frame)
-        # Whatever fails from here on, this frame will not be trained again.
+        batch, rows, key = self._taken(frame)
+        gradient, loss = self.context.steps.step(self.trainer, batch, key)
+        reply = self.context.cut.pack_gradient(frame, gradient, loss, key.at("rounding"))
+        return reply, rows + self._count(reply, "down", batch.examples)
+
+    def _taken(self, frame: Frame) -> tuple[Batch, list[Row], Key]:
+        """Take a mini-batch and count it; return it with its rows and the key of what it draws. Whatever fails from
+        here on, its frame is not taken again."""
+        batch = self.context.cut.batch(frame)
         self._step += 1
         rows = self._count(frame, "up", batch.examples)
-        key = server.key.at(self.round, self.client, self._step)
-        gradient, loss = server.training.step(self.trainer, batch, key)
-        reply = server.cut.pack_gradient(frame, gradient, loss, key.at("rounding"))
-        return reply, rows + self._count(reply, "down", batch.examples)
+        return batch, rows, self.context.key.at(self.client, self._step)
 
     def _end(self, frame: Frame) -> tuple[Packed, list[Row]]:
         reply = super()._end(frame)
-        self._server.training.leave(self.client)
+        self.context.steps.leave(self.client)
         return reply
 
     def _done(self, frame: Frame) -> None:
-        if frame.kind == "step":
-            with self._server.reporting:
-                self._server.on_step(self.round, self.client)
+        if frame.kind == self._trains:
+            self.context.trained(self.client)
 
     def close(self) -> None:
         """Note that the client has no stream any more; it may come back. Harmless when called again."""
-        gone = self.detached is None
+        gone = self._detached is None
         super().close()
         if gone:
-            self._server.training.hung_up(self.client)
+            self.context.steps.hung_up(self.client)
 
 
-def away(sessions: Mapping[int, Session], since: float) -> set[int]:
-    """Return the clients who did not finish and have had no stream since before this time, by the server's clock."""
-    return {
-        client
-        for client, session in sessions.items()
-        if not session.finished and session.detached is not None and session.detached < since
-    }
+def away(sessions: Mapping[int, ClientSession], grace: float) -> set[int]:
+    """Return the clients who began, did not finish, and have had no stream for more than `grace` seconds."""
+    return {client for client, session in sessions.items() if session.away(grace)}

@@ -1,8 +1,9 @@
 """Where clients train the whole model (`fl`): stands in for the split server and for what listens on its behalf."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
+from splitfed.server.back.round_context import OnStep
 from splitfed.split.evaluation import Seen
 from splitfed.wire.channel import Invitation
 
@@ -11,7 +12,7 @@ class Unsplit:
     """Takes no mini-batches, so whatever a client's reply brings is all there is to settle. `on_step(round, client)` is
     called when a client is done."""
 
-    def __init__(self, on_step: Callable[[int, int], None]) -> None:
+    def __init__(self, on_step: OnStep) -> None:
         self._on_step = on_step
         self._round, self._waiting = 0, set[int]()
 
@@ -52,7 +53,7 @@ class Unasked:
         return set()
 
     def settle(self, client: int) -> list[Seen] | None:
-        """Return that the client has come to its end, and that nothing was seen of it here."""
+        """Return that the client has come to its end, and that nothing of it was evaluated here."""
         return []
 
 

@@ -17,7 +17,8 @@ from splitfed.engines.deployment.flower_tasks import acquire, connect, finish, h
 from splitfed.errors import RunError
 from splitfed.server.deployment.http_grid import ArrivingGrid
 
-_POLL_SECONDS, _CLAIM_SECONDS = 0.2, 30.0
+_POLL_SECONDS = 0.2
+CLAIM_SECONDS = 30.0  # until the SuperLink must have offered the run's task
 
 
 def run_server_app(
@@ -61,7 +62,7 @@ def run_server_app(
 
 def _claim(address: str, ca: Path | None, secret: bytes, run_id: int) -> str:
     """Take the run's task. Tasks of other runs that wait in an old database are nobody's: they are ended."""
-    limit = time.monotonic() + _CLAIM_SECONDS
+    limit = time.monotonic() + CLAIM_SECONDS
     with connect(RuntimeHttpClient, address, ca, secret) as client:
         while time.monotonic() < limit:
             claim = acquire(client, TaskType.SERVER_APP)

@@ -15,6 +15,7 @@ class By(StrEnum):
     """What a comparison is sorted by."""
 
     bytes = "bytes"
+    total = "total"
     ratio = "ratio"
     time = "time"
     simulated_time = "simulated_time"
@@ -37,17 +38,25 @@ def compare(
     runs: Annotated[list[Path], typer.Argument()],
     by: Annotated[
         By | None,
-        typer.Option(help="Take runs together that differ in their seed alone, and sort them by this, least first."),
+        typer.Option(
+            help="Take runs together that differ in their seed alone, and sort them, least first, by bytes (of the "
+            "cut), total (bytes of both planes, with wasted ones), ratio (of the cut, after the codec), time, or "
+            "simulated_time."
+        ),
     ] = None,
     at: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Show what was reached after so many cut bytes too, e.g. 50MB."),
+        typer.Option(
+            metavar="SIZE",
+            help="Show what was reached after so many cut bytes too, e.g. 50MB; with --by total, bytes of both planes.",
+        ),
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this file too.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Draw figure.png (or .pdf, .svg): as figure-curves.png, figure-factors.png and figure-roles.png."
+            help="Draw figure.png (or .pdf, .svg): as figure-curves.png, figure-factors.png and figure-roles.png; the "
+            "first two are of the cut or, with --by total, of both planes."
         ),
     ] = None,
 ) -> None:
@@ -69,7 +78,7 @@ def compare(
         except OSError as error:
             raise SplitfedError(f"{csv}: cannot be written ({error.strerror})") from error
     if out is not None and groups:
-        for path in draw(groups.groups, out):
+        for path in draw(groups.groups, out, groups.of):
             print(path)
         for folder, reason in groups.left_out:
             if shown is comparison and (folder, reason) not in comparison.left_out:

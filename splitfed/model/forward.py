@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import RLock
 
+import splitfed.model._torchvision  # noqa: F401  before timm, which imports torchvision
+
+# isort: split
 import torch
 from timm.layers import DropPath, PatchDropout
 from torch import nn
 
-import splitfed.model._torchvision  # noqa: F401 - before timm
 from splitfed.seeds import Key
 
 _generators = RLock()

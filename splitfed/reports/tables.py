@@ -30,9 +30,9 @@ def to_csv(names: list[str], rows: list[dict]) -> str:
     return text.getvalue()
 
 
-def at_heads(at: int | None) -> list[str]:
-    """Return the heading of what was reached after so many cut bytes; none without them."""
-    return [] if at is None else [f"validation\nat {units.size(at)}"]
+def at_heads(at: int | None, more: str = "") -> list[str]:
+    """Return the heading of what was reached after so many bytes, `more` telling which; none without them."""
+    return [] if at is None else [f"validation\nat {units.size(at)}{more}"]
 
 
 def show(table: Table, notes: list[str], out: rich.console.Console | None) -> None:

@@ -42,9 +42,9 @@ DIGITS = small("data.image_column=img")  # an image folder has no columns
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    for name in ("_task_id", "_run_id", "_node_id"):
+    for name in ("_task_id", "_run_id", "_node_id"):  # Flower sets them once a process; they cannot be unset
         monkeypatch.setattr(TaskIdentity, name, 1)
-    monkeypatch.setattr(workers, "_kept", {})
+    monkeypatch.setattr(workers, "kept", {})
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ class Server:
         self.wire = FrontWire(self.model.front.travelling(), scenario.compression)
         self.split = SplitServer(
             pool, self.cut, Ledger(folder, 1), self.key, scenario.training.precision,
-            looks=Looks(self.cut, self.model.front.encoder),
+            evaluation_cut=Looks(self.cut, self.model.front.encoder),
         )  # fmt: skip
 
     def order(self, round: int, where: str, **changes) -> dict:
@@ -257,7 +257,7 @@ def test_a_client_trains_on_its_own_images_also_after_it_was_started_again(serve
             metrics = dict(server.train(1, 20, **node).content["metrics"])
         assert (metrics["num-examples"], metrics["steps"]) == (20, 2)
         assert torch.cat(seen).bincount().tolist() == [0, 0, 0, 10, 0, 0, 0, 10]
-        workers._kept.clear()
+        workers.kept.clear()
     shutil.rmtree(tmp_path / "states")
     with pytest.raises(RunError, match=r"classes\.json: cannot be read .* started again with --resume"):
         server.train(1, 20, **node)
@@ -271,10 +271,10 @@ def test_a_client_holds_some_of_its_own_images_out_and_evaluates_on_them(hospita
     answer = identify(scenario, **node)
     assert (answer["num-examples"], answer["held-out"]) == (15, 5)
     assert dict(server.train(1, 15, **node).content["metrics"])["num-examples"] == 15
-    with InlineListener(server.split) as listener, server.split.evaluation(1, {1: 5}) as looking:
+    with InlineListener(server.split) as listener, server.split.evaluation(1, {1: 5}) as evaluation:
         order = server.order(1, listener.address)
         found = dict(ask("evaluate", order, scenario, **node).content["metrics"])
-        loss, accuracy = mean(looking.settle(1), 5)
+        loss, accuracy = mean(evaluation.settle(1), 5)
         assert found == {"num-examples": 5, "eval-loss": loss, "eval-accuracy": accuracy}
         with pytest.raises(WireError, match="client 1 is asked to evaluate, but holds out no images"):
             ask("evaluate", order)

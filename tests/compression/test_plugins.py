@@ -18,8 +18,9 @@ from splitfed.compression.codecs.settings import OWN
 from splitfed.compression.plugins import CODECS, REDUCERS, load, one_of
 from splitfed.compression.reducers import registry as reducers
 from splitfed.compression.reducers.base import ReducerSettings
+from splitfed.errors import WireError
 
-BASE = "splitfed.compression.reducers.settings.ReducerSettings"
+BASE = "splitfed.compression.reducers.base.ReducerSettings"
 REDUCER = """
 from typing import Literal
 from splitfed.compression.reducers.none import NoReduction
@@ -77,9 +78,9 @@ def site(tmp_path, monkeypatch):
     """A folder whose packages are installed, for this test."""
     monkeypatch.syspath_prepend(tmp_path)
     known = set(sys.modules)
-    plugins._installed.cache_clear()
+    plugins.installed.cache_clear()
     yield tmp_path
-    plugins._installed.cache_clear()
+    plugins.installed.cache_clear()
     for name in set(sys.modules) - known:
         if (tmp_path / f"{name}.py").exists():
             del sys.modules[name]
@@ -154,7 +155,8 @@ def test_decoders_are_known_by_tags_that_are_nobody_elses(site, monkeypatch):
     assert (coded.problem, same.problem) == ("", "")
     assert decoders.coded_size("coded", "float32", (3, 2)) == 24
     assert taken.problem.endswith("another codec has the tag 'float32' too")
-    assert "mine-too" not in decoders.DECODERS
+    with pytest.raises(WireError, match="no codec has the tag 'mine-too'"):
+        decoders.coded_size("mine-too", "float32", (3, 2))
     assert undecodable.problem.endswith("must map each tag to a splitfed.compression.codecs.base.Decoder")
 
 

@@ -3,7 +3,6 @@
 import io
 import json
 import struct
-import time
 
 import msgpack
 import pytest
@@ -20,6 +19,7 @@ from models import newest
 from split_server import KEY, Door, same, wasted, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from waiting import until
 
 from splitfed import compare, estimate, simulate
 from splitfed.clients import worker as training
@@ -37,7 +37,7 @@ from splitfed.run.client_scores import Score, Standing, read_scores
 from splitfed.seeds import Key
 from splitfed.server.cohort.replies import checked_score
 from splitfed.split.assembly import assemble
-from splitfed.split.evaluation import Looks, Seen
+from splitfed.split.evaluation import Seen
 from splitfed.wire.channel import InlineStream
 from splitfed.wire.frame import pack
 
@@ -217,8 +217,6 @@ class Ask(Door):
 
     def __init__(self, folder, *overrides: str) -> None:
         super().__init__(folder, *overrides)
-        self.looks = Looks(self.cut, nn.Identity())
-        self.server._looks = self.looks
         self.server.settle(4, taken=False)
         self.server.end_round()
 
@@ -233,9 +231,9 @@ def ask(tmp_path):
     return Ask(tmp_path)
 
 
-def test_the_back_looks_and_stays_as_it_is(ask):
+def test_the_back_evaluates_and_stays_as_it_is(ask):
     before = weights(ask.pool.trainer)
-    with ask.server.evaluation(2, {4: 8}) as looking:
+    with ask.server.evaluation(2, {4: 8}) as evaluation:
         session = ask.server.open(4, 2)
         sent = came = 0
         for step in (1, 2):
@@ -251,7 +249,7 @@ def test_the_back_looks_and_stays_as_it_is(ask):
         end = pack("end", 2, 4, 3, {}, {"up": sent, "down": came})
         came += len(session.handle(end.buffer))
         assert not ask.pool.trainer.back.training
-        assert len(looking.settle(4)) == 2
+        assert len(evaluation.settle(4)) == 2
         with pytest.raises(WireError, match="gone on"):
             session.handle(end.buffer)
     assert ask.pool.trainer.back.training
@@ -265,7 +263,7 @@ def test_the_back_looks_and_stays_as_it_is(ask):
 
 
 def test_what_no_honest_client_sends_is_refused(ask):
-    with ask.server.evaluation(2, {4: 8}) as looking:
+    with ask.server.evaluation(2, {4: 8}) as evaluation:
         for client, round in ((5, 2), (4, 1), (4, 3)):
             with pytest.raises(WireError, match="no part in the evaluation"):
                 ask.server.open(client, round)
@@ -289,7 +287,7 @@ def test_what_no_honest_client_sends_is_refused(ask):
         reply = session.handle(packed.buffer)
         with pytest.raises(WireError, match="counts"):
             session.handle(pack("end", 2, 4, 2, {}, {"up": packed.total, "down": 1 + len(reply)}).buffer)
-        assert looking.settle(4) is None  # it has not come to its end
+        assert evaluation.settle(4) is None  # it has not come to its end
 
 
 @pytest.mark.parametrize(
@@ -302,11 +300,11 @@ def test_a_server_whose_answer_is_none_is_refused(meta, ask):
         ask.looks.unpack_answer(pack("seen", 2, 4, 2, {}, {"loss": 1.0, "right": 2}).buffer, 1, 4)
 
 
-def test_several_clients_are_looked_at_over_grpc_and_one_is_lost(tmp_path):
+def test_several_clients_evaluate_over_grpc_and_one_is_lost(tmp_path):
     ask = Ask(tmp_path)
     with (
         listen(ask.server, streams=3) as listener,
-        ask.server.evaluation(2, dict.fromkeys((4, 5, 6), 4)) as looking,
+        ask.server.evaluation(2, dict.fromkeys((4, 5, 6), 4)) as evaluation,
     ):
         streams = {client: dial(listener.invite(client, 2)) for client in (4, 5, 6)}
         replies = {}
@@ -318,14 +316,12 @@ def test_several_clients_are_looked_at_over_grpc_and_one_is_lost(tmp_path):
             streams[client].exchange(pack("end", 2, client, 2, {}, {"up": up, "down": len(reply)}).buffer)
         for stream in streams.values():
             stream.close()
-        end = time.monotonic() + 60
-        while looking._sessions[6].detached is None and time.monotonic() < end:
-            time.sleep(0.01)  # the server has yet to notice
-        assert looking.lost(0.5) == set()
+        until(lambda: evaluation.lost(-1) == {6})  # the server has yet to notice
+        assert evaluation.lost(0.5) == set()
         ask.now += 1
-        assert looking.lost(0.5) == {6}
-        assert [looking.settle(client) == [Seen(*_seen(ask))] for client in (4, 5)] == [True, True]
-        assert looking.settle(6) is None
+        assert evaluation.lost(0.5) == {6}
+        assert [evaluation.settle(client) == [Seen(*_seen(ask))] for client in (4, 5)] == [True, True]
+        assert evaluation.settle(6) is None
 
 
 def _seen(ask: Ask) -> tuple[float, int]:

@@ -23,6 +23,7 @@ from splitfed.model.parts import whole_state
 from splitfed.run.ledger import Ledger, read_rows
 from splitfed.run.observer import Observer
 from splitfed.seeds import Key
+from splitfed.server.back.passes import Passes
 from splitfed.server.back.pools import Shared, Trainer
 from splitfed.server.back.server import SplitServer
 from splitfed.split.assembly import assemble
@@ -269,11 +270,20 @@ def test_both_ends_count_alike_and_each_tensor_is_counted_once(tmp_path):
     assert not [row for row in rows if row.role == "targets"]
 
 
-def test_a_lost_clients_graph_is_let_go(tmp_path):
-    ends = Ends(tmp_path)
-    session = ends.server.open(4, 2)
+def test_a_lost_clients_graph_is_let_go(tmp_path, monkeypatch):
+    ends, graphs, forward = Ends(tmp_path), [], Passes.forward
+
+    def spy(*given):
+        features = forward(*given)
+        graphs.append(weakref.ref(features))
+        return features
+
+    monkeypatch.setattr(Passes, "forward", spy)
+    session = ends.server.open(4, 2)  # as a stream that hangs would keep it
     session.handle(ends.first())
-    graph = weakref.ref(session._waiting.features)
+    gc.collect()
+    (graph,) = graphs
+    assert graph() is not None
     ends.server.settle(4, taken=False)
     gc.collect()
     assert graph() is None

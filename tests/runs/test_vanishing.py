@@ -17,7 +17,7 @@ from splitfed.errors import RunError
 from splitfed.run.observer import Observer
 from splitfed.run.recovery import wasted_bytes
 from splitfed.seeds import Key
-from splitfed.wire.channel import InlineStream
+from splitfed.server.back.session import SplitSession
 
 # Six clients with two mini-batches each.
 MODES = pytest.mark.parametrize("mode", ["sl", "sfl-v1", "sfl-v2", "psl"])
@@ -58,14 +58,14 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 @MODES
 def test_a_third_vanishes_in_every_round_and_all_is_counted(mode, tmp_path, monkeypatch):
     crossed: dict[tuple[int, int], int] = defaultdict(int)
-    exchange = InlineStream.exchange
+    handle = SplitSession.handle
 
-    def counting(self, buffer):
-        reply = exchange(self, buffer)
-        crossed[self._session.round, self._session.client] += len(buffer) + len(reply)
+    def counting(session, buffer):
+        reply = handle(session, buffer)
+        crossed[session.context.round, session.client] += len(buffer) + len(reply)
         return reply
 
-    monkeypatch.setattr(InlineStream, "exchange", counting)
+    monkeypatch.setattr(SplitSession, "handle", counting)
     scenario = plan("federation.availability={kind: drawn, dropout: 0.3}", "federation.rounds=3",
                     f"federation.mode={mode}", "federation.strategy=FedAvg")  # fmt: skip
     result = simulate(scenario, runs=tmp_path)

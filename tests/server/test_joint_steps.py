@@ -1,7 +1,7 @@
 """Joint steps of parallel split learning: who is waited for, what each client gets back, and that nobody hangs."""
 
 import time
-from threading import Thread
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import pytest
@@ -10,11 +10,11 @@ from channels import dial, listen
 from helpers import ADC, small
 from split_server import KEY, Door, rows, same, train, weights
 from torch import nn
-from waiting import until
 
+from splitfed.engines.compute_lock import Baton
 from splitfed.errors import WireError
 from splitfed.model.build import build, split
-from splitfed.server.back.joint_steps import _Waiting
+from splitfed.server.back.passes import Passes
 from splitfed.server.back.pools import Together
 from splitfed.wire.frame import pack
 
@@ -25,52 +25,41 @@ LONG = 20.0
 class Trio(Door):
     """A round of psl for clients 4, 5 and 6, with as many images a step as each number says."""
 
-    def __init__(self, folder, *overrides: str) -> None:
+    def __init__(self, folder, *overrides: str, patience: float | None = None) -> None:
         folder.mkdir(exist_ok=True)
-        super().__init__(folder, *overrides, pool=Together, clients=(4, 5, 6))
+        super().__init__(folder, *overrides, pool=Together, clients=(4, 5, 6), patience=patience)
         self.front.eval()  # what it sends must repeat
         self.sessions = {client: self.server.open(client, 2) for client in (4, 5, 6)}
+        self.baton = Baton()
 
     def sent(self, client: int, step: int = 1):
         """Return what a client sends: other images than the others', and another number of them."""
         return self.frame(step, client=client, examples=client)
 
     def send(self, client: int, step: int = 1) -> SimpleNamespace:
-        """Send a client's mini-batch in a thread; its `reply` or `error` is there when the thread has ended."""
+        """Send a client's mini-batch in a thread, and return once it waits for its joint step, or that step is done.
+        Its `reply` or `error` is there when the thread has ended."""
         found, buffer = SimpleNamespace(reply=None, error=None), self.sent(client, step)[0].buffer
+        begun = Event()
 
         def run() -> None:
             try:
-                found.reply = self.sessions[client].handle(buffer)
+                with self.baton:  # which it gives away while it waits
+                    begun.set()
+                    found.reply = self.sessions[client].handle(buffer)
             except Exception as error:
                 found.error = error
 
         found.thread = Thread(target=run, daemon=True)
         found.thread.start()
-        return found
-
-    def waits(self, *clients: int) -> None:
-        """Return once these, and no others, wait for a joint step."""
-        until(lambda: set(self.server.training._gathered) == set(clients))
-
-    def patient(self, seconds: float | None) -> None:
-        """Let joint steps wait for so long from now on."""
-        training = self.server.training
-        with training._changed:
-            training._patience, training._since = seconds, time.monotonic()
-            training._changed.notify_all()
+        assert begun.wait(LONG)
+        with self.baton:
+            return found
 
     def without_six(self) -> None:
-        """Train a first step of 4 and 5, after patience with 6."""
-        sent = self.send(4), self.send(5)
-        self.waits(4, 5)
-        self.patient(0.2)
-        done(*sent)
-        self.patient(None)
-
-    def end(self, client: int, step: int = 1) -> None:
-        session = self.sessions[client]
-        session.handle(pack("end", 2, client, step, {}, {"up": session._up, "down": session._down}).buffer)
+        """Train a first step of 4 and 5, as 6 has hung up before it sent anything; it may come back."""
+        self.sessions[6].close()
+        done(self.send(4), self.send(5))
 
 
 def done(*sent: SimpleNamespace) -> list[bytes]:
@@ -109,11 +98,7 @@ def test_who_comes_first_makes_no_difference(tmp_path):
         trio = Trio(tmp_path / str(number), *ADC, "model.args.proj_drop_rate=0.1")
         replies = {}
         for step in (1, 2):
-            sent = {}
-            for place, client in enumerate(order):
-                sent[client] = trio.send(client, step)
-                if place < 2:
-                    trio.waits(*order[: place + 1])
+            sent = {client: trio.send(client, step) for client in order}
             replies[step] = dict(sorted(zip(sent, done(*sent.values()), strict=True)))
         found.append((replies, rows(trio), weights(trio.pool.trainer)))
     for replies, counted, back in found[1:]:
@@ -125,7 +110,7 @@ def test_who_comes_first_makes_no_difference(tmp_path):
 def test_inputs_of_different_lengths_make_one_step(tmp_path):
     """Each is one group, and the losses are weighed as if they were one batch."""
     trio = Trio(tmp_path, *SGD)
-    back, training = trio.pool.trainer.back, trio.server.training
+    back, passes = trio.pool.trainer.back, Passes(trio.cut, "float32", shared=True, draws=False, at_once=1)
     before = weights(trio.pool.trainer)
     clients = {4: 5, 5: 3, 6: 5}  # tokens of each
     batches = [
@@ -135,7 +120,7 @@ def test_inputs_of_different_lengths_make_one_step(tmp_path):
         )
         for client, tokens in clients.items()
     ]  # fmt: skip
-    outcomes = training._trained(trio.pool.trainer, [_Waiting(batch, KEY) for batch in batches])
+    outcomes = passes.train(trio.pool.trainer, batches, KEY)
     whole = split(build(small().model, 10, key=KEY), 1)[1].train()
     whole.load_state_dict(before)
     total = 0.0
@@ -152,9 +137,9 @@ def test_inputs_of_different_lengths_make_one_step(tmp_path):
 
 def test_who_finishes_or_is_lost_or_never_came_holds_up_nobody(tmp_path):
     trio = Trio(tmp_path)
-    trio.end(4)
+    trio.sessions[4].handle(pack("end", 2, 4, 1, {}, {"up": 0, "down": 0}).buffer)
     five = trio.send(5)
-    trio.waits(5)
+    assert five.reply is None  # it waits for 6
     trio.server.settle(6, taken=False)  # it never sent anything
     done(five)
     assert not trio.server.settle(5, taken=True)  # it had not finished
@@ -166,7 +151,6 @@ def test_settling_a_client_that_waits_wakes_it_and_does_not_hang(tmp_path):
     trio = Trio(tmp_path)
     before = weights(trio.pool.trainer)
     four, five = trio.send(4), trio.send(5)
-    trio.waits(4, 5)
     settling = Thread(target=lambda: trio.server.settle(4, taken=False), daemon=True)
     settling.start()
     settling.join(LONG)
@@ -175,36 +159,38 @@ def test_settling_a_client_that_waits_wakes_it_and_does_not_hang(tmp_path):
     assert isinstance(four.error, WireError)
     assert same(weights(trio.pool.trainer), before)
     done(five, trio.send(6))
-    trio.server.end_round()
-    assert trio.server.training._gathered == {}
 
 
-def test_without_the_rest_after_patience_and_a_late_client_joins_the_next_step(tmp_path):
-    trio = Trio(tmp_path)
+def test_a_late_client_joins_the_next_step(tmp_path, monkeypatch):
+    trio, steps, train = Trio(tmp_path), [], Passes.train
     trio.without_six()
-    steps = []
-    trained = trio.server.training._trained
-    trio.server.training._trained = lambda *given: (
-        steps.append([w.batch.frame.client for w in given[1]]),
-        trained(*given),
-    )[1]
+
+    def spy(passes, trainer, batches, key):
+        steps.append([batch.frame.client for batch in batches])
+        return train(passes, trainer, batches, key)
+
+    monkeypatch.setattr(Passes, "train", spy)
     late = trio.send(6)  # its first step, where the others are at their second
-    trio.waits(6)
     done(late, trio.send(5, 2), trio.send(4, 2))
     assert steps == [[4, 5, 6]]
 
 
 def test_who_was_missed_is_not_waited_for_until_it_is_back(tmp_path):
-    """Else a client that has died unnoticed would cost its patience at every step."""
     trio = Trio(tmp_path)
     trio.without_six()
     done(trio.send(4, 2), trio.send(5, 2))  # it would hang
     late = trio.send(6)
-    trio.waits(6)
     done(trio.send(4, 3), trio.send(5, 3), late)
     four, five = trio.send(4, 4), trio.send(5, 4)
-    trio.waits(4, 5)  # now it is
+    assert four.reply is five.reply is None  # now it is
     done(trio.send(6, 2), four, five)
+
+
+def test_a_client_that_has_died_unnoticed_costs_its_patience_once(tmp_path):
+    trio, began = Trio(tmp_path, patience=2.5), time.monotonic()
+    for step in (1, 2, 3):
+        done(trio.send(4, step), trio.send(5, step))
+    assert 2.5 <= time.monotonic() - began < 5.0
 
 
 def test_a_step_that_fails_fails_all_of_it_and_the_next_one_is_trained(tmp_path, monkeypatch):

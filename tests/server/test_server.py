@@ -1,6 +1,6 @@
 """The split server at its door: what it accepts, in which order, and what it answers."""
 
-from threading import Barrier, Event, Lock, Thread
+from threading import Barrier, Condition, Event, Lock, Thread
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ from torch import nn
 from splitfed.compression.reducers.values.topk import TopK
 from splitfed.errors import CodecError, WireError
 from splitfed.model.build import build, split
-from splitfed.server.back.pools import PerClient
-from splitfed.server.back.steps import Turns
+from splitfed.server.back.pools import PerClient, Shared, Trainer
+from splitfed.server.back.turns import Turns
 from splitfed.wire.channel import InlineListener, connect_inline
 from splitfed.wire.frame import pack
 
@@ -301,7 +301,6 @@ def test_sixteen_streams_at_once_train_as_one_after_another(tmp_path):
     for client in clients:
         with InlineListener(one.server) as listener, connect_inline(listener.address, client, 2) as stream:
             train(one, stream, client)
-    many = Door(tmp_path / "many", pool=PerClient, clients=clients, at_once=4)
     steps, lock = [], Lock()
 
     def on_step(round: int, client: int) -> None:
@@ -309,7 +308,7 @@ def test_sixteen_streams_at_once_train_as_one_after_another(tmp_path):
         steps.append(client)
         lock.release()
 
-    many.server.on_step = on_step
+    many = Door(tmp_path / "many", pool=PerClient, clients=clients, at_once=4, on_step=on_step)
     barrier = Barrier(len(clients))
 
     def run(client: int) -> None:
@@ -349,7 +348,8 @@ def test_turns_are_taken_in_order_and_by_no_more_than_allowed():
         threads = [Thread(target=work, args=(number,)) for number in range(9)]
         for number, thread in enumerate(threads):
             thread.start()
-            while len(turns._waiting) + inside[0] < number + 1:  # it has come
+            # It has come: only the queue itself knows that a thread stands in it, and nothing else asks.
+            while len(turns._waiting) + inside[0] < number + 1:
                 thread.join(0.001)
         go.set()
         for thread in threads:
@@ -359,8 +359,38 @@ def test_turns_are_taken_in_order_and_by_no_more_than_allowed():
             assert order == list(range(9))
 
 
-def test_a_shared_back_is_trained_by_one_at_a_time_whatever_is_asked_for(tmp_path):
-    assert Door(tmp_path, at_once=4).server.training.turns._free == 1
-    assert Door(tmp_path, pool=PerClient, at_once=4).server.training.turns._free == 4
-    drawing = Door(tmp_path, "model.args.proj_drop_rate=0.1", pool=PerClient, at_once=4)
-    assert drawing.server.training.turns._free == 1
+def training_at_once(door, monkeypatch, others: float) -> int:
+    """Train a mini-batch of four clients, each in a thread, with updates that wait so many seconds for all to be there;
+    return how many trained at the same time, at most."""
+    inside, most, changed, update = 0, 0, Condition(), Trainer.update
+
+    def slow(trainer) -> None:
+        nonlocal inside, most
+        with changed:
+            inside += 1
+            most = max(most, inside)
+            changed.notify_all()
+            changed.wait_for(lambda: most == 4, others)
+        update(trainer)
+        with changed:
+            inside -= 1
+
+    monkeypatch.setattr(Trainer, "update", slow)
+    sent = [(door.server.open(client, 2), door.frame(client=client)[0].buffer) for client in range(4)]
+    threads = [Thread(target=session.handle, args=(buffer,)) for session, buffer in sent]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return most
+
+
+@pytest.mark.parametrize(
+    ("pool", "overrides", "most"),
+    [(Shared, [], 1), (PerClient, ["model.args.proj_drop_rate=0.1"], 1), (PerClient, [], 4)],
+    ids=["one back", "draws", "copies"],
+)
+def test_one_trains_at_a_time_where_two_would_meet_whatever_is_asked_for(tmp_path, monkeypatch, pool, overrides, most):
+    """Two would meet in a shared back, or in torch's global generator."""
+    door = Door(tmp_path, *overrides, pool=pool, clients=range(4), at_once=4)
+    assert training_at_once(door, monkeypatch, others=20.0 if most == 4 else 0.1) == most

@@ -68,7 +68,7 @@ def cell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cell:
     monkeypatch.setitem(sys.modules, "IPython", type(sys)("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr(simulation, "in_notebook", lambda: True)
-    monkeypatch.setattr(splitfed.reports.live.notebook, "_OFTEN", 0.0)
+    monkeypatch.setattr(splitfed.reports.live.notebook, "OFTEN", 0.0)
     monkeypatch.chdir(tmp_path)
     return cell
 
@@ -87,7 +87,7 @@ def test_a_notebook_shows_rounds_in_one_output(cell: Cell, tmp_path: Path) -> No
 
 
 def test_a_bar_moves_a_few_times_a_second_at_most(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splitfed.reports.live.notebook, "_OFTEN", 1e9)
+    monkeypatch.setattr(splitfed.reports.live.notebook, "OFTEN", 1e9)
     simulate(small())
     assert not [state for state in cell.states if "[#" in state]
     assert any("round 2/2 [." in state for state in cell.states)
@@ -113,7 +113,7 @@ def test_observers_can_be_left_out_in_a_notebook_too(cell: Cell) -> None:
 
 def test_text_for_a_file_is_plain_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """There rich takes every console for the cell's, and FORCE_COLOR, which kernels set, for a terminal's."""
-    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # rich asks nothing public
     monkeypatch.setenv("FORCE_COLOR", "1")
     file = io.StringIO()
     in_file(file).print("one", style="bold")

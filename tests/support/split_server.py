@@ -12,6 +12,7 @@ from splitfed.seeds import Key
 from splitfed.server.back.pools import Shared, Trainer
 from splitfed.server.back.server import SplitServer
 from splitfed.split.cut import Cut
+from splitfed.split.evaluation import Looks
 from splitfed.wire.frame import pack
 
 KEY = Key(0)
@@ -30,8 +31,9 @@ class Door:
         self.pool = pool(Trainer(back.train(), scenario.training.server))
         self.ledger = Ledger(folder, 1)
         self.now = 0.0
+        self.looks = Looks(self.cut, self.front.encoder)
         self.server = SplitServer(
-            self.pool, self.cut, self.ledger, KEY, "float32", clock=lambda: self.now, **how
+            self.pool, self.cut, self.ledger, KEY, "float32", clock=lambda: self.now, evaluation_cut=self.looks, **how
         )  # fmt: skip
         self.server.start_round(2, 1e-3, {client: 100 + client for client in clients})
         self.session = self.server.open(clients[0], 2)

@@ -22,7 +22,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from splitfed.errors import SplitfedError
 
-_START_SECONDS = 180.0  # until there is an actor; an idle machine needs 3
+START_SECONDS = 180.0  # until there is an actor; an idle machine needs 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Actors(Backend):
 
     def stuck(self) -> str | None:
         """Return why no client will ever answer, if none will."""
-        if self.problem is None and not self._ready and monotonic() - self._none_since > _START_SECONDS:
+        if self.problem is None and not self._ready and monotonic() - self._none_since > START_SECONDS:
             self.problem = "engine ray: no client's process could start: are all of Ray's cores or GPUs taken?"
         return self.problem
 

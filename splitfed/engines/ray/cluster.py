@@ -26,7 +26,7 @@ from splitfed.errors import RunError
 from splitfed.scenario.engine import Ray
 
 _LOOPBACK = "127.0.0.1"
-_CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 5.0  # until a cluster must have answered at its address
 _QUIET: Any = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -52,7 +52,7 @@ def connected(address: str | None, variables: dict[str, str]) -> Iterator[dict[s
                 _start(folder, variables)
                 variables = {}
             else:
-                _join(address)
+                join(address)
             if _in_main_thread():  # Ray's own handler prints a stack and aborts
                 signal.signal(signal.SIGTERM, _exit if on_terminate == signal.SIG_DFL else on_terminate)
         yield variables
@@ -91,14 +91,15 @@ def _start(folder: str, variables: dict[str, str]) -> None:
                 os.environ[name] = value
 
 
-def _join(address: str) -> None:
+def join(address: str) -> None:
+    """Use the cluster at an address. Raises RunError where none answers, or it cannot be used."""
     nobody = RunError(
         f"engine.address: no Ray cluster answers at {address}: start one with `ray start --head`, or leave it out"
     )
     if address != "auto" and "RAY_USE_TLS" not in os.environ:  # Ray itself would try for minutes, and then end us
         with grpc.insecure_channel(address) as channel:
             try:
-                grpc.channel_ready_future(channel).result(_CONNECT_SECONDS)
+                grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
             except grpc.FutureTimeoutError:
                 raise nobody from None
     try:

@@ -13,7 +13,7 @@ from splitfed.run.metrics import Metrics
 from splitfed.run.observer import Started
 from splitfed.run.summary import Summary
 
-_OFTEN = 0.25  # seconds between two states of the bar
+OFTEN = 0.25  # seconds between two states of the bar
 _WIDE = 32  # characters of the bar
 
 
@@ -38,7 +38,7 @@ class Notebook(Console):
 
     def progress(self, round: int, share: float) -> None:
         """Move the bar, a few times a second at most."""
-        if time.monotonic() - self._shown >= _OFTEN:
+        if time.monotonic() - self._shown >= OFTEN:
             self._show(self._open(round, share))
 
     def round(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:

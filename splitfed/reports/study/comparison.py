@@ -11,33 +11,51 @@ from rich.text import Text
 
 from splitfed.errors import RunError
 from splitfed.reports import units
-from splitfed.reports.study.groups import Group, Run, group
+from splitfed.reports.study.groups import Counted, Group, Run, group
 from splitfed.reports.tables import at_heads, new_table, show, to_csv
 from splitfed.run.metrics import read_metrics
 from splitfed.run.summary import NAME, Summary
 
+By = Literal["bytes", "total", "ratio", "time", "simulated_time"]
+
+_KEYS: dict[By, Callable[[Group], float]] = {
+    "bytes": lambda one: one.sent("cut"),
+    "total": lambda one: one.sent("total"),
+    "ratio": lambda one: float("inf") if one.ratio is None else one.ratio,
+    "time": lambda one: one.spread(lambda run: run.summary.seconds).mean,
+    "simulated_time": lambda one: one.simulated or 0.0,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
-    """Finished runs, those together that differ in their seed alone; and the folders left out, each with the reason."""
+    """Finished runs, those together that differ in their seed alone, and by what they are sorted; and the folders left
+    out, each with the reason."""
 
     groups: list[Group]
     left_out: list[tuple[Path, str]]
+    by: By | None = None
+
+    @property
+    def of(self) -> Counted:
+        """Which bytes this is about: those of both planes where they are what groups are sorted by, or the cut's."""
+        return "total" if self.by == "total" else "cut"
 
     def table(self, at: int | None = None) -> Table:
         """Return a row per group: means over its runs, and of accuracy the lowest and the highest where there are
-        several. `ratio` is `Run.ratio`; everything else as in a table of runs."""
+        several. `ratio` is `Run.ratio`; everything else as in a table of runs. Sorted by `total`, it has bytes and
+        factor of both planes alone, with what was wasted, and `at` means both planes, without it."""
         several = any(len(one.runs) > 1 for one in self.groups)
         simulated = any(one.simulated is not None for one in self.groups)
+        columns: tuple[Counted, ...] = ("total",) if self.of == "total" else ("cut", "total")
         table = new_table("\nscenario", [
-            "\nseeds", "\nrounds", "\naccuracy", *(["lowest to\nhighest"] if several else []), *at_heads(at),
-            "cut\nbytes", "total\nbytes", "\nratio", "cut\nfactor", "total\nfactor", "\ntime",
+            "\nseeds", "\nrounds", "\naccuracy", *(["lowest to\nhighest"] if several else []), *_at_heads(at, self.of),
+            *(f"{of}\nbytes" for of in columns), "\nratio", *(f"{of}\nfactor" for of in columns), "\ntime",
             *(["simulated\ntime"] if simulated else []),
         ])  # fmt: skip
         for one in self.groups:
             accuracy, rounds = one.accuracy, sorted({run.summary.rounds for run in one.runs})
-            reached = one.at(at) if at is not None else None
-            cut, total = one.mean(lambda s: s.cut_bytes), one.mean(lambda s: s.total_bytes)
+            reached = one.at(at, self.of) if at is not None else None
             table.add_row(
                 Text(one.label),
                 ", ".join(str(run.summary.seed) for run in one.runs),
@@ -45,11 +63,9 @@ class Grouped:
                 units.percent(accuracy.mean),
                 *([_range(one)] if several else []),
                 *([] if at is None else [units.percent(reached.mean) if reached else units.NONE]),
-                units.size(cut),
-                units.size(total),
+                *(units.size(one.sent(of)) for of in columns),
                 units.NONE if one.ratio is None else f"{one.ratio:.3f}",
-                units.factor(one.mean(lambda s: s.raw_bytes), cut),
-                units.factor(one.mean(lambda s: s.total_raw_bytes), total),
+                *(units.factor(one.raw(of), one.sent(of)) for of in columns),
                 units.duration(one.spread(lambda run: run.summary.seconds).mean),
                 *([units.NONE if one.simulated is None else units.duration(one.simulated)] if simulated else []),
             )
@@ -60,20 +76,21 @@ class Grouped:
         show(self.table(at), [f"{folder}: {reason}" for folder, reason in self.left_out], out)
 
     def to_csv(self, *, at: int | None = None) -> str:
-        """Return the groups as CSV, figures in full."""
-        rows = []
+        """Return the groups as CSV, figures in full. What was reached `at` so many cut bytes is in columns `at_*`, at
+        so many of both planes in columns `at_total_*`."""
+        rows, prefix = [], _prefix(self.of)
         for one in self.groups:
-            accuracy, reached = one.accuracy, one.at(at) if at is not None else None
+            accuracy, reached = one.accuracy, one.at(at, self.of) if at is not None else None
             rows.append({
                 "scenario": one.label,
                 "seeds": " ".join(str(run.summary.seed) for run in one.runs),
                 "test_accuracy": accuracy.mean, "test_accuracy_low": accuracy.low, "test_accuracy_high": accuracy.high,
-                "at_bytes": at,
-                "at_eval_accuracy": reached and reached.mean,
-                "at_eval_accuracy_low": reached and reached.low,
-                "at_eval_accuracy_high": reached and reached.high,
-                "cut_bytes": one.mean(lambda s: s.cut_bytes), "total_bytes": one.mean(lambda s: s.total_bytes),
-                "raw_bytes": one.mean(lambda s: s.raw_bytes), "total_raw_bytes": one.mean(lambda s: s.total_raw_bytes),
+                f"{prefix}bytes": at,
+                f"{prefix}eval_accuracy": reached and reached.mean,
+                f"{prefix}eval_accuracy_low": reached and reached.low,
+                f"{prefix}eval_accuracy_high": reached and reached.high,
+                "cut_bytes": one.sent("cut"), "total_bytes": one.sent("total"),
+                "raw_bytes": one.raw("cut"), "total_raw_bytes": one.raw("total"),
                 "ratio": one.ratio,
                 "seconds": one.spread(lambda run: run.summary.seconds).mean,
                 "simulated_seconds": one.simulated,
@@ -87,14 +104,12 @@ def _range(one: Group) -> str:
     return units.NONE if len(one.runs) == 1 else f"{units.percent(low).removesuffix(' %')} to {units.percent(high)}"
 
 
-By = Literal["bytes", "ratio", "time", "simulated_time"]
+def _at_heads(at: int | None, of: Counted) -> list[str]:
+    return at_heads(at, " total" if of == "total" else "")
 
-_KEYS: dict[By, Callable[[Group], float]] = {
-    "bytes": lambda one: one.mean(lambda summary: summary.cut_bytes),
-    "ratio": lambda one: float("inf") if one.ratio is None else one.ratio,
-    "time": lambda one: one.spread(lambda run: run.summary.seconds).mean,
-    "simulated_time": lambda one: one.simulated or 0.0,
-}
+
+def _prefix(of: Counted) -> str:
+    return "at_total_" if of == "total" else "at_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +119,12 @@ class Comparison:
     runs: list[tuple[Path, Summary]]
     left_out: list[tuple[Path, str]]
 
-    def table(self, at: int | None = None) -> Table:
+    def table(self, at: int | None = None, of: Counted = "cut") -> Table:
         """Return a row per finished run. Accuracy is that of the test split; total bytes contain the waste. `at` adds
-        the accuracy on the validation split after so many cut bytes."""
+        the accuracy on the validation split after so many bytes: of the cut, or of both planes (`total`), which are
+        those of finished rounds and so without the waste."""
         table = new_table("\nscenario", [
-            "\nseed", "\nrounds", "\naccuracy", *at_heads(at), "cut\nbytes", "total\nbytes", "cut\nfactor",
+            "\nseed", "\nrounds", "\naccuracy", *_at_heads(at, of), "cut\nbytes", "total\nbytes", "cut\nfactor",
             "total\nfactor", "\ntime", "\nwaste",
         ])  # fmt: skip
         table.add_column("\nrun folder")
@@ -118,7 +134,7 @@ class Comparison:
                 str(summary.seed),
                 str(summary.rounds),
                 units.percent(summary.test_accuracy),
-                *([] if at is None else [units.percent(Run(folder, summary).at(at))]),
+                *([] if at is None else [units.percent(Run(folder, summary).at(at, of))]),
                 units.size(summary.cut_bytes),
                 units.size(summary.total_bytes),
                 units.factor(summary.raw_bytes, summary.cut_bytes),
@@ -129,25 +145,26 @@ class Comparison:
             )
         return table
 
-    def show(self, out: rich.console.Console | None = None, *, at: int | None = None) -> None:
+    def show(self, out: rich.console.Console | None = None, *, at: int | None = None, of: Counted = "cut") -> None:
         """Print the table and, below it, each folder that is not in it with the reason."""
-        show(self.table(at), [f"{folder}: {reason}" for folder, reason in self.left_out], out)
+        show(self.table(at, of), [f"{folder}: {reason}" for folder, reason in self.left_out], out)
 
-    def to_csv(self, *, at: int | None = None) -> str:
+    def to_csv(self, *, at: int | None = None, of: Counted = "cut") -> str:
         """Return the finished runs as CSV: the folder, then every key of `summary.json`, bytes and seconds in full;
-        with `at` also `at_bytes` and `at_eval_accuracy`."""
-        rows = []
+        with `at` also `at_bytes` and `at_eval_accuracy`, `of` both planes `at_total_bytes` and
+        `at_total_eval_accuracy`."""
+        rows, more = [], [f"{_prefix(of)}{name}" for name in ("bytes", "eval_accuracy")] if at is not None else []
         for folder, summary in self.runs:
-            more = {} if at is None else {"at_bytes": at, "at_eval_accuracy": Run(folder, summary).at(at)}
-            rows.append({"folder": str(folder), **asdict(summary), **more})
-        names = ["folder", *(field.name for field in fields(Summary))]
-        return to_csv([*names, *(["at_bytes", "at_eval_accuracy"] if at is not None else [])], rows)
+            reached = [] if at is None else [at, Run(folder, summary).at(at, of)]
+            rows.append({"folder": str(folder), **asdict(summary), **dict(zip(more, reached, strict=True))})
+        return to_csv(["folder", *(field.name for field in fields(Summary)), *more], rows)
 
     def grouped(self, by: By | None = None) -> Grouped:
-        """Return the runs with those together that differ in their seed alone, sorted by mean cut bytes, by ratio, by
-        mean time or by mean simulated time, all from the least up; or in the order given. A run whose metrics or ledger
-        cannot be read is left out with the reason. Raises RunError where none remains, for another order, and for
-        simulated time where a run has none."""
+        """Return the runs with those together that differ in their seed alone, sorted by mean bytes of the cut
+        (`bytes`), by mean bytes of both planes and what was wasted (`total`), by ratio, by mean time or by mean
+        simulated time, all from the least up; or in the order given. A run whose metrics or ledger cannot be read is
+        left out with the reason. Raises RunError where none remains, for another order, and for simulated time where a
+        run has none."""
         if by is not None and by not in get_args(By):
             raise RunError(f"--by {by}: runs can be sorted by {', '.join(get_args(By))}")
         runs, left_out = [], list(self.left_out)
@@ -165,7 +182,7 @@ class Comparison:
         groups = group(runs)
         if by is not None:
             groups.sort(key=_KEYS[by])
-        return Grouped(groups, left_out)
+        return Grouped(groups, left_out, by)
 
 
 def compare(folders: Sequence[str | Path]) -> Comparison:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from splitfed.errors import RunError, ScenarioError
 from splitfed.run.ledger import Totals, totals_by_round
@@ -15,6 +15,8 @@ from splitfed.run.metrics import Metrics, read_metrics
 from splitfed.run.summary import Summary
 from splitfed.scenario.document import read, shown
 
+# Which bytes are counted: those of the data plane, or those of both planes.
+Counted = Literal["cut", "total"]
 # What may differ between runs of the same experiment.
 _ASIDE = ("seed", "name", "engine", "checkpoints")
 
@@ -34,6 +36,12 @@ class Spread:
         low, high = min(found), max(found)
         # Rounded: figures are shown cut off, and a sum's last bit would turn 57.3 % into 57.2 %.
         return cls(min(max(round(math.fsum(found) / len(found), 12), low), high), low, high)
+
+
+def so_far(row: Metrics, of: Counted) -> int:
+    """Return the bytes that were sent up to the end of a round. No round counts what was wasted, so that an
+    interruption leaves no step in a curve; `total_bytes` of a summary contains it."""
+    return row.cut_bytes if of == "cut" else row.total_bytes
 
 
 class Run:
@@ -88,11 +96,11 @@ class Run:
             shares.append(sum(size.coded for size in sizes) / sizes[0].raw)
         return Spread.of(shares).mean
 
-    def at(self, sent: int) -> float | None:
-        """Return the accuracy on the validation split after so many cut bytes, on a straight line between the rounds
+    def at(self, sent: int, of: Counted = "cut") -> float | None:
+        """Return the accuracy on the validation split after so many bytes, on a straight line between the rounds
         around them that were evaluated: methods whose rounds differ in bytes are so compared at the same bytes. None
         before the first such round and after the last."""
-        points = [(row.cut_bytes, row.eval_accuracy) for row in self.rounds if row.eval_accuracy is not None]
+        points = [(so_far(row, of), row.eval_accuracy) for row in self.rounds if row.eval_accuracy is not None]
         # The first twice: it is a line of its own where there is no other.
         for (before, low), (after, high) in pairwise([*points[:1], *points]):
             if before <= sent <= after:
@@ -115,6 +123,14 @@ class Group:
         """Return the mean of a figure of the summaries, rounded."""
         return round(Spread.of(value(run.summary) for run in self.runs).mean)
 
+    def sent(self, of: Counted) -> int:
+        """Return the mean of the bytes that were sent; those of both planes contain what was wasted."""
+        return self.mean(lambda summary: summary.cut_bytes if of == "cut" else summary.total_bytes)
+
+    def raw(self, of: Counted) -> int:
+        """Return the mean of the bytes that would have been sent uncompressed."""
+        return self.mean(lambda summary: summary.raw_bytes if of == "cut" else summary.total_raw_bytes)
+
     @property
     def accuracy(self) -> Spread:
         """Accuracy on the test split."""
@@ -132,9 +148,9 @@ class Group:
         seconds = [run.summary.simulated_seconds for run in self.runs]
         return None if None in seconds else Spread.of(one for one in seconds if one is not None).mean
 
-    def at(self, sent: int) -> Spread | None:
-        """Return the runs' accuracy on the validation split after so many cut bytes; None where one has none there."""
-        found = [run.at(sent) for run in self.runs]
+    def at(self, sent: int, of: Counted = "cut") -> Spread | None:
+        """Return the runs' accuracy on the validation split after so many bytes; None where one has none there."""
+        found = [run.at(sent, of) for run in self.runs]
         return None if None in found else Spread.of(one for one in found if one is not None)
 
     @property

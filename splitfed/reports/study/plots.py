@@ -1,7 +1,8 @@
 """Pictures of a comparison, for a column of a paper: 3.3 inches wide, told apart without colour too.
 
-Three of them: accuracy against cut bytes as they were spent, accuracy against the factor, and bytes by role. Colours
-are those of Okabe and Ito, which people with any colour vision can tell apart.
+Three of them: accuracy against bytes as they were spent, accuracy against the factor, and bytes by role. Bytes are
+those of the cut, or those of both planes. Colours are those of Okabe and Ito, which people with any colour vision can
+tell apart.
 """
 
 from collections import Counter
@@ -17,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from splitfed.errors import RunError
 from splitfed.reports import units
-from splitfed.reports.study.groups import Group, Spread
+from splitfed.reports.study.groups import Counted, Group, Spread, so_far
 from splitfed.reports.study.methods import UNCOMPRESSED, families
 
 NAMES = ("curves", "factors", "roles")
@@ -63,15 +64,16 @@ def check_path(path: Path) -> None:
         raise RunError(f"--out {path}: pictures are named {', '.join(f'*{suffix}' for suffix in SUFFIXES)}")
 
 
-def draw(groups: list[Group], path: Path) -> list[Path]:
+def draw(groups: list[Group], path: Path, of: Counted = "cut") -> list[Path]:
     """Write the three pictures beside each other, `figure.png` as `figure-curves.png`, `figure-factors.png` and
-    `figure-roles.png`, and return their paths. Raises RunError where they cannot be written."""
+    `figure-roles.png`, and return their paths. The first two are `of` the cut, or of both planes (`total`). Raises
+    RunError where they cannot be written."""
     check_path(path)
     written = []
     with matplotlib.rc_context(STYLE):
-        for name, picture in zip(NAMES, (curves, factors, roles), strict=True):
+        for name, figure in zip(NAMES, (curves(groups, of), factors(groups, of), roles(groups)), strict=True):
             target = path.with_name(f"{path.stem}-{name}{path.suffix}")
-            save(picture(groups), target)
+            save(figure, target)
             written.append(target)
     return written
 
@@ -87,15 +89,16 @@ def save(figure: Figure, path: Path) -> None:
         raise RunError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def curves(groups: list[Group]) -> Figure:
-    """Draw validation accuracy against cumulative cut bytes, a line for each group: the mean over its seeds after each
-    round that all of them have, in a band from the lowest to the highest. Each method has its colour and marker. Where
-    nothing crosses the cut, a dotted line stands at the height of the last round."""
-    figure, axes = _figure(len(groups))
+def curves(groups: list[Group], of: Counted = "cut") -> Figure:
+    """Draw validation accuracy against cumulative bytes, those of the cut or of both planes: a line for each group, the
+    mean over its seeds after each round that all of them have, in a band from the lowest to the highest. Each method
+    has its colour and marker. Where nothing crosses the cut, a dotted line stands at the height of the last round. What
+    an interrupted run wasted belongs to no round and moves no point."""
+    figure, axes = _figure([one.label for one in groups])
     for (colour, marker), members in zip(_METHODS, families(groups).values(), strict=False):
         for one, (line, fill) in zip(members, cycle(_MEMBERS), strict=False):
-            points = _curve(one)
-            if not _crosses(one):
+            points = _curve(one, of)
+            if not one.sent(of):
                 axes.axhline(points[-1][1].mean, color=colour, linestyle=":", label=one.label)
                 continue
             spent, accuracy = [x for x, _ in points], [y for _, y in points]
@@ -107,22 +110,22 @@ def curves(groups: list[Group]) -> Figure:
     axes.set_xscale("log")
     _decades(axes, _short)
     _accuracy_on(axes, "validation accuracy")
-    axes.set_xlabel("cut bytes sent so far")
+    axes.set_xlabel(f"{of} bytes sent so far")
     _legend(figure, axes)
     return figure
 
 
-def factors(groups: list[Group]) -> Figure:
-    """Draw test accuracy against the factor of the cut, with bars from the lowest seed to the highest. A line joins
-    what differs only in numbers of its compression; a dotted one goes on at the height of uncompressed runs, and of
-    those without a cut, which have no factor."""
+def factors(groups: list[Group], of: Counted = "cut") -> Figure:
+    """Draw test accuracy against the factor of the cut, or of both planes with what was wasted, with bars from the
+    lowest seed to the highest. A line joins what differs only in numbers of its compression; a dotted one goes on at
+    the height of uncompressed runs, and of those without a cut, which have no factor of it."""
     found = families(groups)
-    figure, axes = _figure(len(found))
+    figure, axes = _figure(list(found))
     for (colour, marker), (label, members) in zip(_METHODS, found.items(), strict=False):
-        if not _crosses(members[0]):
+        if not members[0].sent(of):
             axes.axhline(members[0].accuracy.mean, color=colour, linestyle=":", label=label)
             continue
-        points = sorted(((_factor(one), one.accuracy) for one in members), key=lambda point: point[0])
+        points = sorted(((_factor(one, of), one.accuracy) for one in members), key=lambda point: point[0])
         x, y = [factor for factor, _ in points], [accuracy.mean for _, accuracy in points]
         axes.plot(x, y, color=colour, marker=marker, label=label)
         if any(len(one.runs) > 1 for one in members):
@@ -133,7 +136,7 @@ def factors(groups: list[Group]) -> Figure:
     axes.set_xscale("log")
     _decades(axes, lambda value: f"{value:g}x")
     _accuracy_on(axes, "test accuracy")
-    axes.set_xlabel("cut factor: uncompressed bytes / sent bytes")
+    axes.set_xlabel(f"{of} factor: uncompressed bytes / sent bytes")
     _legend(figure, axes)
     return figure
 
@@ -143,7 +146,7 @@ def roles(groups: list[Group]) -> Figure:
     comes down; dots are of a tail, or of a back that clients hold. `other` are metrics and framing."""
     sums = [_by_role(one) for one in groups]
     present = [stack for stack in _STACKS if any(found.get(stack[0]) for found in sums)]
-    figure, axes = _figure(len(present), height=0.55 + 0.19 * len(groups))
+    figure, axes = _figure([name for name, _, _ in present], height=0.55 + 0.19 * len(groups))
     y, left = list(range(len(groups))), [0.0] * len(groups)
     for name, colour, hatch in present:
         width = [found.get(name, 0.0) for found in sums]
@@ -160,37 +163,40 @@ def roles(groups: list[Group]) -> Figure:
     return figure
 
 
-def _figure(entries: int, height: float = _HEIGHT) -> tuple[Figure, Axes]:
-    """Return a figure with room for so many entries of a legend, two in a row."""
-    figure = Figure((WIDTH, height + _ROW * -(-entries // 2)), layout="constrained")
+def _figure(labels: list[str], height: float = _HEIGHT) -> tuple[Figure, Axes]:
+    """Return a figure with room for a legend of these labels below its axes."""
+    rows = -(-len(labels) // _columns(labels))
+    figure = Figure((WIDTH, height + _ROW * rows), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def _columns(labels: list[str]) -> int:
+    """Return how many entries of a legend fit into a row."""
+    return 1 if max(map(len, labels), default=0) > 26 else 2
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    columns = 1 if max(map(len, labels), default=0) > 26 else 2
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.2)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=_columns(labels), handlelength=2.6, columnspacing=1.2
+    )
 
 
-def _curve(one: Group) -> list[tuple[float, Spread]]:
-    """Return mean cut bytes and the spread of accuracy after each round that all runs have evaluated."""
+def _curve(one: Group, of: Counted) -> list[tuple[float, Spread]]:
+    """Return mean bytes and the spread of accuracy after each round that all runs have evaluated."""
     rows = [{row.round: row for row in run.rounds if row.eval_accuracy is not None} for run in one.runs]
     shared = sorted(set.intersection(*(set(found) for found in rows)))
     return [
         (
-            Spread.of(found[round].cut_bytes for found in rows).mean,
+            Spread.of(so_far(found[round], of) for found in rows).mean,
             Spread.of(found[round].eval_accuracy or 0.0 for found in rows),
         )
         for round in shared
     ]
 
 
-def _crosses(one: Group) -> bool:
-    return one.mean(lambda s: s.cut_bytes) > 0
-
-
-def _factor(one: Group) -> float:
-    return one.mean(lambda s: s.raw_bytes) / max(1, one.mean(lambda s: s.cut_bytes))
+def _factor(one: Group, of: Counted) -> float:
+    return one.raw(of) / max(1, one.sent(of))
 
 
 def _by_role(one: Group) -> dict[str, float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers import small
 
-from splitfed import simulate
+from splitfed import Observer, simulate
 from splitfed.clients.deployment.join import join, parse
 from splitfed.engines.deployment.certificates import make
 from splitfed.errors import SplitfedError
@@ -59,10 +59,13 @@ def test_a_port_that_is_taken_leaves_no_run_behind(tmp_path):
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_a_simulation_is_not_resumed_as_a_deployment(tmp_path, monkeypatch):
-    monkeypatch.setattr("splitfed.server.rounds.Rounds._finish", lambda self: 1 / 0)
+def test_a_simulation_is_not_resumed_as_a_deployment(tmp_path):
+    class Failing(Observer):
+        def round(self, metrics, sent, finished):
+            raise ZeroDivisionError
+
     with pytest.raises(ZeroDivisionError):
-        simulate(small("federation.rounds=1"), runs=tmp_path)
+        simulate(small("federation.rounds=1"), runs=tmp_path, observers=[Failing()])
     (folder,) = tmp_path.iterdir()
     with pytest.raises(SplitfedError, match="was no deployment; go on with: splitfed simulate --resume"):
         serve(None, resume=folder)

@@ -14,6 +14,7 @@ from places import SHARED
 
 from splitfed.data.dataset import load
 from splitfed.data.images import Images
+from splitfed.data.loading import open_training
 from splitfed.data.own import own_images
 from splitfed.data.settings import DataConfig
 from splitfed.errors import DataError
@@ -236,14 +237,12 @@ def test_photos_are_the_same_from_a_folder_as_from_a_scenario(place):
     config = DataConfig(path=str(path))
     stored_ones = own_images(str(path), config, 32, ["bees", "ants"])
     assert stored_ones.labels.bincount().tolist() == [121, 123]
-    scenario = load(config, 32, 1, Key(0))
-    rows = torch.arange(3)
-    for row in rows.tolist():
-        name = scenario.classes[int(scenario.train.labels[row])]
-        source, inner = scenario.train._source, int(scenario.train._rows[row])
-        (place / name).mkdir(exist_ok=True)
-        source.image(inner).save(place / name / f"{row}.png")
-    images = own_images(str(place), config, 32, scenario.classes)
-    order = images.labels.argsort(stable=True)
-    expected = scenario.train.labels[rows].argsort(stable=True)
-    assert torch.equal(images.pixels(order), scenario.train.pixels(rows[expected]))
+    classes, (source, _) = load(config, 32, 1, Key(0)).classes, open_training(config)
+    scenario = Images(source, torch.tensor([0, 1, len(source) - 1]), 32)
+    for row, label in ((0, 0), (1, 0), (len(source) - 1, 1)):
+        assert int(source.labels[row]) == label
+        (place / classes[label]).mkdir(exist_ok=True)
+        source.image(row).save(place / classes[label] / f"{row}.png")
+    images = own_images(str(place), config, 32, classes)
+    assert torch.equal(images.labels, scenario.labels)
+    assert torch.equal(images.pixels(torch.arange(3)), scenario.pixels(torch.arange(3)))

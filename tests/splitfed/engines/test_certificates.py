@@ -125,7 +125,7 @@ def test_grpc_accepts_the_files_and_checks_the_host(pristine: Path) -> None:
 def test_flower_loads_the_clients_keys(pristine: Path) -> None:
     from flwr.cli.supernode.register import try_load_public_key
     from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-    from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication
+    from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication  # public: a whole node
 
     registered = set()
     for client, text in read_server(pristine).clients.items():

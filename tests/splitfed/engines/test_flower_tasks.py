@@ -209,7 +209,7 @@ def test_a_stopped_run_ends_its_ServerApp(deployed: Deployed) -> None:
 
 
 def test_a_run_cannot_be_served_twice(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitfed.server.deployment.task._CLAIM_SECONDS", 0.5)
+    monkeypatch.setattr("splitfed.server.deployment.task.CLAIM_SECONDS", 0.5)
     run = deployed.run(lambda grid, context: None)
     with pytest.raises(RunError, match="has no task"):
         deployed.run(lambda grid, context: None, run)
@@ -249,7 +249,7 @@ def test_an_interrupted_worker_tells_the_server_and_a_new_one_takes_over(deploye
 
 
 def test_the_loop_ends_with_its_supernode_and_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splitfed.clients.deployment.tasks, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(splitfed.clients.deployment.tasks, "PATIENCE_SECONDS", 0.2)
     TaskLoop(f"127.0.0.1:{free_port()}", b"secret").run(None)  # type: ignore[arg-type]
     stop = threading.Event()
     stop.set()

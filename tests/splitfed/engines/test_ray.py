@@ -23,7 +23,7 @@ from helpers import ADC, small, table
 
 import splitfed
 from splitfed import Scenario, simulate
-from splitfed.cli import main as cli
+from splitfed.cli.main import main as cli
 from splitfed.engines.ray import cluster as ray_cluster
 from splitfed.engines.ray.cluster import connected, host, room
 from splitfed.engines.ray.engine import run_ray
@@ -65,6 +65,7 @@ def ray_is_up() -> Iterator[Path]:
     home = Path.home() / ".ray"
     there = home.exists()
     with connected(None, {}):
+        # Ray's public names do not tell the folder.
         folder = Path(ray._private.worker._global_node.get_temp_dir_path())
         assert left_behind(folder)
         yield folder
@@ -160,7 +161,7 @@ def test_clients_answer_fail_and_die_without_harm_to_the_others(tmp_path: Path, 
 def test_a_server_that_waits_for_nobody_is_told(monkeypatch: pytest.MonkeyPatch):
     """Where no client's process can start, the ServerApp does not wait for ever."""
     monkeypatch.setattr("splitfed.engines.ray.engine.room", lambda engine: 2)
-    monkeypatch.setattr("splitfed.engines.ray.actors._START_SECONDS", 1.0)
+    monkeypatch.setattr("splitfed.engines.ray.actors.START_SECONDS", 1.0)
     with pytest.raises(RunError, match="no client's process could start"):
         serve(Ray(client_cpus=1000), 2, lambda grid, context: ask(grid, "query", list(grid.get_node_ids())))
 
@@ -360,11 +361,11 @@ def test_cores_on_one_machine_and_gpus_on_another_are_no_room(monkeypatch: pytes
 
 
 def test_no_cluster_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ray_cluster, "_CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as other:  # answers, but is no Ray
         address = f"127.0.0.1:{other.getsockname()[1]}"
         with pytest.raises(RunError, match=f"^engine.address: no Ray cluster answers at {address}: start one"):
-            ray_cluster._join(address)
+            ray_cluster.join(address)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from splitfed.errors import RunError
 from splitfed.reports.study.comparison import By, compare
 from splitfed.reports.study.groups import Spread
 from splitfed.run.ledger import COLUMNS
-from splitfed.run.metrics import HEADER, Metrics
+from splitfed.run.metrics import HEADER, Metrics, read_metrics
 from splitfed.run.summary import Summary
 
 SUMMARY = Summary(
@@ -146,6 +146,16 @@ def study(root: Path, name: str, ratio: float, seed: int, accuracy: float, cut: 
     return folder
 
 
+def with_weights(folder: Path, each: int, wasted: int = 0) -> Path:
+    """The run of a folder, had it also sent so many bytes of weights each round, and wasted some in the first."""
+    path, summary = folder / "metrics.csv", Summary.read(folder)
+    rows = [replace(row, total_bytes=row.cut_bytes + row.round * each) for row in read_metrics(path)]
+    path.write_text(HEADER + "".join(row.line() for row in rows))
+    total = rows[-1].total_bytes + wasted
+    replace(summary, total_bytes=total, bytes_wasted=wasted, total_raw_bytes=2 * total).write(folder)
+    return folder
+
+
 def grouped(folders: list[Path], by: By | None = None, at: int | None = None) -> list[list[str]]:
     file = io.StringIO()
     compare(folders).grouped(by).show(rich.console.Console(file=file, width=80), at=at)
@@ -169,7 +179,9 @@ def test_seeds_of_the_same_settings_are_one_row(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("by", "order"), [("bytes", "acb"), ("ratio", "bca"), ("time", "bac"), (None, "abc")])
+@pytest.mark.parametrize(
+    ("by", "order"), [("bytes", "acb"), ("total", "acb"), ("ratio", "bca"), ("time", "bac"), (None, "abc")]
+)
 def test_groups_are_sorted_by_what_is_asked_for(tmp_path: Path, by: By | None, order: str) -> None:
     folders = [
         study(tmp_path, "a", 0.8, 5, 0.5, 1_000), study(tmp_path, "b", 0.2, 0, 0.5, 3_000),
@@ -179,7 +191,7 @@ def test_groups_are_sorted_by_what_is_asked_for(tmp_path: Path, by: By | None, o
 
 
 def test_an_order_that_there_is_not(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="--by size: runs can be sorted by bytes, ratio, time"):
+    with pytest.raises(RunError, match="--by size: runs can be sorted by bytes, total, ratio, time"):
         compare([study(tmp_path, "a", 0.4, 0, 0.5)]).grouped("size")  # type: ignore[arg-type]
 
 
@@ -251,3 +263,61 @@ def test_the_csv_of_groups_holds_means_and_extremes(tmp_path: Path) -> None:
     assert not any(name.startswith("at_") for name in row)
     (first, _) = csv.DictReader(io.StringIO(compare(folders).to_csv(at=1)))
     assert (first["at_bytes"], first["at_eval_accuracy"]) == ("1", "")
+
+
+def test_by_total_sorts_and_shows_the_bytes_of_both_planes_and_the_waste(tmp_path: Path) -> None:
+    folders = [
+        with_weights(study(tmp_path, "small-cut", 0.2, 0, 0.5, 300_000), 900_000),  # 3.0 MB in all
+        with_weights(study(tmp_path, "large-cut", 0.8, 0, 0.5, 2_400_000), 100_000),  # 2.7 MB
+        with_weights(study(tmp_path, "stopped", 0.4, 0, 0.5, 1_200_000), 100_000, wasted=1_300_000),  # 2.8 MB
+    ]
+    assert [row[0] for row in grouped(folders, "bytes")[3:]] == ["small-cut", "stopped", "large-cut"]
+    head, below, _, *rows = grouped(folders, "total")
+    assert (head, below) == (
+        ["total", "total"], ["scenario", "seeds", "rounds", "accuracy", "bytes", "ratio", "factor", "time"],
+    )  # fmt: skip
+    assert [(row[0], row[4], row[6]) for row in rows] == [
+        ("large-cut", "2.70 MB", "2.00x"), ("stopped", "2.80 MB", "2.00x"), ("small-cut", "3.00 MB", "2.00x"),
+    ]  # fmt: skip
+
+
+def test_a_budget_by_total_is_one_of_both_planes_without_the_waste(tmp_path: Path) -> None:
+    """Evaluated after 8 and 12 MB of both planes, 2 and 3 MB of the cut, with 0.25 and 0.375 right."""
+    runs = [
+        with_weights(study(tmp_path, "a", 0.2, 0, 0.5, 3_000_000), 3_000_000),
+        with_weights(study(tmp_path, "a", 0.2, 1, 0.75, 3_000_000), 3_000_000, wasted=10_000_000),
+    ]
+    for at, mean, each in (
+        (7_999_999, "-", ["-", "-"]),
+        (8_000_000, "37.5 %", ["25.0 %", "50.0 %"]),
+        (10_000_000, "43.7 %", ["31.2 %", "56.2 %"]),
+        (12_000_000, "50.0 %", ["37.5 %", "62.5 %"]),
+        (12_000_001, "-", ["-", "-"]),
+    ):
+        head, below, _, row = grouped(runs, "total", at)
+        assert (head[1], below[5]) == ("validation", f"at {at / 1e6:.2f} MB total")
+        assert row[5] == mean
+        file = io.StringIO()
+        compare(runs).show(rich.console.Console(file=file), at=at, of="total")
+        lines = [re.split(r"\s{2,}", line.strip()) for line in file.getvalue().splitlines()]
+        assert lines[1][4] == f"at {at / 1e6:.2f} MB total"
+        assert [line[4] for line in lines[3:]] == each
+    # The same number means the cut for every other order.
+    assert [row[5] for row in grouped(runs, "bytes", 2_500_000)[3:]] == ["43.7 %"]
+    assert [row[5] for row in grouped(runs, "bytes", 10_000_000)[3:]] == ["-"]
+
+
+def test_the_csv_names_a_budget_of_both_planes(tmp_path: Path) -> None:
+    runs = [with_weights(study(tmp_path, "a", 0.2, seed, 0.5 + seed / 4, 300_000), 300_000, 7) for seed in (0, 1)]
+    (row,) = csv.DictReader(io.StringIO(compare(runs).grouped("total").to_csv(at=1_000_000)))
+    assert {name: value for name, value in row.items() if name.startswith("at_")} == {
+        "at_total_bytes": "1000000", "at_total_eval_accuracy": "0.4375", "at_total_eval_accuracy_low": "0.3125",
+        "at_total_eval_accuracy_high": "0.5625",
+    }  # fmt: skip
+    assert (row["cut_bytes"], row["total_bytes"], row["total_raw_bytes"]) == ("300000", "1200007", "2400014")
+    (row,) = csv.DictReader(io.StringIO(compare(runs).grouped("total").to_csv()))
+    assert not any(name.startswith("at_") for name in row)
+    (first, second) = csv.DictReader(io.StringIO(compare(runs).to_csv(at=1_000_000, of="total")))
+    assert [one["at_total_bytes"] for one in (first, second)] == ["1000000", "1000000"]
+    assert [one["at_total_eval_accuracy"] for one in (first, second)] == ["0.3125", "0.5625"]
+    assert "at_bytes" not in first

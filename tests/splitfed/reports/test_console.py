@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import rich.console
+from waiting import until
 
 from splitfed.reports.live.console import Console
 from splitfed.run.ledger import COLUMNS, Row, Sizes, Totals
@@ -42,6 +43,11 @@ def info(folder: Path, resumed: int = 0, budget: int | None = 1_000_000, rounds:
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def shows_a_bar(file: Terminal) -> bool:
+    """Whether the cursor is hidden, as it is while a bar redraws itself."""
+    return file.getvalue().rindex("\x1b[?25l") > file.getvalue().rfind("\x1b[?25h")
 
 
 def console(file: io.StringIO, width: int = 80) -> Console:
@@ -168,39 +174,38 @@ def test_a_terminal_shows_a_bar_and_gets_its_cursor_back(tmp_path: Path) -> None
     out = console(file)
     out.started(info(tmp_path))
     out.progress(1, 0.25)
-    assert out._bar is not None
-    out._bar.refresh()
+    until(lambda: "25%" in file.getvalue())
     assert "round 1/2" in file.getvalue()
-    assert "25%" in file.getvalue()
     out.round(METRICS, sums(), sums())
     out.progress(2, 7.0)
-    out._bar.refresh()
+    until(lambda: "100%" in file.getvalue())
     assert "round 2/2" in file.getvalue()
-    assert "100%" in file.getvalue()
     assert "700%" not in file.getvalue()
     out.finished(SUMMARY, sums())
     text = file.getvalue()
-    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the cursor stays hidden"
+    assert not shows_a_bar(file), "the cursor stays hidden"
     assert "round 2/2" not in text[text.rindex("\x1b[?25h") :]
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", text)
     assert "  1/2    2.3026         -         -  440.04 kB" in plain
 
 
 def test_no_bar_waits_for_a_round_that_does_not_come(tmp_path: Path) -> None:
-    out = console(Terminal())
+    file = Terminal()
+    out = console(file)
     out.started(info(tmp_path, rounds=1))
+    assert shows_a_bar(file)
     out.round(METRICS, sums(), sums())
-    assert out._bar is None
+    assert not shows_a_bar(file)
 
 
 def test_close_takes_the_bar_away_after_an_error(tmp_path: Path) -> None:
     file = Terminal()
     out = console(file)
     out.started(info(tmp_path))
+    assert shows_a_bar(file)
     out.close()
     out.close()
-    assert out._bar is None
-    assert file.getvalue().rindex("\x1b[?25h") > file.getvalue().rindex("\x1b[?25l")
+    assert not shows_a_bar(file)
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:

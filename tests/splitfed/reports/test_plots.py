@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+from matplotlib import rc_context
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from splitfed.errors import RunError
 from splitfed.reports.study.groups import Group, Run
 from splitfed.reports.study.methods import families
-from splitfed.reports.study.plots import curves, draw, factors, roles
+from splitfed.reports.study.plots import STYLE, curves, draw, factors, roles
 from splitfed.run.ledger import COLUMNS
 from splitfed.run.metrics import HEADER, Metrics
 from splitfed.run.summary import Summary
@@ -24,14 +25,14 @@ FLOAT = "{kind: float32}"
 
 def finished(
     root: Path, accuracy: list[float | None], sent: int, *, reducer: str = "{kind: none}", codec: str = FLOAT,
-    budget: int = 1, name: str = "one", wasted: int = 0,
+    budget: int = 1, name: str = "one", wasted: int = 0, weights: int = 0,
 ) -> Run:  # fmt: skip
-    """A run that sent so many cut bytes in each round; uncompressed it would have been 1000."""
+    """A run that sent so many cut bytes in each round; uncompressed it would have been 1000, with weights 2400."""
     folder = root / f"{name}-{len(list(root.iterdir()))}"
     folder.mkdir()
     (folder / "scenario.yaml").write_text(SCENARIO.format(reducer=reducer, codec=codec, budget=budget))
     rows = [
-        Metrics(n, 1.0, None, value, n * sent, n * sent, 1.0, 0, 0, 1, 1, 0.1, 0.1)
+        Metrics(n, 1.0, None, value, n * sent, n * (sent + weights), 1.0, 0, 0, 1, 1, 0.1, 0.1)
         for n, value in enumerate(accuracy, 1)
     ]
     (folder / "metrics.csv").write_text(HEADER + "".join(row.line() for row in rows))
@@ -42,8 +43,8 @@ def finished(
     (folder / "ledger.csv").write_text("\n".join([",".join(COLUMNS), *ledger]) + "\n")
     count = len(accuracy)
     summary = Summary(
-        name, 0, "inline", count, accuracy[-1] or 0.0, count * sent, 2 * count * sent, wasted, count * 1000, 1.0, 1.0,
-        1.0, 1.0, None, 1, "rounds", "none", "sfl-v2",
+        name, 0, "inline", count, accuracy[-1] or 0.0, count * sent, count * (sent + weights) + wasted, wasted,
+        count * 1000, 1.0, 1.0, 1.0, 1.0, None, count * 2400, "rounds", "none", "sfl-v2",
     )  # fmt: skip
     return Run(folder, summary)
 
@@ -145,6 +146,43 @@ def test_bars_are_stacked_by_role_and_end_at_all_bytes(tmp_path: Path) -> None:
     up, down = (bars[0] for bars in axes.containers if "front_weights" in str(bars.get_label()))  # type: ignore[index]
     assert to_hex(up.get_facecolor()) == to_hex(down.get_facecolor())
     assert (up.get_hatch() or "") != down.get_hatch()
+
+
+def test_curves_by_total_stand_at_the_bytes_of_both_planes_and_no_waste_moves_them(tmp_path: Path) -> None:
+    one = Group("a", [
+        finished(tmp_path, [0.1, 0.3], 100, weights=50, wasted=9999), finished(tmp_path, [0.3, 0.5], 300, weights=150),
+    ])  # fmt: skip
+    whole = Group("fl", [finished(tmp_path, [0.25, 0.5], 0, weights=70)])  # without a cut, and so without cut bytes
+    figure = curves([one, whole], "total")
+    assert lines(figure) == {"a": ([300.0, 600.0], [0.2, 0.4]), "fl": ([70.0, 140.0], [0.25, 0.5])}
+    assert figure.axes[0].get_xlabel() == "total bytes sent so far"
+    level, height = lines(curves([one, whole]))["fl"]
+    assert (level, height) == ([0, 1], [0.5, 0.5])
+
+
+def test_factors_by_total_divide_the_bytes_of_both_planes_by_those_and_the_waste(tmp_path: Path) -> None:
+    groups = [
+        Group("a", [finished(tmp_path, [0.5], 100, weights=500, reducer="{kind: adc, ratio: 0.1}")]),
+        Group("b", [finished(tmp_path, [0.6], 100, weights=500, wasted=600, reducer="{kind: adc, ratio: 0.2}")]),
+        Group("c", [finished(tmp_path, [0.7], 1000, weights=1400)]),
+    ]
+    figure = factors(groups, "total")
+    assert lines(figure) == {"adc": ([2.0, 4.0], [0.6, 0.5]), "uncompressed": ([1.0], [0.7])}
+    assert figure.axes[0].get_xlabel() == "total factor: uncompressed bytes / sent bytes"
+    assert factors(groups).axes[0].get_xlabel() == "cut factor: uncompressed bytes / sent bytes"
+
+
+@pytest.mark.parametrize("label", ["short {}", "a label that is too long for two a row {}"])
+def test_a_long_legend_takes_no_room_from_the_axes(tmp_path: Path, label: str) -> None:
+    groups = [Group(label.format(n), [finished(tmp_path, [0.1, 0.2], 100 + n)]) for n in range(12)]
+    heights = []
+    with rc_context(STYLE):
+        for some in (groups[:2], groups):
+            figure = curves(some)
+            figure.draw_without_rendering()
+            (axes,) = figure.axes
+            heights.append(axes.get_position().height * figure.get_figheight())
+    assert heights[1] == pytest.approx(heights[0], rel=0.1)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])

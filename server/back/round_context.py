@@ -1,0 +1,41 @@
+"""What the sessions of a round are given to work with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+
+from splitfed.run.ledger import Ledger
+from splitfed.seeds import Key
+from splitfed.server.back.passes import Passes
+from splitfed.server.back.steps import Steps
+from splitfed.split.cut import Cut
+
+OnStep = Callable[[int, int], None]
+
+
+def nobody_hears(round: int, client: int) -> None:
+    """Be the `on_step` of a round that nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundContext:
+    """What all sessions of a round, or of the evaluation after it, have in common.
+
+    `key` is for what is drawn in this round, `clock` tells seconds, and `on_step(round, client)` hears of every
+    mini-batch that was trained.
+    """
+
+    round: int
+    cut: Cut
+    ledger: Ledger
+    key: Key
+    clock: Callable[[], float]
+    steps: Steps
+    passes: Passes
+    on_step: OnStep
+    reporting: Lock
+
+    def trained(self, client: int) -> None:
+        """Report that a mini-batch of a client was trained; one thread at a time does."""
+        with self.reporting:
+            self.on_step(self.round, client)
