@@ -19,12 +19,12 @@ from splitfed.compression.codecs.base import CodecSettings, Packet
 from splitfed.compression.codecs.buffers import dtype_name
 from splitfed.compression.codecs.decoders import coded_size, decode, fits
 from splitfed.compression.expect import Geometry
-from splitfed.compression.reducers.base import IDENTITY, Plan, Reducer, ReducerSettings, View
+from splitfed.compression.reducers.base import Plan, Reducer, ReducerSettings, View
 from splitfed.compression.reducers.trained.layers import Halves
 from splitfed.errors import CodecError, WireError
 from splitfed.scenario.compression import Compression, Packing
 from splitfed.seeds import Key
-from splitfed.split.cut import Arrived, Cut
+from splitfed.split.cut import IDENTITY, Arrived, Cut
 from splitfed.split.rehearsal import PLACE
 from splitfed.wire.frame import Packed
 

@@ -29,11 +29,15 @@ SHORT = {
     "splitfed/cli/options.py": "what several commands take",
     "splitfed/files.py": "below every room that writes a file",
     "compression/reducers/registry.py": "the union, apart from the contract",
+    "splitfed/split/rehearsal.py": "what every kind of frame needs to be foretold",
+    "compression/reducers/none.py": "one method a file",
+    "compression/codecs/registry.py": "the union, apart from the contract",
     "clients/deployment/supernode.py": "is started by its name, in a process of its own",
     "splitfed/engines/allocator.py": "is set before torch is imported",
     "splitfed/engines/deployment/proof.py": "both ends of a secret",
     "splitfed/reports/live/log.py": "the one place that joins console and curves to a run folder",
     "splitfed/reports/sweep/point.py": "is started by its name, in a process of its own",
+    "splitfed/data/stratify.py": "below all that divides images",
     "splitfed/model/_torchvision.py": "is imported for its effect, before timm",
 }
 HOUSE = House(ROOT)

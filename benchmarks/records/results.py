@@ -23,7 +23,7 @@ import torch
 from pydantic import ByteSize
 
 from splitfed import Scenario, compare
-from splitfed.compression.reducers.trained.autoencoder import AeConfig
+from splitfed.compression.reducers.settings import AeConfig
 from splitfed.errors import SplitfedError
 from splitfed.reports import units
 from splitfed.reports.costs.operations import Operations, count, count_step

@@ -2,17 +2,21 @@
 
 A packet describes itself: the receiver needs no configuration to read it. What it needs is to know what it is ready to
 accept (`splitfed.compression.expect`), and that is checked before a codec sees the bytes.
+
+Settings are of the contract, and are read without torch: so nothing heavy is imported here.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
-from splitfed.compression.codecs.settings import CodecSettings as CodecSettings
+from splitfed.config import Config
 from splitfed.seeds import Key
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Buffer = bytes | memoryview
 
@@ -43,7 +47,7 @@ class Codec(ABC):
     lossy: bool = True
 
     @abstractmethod
-    def encode(self, tensor: Tensor, key: Key) -> Packet:
+    def encode(self, tensor: "Tensor", key: Key) -> Packet:
         """Encode a tensor of any shape on any device; `key` feeds stochastic rounding.
 
         Raises CodecError for NaN, infinity, and values that do not fit.
@@ -61,4 +65,20 @@ class Decoder:
 
     dtypes: frozenset[str]
     size: Callable[[tuple[int, ...]], int | range]
-    decode: Callable[[Packet, torch.device | str], Tensor]
+    decode: "Callable[[Packet, torch.device | str], Tensor]"
+
+
+class CodecSettings(Config, ABC):
+    """The section of a scenario that names a codec by its `kind`, which a subclass narrows to one `Literal`.
+
+    A class of another package has `decoders`, which read the packets that its codec writes, by their tags, but for
+    those of packed integers, which are always there. They are known wherever the class is installed, so that a receiver
+    needs no configuration. Those of splitfed's own stand in `splitfed.compression.codecs.decoders`.
+    """
+
+    kind: str
+    decoders: ClassVar[Mapping[str, Decoder]]
+
+    @abstractmethod
+    def build(self) -> Codec:
+        """Return the codec."""

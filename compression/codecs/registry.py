@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from splitfed.compression.codecs.settings import OWN, CodecSettings
+from splitfed.compression.codecs.base import CodecSettings
+from splitfed.compression.codecs.settings import OWN
 from splitfed.compression.plugins import CODECS, Plugin, installed, one_of
 
 
 def _plugins() -> list[Plugin[CodecSettings]]:
     """Return the plug-ins, which are not used before their decoders are known: these alone need torch."""
-    if not installed(CODECS):
+    if not any(point.group == CODECS for point in installed()):
         return []
     from splitfed.compression.codecs.decoders import PLUGINS
 

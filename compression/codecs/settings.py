@@ -1,16 +1,12 @@
 """The settings of all codecs, as a scenario names them. Nothing heavy is imported here: `build` imports what it builds,
 so that a scenario is read without torch."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from splitfed.config import Broken, Config
-
-if TYPE_CHECKING:
-    from splitfed.compression.codecs.base import Codec, Decoder
+from splitfed.compression.codecs.base import Codec, CodecSettings
+from splitfed.config import Broken
 
 Bits = Literal[2, 3, 4, 6, 8]
 Scale = Literal["token", "channel", "tensor"]
@@ -19,28 +15,12 @@ Format = Literal["e4m3", "e5m2"]
 MOST_CENTROIDS, MOST_SUBVECTORS = 256, 4096
 
 
-class CodecSettings(Config, ABC):
-    """The section of a scenario that names a codec by its `kind`, which a subclass narrows to one `Literal`.
-
-    A class of another package has `decoders`, which read the packets that its codec writes, by their tags, but for
-    those of packed integers, which are always there. They are known wherever the class is installed, so that a receiver
-    needs no configuration. Those of the codecs below stand in `splitfed.compression.codecs.decoders`.
-    """
-
-    kind: str
-    decoders: ClassVar[Mapping[str, "Decoder"]]
-
-    @abstractmethod
-    def build(self) -> "Codec":
-        """Return the codec."""
-
-
 class Float32(CodecSettings):
     """Four bytes a number, nothing lost; integers as they are."""
 
     kind: Literal["float32"] = "float32"
 
-    def build(self) -> "Codec":
+    def build(self) -> Codec:
         """Return the codec."""
         return _of_floats("float32")
 
@@ -50,7 +30,7 @@ class Float16(CodecSettings):
 
     kind: Literal["float16"] = "float16"
 
-    def build(self) -> "Codec":
+    def build(self) -> Codec:
         """Return the codec."""
         return _of_floats("float16")
 
@@ -60,12 +40,12 @@ class BFloat16(CodecSettings):
 
     kind: Literal["bfloat16"] = "bfloat16"
 
-    def build(self) -> "Codec":
+    def build(self) -> Codec:
         """Return the codec."""
         return _of_floats("bfloat16")
 
 
-def _of_floats(dtype: str) -> "Codec":
+def _of_floats(dtype: str) -> Codec:
     import torch
 
     from splitfed.compression.codecs.floats import FloatCodec
@@ -80,7 +60,7 @@ class Float8(CodecSettings):
     format: Format = "e4m3"
     """Bits of exponent and of fraction: `e4m3` suits activations, `e5m2` what spans many orders of magnitude."""
 
-    def build(self) -> "Codec":
+    def build(self) -> Codec:
         """Return the codec."""
         from splitfed.compression.codecs.floats import Float8Codec
 
@@ -107,7 +87,7 @@ class Uniform(CodecSettings):
     """Whether rows are rotated at random before rounding, which spreads large features over others and makes few bits
     usable with a scale per token."""
 
-    def build(self) -> "Codec":
+    def build(self) -> Codec:
         """Return the codec."""
         from splitfed.compression.codecs.uniform import Layout, UniformCodec
 
@@ -142,7 +122,7 @@ class FedLite(CodecSettings):
             raise Broken(("groups", why))
         return self
 
-    def build(self) -> "Codec":
+    def build(self) -> Codec:
         """Return the codec."""
         from splitfed.compression.codecs.fedlite import FedLiteCodec
 

@@ -3,24 +3,45 @@
 A reducer looks at a batch once, without gradient, and makes a `Plan`. The plan is then applied to everything that it
 concerns: activations (differentiably), targets, and through autograd the gradient that comes back. What a plan discards
 never travels, and the gradient of what remains is small by itself. Turning tensors into bytes is a codec's work.
+
+Settings are of the contract, and are read without torch: so nothing heavy is imported here.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Protocol
 
 from splitfed.compression.expect import Expect, Expected, Geometry
-from splitfed.compression.reducers.settings import ReducerSettings as ReducerSettings
-from splitfed.compression.reducers.trained.layers import Halves
+from splitfed.config import Config
 from splitfed.errors import WireError
 from splitfed.seeds import Key
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from splitfed.compression.reducers.trained.layers import Alignment, Halves
+
 Meta = Mapping[str, int | float | str]
 
-IDENTITY = nn.Identity()
+
+class CutModel(Protocol):
+    """What settings are told of the model: its name in timm, the blocks before the cut, the side of its images."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def cut(self) -> int: ...
+
+    @property
+    def image_size(self) -> int: ...
+
+
+def _identity() -> "nn.Module":
+    from torch import nn
+
+    return nn.Identity()
 
 
 @dataclass(frozen=True)
@@ -29,38 +50,42 @@ class View:
     CLS pays to all tokens in the last block of the front, `[B, n]`, rows summing to 1; the first `prefix` tokens are
     class and register tokens. `encoder` is the client's half of a reducer with layers of its own, else the identity."""
 
-    activations: Tensor
+    activations: "Tensor"
     prefix: int
-    attention: Callable[[], Tensor]
-    encoder: nn.Module = IDENTITY
+    attention: "Callable[[], Tensor]"
+    encoder: "nn.Module" = field(default_factory=_identity)
 
 
 @dataclass
 class Plan(ABC):
     """A decision about one batch. `side` tensors (int64) and `meta` travel with it; the receiver's half reads them."""
 
-    side: dict[str, Tensor] = field(default_factory=dict)
+    side: "dict[str, Tensor]" = field(default_factory=dict)
     meta: dict[str, int | float | str] = field(default_factory=dict)
 
     @abstractmethod
-    def reduce(self, activations: Tensor) -> Tensor:
+    def reduce(self, activations: "Tensor") -> "Tensor":
         """Turn activations `[B, n, d]` into the smashed tensor, differentiably."""
 
     @abstractmethod
-    def targets(self, labels: Tensor, classes: int) -> Tensor:
+    def targets(self, labels: "Tensor", classes: int) -> "Tensor":
         """Turn labels `[B]` (int64) into what the smashed samples are trained on: `[T]` labels, or `[T, classes]`
         probabilities (float32) where samples were merged."""
 
     # For people, not for the wire: `splitfed explain` shows both. A method that discards or merges says so here.
 
-    def kept(self, samples: int, tokens: int) -> Tensor:
+    def kept(self, samples: int, tokens: int) -> "Tensor":
         """Return the share of each token that travels in its own place, float `[B, n]`, of a batch of B samples and n
         tokens: 0 for a token that is discarded. All of them, unless a method says otherwise."""
+        import torch
+
         return torch.ones(samples, tokens)
 
-    def groups(self, samples: int) -> Tensor:
+    def groups(self, samples: int) -> "Tensor":
         """Return which smashed sample each of B samples becomes part of, int64 `[B]`: samples of one number are merged.
         A number each, unless a method says otherwise."""
+        import torch
+
         return torch.arange(samples)
 
 
@@ -70,7 +95,7 @@ class Reducer(ABC):
 
     needs_attention: bool = False
 
-    def halves(self, geometry: Geometry, key: Key) -> Halves | None:
+    def halves(self, geometry: Geometry, key: Key) -> "Halves | None":
         """Return the reducer's own layers, new and drawn from `key`; None where it has none."""
         return None
 
@@ -79,7 +104,7 @@ class Reducer(ABC):
         """Decide, without gradient, what becomes of a batch; all randomness comes from `key`."""
 
     def check(
-        self, smashed: Tensor, targets: Tensor, side: Mapping[str, Tensor], meta: Meta, geometry: Geometry
+        self, smashed: "Tensor", targets: "Tensor", side: "Mapping[str, Tensor]", meta: Meta, geometry: Geometry
     ) -> None:
         """Refuse what is within `expected` and yet does not fit together; a peer sent all of it. A method with a server
         half says here what `restore` then relies on. Raises WireError."""
@@ -87,16 +112,43 @@ class Reducer(ABC):
             raise WireError(f"{len(targets)} targets for {len(smashed)} smashed samples")
 
     def restore(
-        self, smashed: Tensor, side: Mapping[str, Tensor], meta: Meta, decoder: nn.Module = IDENTITY
-    ) -> Tensor:  # fmt: skip
+        self, smashed: "Tensor", side: "Mapping[str, Tensor]", meta: Meta, decoder: "nn.Module | None" = None
+    ) -> "Tensor":  # fmt: skip
         """Server half, differentiable: turn what arrived, and `check` has passed, into the input of the back. `decoder`
-        is that of the back which is trained on it, the identity where the reducer has no layers of its own."""
-        return decoder(smashed)
+        is that of the back which is trained on it; where the reducer has no layers of its own, the identity or None."""
+        return smashed if decoder is None else decoder(smashed)
 
     @abstractmethod
     def expected(self, geometry: Geometry) -> Expected:
         """Return the bounds of what may arrive for a batch of up to `geometry.batch` samples: `smashed`, `targets` and
         one `side/<name>` per side tensor. The largest size in each bound is what a full batch sends."""
+
+
+class ReducerSettings(Config, ABC):
+    """The section of a scenario that names a reducer by its `kind`, which a subclass narrows to one `Literal`."""
+
+    kind: str
+
+    @abstractmethod
+    def build(self) -> Reducer:
+        """Return the reducer."""
+
+    def problem(self, batch_size: int) -> str | None:
+        """Tell why it does not go with mini-batches of this size, and the way out; or None."""
+        return None
+
+    def misfit(self, model: CutModel, geometry: Geometry) -> str | None:
+        """Tell why it does not go with this model, whose sizes at the cut are these, and the way out; or None. Asked
+        where the run's files are, not at the clients."""
+        return None
+
+    def load(self, halves: "Halves") -> None:
+        """Give the reducer's layers the weights that the settings name, if any, once `misfit` has none to report. Asked
+        at the server, where the run's files are."""
+
+    def alignment(self) -> "Alignment | None":
+        """Return how each client fits the layers to its images before it first trains; None where none does."""
+        return None
 
 
 def meta_number(meta: Meta, name: str, low: int, high: int) -> int:

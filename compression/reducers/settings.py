@@ -2,57 +2,19 @@
 builds, so that a scenario is read without torch."""
 
 import math
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
 from splitfed.compression.expect import Geometry
-from splitfed.config import Config
+from splitfed.compression.reducers.base import CutModel, Reducer, ReducerSettings
 from splitfed.errors import ModelError
 
 if TYPE_CHECKING:
-    from splitfed.compression.reducers.adc import Adc
-    from splitfed.compression.reducers.base import Reducer
-    from splitfed.compression.reducers.none import NoReduction
-    from splitfed.compression.reducers.samples.c3sl import C3sl
-    from splitfed.compression.reducers.samples.merge_samples import MergeSamples
-    from splitfed.compression.reducers.tokens.discard_tokens import DiscardTokens
-    from splitfed.compression.reducers.trained.autoencoder import Ae
-    from splitfed.compression.reducers.trained.bottleneck import Bottleneck
     from splitfed.compression.reducers.trained.layers import Alignment, Halves
-    from splitfed.compression.reducers.values.topk import RandomTopK, TopK
-    from splitfed.model.settings import ModelConfig
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Pooling = Literal["attention", "cls", "average"]
-
-
-class ReducerSettings(Config, ABC):
-    """The section of a scenario that names a reducer by its `kind`, which a subclass narrows to one `Literal`."""
-
-    kind: str
-
-    @abstractmethod
-    def build(self) -> "Reducer":
-        """Return the reducer."""
-
-    def problem(self, batch_size: int) -> str | None:
-        """Tell why it does not go with mini-batches of this size, and the way out; or None."""
-        return None
-
-    def misfit(self, model: "ModelConfig", geometry: Geometry) -> str | None:
-        """Tell why it does not go with this model, whose sizes at the cut are these, and the way out; or None. Asked
-        where the run's files are, not at the clients."""
-        return None
-
-    def load(self, halves: "Halves") -> None:
-        """Give the reducer's layers the weights that the settings name, if any, once `misfit` has none to report. Asked
-        at the server, where the run's files are."""
-
-    def alignment(self) -> "Alignment | None":
-        """Return how each client fits the layers to its images before it first trains; None where none does."""
-        return None
 
 
 class NoneConfig(ReducerSettings):
@@ -60,7 +22,7 @@ class NoneConfig(ReducerSettings):
 
     kind: Literal["none"] = "none"
 
-    def build(self) -> "NoReduction":
+    def build(self) -> Reducer:
         """Return the reducer."""
         from splitfed.compression.reducers.none import NoReduction
 
@@ -113,7 +75,7 @@ class AdcConfig(ReducerSettings):
             raise ValueError(f"{given} is below ratio, which would need a share of {other:.3g} of the others")
         return (other, tokens) if samples is None else (samples, other)  # type: ignore[return-value]
 
-    def build(self) -> "Adc":
+    def build(self) -> Reducer:
         """Return the reducer."""
         from splitfed.compression.reducers.adc import Adc
 
@@ -127,7 +89,7 @@ class MergeSamplesConfig(ReducerSettings):
     kept_samples: Share
     """Share of the batch's samples that is left after merging, in (0, 1]."""
 
-    def build(self) -> "MergeSamples":
+    def build(self) -> Reducer:
         """Return the reducer."""
         from splitfed.compression.reducers.samples.merge_samples import MergeSamples
 
@@ -142,7 +104,7 @@ class DiscardTokensConfig(ReducerSettings):
     """Share of each sample's tokens that is kept, in (0, 1]: the prefix tokens, which are counted, and those that the
     class token attends to most."""
 
-    def build(self) -> "DiscardTokens":
+    def build(self) -> Reducer:
         """Return the reducer."""
         from splitfed.compression.reducers.tokens.discard_tokens import DiscardTokens
 
@@ -157,7 +119,7 @@ class TopKConfig(ReducerSettings):
     ratio: Share
     """Share of each sample's values that is kept, in (0, 1]: k is its floor, and at least 1."""
 
-    def build(self) -> "TopK":
+    def build(self) -> Reducer:
         """Return the reducer."""
         from splitfed.compression.reducers.values.topk import TopK
 
@@ -174,7 +136,7 @@ class RandomTopKConfig(ReducerSettings):
     alpha: float = Field(0.1, ge=0, lt=1)
     """Chance of a draw to take a value beyond the top k, in [0, 1); with 0 it is top-k."""
 
-    def build(self) -> "RandomTopK":
+    def build(self) -> Reducer:
         """Return the reducer."""
         from splitfed.compression.reducers.values.topk import RandomTopK
 
@@ -188,7 +150,7 @@ class C3slConfig(ReducerSettings):
     r: int = Field(ge=1)
     """Samples that become one. It divides the batch size, and only a last batch may leave a smaller group."""
 
-    def build(self) -> "C3sl":
+    def build(self) -> Reducer:
         """Return the reducer."""
         from splitfed.compression.reducers.samples.c3sl import C3sl
 
@@ -204,7 +166,7 @@ class C3slConfig(ReducerSettings):
         return f"r: {self.r} does not divide training.batch_size: {batch_size}; r could be {near}"
 
 
-def _narrower(width: int, model: "ModelConfig", geometry: Geometry) -> str | None:
+def _narrower(width: int, model: CutModel, geometry: Geometry) -> str | None:
     """Tell where so many numbers a token would save nothing."""
     if width < geometry.width:
         return None
@@ -223,13 +185,13 @@ class BottleneckConfig(ReducerSettings):
     hidden: int | None = Field(None, ge=1)
     """Width between the two layers of each side; null is halfway between the model's and `width`."""
 
-    def build(self) -> "Bottleneck":
+    def build(self) -> Reducer:
         """Return the reducer."""
         from splitfed.compression.reducers.trained.bottleneck import Bottleneck
 
         return Bottleneck(self.width, self.hidden)
 
-    def misfit(self, model: "ModelConfig", geometry: Geometry) -> str | None:
+    def misfit(self, model: CutModel, geometry: Geometry) -> str | None:
         """Tell where nothing would be saved."""
         return _narrower(self.width, model, geometry)
 
@@ -250,13 +212,13 @@ class AeConfig(ReducerSettings):
     lr: PositiveFloat = 1e-3
     """Learning rate of Adam in the warm-up."""
 
-    def build(self) -> "Ae":
+    def build(self) -> Reducer:
         """Return the reducer."""
         from splitfed.compression.reducers.trained.autoencoder import Ae
 
         return Ae(self.width)
 
-    def misfit(self, model: "ModelConfig", geometry: Geometry) -> str | None:
+    def misfit(self, model: CutModel, geometry: Geometry) -> str | None:
         """Tell where nothing would be saved, and which file of weights is missing or another model's."""
         if problem := _narrower(self.width, model, geometry):
             return problem

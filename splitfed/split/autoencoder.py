@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from splitfed.compression.reducers.settings import AeConfig
-from splitfed.compression.reducers.trained.autoencoder import Kept, write
+from splitfed.compression.reducers.trained.autoencoder import Ae, Kept, write
 from splitfed.data.batches import Batch, batches
 from splitfed.data.dataset import load
 from splitfed.data.images import Images
@@ -70,7 +70,7 @@ def align(
     geometry = front.geometry(training.batch_size, 2)
     if reducer.width >= geometry.width:
         raise RunError(f"compression.reducer (ae): {reducer.misfit(scenario.model, geometry)}")
-    halves = reducer.build().halves(geometry, key.at("halves"))
+    halves = Ae(reducer.width).halves(geometry, key.at("halves"))
     halves.encoder.to(next(front.parameters()).device)
     halves.decoder.to(next(front.parameters()).device)
     mean, std = pixel_stats(scenario.model)

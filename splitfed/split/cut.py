@@ -24,7 +24,7 @@ from splitfed.compression.codecs.base import Packet
 from splitfed.compression.codecs.integers import IntegerCodec
 from splitfed.compression.expect import Expect, Expected, Geometry
 from splitfed.compression.lossless import Lossless
-from splitfed.compression.reducers.base import IDENTITY, Plan, View
+from splitfed.compression.reducers.base import Plan, View
 from splitfed.errors import CodecError, WireError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
@@ -35,6 +35,8 @@ from splitfed.wire.frame import Frame, Packed, Place, pack, unpack
 if TYPE_CHECKING:
     from splitfed.scenario import Scenario
     from splitfed.scenario.compression import Compression
+
+IDENTITY = nn.Identity()  # the layers of a reducer that has none
 
 # Header and checksums of a frame, and the worst case of a codec that keeps a scale for every number.
 _SLACK_BYTES, _MOST_BYTES_A_NUMBER = 1 << 17, 16

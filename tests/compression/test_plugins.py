@@ -20,7 +20,7 @@ from splitfed.compression.reducers import registry as reducers
 from splitfed.compression.reducers.base import ReducerSettings
 from splitfed.errors import WireError
 
-BASE = "splitfed.compression.reducers.settings.ReducerSettings"
+BASE = "splitfed.compression.reducers.base.ReducerSettings"
 REDUCER = """
 from typing import Literal
 from splitfed.compression.reducers.none import NoReduction
@@ -78,9 +78,9 @@ def site(tmp_path, monkeypatch):
     """A folder whose packages are installed, for this test."""
     monkeypatch.syspath_prepend(tmp_path)
     known = set(sys.modules)
-    plugins.points.cache_clear()
+    plugins.installed.cache_clear()
     yield tmp_path
-    plugins.points.cache_clear()
+    plugins.installed.cache_clear()
     for name in set(sys.modules) - known:
         if (tmp_path / f"{name}.py").exists():
             del sys.modules[name]

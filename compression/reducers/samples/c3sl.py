@@ -22,7 +22,6 @@ from torch.nn.functional import pad
 
 from splitfed.compression.expect import Expect, Expected, Geometry
 from splitfed.compression.reducers.base import (
-    IDENTITY,
     Meta,
     Plan,
     Reducer,
@@ -72,7 +71,7 @@ class C3sl(Reducer):
             raise WireError(f"{len(targets)} targets and {len(smashed)} groups of {self.r} for {samples} samples")
 
     def restore(
-        self, smashed: Tensor, side: Mapping[str, Tensor], meta: Meta, decoder: nn.Module = IDENTITY
+        self, smashed: Tensor, side: Mapping[str, Tensor], meta: Meta, decoder: nn.Module | None = None
     ) -> Tensor:  # fmt: skip
         """Turn `[G, n, d]` into samples `[B, n, d]`, each with the noise of its group."""
         bound = _wide(smashed.flatten(1))

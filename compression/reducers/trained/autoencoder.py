@@ -17,7 +17,7 @@ and the autoencoder go down once, and in the first round of all a decoder comes 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,15 +26,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from splitfed.compression.expect import Expect, Expected, Geometry
-from splitfed.compression.reducers.base import Plan, Reducer, View, expected_targets
+from splitfed.compression.reducers.base import CutModel, Plan, Reducer, View, expected_targets
 from splitfed.compression.reducers.trained.bottleneck import EncodingPlan
 from splitfed.compression.reducers.trained.layers import Halves, mlp
 from splitfed.errors import ModelError
 from splitfed.files import replace_with
 from splitfed.seeds import Key
-
-if TYPE_CHECKING:
-    from splitfed.model.settings import ModelConfig
 
 
 class Ae(Reducer):
@@ -105,7 +102,7 @@ class Kept:
     width: int
 
     @classmethod
-    def of(cls, model: "ModelConfig", geometry: Geometry, width: int) -> Self:
+    def of(cls, model: CutModel, geometry: Geometry, width: int) -> Self:
         """Return what fits a model."""
         return cls(model.name, model.cut, model.image_size, geometry.width, width)
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from splitfed.compression.expect import Expect, Expected, Geometry
 from splitfed.compression.reducers.base import (
-    IDENTITY,
     Meta,
     Plan,
     Reducer,
@@ -87,7 +86,7 @@ class Sparse(Reducer):
             raise WireError(f"gaps that lead out of a sample of {size} values")
 
     def restore(
-        self, smashed: Tensor, side: Mapping[str, Tensor], meta: Meta, decoder: nn.Module = IDENTITY
+        self, smashed: Tensor, side: Mapping[str, Tensor], meta: Meta, decoder: nn.Module | None = None
     ) -> Tensor:  # fmt: skip
         """Turn values `[B, k]` into samples `[B, n, d]` with zeros everywhere else."""
         tokens, width = int(meta["tokens"]), int(meta["width"])
