@@ -8,10 +8,10 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from splitfed.clients.connect import probe
-from splitfed.clients.evaluate import look
+from splitfed.clients.evaluate import evaluate_held_out
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
-from splitfed.clients.weights import Crossing, same_round
+from splitfed.clients.weights import RoundWeights, same_round
 from splitfed.clients.worker import Worker
 from splitfed.clients.worker_pool import leased
 from splitfed.errors import Lacking, RunError, SplitfedError, WireError
@@ -75,19 +75,19 @@ def train(message: Message, context: Context) -> Message:
     )
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
-        crossing = Crossing(worker.wire, worker.once, ClientState(states, client), round, client)
+        exchange = RoundWeights(worker.wire, worker.once, ClientState(states, client), round, client)
         try:
-            weights, frozen = crossing.down(sent.weights, sent.once)
+            weights, frozen = exchange.down(sent.weights, sent.once)
         except Lacking as lacking:
             return Message(Error(LACKING, str(lacking)), reply_to=message)
-        worker.held.load_frozen(frozen)
+        worker.part.load_frozen(frozen)
         reach = settings.reach(worker.scenario.engine)
         trained = worker.train(
             client, round, weights, order.invitation, reach, states, order.proximal, order.vanishes_after
         )  # fmt: skip
         if trained is None:
             return Message(Error(VANISHED, "it has vanished"), reply_to=message)
-        packed = crossing.up(trained.weights, worker.key.at("front_weights", "up", round, client))
+        packed = exchange.up(trained.weights, worker.key.at("front_weights", "up", round, client))
     metrics = TrainMetrics(trained.examples, trained.loss, trained.steps)
     return _reply(message, {WIRE: Weights(packed.buffer).write(), METRICS: metrics.write()})
 
@@ -102,9 +102,9 @@ def evaluate(message: Message, context: Context) -> Message:
     )
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
-        crossing = Crossing(worker.wire, worker.once, ClientState(states, client), round, client)
+        exchange = RoundWeights(worker.wire, worker.once, ClientState(states, client), round, client)
         try:
-            worker.held.load_frozen(crossing.frozen(sent.once))
+            worker.part.load_frozen(exchange.frozen(sent.once))
         except Lacking as lacking:
             return Message(Error(LACKING, str(lacking)), reply_to=message)
         weights, frame = worker.wire.unpack(sent.weights)
@@ -112,7 +112,7 @@ def evaluate(message: Message, context: Context) -> Message:
         if base_of(frame) is not None:
             raise WireError("the message to evaluate has differences, not weights")
         reach = settings.reach(worker.scenario.engine)
-        loss, accuracy, examples = look(worker, client, round, weights, order.invitation, reach, states)
+        loss, accuracy, examples = evaluate_held_out(worker, client, round, weights, order.invitation, reach, states)
     return _reply(message, {METRICS: EvaluateMetrics(examples, loss, accuracy).write()})
 
 

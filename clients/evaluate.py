@@ -14,13 +14,12 @@ from splitfed.clients.worker import Worker, end
 from splitfed.data.batches import Batch, batches
 from splitfed.errors import WireError
 from splitfed.model.forward import autocast
-from splitfed.split.evaluation import Looks, Seen, mean, seen
+from splitfed.split.evaluation import Evaluated, EvaluationCut, evaluated, mean
 from splitfed.wire.channel import Invitation, Stream
+from splitfed.wire.frame import Place
 
-Place = tuple[int, int, int]  # round, client, step
 
-
-def look(
+def evaluate_held_out(
     worker: Worker, client: int, round: int, weights: dict[str, Tensor], invitation: Invitation, reach: Reach,
     states: Path,
 ) -> tuple[float, float, int]:  # fmt: skip
@@ -34,10 +33,10 @@ def look(
     if not len(rows):
         raise WireError(f"client {client} is asked to evaluate, but holds out no images")
     worker.load(weights, states, client)
-    looks = Looks(worker.cut, worker.front.encoder)
-    found: list[Seen] = []
+    cut = EvaluationCut(worker.cut, worker.front.encoder)
+    found: list[Evaluated] = []
     step = up = down = 0
-    worker.held.eval()
+    worker.part.eval()
     try:
         with worker.stream(invitation, client, round, reach) as stream:
             for batch in batches(
@@ -46,19 +45,19 @@ def look(
             ):  # fmt: skip
                 step += 1
                 here = Batch(batch.images.to(worker.device), batch.labels.to(worker.device))
-                made, sent, received = _one(worker, looks, stream, here, (round, client, step))
+                made, sent, received = _one(worker, cut, stream, here, Place(round, client, step))
                 found.append(made)
                 up, down = up + sent, down + received
             if stream is not None:
-                end(stream, client, round, step + 1, up, down)
+                end(stream, Place(round, client, step + 1), up, down)
     finally:
-        worker.held.train()
+        worker.part.train()
     return *mean(found, len(rows)), len(rows)
 
 
 def _one(
-    worker: Worker, looks: Looks, stream: Stream | None, batch: Batch, place: Place
-) -> tuple[Seen, int, int]:  # fmt: skip
+    worker: Worker, cut: EvaluationCut, stream: Stream | None, batch: Batch, place: Place
+) -> tuple[Evaluated, int, int]:  # fmt: skip
     """Return what the model makes of a mini-batch, and the bytes up and down."""
 
     @torch.no_grad()
@@ -68,10 +67,10 @@ def _one(
 
     smashed = run(worker.front.encoder, run(worker.front, batch.images))
     if stream is None:
-        return seen(run(worker.held.beside, smashed), batch.labels), 0, 0
-    packed = looks.pack(smashed, batch.labels, worker.key.at("evaluation", *place), *place)
+        return evaluated(run(worker.part.beside, smashed), batch.labels), 0, 0
+    packed = cut.pack(smashed, batch.labels, worker.key.at("evaluation", *place), place)
     reply = stream.exchange(packed.buffer)
     if worker.cut.private:
-        features = looks.unpack_features(reply, place[-1], len(batch.labels))
-        return seen(run(worker.held.beside, features), batch.labels), packed.total, len(reply)
-    return looks.unpack_answer(reply, place[-1], len(batch.labels)), packed.total, len(reply)
+        features = cut.unpack_features(reply, place.step, len(batch.labels))
+        return evaluated(run(worker.part.beside, features), batch.labels), packed.total, len(reply)
+    return cut.unpack_answer(reply, place.step, len(batch.labels)), packed.total, len(reply)

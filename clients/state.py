@@ -65,10 +65,10 @@ class ClientState:
         except (OSError, SafetensorError) as error:
             raise RunError(f"{self._folder}: this client's optimiser cannot be kept there ({error})") from None
 
-    def held(self, round: int) -> dict[str, Tensor] | None:
+    def known(self, round: int) -> dict[str, Tensor] | None:
         """Return the weights that this client was sent in a round; None where they are not kept. Raises RunError for a
         file that cannot be read."""
-        return _under(_HELD, self._weights(round)) if round in self._rounds(_WEIGHTS) else None
+        return _under(_KNOWN, self._weights(round)) if round in self._rounds(_WEIGHTS) else None
 
     def residual(self, round: int) -> dict[str, Tensor]:
         """Return what this client's weights lacked that it returned in its last round before this one; nothing before
@@ -76,10 +76,10 @@ class ClientState:
         older = [r for r in self._rounds(_WEIGHTS) if r < round]
         return _under(_RESIDUAL, self._weights(older[-1])) if older else {}
 
-    def save_weights(self, round: int, held: dict[str, Tensor], residual: dict[str, Tensor]) -> None:
+    def save_weights(self, round: int, known: dict[str, Tensor], residual: dict[str, Tensor]) -> None:
         """Store the weights that came in a round and what those that went back lack, and delete all but those of the
         round before it. Raises RunError."""
-        tensors = {_HELD + name: tensor for name, tensor in held.items()}
+        tensors = {_KNOWN + name: tensor for name, tensor in known.items()}
         tensors |= {_RESIDUAL + name: tensor for name, tensor in residual.items()}
         try:
             self._save(round, tensors, _WEIGHTS)
@@ -165,7 +165,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-_WEIGHTS, _HELD, _RESIDUAL = "weights-", "held/", "residual/"
+_WEIGHTS, _KNOWN, _RESIDUAL = "weights-", "held/", "residual/"
 _OUT = "delete this file, and the client goes on from the one before it, or anew"
 
 

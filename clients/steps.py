@@ -6,32 +6,29 @@ A step leaves the gradients of what the client holds; the update is `Worker`'s.
 import torch
 from torch import Tensor, nn
 
-from splitfed.compression.reducers.base import View
 from splitfed.model.attention import ClsAttention
 from splitfed.model.forward import autocast, draws, keyed_rng
 from splitfed.scenario.sections import Federation
 from splitfed.seeds import Key
-from splitfed.split.client_part import Held
+from splitfed.split.client_part import ClientPart
 from splitfed.split.cut import Cut
 from splitfed.wire.channel import Stream
-from splitfed.wire.frame import Frame, Packed
-
-Place = tuple[int, int, int]  # round, client, step
+from splitfed.wire.frame import Frame, Packed, Place
 
 
 class WholeStep:
     """A client that holds the whole model needs nobody."""
 
-    def __init__(self, held: Held, cut: Cut, precision: str) -> None:
-        self.held, self.device, self.precision = held, cut.device, precision
-        self.draws = draws(held)
+    def __init__(self, part: ClientPart, cut: Cut, precision: str) -> None:
+        self.part, self.device, self.precision = part, cut.device, precision
+        self.draws = draws(part)
 
     def __call__(
         self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
     ) -> tuple[float, int, int]:
         """Return the loss, and that no bytes went up or down."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
-            logits = self.held.beside(self.held.front(images))
+            logits = self.part.beside(self.part.front(images))
             loss = nn.functional.cross_entropy(logits, labels)
         loss.backward()
         return float(loss.detach()), 0, 0
@@ -40,10 +37,10 @@ class WholeStep:
 class SplitStep:
     """One exchange: smashed data and targets go up, the gradient at the cut comes down."""
 
-    def __init__(self, held: Held, cut: Cut, precision: str) -> None:
-        self.held, self.cut, self.device, self.precision = held, cut, cut.device, precision
-        self.attention = ClsAttention(held.front) if cut.reducer.needs_attention else None
-        self.draws = draws(held)
+    def __init__(self, part: ClientPart, cut: Cut, precision: str) -> None:
+        self.part, self.cut, self.device, self.precision = part, cut, cut.device, precision
+        self.attention = ClsAttention(part.front) if cut.reducer.needs_attention else None
+        self.draws = draws(part)
 
     def __call__(
         self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
@@ -59,14 +56,11 @@ class SplitStep:
     def _smashed(self, images: Tensor, labels: Tensor, key: Key, place: Place) -> tuple[Tensor, Tensor, Packed]:
         """Return the smashed tensor, its targets, and the frame that carries them."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
-            activations = self.held.front(images)
-        attention = self.attention.read if self.attention else _blind
-        view = View(activations.detach(), self.cut.geometry.prefix, attention, self.held.front.encoder)
-        with torch.no_grad():
-            plan = self.cut.reducer.plan(view, key.at("plan"))
-            targets = plan.targets(labels, self.cut.geometry.classes)
+            activations = self.part.front(images)
+        attention = self.attention.read if self.attention else None
+        plan, targets = self.cut.plan(activations, labels, key.at("plan"), attention, self.part.front.encoder)
         smashed = plan.reduce(activations)
-        packed = self.cut.pack_step(plan, smashed, targets, len(labels), key.at("rounding"), *place)
+        packed = self.cut.pack_step(plan, smashed, targets, len(labels), key.at("rounding"), place)
         return smashed, targets, packed
 
     def _backward(self, reply: bytes, smashed: Tensor, packed: Packed) -> Frame:
@@ -90,10 +84,10 @@ class PrivateStep(SplitStep):
         down = stream.exchange(packed.buffer)
         features = self.cut.unpack_features(down, len(targets)).requires_grad_()
         with keyed_rng(key.at("tail"), self.device, self.draws), autocast(self.precision, self.device):
-            loss = nn.functional.cross_entropy(self.held.beside(features), targets)
+            loss = nn.functional.cross_entropy(self.part.beside(features), targets)
         loss.backward()
         assert features.grad is not None
-        answer = self.cut.pack_backward(features.grad, key.at("rounding"), *place)
+        answer = self.cut.pack_backward(features.grad, key.at("rounding"), place)
         reply = stream.exchange(answer.buffer)
         self._backward(reply, smashed, packed)
         return float(loss.detach()), packed.total + answer.total, len(down) + len(reply)
@@ -106,10 +100,6 @@ def step_of(federation: Federation) -> type[WholeStep] | type[SplitStep]:
     return PrivateStep if federation.private else SplitStep
 
 
-def _blind() -> Tensor:
-    raise RuntimeError("a reducer that reads attention must set needs_attention")
-
-
 class Anchor:
     """Remembers the weights w0 of a module as they are now; `pull` adds the gradient of mu/2 ||w - w0||^2 to each
     parameter that has one. With mu 0 it keeps nothing and does nothing."""
@@ -117,11 +107,11 @@ class Anchor:
     def __init__(self, module: nn.Module, mu: float) -> None:
         self._mu = mu
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad] if mu else []
-        self._held = [(parameter, parameter.detach().clone()) for parameter in trained]
+        self._starts = [(parameter, parameter.detach().clone()) for parameter in trained]
 
     @torch.no_grad()
     def pull(self) -> None:
         """Add mu (w - w0) to the gradients."""
-        for parameter, start in self._held:
+        for parameter, start in self._starts:
             if parameter.grad is not None:  # else it is still where it was
                 parameter.grad.add_(parameter - start, alpha=self._mu)

@@ -6,16 +6,16 @@ from splitfed.clients.state import ClientState
 from splitfed.errors import Lacking, RunError, WireError
 from splitfed.seeds import Key
 from splitfed.split.weight_differences import Base, Weights, base_of, fits, restored, send
-from splitfed.split.weights import FrontWire
+from splitfed.split.weights import WeightWire
 from splitfed.wire.frame import Packed
 
 
-class Crossing:
+class RoundWeights:
     """One client's weights in one round: `down` first, then `up`. `once` is the wire of what is never trained."""
 
-    def __init__(self, wire: FrontWire, once: FrontWire, state: ClientState, round: int, client: int) -> None:
+    def __init__(self, wire: WeightWire, once: WeightWire, state: ClientState, round: int, client: int) -> None:
         self._wire, self._once, self._state, self._round, self._client = wire, once, state, round, client
-        self._held: Weights = {}
+        self._known: Weights = {}
 
     def down(self, buffer: bytes, once: bytes = b"") -> tuple[Weights, Weights]:
         """Return the weights that a frame of the server's stands for, and those that are never trained: from a frame
@@ -26,7 +26,7 @@ class Crossing:
         same_round(frame.round, self._round)
         if (base := base_of(frame)) is not None:
             weights = restored(self._base(base), weights)
-        self._held = weights
+        self._known = weights
         return weights, frozen
 
     def up(self, weights: dict[str, Tensor], key: Key) -> Packed:
@@ -37,8 +37,8 @@ class Crossing:
         missing = self._state.residual(round) if wire.lossy else {}
         if missing and not fits(wire, missing):
             raise RunError(f"the weights that client {client} has kept are another model's: start a new run")
-        sent = send(wire, weights, Base(round, self._held), key, round, client, missing)
-        self._state.save_weights(round, self._held, sent.residual if wire.lossy else {})
+        sent = send(wire, weights, Base(round, self._known), key, round, client, missing)
+        self._state.save_weights(round, self._known, sent.residual if wire.lossy else {})
         return sent.packed
 
     def frozen(self, once: bytes) -> Weights:
@@ -57,10 +57,10 @@ class Crossing:
         return kept
 
     def _base(self, round: int) -> Weights:
-        held = self._state.held(round)
-        if held is None or not fits(self._wire, held):
+        known = self._state.known(round)
+        if known is None or not fits(self._wire, known):
             raise Lacking(f"the weights of round {round}, from which this round's are measured, are not here")
-        return held
+        return known
 
 
 def same_round(weights: int, message: int) -> None:

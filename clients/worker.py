@@ -19,18 +19,19 @@ from splitfed.clients.state import ClientState
 from splitfed.clients.steps import Anchor, step_of
 from splitfed.compression.reducers.trained.layers import DECODER
 from splitfed.data.batches import batches
-from splitfed.errors import RunError, WireError
+from splitfed.errors import RunError
 from splitfed.model.build import pixel_stats
 from splitfed.model.optim import pick_device, read_optimiser, set_lr, write_optimiser
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
 from splitfed.split.autoencoder import Aligner
-from splitfed.split.client_part import Held
+from splitfed.split.client_part import ClientPart
 from splitfed.split.cut import Cut
-from splitfed.split.weights import FrontWire
+from splitfed.split.ending import pack_end, unpack_done
+from splitfed.split.weights import WeightWire
 from splitfed.wire.channel import Invitation, Stream
-from splitfed.wire.frame import pack, unpack
+from splitfed.wire.frame import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +60,16 @@ class Worker:
         self.device = pick_device(settings.device or scenario.training.client.device)
         # Weights come from the server, so none are loaded here.
         parts = assemble(scenario, classes, pretrained=False).to(self.device)
-        self.held = Held.of(scenario, parts).train()
-        self.front, self.decoder = self.held.front, parts.back.decoder
+        self.part = ClientPart.of(scenario, parts).train()
+        self.front, self.decoder = self.part.front, parts.back.decoder
         self.geometry = self.front.geometry(scenario.training.batch_size, classes)
         self.cut = Cut.of(scenario, self.geometry, self.device)
-        self.wire = FrontWire.of(self.held, scenario.compression)
-        self.once = FrontWire(self.held.frozen(), scenario.compression)
+        self.wire = WeightWire.of(self.part, scenario.compression)
+        self.once = WeightWire(self.part.frozen(), scenario.compression)
         self.fitting = scenario.compression.reducer.alignment()
-        self.alignment_wires = FrontWire.of_alignment(self.front, self.decoder, scenario.compression)
+        self.alignment_wires = WeightWire.of_alignment(self.front, self.decoder, scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)
-        self.step = step_of(scenario.federation)(self.held, self.cut, scenario.training.precision)
+        self.step = step_of(scenario.federation)(self.part, self.cut, scenario.training.precision)
 
     def train(
         self, client: int, round: int, weights: dict[str, Tensor], invitation: Invitation, reach: Reach, states: Path,
@@ -86,14 +87,14 @@ class Worker:
         """
         training, federation = self.scenario.training, self.scenario.federation
         self.load(weights, states, client)
-        optimiser = training.client.optimiser_for(self.held)
+        optimiser = training.client.optimiser_for(self.part)
         keep = ClientState(states, client) if training.client_state == "keep" else None
         if keep:
             write_optimiser(optimiser, keep.before(round, optimiser))
         set_lr(optimiser, training.client.lr(round, federation.rounds))
         rows = self.holding.rows(client)
         losses, step, up, down = 0.0, 0, 0, 0
-        anchor = Anchor(self.held, proximal)
+        anchor = Anchor(self.part, proximal)
         with self.stream(invitation, client, round, reach) as stream:
             all_batches = batches(
                 self.holding.images, rows, training.batch_size, self.key.at("batches", round, client),
@@ -104,22 +105,22 @@ class Worker:
                 step += 1
                 images, labels = batch.images.to(self.device), batch.labels.to(self.device)
                 key = self.key.at("step", round, client, step)
-                loss, sent, received = self.step(stream, images, labels, key, (round, client, step))
+                loss, sent, received = self.step(stream, images, labels, key, Place(round, client, step))
                 anchor.pull()
-                training.client.step(optimiser, self.held)
+                training.client.step(optimiser, self.part)
                 losses, up, down = losses + loss, up + sent, down + received
             if vanishes_after is not None:
                 return None
             if stream is not None:
-                end(stream, client, round, step + 1, up, down)
+                end(stream, Place(round, client, step + 1), up, down)
         if keep:
             keep.save(round, read_optimiser(optimiser))
-        return Trained(self.held.travelling(), losses / max(1, step), step, len(rows))
+        return Trained(self.part.travelling(), losses / max(1, step), step, len(rows))
 
     def load(self, weights: dict[str, Tensor], states: Path, client: int) -> None:
         """Take over a client's weights: those that came, and the encoder that it has fitted, if it has one. Raises
         RunError where that is not there any more."""
-        self.held.load_travelling(weights)
+        self.part.load_travelling(weights)
         if self.fitting:
             self._take_encoder(ClientState(states, client).encoder())
 
@@ -157,9 +158,6 @@ class Worker:
             raise RunError("the encoder that this client has kept is that of another model: start a new run") from None
 
 
-def end(stream: Stream, client: int, round: int, step: int, up: int, down: int) -> None:
+def end(stream: Stream, place: Place, up: int, down: int) -> None:
     """End a stream with this client's count of bytes. Raises WireError where the server has another."""
-    packed = pack("end", round, client, step, {}, {"up": up, "down": down})
-    done = unpack(stream.exchange(packed.buffer), {"done": {}}, max_bytes=1 << 16)
-    if done.step != step:
-        raise WireError(f"the end of step {step} was answered with step {done.step}")
+    unpack_done(stream.exchange(pack_end(place, up, down).buffer), place.step)

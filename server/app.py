@@ -37,8 +37,8 @@ from splitfed.server.weights.frozen import exchanges_of
 from splitfed.server.weights.grid import WireGrid
 from splitfed.server.weights.strategy import Aggregation
 from splitfed.split.cut import Cut
-from splitfed.split.evaluation import Looks
-from splitfed.split.weights import FrontWire
+from splitfed.split.evaluation import EvaluationCut
+from splitfed.split.weights import WeightWire
 from splitfed.wire.channel import InlineListener, Listener
 from splitfed.wire.messages import ALIGN, Question
 
@@ -101,10 +101,10 @@ def _run(scenario: Scenario, folder: Path, grid: Grid, lent: Runtime) -> None:
 def _exchanges(scenario: Scenario, model: Model, key: Key) -> dict[str, WeightExchange]:
     """Return how the weights in messages of each type cross."""
     compression = scenario.compression
-    each_round, evaluation = exchanges_of(model.held, compression, key)
+    each_round, evaluation = exchanges_of(model.client_part, compression, key)
     exchanges = {MessageType.TRAIN: each_round, MessageType.EVALUATE: evaluation}
     if compression.reducer.alignment():
-        exchanges[ALIGN] = WholeWeights(*FrontWire.of_alignment(model.front, model.back.decoder, compression))
+        exchanges[ALIGN] = WholeWeights(*WeightWire.of_alignment(model.front, model.back.decoder, compression))
     return exchanges
 
 
@@ -117,7 +117,7 @@ def _split_server(
     patience = scenario.federation.patience_seconds if isinstance(scenario.engine, Remote) else None
     return SplitServer(
         pool, cut, ledger, key, scenario.training.precision, progress.step, at_once=at_once, patience=patience,
-        evaluation_cut=Looks(cut, model.front.encoder) if scenario.evaluation.held_out else None,
+        evaluation_cut=EvaluationCut(cut, model.front.encoder) if scenario.evaluation.held_out else None,
     )  # fmt: skip
 
 

@@ -15,19 +15,20 @@ from splitfed.model.parts import Parts, whole_state
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
-from splitfed.split.client_part import Held
+from splitfed.split.client_part import ClientPart
 
 
 class Model:
-    """The parts of a scenario's model on the server's device, with the reducer's own layers in them; `held` is what
-    each client holds of them. Raises ModelError where the model cannot be built or the reducer does not go with it."""
+    """The parts of a scenario's model on the server's device, with the reducer's own layers in them; `client_part` is
+    what each client has of them. Raises ModelError where the model cannot be built or the reducer does not go with
+    it."""
 
     def __init__(self, scenario: Scenario, data: FederatedData) -> None:
         self.scenario, self.data = scenario, data
         self.device = pick_device(scenario.training.server.device)
         self.parts = assemble(scenario, len(data.classes)).to(self.device)
         self.front, self.back = self.parts.front, self.parts.back.train()
-        self.held = Held.of(scenario, self.parts)
+        self.client_part = ClientPart.of(scenario, self.parts)
         self.geometry = self.front.geometry(scenario.training.batch_size, len(data.classes))
         self.mean, self.std = pixel_stats(scenario.model)
 
@@ -38,10 +39,10 @@ class Model:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over all weights, by copy. Raises RunError where what is frozen of the front is other than it was, for
         clients have that already."""
-        frozen = {name: tensor.clone() for name, tensor in self.held.frozen().items()}
+        frozen = {name: tensor.clone() for name, tensor in self.client_part.frozen().items()}
         for part in self.parts:
             part.load_state_dict({name: state[name] for name in part.state_dict()})
-        if any(not tensor.equal(frozen[name]) for name, tensor in self.held.frozen().items()):
+        if any(not tensor.equal(frozen[name]) for name, tensor in self.client_part.frozen().items()):
             raise RunError(
                 "model.adapter: what is frozen of the front is not what this run began with, and clients have that: "
                 "bring the file of model.weights back as it was, or start a new run"
@@ -49,12 +50,12 @@ class Model:
 
     def arrays(self) -> ArrayRecord:
         """Return the weights that clients are handed out, for a message of Flower's."""
-        weights = self.held.travelling()
+        weights = self.client_part.travelling()
         return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in weights.items()})
 
-    def load_held(self, weights: dict[str, Tensor]) -> None:
+    def load_part(self, weights: dict[str, Tensor]) -> None:
         """Take over what came back from the clients, by copy."""
-        self.held.load_travelling(weights)
+        self.client_part.load_travelling(weights)
 
     def steps(self, examples: list[int]) -> int:
         """Return how often clients of so many examples are heard of in a round: with each mini-batch, or once

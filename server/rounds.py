@@ -112,7 +112,7 @@ class Rounds:
         if taken:
             arrays, loss = self.phases.train.aggregate(round, cohort, replies, before)
             if arrays is not None:
-                self.model.load_held({name: torch.from_numpy(a.numpy()).float() for name, a in arrays.items()})
+                self.model.load_part({name: torch.from_numpy(a.numpy()).float() for name, a in arrays.items()})
         seen = sum(cohort.examples[client] for client in taken)
         self._close(round, loss, seen, len(taken), len(drawn.examples) - len(taken), plan.seconds)
 

@@ -15,12 +15,12 @@ class Config(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Misplaced(ValueError):
-    """A problem that a validator of a whole section finds with one `key` in it, such as `server.optimiser`."""
+class Broken(ValueError):
+    """What a section breaks of the rules between its keys: pairs of a key, such as `server.optimiser`, and a reason."""
 
-    def __init__(self, key: str, why: str) -> None:
-        super().__init__(why)
-        self.key = key
+    def __init__(self, *problems: tuple[str, str]) -> None:
+        super().__init__("; ".join(f"{key}: {why}" for key, why in problems))
+        self.problems = problems
 
 
 def _expand(value: Any) -> Any:

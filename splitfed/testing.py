@@ -20,16 +20,16 @@ from splitfed.compression.codecs.buffers import dtype_name
 from splitfed.compression.codecs.decoders import coded_size, decode, fits
 from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.base import Plan, Reducer, ReducerSettings, View
-from splitfed.compression.reducers.trained.layers import Halves
+from splitfed.compression.reducers.trained.layers import IDENTITY, Halves
 from splitfed.errors import CodecError, WireError
 from splitfed.scenario.compression import Compression, Packing
 from splitfed.seeds import Key
-from splitfed.split.cut import Batch, Cut
+from splitfed.split.cut import Arrived, Cut
+from splitfed.split.rehearsal import PLACE
 from splitfed.wire.frame import Packed
 
 GEOMETRY = Geometry(batch=8, tokens=10, width=6, prefix=1, classes=5)
 KEY = Key(0)
-IDENTITY = nn.Identity()
 PLAIN = {"codec": "float32", "lossless": "none"}
 
 
@@ -57,14 +57,14 @@ def plan_for(
     return reducer.plan(View(activations.detach(), prefix, read, encoder), key)
 
 
-def send(cut: Cut, plan: Plan, activations: Tensor, labels: Tensor) -> tuple[Packed, Batch]:
+def send(cut: Cut, plan: Plan, activations: Tensor, labels: Tensor) -> tuple[Packed, Arrived]:
     """Send a batch across; return the frame and what the server makes of it."""
     targets = plan.targets(labels, cut.geometry.classes)
-    packed = cut.pack_step(plan, plan.reduce(activations), targets, len(labels), Key(0), 1, 0, 1)
+    packed = cut.pack_step(plan, plan.reduce(activations), targets, len(labels), Key(0), PLACE)
     return packed, arrive(cut, packed)
 
 
-def arrive(cut: Cut, packed: Packed) -> Batch:
+def arrive(cut: Cut, packed: Packed) -> Arrived:
     """Return what the server makes of a frame. Raises WireError where it refuses it."""
     return cut.batch(cut.unpack_up(packed.buffer))
 

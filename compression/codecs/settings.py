@@ -3,9 +3,10 @@ so that a scenario is read without torch."""
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from splitfed.compression.codecs.base import Codec, CodecSettings
+from splitfed.config import Broken
 
 Bits = Literal[2, 3, 4, 6, 8]
 Scale = Literal["token", "channel", "tensor"]
@@ -114,13 +115,12 @@ class FedLite(CodecSettings):
     """How strongly the client's activations are pulled towards their centroids: what encoding took from `smashed` or
     `tail_smashed`, times this, is added to the gradient. Other roles have none to correct."""
 
-    @field_validator("groups")
-    @classmethod
-    def _of_equal_size(cls, groups: int, info: ValidationInfo) -> int:
-        subvectors = info.data.get("subvectors")
-        if subvectors is not None and subvectors % groups:
-            raise ValueError(f"{subvectors} subvectors make no {groups} groups of equal size: choose a divisor")
-        return groups
+    @model_validator(mode="after")
+    def _of_equal_size(self) -> "FedLite":
+        if self.subvectors % self.groups:
+            why = f"{self.subvectors} subvectors make no {self.groups} groups of equal size: choose a divisor"
+            raise Broken(("groups", why))
+        return self
 
     def build(self) -> Codec:
         """Return the codec."""

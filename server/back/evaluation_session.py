@@ -9,7 +9,7 @@ from splitfed.errors import WireError
 from splitfed.run.ledger import Row, Sizes
 from splitfed.server.back.round_context import RoundContext
 from splitfed.server.back.session import ClientSession, away
-from splitfed.split.evaluation import Looks, Seen, seen
+from splitfed.split.evaluation import Evaluated, EvaluationCut, evaluated
 from splitfed.wire.frame import Frame, Packed
 
 
@@ -17,7 +17,7 @@ class EvaluationRound:
     """One evaluation, of the back as the last round left it, for clients who hold out so many images each. The back is
     in evaluation mode from when this is made until it is closed. Safe to call from threads."""
 
-    def __init__(self, context: RoundContext, cut: Looks, back: nn.Module, images: Mapping[int, int]) -> None:
+    def __init__(self, context: RoundContext, cut: EvaluationCut, back: nn.Module, images: Mapping[int, int]) -> None:
         self._context, self._cut, self._back, self._images = context, cut, back.eval(), dict(images)
         self._sessions: dict[int, EvaluationSession] = {}
         self._lock = Lock()
@@ -40,7 +40,7 @@ class EvaluationRound:
         with self._lock:
             return away(self._sessions, grace)
 
-    def settle(self, client: int) -> list[Seen] | None:
+    def settle(self, client: int) -> list[Evaluated] | None:
         """End a client's evaluation, and return what the back made of its images, by mini-batch; nothing of them where
         labels are private, and None where it did not come to its end."""
         with self._lock:
@@ -62,9 +62,9 @@ class EvaluationSession(ClientSession):
     """One client's mini-batches of an evaluation, in order and each evaluated once; `found` is what the back makes of
     them."""
 
-    def __init__(self, context: RoundContext, client: int, cut: Looks, back: nn.Module, images: int) -> None:
+    def __init__(self, context: RoundContext, client: int, cut: EvaluationCut, back: nn.Module, images: int) -> None:
         super().__init__(context, client)
-        self.found: list[Seen] = []
+        self.found: list[Evaluated] = []
         self._cut, self._back, self._left = cut, back, images
 
     def _unpack(self, buffer: bytes) -> Frame:
@@ -82,7 +82,7 @@ class EvaluationSession(ClientSession):
         if labels is None:
             reply = self._cut.answer_private(frame, made, self.context.key.at(self.client, self._step))
         else:
-            self.found.append(seen(made, labels))
+            self.found.append(evaluated(made, labels))
             reply = self._cut.answer(frame, self.found[-1])
         return reply, rows + self._count(reply, "down", images)
 

@@ -13,13 +13,13 @@ from splitfed.seeds import Key
 from splitfed.server.back.passes import Passes
 from splitfed.server.back.pools import Trainer
 from splitfed.server.back.steps import Steps
-from splitfed.split.cut import Batch
+from splitfed.split.cut import Arrived
 
 
 class _Waiting:
     """A mini-batch that waits for its joint step, and then what came of it."""
 
-    def __init__(self, batch: Batch, key: Key) -> None:
+    def __init__(self, batch: Arrived, key: Key) -> None:
         self.batch, self.key = batch, key
         self.outcome: tuple[Tensor, float] | BaseException | None = None
 
@@ -68,7 +68,7 @@ class JointSteps(Steps):
                 self._missed.add(client)
                 self._changed.notify_all()
 
-    def step(self, trainer: Trainer, batch: Batch, key: Key) -> tuple[Tensor, float]:
+    def step(self, trainer: Trainer, batch: Arrived, key: Key) -> tuple[Tensor, float]:
         """Wait for the others, and train the joint step with them."""
         mine, client = _Waiting(batch, key), batch.frame.client
         with self._changed:

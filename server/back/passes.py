@@ -11,7 +11,7 @@ from splitfed.model.forward import autocast, keyed_rng
 from splitfed.seeds import Key
 from splitfed.server.back.pools import Trainer
 from splitfed.server.back.turns import Turns
-from splitfed.split.cut import Batch, Cut
+from splitfed.split.cut import Arrived, Cut
 
 
 class Passes:
@@ -28,7 +28,7 @@ class Passes:
         self._train_turns = Turns(1 if shared or draws else at_once)
         self._evaluate_turns = Turns(at_once)
 
-    def train(self, trainer: Trainer, batches: Sequence[Batch], key: Key) -> list[tuple[Tensor, float]]:
+    def train(self, trainer: Trainer, batches: Sequence[Arrived], key: Key) -> list[tuple[Tensor, float]]:
         """Update a back once, on one mini-batch or on several together, and return for each of them the gradient of its
         own mean loss with respect to what was sent, and that loss.
 
@@ -51,12 +51,12 @@ class Passes:
         ]
         return [(gradient, float(loss.detach())) for gradient, loss in zip(gradients, losses, strict=True)]
 
-    def forward(self, trainer: Trainer, batch: Batch, key: Key) -> Tensor:
+    def forward(self, trainer: Trainer, batch: Arrived, key: Key) -> Tensor:
         """Run a back on a mini-batch whose loss is the client's to tell, and return what it makes of it."""
         with self._train_turns, self._forward(key):
             return trainer.back(self._restored(trainer, batch))
 
-    def backward(self, trainer: Trainer, batch: Batch, features: Tensor, gradient: Tensor) -> Tensor:
+    def backward(self, trainer: Trainer, batch: Arrived, features: Tensor, gradient: Tensor) -> Tensor:
         """Update a back by the gradient of what `forward` returned; return the gradient of what was sent."""
         with self._train_turns:
             features.backward(gradient.to(features.dtype))
@@ -73,7 +73,7 @@ class Passes:
         with keyed_rng(key.at("dropout"), self._device, self._draws), autocast(self._precision, self._device):
             yield
 
-    def _restored(self, trainer: Trainer, batch: Batch) -> Tensor:
+    def _restored(self, trainer: Trainer, batch: Arrived) -> Tensor:
         """Turn what a client sent into the input of the back, differentiably."""
         return self._reducer.restore(
             batch.smashed.requires_grad_(), batch.side, batch.frame.meta, trainer.back.get_submodule("decoder")
@@ -103,6 +103,6 @@ def _mean(losses: list[Tensor], examples: list[int]) -> Tensor:
     return (torch.stack(losses) * shares).sum()
 
 
-def _gradient(batch: Batch) -> Tensor:
+def _gradient(batch: Arrived) -> Tensor:
     assert batch.smashed.grad is not None
     return batch.smashed.grad

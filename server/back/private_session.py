@@ -7,7 +7,7 @@ from torch import Tensor
 from splitfed.run.ledger import Row
 from splitfed.seeds import Key
 from splitfed.server.back.session import SplitSession
-from splitfed.split.cut import Batch
+from splitfed.split.cut import Arrived
 from splitfed.wire.frame import Frame, Packed
 
 
@@ -15,7 +15,7 @@ from splitfed.wire.frame import Frame, Packed
 class _Waiting:
     """A mini-batch whose features are with the client: what autograd goes on from when their gradient comes."""
 
-    batch: Batch
+    batch: Arrived
     features: Tensor
     sent: Packed
     key: Key

@@ -19,7 +19,7 @@ from splitfed.server.back.round_context import OnStep, RoundContext, nobody_hear
 from splitfed.server.back.session import ClientSession, SplitSession, away
 from splitfed.server.back.steps import SeparateSteps, Steps
 from splitfed.split.cut import Cut
-from splitfed.split.evaluation import Looks
+from splitfed.split.evaluation import EvaluationCut
 
 
 class SplitServer:
@@ -35,7 +35,7 @@ class SplitServer:
     def __init__(
         self, pool: BackPool, cut: Cut, ledger: Ledger, key: Key, precision: str, on_step: OnStep = nobody_hears,
         at_once: int = 1, clock: Callable[[], float] = time.monotonic, patience: float | None = None,
-        evaluation_cut: Looks | None = None,
+        evaluation_cut: EvaluationCut | None = None,
     ) -> None:  # fmt: skip
         assert not (pool.together and cut.private)  # a joint step has no halves: the scenario is refused
         self.most_bytes = max(cut.most_bytes, evaluation_cut.most_bytes if evaluation_cut else 0)

@@ -12,8 +12,9 @@ from splitfed.run.ledger import Direction, Row, Sizes
 from splitfed.seeds import Key
 from splitfed.server.back.pools import Trainer
 from splitfed.server.back.round_context import RoundContext
-from splitfed.split.cut import Batch
-from splitfed.wire.frame import Frame, Packed, pack
+from splitfed.split.cut import Arrived
+from splitfed.split.ending import END, counted, pack_done
+from splitfed.wire.frame import Frame, Packed, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class ClientSession(ABC):
                     f"frame of round {frame.round}, client {frame.client}, step {frame.step}, "
                     f"where {round}, {self.client}, {self._next} is next"
                 )
-            reply, rows = self._end(frame) if frame.kind == "end" else self._work(frame)
+            reply, rows = self._end(frame) if frame.kind == END else self._work(frame)
             self._last = _Answered(buffer, reply.buffer, rows)
         self._done(frame)
         return reply.buffer
@@ -86,12 +87,13 @@ class ClientSession(ABC):
         """Hear that a frame was answered, for the first time."""
 
     def _end(self, frame: Frame) -> tuple[Packed, list[Row]]:
-        counted = (frame.meta.get("up"), frame.meta.get("down"))
-        if counted != (self._up, self._down):
-            raise WireError(f"client {self.client} counts {counted} bytes up and down, not {(self._up, self._down)}")
+        if counted(frame) != (self._up, self._down):
+            raise WireError(
+                f"client {self.client} counts {counted(frame)} bytes up and down, not {(self._up, self._down)}"
+            )
         self._step += 1
         rows = self._count(frame, "up", 0)
-        reply = pack("done", self.context.round, self.client, self._step, {})
+        reply = pack_done(Place(self.context.round, self.client, self._step))
         rows += self._count(reply, "down", 0)
         self.finished = True
         return reply, rows
@@ -146,7 +148,7 @@ class SplitSession(ClientSession):
         reply = self.context.cut.pack_gradient(frame, gradient, loss, key.at("rounding"))
         return reply, rows + self._count(reply, "down", batch.examples)
 
-    def _taken(self, frame: Frame) -> tuple[Batch, list[Row], Key]:
+    def _taken(self, frame: Frame) -> tuple[Arrived, list[Row], Key]:
         """Take a mini-batch and count it; return it with its rows and the key of what it draws. Whatever fails from
         here on, its frame is not taken again."""
         batch = self.context.cut.batch(frame)

@@ -8,7 +8,7 @@ from torch import Tensor
 from splitfed.seeds import Key
 from splitfed.server.back.passes import Passes
 from splitfed.server.back.pools import Trainer
-from splitfed.split.cut import Batch
+from splitfed.split.cut import Arrived
 
 
 class Steps(ABC):
@@ -18,7 +18,7 @@ class Steps(ABC):
         self._passes = passes
 
     @abstractmethod
-    def step(self, trainer: Trainer, batch: Batch, key: Key) -> tuple[Tensor, float]:
+    def step(self, trainer: Trainer, batch: Arrived, key: Key) -> tuple[Tensor, float]:
         """Train a mini-batch and return the gradient of its mean loss with respect to what was sent, and that loss.
 
         Raises WireError where the round goes on without its client.
@@ -41,7 +41,7 @@ class Steps(ABC):
 class SeparateSteps(Steps):
     """Every mini-batch is a step of its own, when its turn has come."""
 
-    def step(self, trainer: Trainer, batch: Batch, key: Key) -> tuple[Tensor, float]:
+    def step(self, trainer: Trainer, batch: Arrived, key: Key) -> tuple[Tensor, float]:
         """Train the back on this mini-batch."""
         (outcome,) = self._passes.train(trainer, [batch], key)
         return outcome

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from splitfed.server.back.round_context import OnStep
-from splitfed.split.evaluation import Seen
+from splitfed.split.evaluation import Evaluated
 from splitfed.wire.channel import Invitation
 
 
@@ -52,7 +52,7 @@ class Unasked:
         """Return nobody: only a node that leaves tells that its client is lost."""
         return set()
 
-    def settle(self, client: int) -> list[Seen] | None:
+    def settle(self, client: int) -> list[Evaluated] | None:
         """Return that the client has come to its end, and that nothing of it was evaluated here."""
         return []
 

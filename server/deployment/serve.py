@@ -17,6 +17,7 @@ from splitfed.run.folder import attempt, check_resumable, create
 from splitfed.run.observer import Observer
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Remote
+from splitfed.scenario.rules import broken
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 PORT, SPLIT_PORT = 9092, 9093
@@ -88,8 +89,8 @@ def deployed(scenario: Scenario, clients: int | None = None) -> Scenario:
     if isinstance(old, Remote):
         engine = Deployment(threads=old.threads, grace=old.grace, deadline=old.deadline)
     scenario = scenario.model_copy(update={"engine": engine})
-    for key, why in scenario.out_of_place():
-        raise RunError(f"federation.{key}: {why}")
+    for key, why in broken(scenario):
+        raise RunError(f"{key}: {why}")
     return scenario
 
 

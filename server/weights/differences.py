@@ -15,7 +15,7 @@ from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.server.weights.exchange import Coded, WeightExchange, plain
 from splitfed.split.weight_differences import Base, base_of, restored, send
-from splitfed.split.weights import FrontWire
+from splitfed.split.weights import WeightWire
 from splitfed.wire.messages import Weights
 
 MOST_GROUPS = 3
@@ -25,7 +25,7 @@ _WHOLE = 0  # the group of those who are sent all; the others count from 1
 class WeightDifferences(WeightExchange):
     """Weights that cross as differences. `open` and `close` embrace a round."""
 
-    def __init__(self, wire: FrontWire) -> None:
+    def __init__(self, wire: WeightWire) -> None:
         self.wire = wire
         self._round = 0
         self._arrays: ArrayRecord | None = None
@@ -59,7 +59,7 @@ class WeightDifferences(WeightExchange):
         if group not in self._sent:
             place = key.at(group) if group else key
             sent = send(self.wire, self._weights, self._bases.get(group), place, round, -1)
-            self._sent[group] = (Weights(sent.packed.buffer), self.wire.sizes(sent.packed)), sent.held
+            self._sent[group] = (Weights(sent.packed.buffer), self.wire.sizes(sent.packed)), sent.known
         return self._sent[group][0]
 
     def up(self, buffer: bytes, client: int) -> tuple[dict[str, Tensor], dict[str, Sizes]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
-from splitfed.split.weights import FrontWire
+from splitfed.split.weights import WeightWire
 from splitfed.wire.messages import Weights
 
 # What goes to a client, and what it adds to the ledger by role.
@@ -45,7 +45,7 @@ class WholeWeights(WeightExchange):
     """Weights that cross as they are, whoever knows what; `up` is the way up's wire where that is another. What is
     handed out in the same round for another `purpose` is rounded anew."""
 
-    def __init__(self, wire: FrontWire, up: FrontWire | None = None, purpose: str = "") -> None:
+    def __init__(self, wire: WeightWire, up: WeightWire | None = None, purpose: str = "") -> None:
         self._down, self._up, self._purpose = wire, up or wire, purpose
         self._coded: tuple[ArrayRecord, int, Coded] | None = None
 

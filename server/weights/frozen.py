@@ -11,8 +11,8 @@ from splitfed.scenario.compression import Compression
 from splitfed.seeds import Key
 from splitfed.server.weights.differences import WeightDifferences
 from splitfed.server.weights.exchange import Coded, WeightExchange, WholeWeights
-from splitfed.split.client_part import Held
-from splitfed.split.weights import FrontWire
+from splitfed.split.client_part import ClientPart
+from splitfed.split.weights import WeightWire
 
 
 class FrozenOnce(WeightExchange):
@@ -22,7 +22,7 @@ class FrozenOnce(WeightExchange):
     them."""
 
     def __init__(
-        self, inner: WeightExchange, wire: FrontWire, frozen: dict[str, Tensor], key: Key, has: set[int]
+        self, inner: WeightExchange, wire: WeightWire, frozen: dict[str, Tensor], key: Key, has: set[int]
     ) -> None:  # fmt: skip
         self._inner, self._wire, self._frozen, self._key, self._has = inner, wire, frozen, key, has
         self._relied = set[int]()  # who was sent a message without them
@@ -72,15 +72,15 @@ class FrozenOnce(WeightExchange):
             self._inner.load_state_dict(state["each_round"])
 
 
-def exchanges_of(part: Held, compression: Compression, key: Key) -> tuple[WeightExchange, WeightExchange]:
+def exchanges_of(part: ClientPart, compression: Compression, key: Key) -> tuple[WeightExchange, WeightExchange]:
     """Return how the weights of what clients hold cross each round, and how to be evaluated; and give `part` those that
     all clients will have of what is frozen."""
-    wire = FrontWire.of(part, compression)
+    wire = WeightWire.of(part, compression)
     each_round: WeightExchange = WeightDifferences(wire) if wire.delta else WholeWeights(wire)
     evaluation = WholeWeights(wire, purpose="evaluation")
     frozen = {name: tensor.cpu().clone() for name, tensor in part.frozen().items()}
     if not frozen:
         return each_round, evaluation
-    has, once, key = set[int](), FrontWire(frozen, compression), key.at("once")
+    has, once, key = set[int](), WeightWire(frozen, compression), key.at("once")
     part.load_frozen(once.unpack(once.pack(frozen, key, 0, -1).buffer)[0])
     return FrozenOnce(each_round, once, frozen, key, has), FrozenOnce(evaluation, once, frozen, key, has)

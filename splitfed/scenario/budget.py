@@ -30,6 +30,7 @@ class CutBytes(Config):
 
     kind: Literal["cut_bytes"] = "cut_bytes"
     bytes: Bytes
+    """Cut bytes that may be sent; a number, or a size such as `130MB` or `1.5 GiB`."""
 
     def limit(self, examples: int, geometry: Geometry, private: bool = False) -> int | None:
         """Return the cut bytes after which no round starts."""
@@ -42,6 +43,7 @@ class UncompressedEpochs(Config):
 
     kind: Literal["uncompressed_epochs"] = "uncompressed_epochs"
     epochs: PositiveFloat
+    """Uncompressed epochs whose cut bytes may be sent; it need not be a whole number."""
 
     def limit(self, examples: int, geometry: Geometry, private: bool = False) -> int | None:
         """Return the cut bytes after which no round starts."""

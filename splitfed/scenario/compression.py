@@ -15,41 +15,44 @@ class Packing(Config):
     """How one kind of tensor becomes bytes: a `codec`, lossy or not, then a `lossless` stage over its bytes."""
 
     codec: CodecConfig = Field("float32", validate_default=True)
+    """What turns numbers into bytes, with or without loss."""
     lossless: LosslessConfig = Field("zstd", validate_default=True)
+    """What makes these bytes fewer and gives back every bit."""
 
 
 class WeightPacking(Packing):
-    """How weights that cross once a round become bytes: a `codec`, lossy or not, then a `lossless` stage.
-
-    With `delta`, weights travel as their difference to what the other side has already: up, to what the client was sent
-    in this round; down, to what it was sent in the round before, if it took part in that, else whole. What rounding
-    leaves out is made up for in later rounds. `delta: true` sends differences in the codecs of whole weights; a codec
-    in its place, for instance of fewer bits, is that of the differences alone. It concerns all weights that cross with
-    a round, whatever their role.
-    """
+    """How weights that cross once a round become bytes: a `codec`, lossy or not, then a `lossless` stage."""
 
     delta: bool | CodecConfig = False
+    """Whether weights travel as their difference to what the other side has already: up, to what the client was sent in
+    this round; down, to what it was sent in the round before, if it took part in that, else whole. What rounding leaves
+    out is made up for in later rounds. `true` sends differences in the codecs of whole weights; a codec in its place,
+    for instance of fewer bits, is that of the differences alone. It concerns all weights that cross with a round,
+    whatever their role."""
 
 
 class Compression(Config):
-    """What makes the bytes fewer: a `reducer` that drops or merges before sending, and a packing for each role.
-
-    `smashed` and `targets` go up at every step, `cut_gradient` comes down. With private labels no targets go up; the
-    activations at the second cut come down as `tail_smashed`, and their gradient goes up as `tail_gradient`.
-    `front_weights` go both ways once a round: it packs all weights that a client holds of the model, of whatever part.
-    So do `parts`, the layers that some reducers bring with them. A `preset` stands for settings of all of them; keys
-    beside it win. It is written out when it is read, and not kept.
-    """
+    """What makes the bytes fewer: a `reducer` that drops or merges before sending, and a packing for each role."""
 
     preset: Literal[tuple(PRESETS)] | None = Field(None, exclude=True)  # type: ignore[valid-type]
+    """Name of settings for the whole section, of which keys beside it win; it is written out when it is read, and not
+    kept. Null is none."""
     reducer: ReducerConfig = Field("none", validate_default=True)
+    """What drops or merges samples, tokens or numbers before they are sent."""
     smashed: Packing = Packing()
+    """Packing of the activations at the cut, which go up at every step."""
     targets: Packing = Packing()
+    """Packing of the labels, which go up with the activations; with private labels there are none."""
     cut_gradient: Packing = Packing()
+    """Packing of the gradient at the cut, which comes down at every step."""
     tail_smashed: Packing = Packing()
+    """Packing of the activations at the second cut, which come down where labels are private."""
     tail_gradient: Packing = Packing()
+    """Packing of the gradient at the second cut, which goes up where labels are private."""
     front_weights: WeightPacking = WeightPacking()
+    """Packing of all weights that a client holds of the model, of whatever part; they go both ways once a round."""
     parts: Packing = Packing()
+    """Packing of the layers that some reducers bring with them, which go both ways once a round."""
 
     @model_validator(mode="before")
     @classmethod

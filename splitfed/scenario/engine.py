@@ -1,7 +1,4 @@
-"""Where clients run, and how patient the server is with them: the `engine` section of a scenario.
-
-`threads` are torch's in each worker, null lets torch choose; figures repeat only where they are the same.
-"""
+"""Where clients run, and how patient the server is with them: the `engine` section of a scenario."""
 
 from typing import Annotated, Any, Literal
 
@@ -15,33 +12,37 @@ class Inline(Config):
 
     kind: Literal["inline"] = "inline"
     threads: PositiveInt | None = None
+    """Threads of torch; null lets torch choose. Figures repeat only where they are the same."""
 
 
 class Remote(Config):
-    """What engines share whose clients are other processes.
-
-    A client whose stream broke may come back within `grace` seconds and go on where it was; after that it is lost to
-    the round. `deadline` is the time in seconds that one mini-batch may take: the server ends the stream of a client
-    that sends nothing for so long, and a client gives up a server that does not answer.
-    """
+    """What engines share whose clients are other processes."""
 
     threads: PositiveInt | None = None
+    """Threads of torch in each process; null lets torch choose. Figures repeat only where they are the same."""
     grace: NonNegativeFloat = 10.0
+    """Seconds within which a client whose stream broke may come back and go on where it was; after that it is lost to
+    the round."""
     deadline: PositiveFloat = 600.0
+    """Seconds that one mini-batch may take: the server ends the stream of a client that sends nothing for so long, and
+    a client gives up a server that does not answer."""
 
 
 class Ray(Remote):
-    """Flower's simulation engine: clients in Ray actors of `client_cpus` cores and `client_gpus` GPUs each (a share of
-    one, or whole ones; with 0 clients train on CPUs). Ray is started on this machine for the run, or is the cluster at
-    `address`: `host:port` as its machines name it, of which this is one, or `auto` for the one that runs here.
-    `threads` are `client_cpus` when null.
+    """Flower's simulation engine: clients in Ray actors.
 
     At once train as many clients as fit, and no more than 32 or this machine's cores and four: Flower's own limit."""
 
     kind: Literal["ray"] = "ray"
+    threads: PositiveInt | None = None
+    """Threads of torch in each actor; null is `client_cpus`. Figures repeat only where they are the same."""
     client_cpus: PositiveInt = 1
+    """Cores of each actor."""
     client_gpus: NonNegativeFloat = 0.0
+    """GPUs of each actor, a share of one or whole ones; with 0 clients train on CPUs."""
     address: str | None = None
+    """Cluster to run on: `host:port` as its machines name it, of which this is one, or `auto` for the one that runs
+    here; null starts Ray on this machine for the run."""
 
     @field_validator("client_gpus")
     @classmethod

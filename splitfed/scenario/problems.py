@@ -1,15 +1,16 @@
 """Says in plain words, and at a line of the file, what validation found wrong with a scenario."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, get_args
+from functools import cache
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from splitfed.compression.plugins import UNUSABLE
-from splitfed.config import Misplaced, did_you_mean
+from splitfed.config import Broken, did_you_mean
 from splitfed.scenario.document import Document, Path, shown
 
 Sections = tuple[type[BaseModel], ...]
@@ -36,6 +37,34 @@ def below(here: Sections, key: str | int) -> Sections:
         if isinstance(key, str) and key in section.model_fields
         for found in sections(section.model_fields[key].annotation)
     )
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def valid_part(model: type[M], data: dict[str, Any]) -> M:
+    """Return a section with those of its fields that are valid by themselves; it lacks the others, and reading one of
+    them is an AttributeError."""
+    valid: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        try:
+            given = {name: data[name]} if name in data else {}
+            valid[name] = getattr(_alone(model, name).model_validate(given), name)
+        except ValidationError:
+            inside = sections(field.annotation)
+            if len(inside) == 1 and isinstance(data.get(name), dict):
+                valid[name] = valid_part(inside[0], data[name])
+    part = model.model_construct(**valid)
+    for name in model.model_fields.keys() - valid.keys():
+        part.__dict__.pop(name, None)  # its default, which is not what was written
+    return part
+
+
+@cache
+def _alone(model: type[BaseModel], name: str) -> type[BaseModel]:
+    """Return a section with one field of another."""
+    field: dict[str, Any] = {name: (model.model_fields[name].annotation, model.model_fields[name])}
+    return create_model(name, __config__=ConfigDict(strict=True), **field)
 
 
 @dataclass(frozen=True)
@@ -104,11 +133,14 @@ _MUST_BE = {
 }
 
 
-def note(error: ValidationError, document: Document, model: type[BaseModel]) -> None:
-    """Add every problem of a validation error to the document, one line per key."""
+def note(
+    error: ValidationError, document: Document, model: type[BaseModel], rules: Iterable[tuple[str, str]] = ()
+) -> None:
+    """Add every problem of a validation error to the document, one line per key; beside them the keys, each with the
+    reason, that break `rules`."""
     found: dict[Path, list[tuple[ErrorDetails, Place]]] = {}
-    for details in error.errors(include_url=False):
-        place = locate(model, (*details["loc"], *_within(details)), document.data)
+    for details in (*_details(error), *(_of_rule((), key, why) for key, why in rules)):
+        place = locate(model, details["loc"], document.data)
         found.setdefault(place.path, []).append((details, place))
     known = {problem.path for problem in document.problems if problem.path}
     # Where the kind itself is wrong, what the other keys should be is anyone's guess.
@@ -127,10 +159,18 @@ def note(error: ValidationError, document: Document, model: type[BaseModel]) -> 
         document.refuse(path, _why(errors, _value(document.data, path)), origin)
 
 
-def _within(details: ErrorDetails) -> list[str]:
-    """Return the keys that lead from the section where a problem was found to the one that has it."""
-    error = details.get("ctx", {}).get("error")
-    return error.key.split(".") if isinstance(error, Misplaced) else []
+def _details(error: ValidationError) -> Iterator[ErrorDetails]:
+    """Yield the problems of an error; one by one those that a whole section has with its keys."""
+    for details in error.errors(include_url=False):
+        why = details.get("ctx", {}).get("error")
+        if isinstance(why, Broken):
+            yield from (_of_rule(details["loc"], *problem) for problem in why.problems)
+        else:
+            yield details
+
+
+def _of_rule(section: Path, key: str, why: str) -> ErrorDetails:
+    return {"type": "value_error", "loc": (*section, *key.split(".")), "msg": why, "input": None, "ctx": {"error": why}}
 
 
 def _why(errors: list[tuple[ErrorDetails, Place]], value: Any) -> str:

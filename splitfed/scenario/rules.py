@@ -1,58 +1,264 @@
-"""Which sections of a scenario do not go together: settings that could not mean anything in the mode that is chosen.
+"""The rules between keys and sections of a scenario: what each of them may be alone, but not together.
 
-Each function returns the problem, with the key that has it and the way out, or None.
+Each rule takes, by their names, the sections that it reads, whose keys are valid one by one. It yields the keys that do
+not go with others, each with the reason and the way out. All rules run after validation, whatever the order of fields.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from inspect import signature
+
+from pydantic import BaseModel
 
 from splitfed.compression.reducers.settings import NoneConfig
-from splitfed.config import Misplaced
+from splitfed.data.settings import Evaluation
+from splitfed.federation.strategies import FedAvgConfig
 from splitfed.model.optim_settings import SideConfig
+from splitfed.model.settings import ModelConfig
+from splitfed.scenario.budget import BudgetConfig
 from splitfed.scenario.compression import Compression, Packing
+from splitfed.scenario.engine import Deployment, EngineConfig, Remote
 from splitfed.scenario.sections import Federation, Training
 
-if TYPE_CHECKING:
-    from splitfed.scenario.budget import BudgetConfig
+Found = Iterator[tuple[str, str]]
+Rule = Callable[..., Found]
 
 # Packings of what crosses the cut, and of the layers that a reducer brings.
 _OF_THE_CUT = ("smashed", "targets", "cut_gradient", "parts")
 _OF_THE_TAIL = ("tail_smashed", "tail_gradient")
 
 
-def of_training(training: Training, federation: Federation) -> Misplaced | None:
-    """Tell what `fl` leaves the server nothing to do with."""
-    plain = SideConfig(device=training.server.device)
-    if federation.splits or training.server == plain:
+def cohort_is_of_the_clients(federation: Federation) -> Found:
+    """No more clients are sampled than there are."""
+    cohort, clients = federation.cohort, federation.clients
+    if cohort is not None and cohort > clients:
+        yield (
+            "federation.cohort",
+            f"{cohort} of {clients} clients cannot be sampled: lower it, or leave it out for all",
+        )
+
+
+def order_is_of_a_shared_back(federation: Federation) -> Found:
+    """Clients can come as they arrive only where all of them update one back."""
+    mode = federation.mode
+    how = {"sl": "one after another, or there is no front to hand on", "psl": "in joint steps"}
+    how |= dict.fromkeys(("sfl-v1", "fl"), "at once and in no order")
+    if federation.order == "arrival" and mode in how:
+        yield "federation.order", f"with {mode} clients train {how[mode]}: leave it out, or set mode: sfl-v2"
+
+
+def wave_is_of_those_at_once(federation: Federation) -> Found:
+    """A wave is a part of a cohort that trains at once."""
+    if (wave := federation.wave) is None:
+        return
+    if federation.one_by_one:
+        way = ", or set order: arrival" if federation.mode == "sfl-v2" else ""
+        yield "federation.wave", f"with {federation.mode} clients train one after another: leave it out{way}"
+    elif wave > (size := federation.cohort_size):
+        yield "federation.wave", f"{wave} at once of {size} clients a round: lower it, or leave it out for all"
+
+
+def patience_is_of_joint_steps(federation: Federation) -> Found:
+    """Only a joint step waits for those who are missing."""
+    mode = federation.mode
+    if federation.patience is not None and mode != "psl":
+        yield "federation.patience", f"with {mode} no client waits for another: leave it out, or set mode: psl"
+
+
+def private_labels_need_whole_mini_batches(federation: Federation) -> Found:
+    """With private labels a mini-batch takes two turns with the server, and nothing may come between them."""
+    if not federation.private:
+        return
+    if federation.mode == "fl":
+        yield "federation.labels", "with fl no labels leave a client anyway: leave it out, or set another mode"
+    if federation.mode == "psl":
+        yield (
+            "federation.labels",
+            "with psl the back takes a step for all clients at once, and each would have to wait for it twice: set "
+            "another mode, or labels: shared",
+        )
+    if federation.mode == "sfl-v2" and federation.order == "arrival":
+        yield (
+            "federation.labels",
+            "with order: arrival another client's update would come between the halves of a mini-batch: set order: "
+            "fixed, or mode: sfl-v1",
+        )
+
+
+def steps_or_epochs(federation: Federation) -> Found:
+    """A client trains for a number of steps or of epochs, not both."""
+    if federation.local_steps is not None and federation.local_epochs is not None:
+        yield "federation.local_steps", "local_epochs is set too: keep one of them and set the other to null"
+
+
+def strategy_has_something_to_aggregate(federation: Federation) -> Found:
+    """A strategy gets as many fronts as it needs."""
+    strategy = federation.strategy
+    if problem := strategy.problem(federation.cohort_size):
+        yield "federation.strategy", f"{strategy.kind}: {problem}"
+    elif federation.mode == "sl" and strategy != FedAvgConfig():
+        yield (
+            "federation.strategy",
+            f"{strategy.kind}: with sl nothing is aggregated: leave it out, or set another mode",
+        )
+
+
+def oversample_takes_more_than_the_cohort(federation: Federation, engine: EngineConfig) -> Found:
+    """More than the cohort can be sampled only where there are more, and something tells who finishes first."""
+    if federation.oversample == 1:
+        return
+    if federation.cohort_size == federation.clients:
+        yield (
+            "federation.oversample",
+            f"all {federation.clients} clients are sampled already: set a smaller cohort, or leave it out",
+        )
+    elif why := _no_clock(federation, engine):
+        yield "federation.oversample", why
+
+
+def deadline_is_on_a_clock(federation: Federation, engine: EngineConfig) -> Found:
+    """A round can be over at a time only where something tells the time."""
+    if federation.deadline is not None and (why := _no_clock(federation, engine)):
+        yield "federation.deadline", why
+
+
+def _no_clock(federation: Federation, engine: EngineConfig) -> str | None:
+    if isinstance(engine, Deployment) or federation.availability.timed:
         return None
-    key = next(name for name in type(plain).model_fields if getattr(training.server, name) != getattr(plain, name))
-    return Misplaced(f"server.{key}", "with fl clients train the whole model, as training.client says: leave it out")
+    return (
+        "nothing tells the time of a simulation: set federation.availability, or for splitfed serve engine: deployment"
+    )
 
 
-def of_compression(compression: Compression, federation: Federation) -> Misplaced | None:
-    """Tell what could not make anything smaller, for it does not cross, or not from a round that others know."""
+def availability_is_of_a_simulation(federation: Federation, engine: EngineConfig) -> Found:
+    """Who is there is assumed of simulated clients only."""
+    if isinstance(engine, Deployment) and federation.availability.kind != "none":
+        yield "federation.availability", "a deployment's clients have their own: set it to none"
+
+
+def tail_is_of_private_labels(model: ModelConfig, federation: Federation) -> Found:
+    """A client holds the end of the model only where labels stay with it."""
+    tail = model.tail
+    if tail is not None and not federation.private:
+        yield (
+            "federation",
+            f"model.tail is {tail}, but only with labels: private does a client hold a tail: leave it out, or set "
+            "labels: private",
+        )
+
+
+def server_trains_what_it_holds(training: Training, federation: Federation) -> Found:
+    """With `fl` the server holds nothing that it could train."""
+    if federation.splits:
+        return
+    server = training.server
+    plain = SideConfig(device=server.device)
+    for name in SideConfig.model_fields:
+        if getattr(server, name) != getattr(plain, name):
+            yield (
+                f"training.server.{name}",
+                "with fl clients train the whole model, as training.client says: leave it out",
+            )
+
+
+def reducer_takes_the_batches(compression: Compression, training: Training) -> Found:
+    """A reducer can work on mini-batches of this size."""
+    reducer = compression.reducer
+    if problem := reducer.problem(training.batch_size):
+        yield "compression.reducer", f"{reducer.kind}: {problem}"
+
+
+def differences_are_to_a_common_round(compression: Compression, federation: Federation) -> Found:
+    """Weights can be sent as differences only from a round that both sides know."""
     if federation.mode == "sl" and compression.front_weights.delta:
-        return Misplaced(
-            "front_weights.delta",
+        yield (
+            "compression.front_weights.delta",
             "with sl each client gets the front of the one before it, so there is no common round to measure from: set "
             "it to false, or set another federation.mode",
         )
+
+
+def what_is_packed_crosses(compression: Compression, federation: Federation) -> Found:
+    """What does not cross in a mode cannot be made smaller."""
     roles: tuple[str, ...] = _OF_THE_TAIL
     if not federation.splits:
         out = "with fl nothing crosses a cut, weights are packed by front_weights:"
+        way = "leave it out, or set another federation.mode"
         if not isinstance(compression.reducer, NoneConfig):
-            return Misplaced("reducer", f"{out} set it to none, or set another federation.mode")
-        roles, way = (*_OF_THE_CUT, *_OF_THE_TAIL), f"{out} leave it out, or set another federation.mode"
-    elif not federation.private:
-        way = "only with federation.labels: private is there a second cut: leave it out, or set that"
-    else:
+            yield "compression.reducer", f"{out} set it to none, or set another federation.mode"
+        roles, why = (*_OF_THE_CUT, *_OF_THE_TAIL), f"{out} {way}"
+    elif federation.private:
         if compression.targets.codec != Packing().codec:
-            return Misplaced("targets.codec", "with federation.labels: private no targets cross: leave it out")
-        return None
-    return next((Misplaced(role, way) for role in roles if getattr(compression, role) != Packing()), None)
+            yield "compression.targets.codec", "with federation.labels: private no targets cross: leave it out"
+        return
+    else:
+        why = "only with federation.labels: private is there a second cut: leave it out, or set that"
+    for role in roles:
+        if getattr(compression, role) != Packing():
+            yield f"compression.{role}", why
 
 
-def of_budget(budget: "BudgetConfig", federation: Federation) -> Misplaced | None:
-    """Tell why a budget in cut bytes would never be spent."""
-    if federation.splits or budget.kind == "none":
-        return None
-    return Misplaced("kind", "with fl nothing crosses a cut to spend it: set it to none, rounds end the run")
+def evaluation_asks_of_the_clients(evaluation: Evaluation, federation: Federation) -> Found:
+    """No more clients are asked than there are."""
+    asked, clients = evaluation.cohort, federation.clients
+    if asked is not None and asked > clients:
+        yield "evaluation.cohort", f"{asked} of {clients} clients cannot be asked: lower it, or leave it out"
+
+
+def budget_can_be_spent(budget: BudgetConfig, federation: Federation) -> Found:
+    """Cut bytes are spent only where there is a cut."""
+    if not federation.splits and budget.kind != "none":
+        yield "budget.kind", "with fl nothing crosses a cut to spend it: set it to none, rounds end the run"
+
+
+def engine_waits_longer_than_a_joint_step(engine: EngineConfig, federation: Federation) -> Found:
+    """Nobody is given up while a joint step of `psl` waits for another."""
+    if federation.mode == "psl" and isinstance(engine, Remote):
+        waits = federation.patience_seconds
+        if engine.deadline <= waits:
+            yield (
+                "engine.deadline",
+                f"after {engine.deadline:g} s a joint step of psl may still wait for a client: raise it above "
+                f"federation.patience ({waits:g} s), or lower that",
+            )
+
+
+RULES: tuple[Rule, ...] = (
+    cohort_is_of_the_clients,
+    order_is_of_a_shared_back,
+    wave_is_of_those_at_once,
+    patience_is_of_joint_steps,
+    private_labels_need_whole_mini_batches,
+    steps_or_epochs,
+    strategy_has_something_to_aggregate,
+    availability_is_of_a_simulation,
+    oversample_takes_more_than_the_cohort,
+    deadline_is_on_a_clock,
+    tail_is_of_private_labels,
+    server_trains_what_it_holds,
+    reducer_takes_the_batches,
+    differences_are_to_a_common_round,
+    what_is_packed_crosses,
+    evaluation_asks_of_the_clients,
+    budget_can_be_spent,
+    engine_waits_longer_than_a_joint_step,
+)
+
+
+def breaks(rule: Rule, scenario: BaseModel) -> Found:
+    """Yield the keys of a scenario that break a rule, as `section.key`, each with the reason and the way out."""
+    return rule(**{section: getattr(scenario, section) for section in signature(rule).parameters})
+
+
+def broken(scenario: BaseModel) -> Found:
+    """Yield every key of a scenario that breaks a rule, as `section.key`, with the reason and the way out."""
+    for rule in RULES:
+        yield from breaks(rule, scenario)
+
+
+def broken_in_part(scenario: BaseModel) -> Found:
+    """Yield what is broken in a scenario that lacks some of its fields: a rule that would read one of them is silent
+    about it."""
+    for rule in RULES:
+        with suppress(AttributeError):
+            yield from breaks(rule, scenario)

@@ -1,44 +1,54 @@
 """A scenario: one YAML file that says everything about an experiment, typed and checked before anything runs."""
 
 import os
-from collections.abc import Iterator
 from copy import deepcopy
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from splitfed.config import Config, Misplaced
+from splitfed.config import Broken, Config
 from splitfed.data.settings import DataConfig, Evaluation
 from splitfed.errors import ScenarioError
 from splitfed.model.settings import ModelConfig
-from splitfed.scenario import rules as combinations
 from splitfed.scenario.budget import BudgetConfig, Unlimited
 from splitfed.scenario.compression import Compression
 from splitfed.scenario.document import Document, Origin, read
-from splitfed.scenario.engine import Deployment, EngineConfig, Inline, Remote
+from splitfed.scenario.engine import EngineConfig, Inline
 from splitfed.scenario.overrides import override
-from splitfed.scenario.problems import note
+from splitfed.scenario.problems import note, valid_part
+from splitfed.scenario.rules import broken, broken_in_part
 from splitfed.scenario.sections import Checkpoints, Federation, Training
 from splitfed.scenario.yaml import write
 
 
 class Scenario(Config):
-    """One experiment; `seed` decides every draw in it, and `name` the name of its run folders."""
+    """One experiment: a model that is cut, data that is shared out, and how the two sides train."""
 
     name: str = "scenario"
+    """Name of its run folders; where none is written, that of the file."""
     seed: int = Field(0, ge=0)
+    """Decides every draw: weights, shares of the data, orders, noise."""
     model: ModelConfig
+    """Which model is trained, and where it is cut."""
     data: DataConfig
+    """Which images there are, and how they are shared out."""
     federation: Federation
+    """Who trains, how often and in which order."""
     training: Training = Training()
+    """Batches, optimisers and learning rates of the two sides."""
     compression: Compression = Compression()
+    """What makes the bytes fewer that are sent."""
     evaluation: Evaluation = Evaluation()
+    """What clients hold out, and who of them tells how the model does on it."""
     budget: BudgetConfig = Unlimited()
+    """When a run has sent enough."""
     checkpoints: Checkpoints = Checkpoints()
+    """How many checkpoints stay on disk."""
     engine: EngineConfig = Inline()
+    """Where the clients run."""
 
     @field_validator("name")
     @classmethod
@@ -52,57 +62,11 @@ class Scenario(Config):
             raise ValueError(f"{name!r} cannot name a folder: use letters, digits, '-' and '_', 100 at most")
         return name
 
-    @field_validator("engine")
-    @classmethod
-    def _more_patient_than_a_joint_step(cls, engine: Any, info: ValidationInfo) -> Any:
-        federation = info.data.get("federation")
-        if federation and federation.mode == "psl" and isinstance(engine, Remote):
-            waits = federation.patience_seconds
-            if engine.deadline <= waits:
-                raise Misplaced(
-                    "deadline",
-                    f"after {engine.deadline:g} s a joint step of psl may still wait for a client: raise it "
-                    f"above federation.patience ({waits:g} s), or lower that",
-                )
-        return engine
-
-    @field_validator("compression")
-    @classmethod
-    def _reducer_takes_the_batches(cls, compression: Compression, info: ValidationInfo) -> Compression:
-        training = info.data.get("training")
-        if training and (problem := compression.reducer.problem(training.batch_size)):
-            raise Misplaced("reducer", f"{compression.reducer.kind}: {problem}")
-        return compression
-
-    @field_validator("evaluation")
-    @classmethod
-    def _asks_not_more_than_all(cls, evaluation: Evaluation, info: ValidationInfo) -> Evaluation:
-        federation = info.data.get("federation")
-        if federation and evaluation.cohort and evaluation.cohort > federation.clients:
-            raise Misplaced(
-                "cohort",
-                f"{evaluation.cohort} of {federation.clients} clients cannot be asked: lower it, or leave it out",
-            )
-        return evaluation
-
-    @field_validator("federation")
-    @classmethod
-    def _tail_for_private_labels(cls, federation: Federation, info: ValidationInfo) -> Federation:
-        model = info.data.get("model")
-        if model and model.tail is not None and not federation.private:
-            raise ValueError(
-                f"model.tail is {model.tail}, but only with labels: private does a client hold a tail: leave it out, "
-                "or set labels: private"
-            )
-        return federation
-
-    @field_validator("training", "compression", "budget")
-    @classmethod
-    def _goes_with_the_mode(cls, section: Any, info: ValidationInfo) -> Any:
-        federation = info.data.get("federation")
-        if federation and (problem := getattr(combinations, f"of_{info.field_name}")(section, federation)):
-            raise problem
-        return section
+    @model_validator(mode="after")
+    def _keeps_the_rules(self) -> Self:
+        if problems := list(broken(self)):
+            raise Broken(*problems)
+        return self
 
     @property
     def tail(self) -> int | None:
@@ -148,28 +112,13 @@ class Scenario(Config):
     @classmethod
     def _checked(cls, document: Document, overrides: list[str] | None, given: dict[str, str]) -> Self:
         override(document, overrides or [], cls)
+        data = {**given, **document.data}
         try:
-            scenario = cls.model_validate({**given, **document.data})
+            scenario = cls.model_validate(data)
         except ValidationError as e:
-            note(e, document, cls)
-        else:
-            for key, why in scenario.out_of_place():
-                document.refuse(("federation", key), why)
+            note(e, document, cls, broken_in_part(valid_part(cls, data)))
         document.raise_problems()
         return scenario
-
-    def out_of_place(self) -> Iterator[tuple[str, str]]:
-        """Yield the keys of `federation` that its engine cannot serve, each with the reason and the way out."""
-        federation, deployed = self.federation, isinstance(self.engine, Deployment)
-        if deployed and federation.availability.kind != "none":
-            yield "availability", "a deployment's clients have their own: set it to none"
-        if deployed or federation.availability.timed:
-            return
-        way_out = "nothing tells the time of a simulation: set federation.availability, or for splitfed serve engine"
-        if federation.deadline is not None:
-            yield "deadline", f"{way_out}: deployment"
-        if federation.oversample > 1:
-            yield "oversample", f"{way_out}: deployment"
 
     def to_yaml(self) -> str:
         """Return the complete scenario, defaults written out; it loads back to an equal one."""

@@ -4,7 +4,7 @@ import math
 from fractions import Fraction
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from splitfed.config import Config
 from splitfed.federation.availability import Always, AvailabilityConfig
@@ -17,129 +17,53 @@ _PATIENCE_SECONDS = 60.0
 class Federation(Config):
     """Who trains, how often and in which order.
 
-    In each of `rounds`, `cohort` of the `clients` are sampled (all of them when null). A client trains for
-    `local_epochs` passes over its images, or for `local_steps` mini-batches: one of the two, by default one epoch.
-    `sfl-v1` gives each client a copy of the back and averages the copies at the end of the round; `sfl-v2` has one back
-    that the clients update. In both, `strategy`, one of Flower's, makes the round's front of the clients' fronts. `sl`
-    hands one front on from client to client, who train one after another with one back, and averages nothing. `fl`
-    trains the whole model on the clients, without a cut, and `strategy` makes the round's model of theirs. In
-    `sfl-v2`, `order: fixed` lets the clients train one after another in a seeded order, which is reproducible; with
-    `arrival` all train at once and the back takes their mini-batches as they come, which is fast where clients are
-    apart, and not reproducible.
-
-    `psl` has one back that learns from the mini-batches of all clients together; they are one large batch to it, while
-    each front learns from its own at the full rate, and `strategy` makes one of them at the end of the round. Such a
-    joint step waits for those who are missing for `patience` seconds after its first mini-batch (60 when null; clients
-    in one process are never missing); a late client joins the next one. Where clients train at once (not in `sl`, nor
-    in `sfl-v2` with `order: fixed`), no more than `wave` of a round's do, the whole cohort when null; a larger cohort
-    trains wave after wave.
-
-    Labels go up with the activations unless `labels` is `private`: then a client holds the end of the model too
-    (`model.tail`), and neither labels nor the loss leave it. Each mini-batch crosses two cuts, there and back. The tail
-    is trained, aggregated and handed on with the front.
-
-    `availability` is what a simulation assumes of its clients: who is there, when, how fast, and who vanishes. With
-    `oversample`, `cohort` times as many clients are sampled, rounded up, and the round takes the `cohort` that finish
-    first. `deadline` is how many seconds a round may last: who has not finished by then is given up. Both need
-    `availability`, which tells the time, or a deployment, where it is the wall clock's. What a client had sent until it
-    vanished or was given up stays counted.
+    A client trains for `local_epochs` or for `local_steps`, one of the two. What a client had sent until it vanished or
+    was given up stays counted.
     """
 
     clients: PositiveInt
+    """How many clients there are."""
     cohort: PositiveInt | None = None
+    """Clients that are sampled for a round; null is all of them."""
     rounds: PositiveInt
+    """Rounds of training."""
     mode: Literal["sl", "sfl-v1", "sfl-v2", "psl", "fl"] = "sfl-v2"
+    """Who holds which part of the model, and how it learns. `sfl-v1` gives each client a copy of the back and averages
+    the copies at the end of the round; `sfl-v2` has one back that the clients update. In both, `strategy` makes the
+    round's front of the clients' fronts. `sl` hands one front on from client to client, who train one after another
+    with one back, and averages nothing. `psl` has one back that learns from the mini-batches of all clients together;
+    they are one large batch to it, while each front learns from its own at the full rate, and `strategy` makes one of
+    them at the end of the round. `fl` trains the whole model on the clients, without a cut, and `strategy` makes the
+    round's model of theirs."""
     order: Literal["fixed", "arrival"] = "fixed"
+    """How the clients of `sfl-v2` take turns with the back: with `fixed` one after another in a seeded order, which is
+    reproducible; with `arrival` all train at once and the back takes their mini-batches as they come, which is fast
+    where clients are apart, and not reproducible."""
     wave: PositiveInt | None = None
+    """Clients that train at the same time, at most, where clients train at once (not in `sl`, nor in `sfl-v2` with
+    `order: fixed`): a larger cohort trains wave after wave. Null is the whole cohort."""
     patience: float | None = Field(None, gt=0, le=1e6)
+    """Seconds that a joint step of `psl` waits after its first mini-batch for those who are missing, who join the next
+    one when they come; null is 60. Clients in one process are never missing."""
     labels: Literal["shared", "private"] = "shared"
+    """Whether labels go up with the activations. If they are `private`, a client holds the end of the model too
+    (`model.tail`), and neither labels nor the loss leave it: each mini-batch crosses two cuts, there and back, and the
+    tail is trained, aggregated and handed on with the front."""
     local_epochs: PositiveInt | None = None
+    """Passes over its images that a client trains for in a round; null is 1, unless `local_steps` is set."""
     local_steps: PositiveInt | None = None
+    """Mini-batches that a client trains for in a round, in the place of `local_epochs`; null is by epochs."""
     strategy: StrategyConfig = FedAvgConfig()
+    """What makes the round's front of those of the clients: one of Flower's strategies, or your own."""
     availability: AvailabilityConfig = Always()
+    """What a simulation assumes of its clients: who is there, when, how fast, and who vanishes."""
     oversample: float = Field(1.0, ge=1, le=1e6)
+    """How many times as many clients as the cohort are sampled, rounded up: the round takes those of them that finish
+    first. 1 is no more. It needs something that tells the time: `availability`, or a deployment, where it is the wall
+    clock."""
     deadline: float | None = Field(None, gt=0, le=1e9)
-
-    @field_validator("cohort")
-    @classmethod
-    def _not_more_than_all(cls, cohort: int | None, info: ValidationInfo) -> int | None:
-        clients = info.data.get("clients")
-        if cohort is not None and clients is not None and cohort > clients:
-            raise ValueError(f"{cohort} of {clients} clients cannot be sampled: lower it, or leave it out for all")
-        return cohort
-
-    @field_validator("order")
-    @classmethod
-    def _of_a_shared_back(cls, order: str, info: ValidationInfo) -> str:
-        mode = info.data.get("mode")
-        how = {"sl": "one after another, or there is no front to hand on", "psl": "in joint steps"}
-        how |= dict.fromkeys(("sfl-v1", "fl"), "at once and in no order")
-        if order == "arrival" and mode in how:
-            raise ValueError(f"with {mode} clients train {how[mode]}: leave it out, or set mode: sfl-v2")
-        return order
-
-    @field_validator("wave")
-    @classmethod
-    def _of_those_at_once(cls, wave: int | None, info: ValidationInfo) -> int | None:
-        mode, order = info.data.get("mode"), info.data.get("order")
-        size = info.data.get("cohort") or info.data.get("clients")
-        if wave is not None and mode and order and _one_by_one(mode, order):
-            way = ", or set order: arrival" if mode == "sfl-v2" else ""
-            raise ValueError(f"with {mode} clients train one after another: leave it out{way}")
-        if wave is not None and size is not None and wave > size:
-            raise ValueError(f"{wave} at once of {size} clients a round: lower it, or leave it out for all")
-        return wave
-
-    @field_validator("patience")
-    @classmethod
-    def _of_joint_steps(cls, patience: float | None, info: ValidationInfo) -> float | None:
-        mode = info.data.get("mode")
-        if patience is not None and mode not in (None, "psl"):
-            raise ValueError(f"with {mode} no client waits for another: leave it out, or set mode: psl")
-        return patience
-
-    @field_validator("labels")
-    @classmethod
-    def _of_whole_mini_batches(cls, labels: str, info: ValidationInfo) -> str:
-        mode, order = info.data.get("mode"), info.data.get("order")
-        if labels == "private" and mode == "fl":
-            raise ValueError("with fl no labels leave a client anyway: leave it out, or set another mode")
-        if labels == "private" and mode == "psl":
-            raise ValueError(
-                "with psl the back takes a step for all clients at once, and each would have to wait for it twice: set "
-                "another mode, or labels: shared"
-            )
-        if labels == "private" and mode == "sfl-v2" and order == "arrival":
-            raise ValueError(
-                "with order: arrival another client's update would come between the halves of a mini-batch: set order: "
-                "fixed, or mode: sfl-v1"
-            )
-        return labels
-
-    @field_validator("local_steps")
-    @classmethod
-    def _one_of_two(cls, steps: int | None, info: ValidationInfo) -> int | None:
-        if steps is not None and info.data.get("local_epochs") is not None:
-            raise ValueError("local_epochs is set too: keep one of them and set the other to null")
-        return steps
-
-    @field_validator("strategy")
-    @classmethod
-    def _for_so_many(cls, strategy: StrategyConfig, info: ValidationInfo) -> StrategyConfig:
-        clients = info.data.get("cohort") or info.data.get("clients")
-        if clients is not None and (problem := strategy.problem(clients)):
-            raise ValueError(f"{strategy.kind}: {problem}")
-        if info.data.get("mode") == "sl" and strategy != FedAvgConfig():
-            raise ValueError(f"{strategy.kind}: with sl nothing is aggregated: leave it out, or set another mode")
-        return strategy
-
-    @field_validator("oversample")
-    @classmethod
-    def _more_than_the_cohort(cls, oversample: float, info: ValidationInfo) -> float:
-        cohort, clients = info.data.get("cohort"), info.data.get("clients")
-        if oversample > 1 and clients is not None and cohort in (None, clients):
-            raise ValueError(f"all {clients} clients are sampled already: set a smaller cohort, or leave it out")
-        return oversample
+    """Seconds that a round may last: who has not finished by then is given up. Null is no end. Like `oversample` it
+    needs something that tells the time."""
 
     @model_validator(mode="before")
     @classmethod
@@ -172,7 +96,7 @@ class Federation(Config):
     @property
     def one_by_one(self) -> bool:
         """Whether the clients of a round train one after another, in an order that is drawn."""
-        return _one_by_one(self.mode, self.order)
+        return self.mode == "sl" or (self.mode == "sfl-v2" and self.order == "fixed")
 
     @property
     def at_once(self) -> int:
@@ -185,28 +109,27 @@ class Federation(Config):
         return _PATIENCE_SECONDS if self.patience is None else self.patience
 
 
-def _one_by_one(mode: str, order: str) -> bool:
-    return mode == "sl" or (mode == "sfl-v2" and order == "fixed")
-
-
 class Training(Config):
-    """How the two sides train.
-
-    `batch_size` and `eval_batch_size` count images. Each side has its own device, optimiser, schedule, weight decay and
-    clipping. With `client_state: reset` a client starts each round with a fresh optimiser, with `keep` it goes on with
-    its own. The validation images are looked at every `evaluate_every` rounds, and after the last.
-    """
+    """How the two sides train."""
 
     batch_size: PositiveInt = 32
+    """Images of a mini-batch."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the numbers in a forward pass of either side; weights and what is sent stay in float32."""
     client: SideConfig = SideConfig()
+    """How a client trains what it holds, the front or with `fl` the whole model."""
     server: SideConfig = SideConfig()
+    """How the server trains the back."""
     client_state: Literal["reset", "keep"] = "reset"
+    """Whether a client starts each round with a fresh optimiser (`reset`) or goes on with its own (`keep`)."""
     evaluate_every: PositiveInt = 1
+    """Rounds from one look at the validation images to the next; after the last round there always is one."""
     eval_batch_size: PositiveInt = 256
+    """Images of a mini-batch where nothing is learned."""
 
 
 class Checkpoints(Config):
-    """A checkpoint is written after each round; the last `keep` of them stay on disk."""
+    """A checkpoint is written after each round."""
 
     keep: PositiveInt = 2
+    """How many of the last checkpoints stay on disk."""

@@ -75,19 +75,19 @@ def align(
     halves.decoder.to(next(front.parameters()).device)
     mean, std = pixel_stats(scenario.model)
     order = torch.randperm(len(images), generator=key.at("held out").generator())
-    held, rows = order[: max(1, len(order) // 10)], order[max(1, len(order) // 10) :]
+    held_out, rows = order[: max(1, len(order) // 10)], order[max(1, len(order) // 10) :]
     count = steps if steps is not None else 10 * -(-len(rows) // training.batch_size)
 
     def given(chosen: torch.Tensor, **how):
         return batches(images, chosen, training.batch_size, key.at("batches"), mean=mean, std=std, **how)
 
     aligner = Aligner(front, halves.encoder, halves.decoder, reducer.lr, training.precision)
-    before = aligner.error(given(held, epochs=1, shuffle=False))
+    before = aligner.error(given(held_out, epochs=1, shuffle=False))
     workers, augment = scenario.data.workers, scenario.data.augment
     aligner.fit(given(rows, steps=count, workers=workers, augment=augment), lambda step: on_step(step, count))
-    after = aligner.error(given(held, epochs=1, shuffle=False))
+    after = aligner.error(given(held_out, epochs=1, shuffle=False))
     write(out, halves, Kept.of(scenario.model, geometry, reducer.width))
-    return Aligned(before, after, len(rows), len(held), count)
+    return Aligned(before, after, len(rows), len(held_out), count)
 
 
 def _open(public: Public, scenario: Scenario, key: Key) -> Images:

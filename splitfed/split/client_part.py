@@ -12,7 +12,7 @@ from splitfed.model.parts import Front, Parts
 from splitfed.scenario import Scenario
 
 
-class Held(nn.Module):
+class ClientPart(nn.Module):
     """A front and, where there is one, another part `beside` it, whose weights travel under a `role` of their own."""
 
     def __init__(self, front: Front, beside: nn.Module | None = None, role: str = "") -> None:
@@ -20,7 +20,7 @@ class Held(nn.Module):
         self.front, self.beside, self._role = front, nn.Identity() if beside is None else beside, role
 
     @classmethod
-    def of(cls, scenario: Scenario, parts: Parts) -> "Held":
+    def of(cls, scenario: Scenario, parts: Parts) -> "ClientPart":
         """Return what a client holds of a scenario's model: with `fl` all of it, with private labels the tail too."""
         if not scenario.federation.splits:
             return cls(parts.front, parts.back, "back_weights")

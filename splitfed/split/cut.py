@@ -13,22 +13,25 @@ Where labels are private there is a second cut, before the tail, which the clien
     front <------ autograd <==  autograd <----- <== tail <---'
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from splitfed.compression.codecs.base import Packet
 from splitfed.compression.codecs.integers import IntegerCodec
 from splitfed.compression.expect import Expect, Expected, Geometry
 from splitfed.compression.lossless import Lossless
-from splitfed.compression.reducers.base import Plan
+from splitfed.compression.reducers.base import Plan, View
+from splitfed.compression.reducers.trained.layers import IDENTITY
 from splitfed.errors import CodecError, WireError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
-from splitfed.wire.frame import Frame, Packed, pack, unpack
+from splitfed.split.ending import ENDING
+from splitfed.split.rehearsal import PLACE, Crossed, RandomBatch
+from splitfed.wire.frame import Frame, Packed, Place, pack, unpack
 
 if TYPE_CHECKING:
     from splitfed.scenario import Scenario
@@ -39,7 +42,7 @@ _SLACK_BYTES, _MOST_BYTES_A_NUMBER = 1 << 17, 16
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Arrived:
     """A mini-batch as it arrives: what the back is trained on and the images that it stands for. Where labels are
     private `targets` only count the samples: they are all 0."""
 
@@ -88,26 +91,35 @@ class Cut:
                 raise CodecError(f"{name} at {where} cannot be sent: {error}") from error
         return packets
 
-    def pack_step(
-        self, plan: Plan, smashed: Tensor, targets: Tensor, examples: int, key: Key, round: int, client: int, step: int
-    ) -> Packed:
+    @torch.no_grad()
+    def plan(
+        self, activations: Tensor, labels: Tensor, key: Key, attention: Callable[[], Tensor] | None = None,
+        encoder: nn.Module = IDENTITY,
+    ) -> tuple[Plan, Tensor]:  # fmt: skip
+        """Let the reducer look at a mini-batch's activations `[B, n, d]`, and at the class token's `attention` if it
+        asks for it; return what it decides, and what it makes of the `labels` `[B]`."""
+        view = View(activations.detach(), self.geometry.prefix, attention or _blind, encoder)
+        plan = self.reducer.plan(view, key)
+        return plan, plan.targets(labels, self.geometry.classes)
+
+    def pack_step(self, plan: Plan, smashed: Tensor, targets: Tensor, examples: int, key: Key, place: Place) -> Packed:
         """Encode a mini-batch of `examples` images; of private targets it says how many there are. Raises CodecError
         for what cannot be sent."""
         tensors = {"smashed": smashed.detach().float()} | ({} if self.private else {"targets": targets.detach()})
         tensors |= {f"side/{name}": tensor for name, tensor in plan.side.items()}
-        packets = self.encode(tensors, key, f"round {round}, client {client}, step {step}")
+        packets = self.encode(tensors, key, str(place))
         meta = {**plan.meta, "examples": examples} | ({"targets": len(targets)} if self.private else {})
-        return pack("step", round, client, step, packets, meta)
+        return pack("step", *place, packets, meta)
 
     def unpack_up(self, buffer: bytes, features: Tensor | None = None) -> Frame:
         """Decode a client's frame, `step` or `end`; `backward` alone where these `features` wait for their gradient.
         Raises WireError for anything else."""
-        kinds: dict[str, Expected] = {"step": self.expected_up, "end": {}}
+        kinds: dict[str, Expected] = {"step": self.expected_up, **ENDING}
         if features is not None:
             kinds = {"backward": {"tail_gradient": (Expect.floats(*features.shape),)}}
         return unpack(buffer, kinds, device=self.device, max_bytes=self.most_bytes)
 
-    def batch(self, frame: Frame) -> Batch:
+    def batch(self, frame: Frame) -> Arrived:
         """Check what a `step` frame says beyond shapes. Raises WireError."""
         examples = self._count(frame, "examples")
         if self.private:
@@ -119,7 +131,7 @@ class Cut:
         smashed = frame.tensors["smashed"]
         side = {name.split("/")[1]: tensor for name, tensor in frame.tensors.items() if name.startswith("side/")}
         self.reducer.check(smashed, targets, side, frame.meta, self.geometry)
-        return Batch(frame, smashed, targets, side, examples)
+        return Arrived(frame, smashed, targets, side, examples)
 
     def _count(self, frame: Frame, name: str) -> int:
         count = frame.meta.pop(name, None)
@@ -129,9 +141,8 @@ class Cut:
 
     def pack_features(self, frame: Frame, features: Tensor, key: Key) -> Packed:
         """Encode the activations at the second cut, which answer a `step` frame. Raises CodecError."""
-        where = f"round {frame.round}, client {frame.client}, step {frame.step}"
-        packets = self.encode({"tail_smashed": features.detach().float()}, key, where)
-        return pack("features", frame.round, frame.client, frame.step, packets)
+        packets = self.encode({"tail_smashed": features.detach().float()}, key, str(frame.place))
+        return pack("features", *frame.place, packets)
 
     def unpack_features(self, buffer: bytes, samples: int) -> Tensor:
         """Decode the activations at the second cut of so many `samples`, `[samples, k, D]`. Raises WireError for
@@ -140,19 +151,17 @@ class Cut:
         frame = unpack(buffer, {"features": expected}, device=self.device, max_bytes=self.most_bytes)
         return frame.tensors["tail_smashed"]
 
-    def pack_backward(self, gradient: Tensor, key: Key, round: int, client: int, step: int) -> Packed:
+    def pack_backward(self, gradient: Tensor, key: Key, place: Place) -> Packed:
         """Encode the gradient at the second cut. Raises CodecError for what cannot be sent."""
-        where = f"round {round}, client {client}, step {step}"
-        packets = self.encode({"tail_gradient": gradient.detach().float()}, key, where)
-        return pack("backward", round, client, step, packets)
+        packets = self.encode({"tail_gradient": gradient.detach().float()}, key, str(place))
+        return pack("backward", *place, packets)
 
     def pack_gradient(self, frame: Frame, gradient: Tensor, loss: float | None, key: Key) -> Packed:
         """Encode the cut gradient that answers a `step` or `backward` frame, with the loss where it is known here.
         Raises CodecError for what cannot be sent."""
-        where = f"round {frame.round}, client {frame.client}, step {frame.step}"
-        packets = self.encode({"cut_gradient": gradient.detach().float()}, key, where)
+        packets = self.encode({"cut_gradient": gradient.detach().float()}, key, str(frame.place))
         meta = {} if loss is None else {"loss": loss}
-        return pack("gradient", frame.round, frame.client, frame.step, packets, meta)
+        return pack("gradient", *frame.place, packets, meta)
 
     def unpack_gradient(self, buffer: bytes, smashed: Tensor) -> Frame:
         """Decode the gradient of what was sent. Raises WireError for anything else."""
@@ -193,6 +202,45 @@ class Cut:
             for role, part in packed.sizes.items()
         }
         return rows | {"envelope": Sizes(sent=packed.envelope)}
+
+    def rehearse(
+        self, batch: RandomBatch, key: Key, encoder: nn.Module = IDENTITY, decoder: nn.Module = IDENTITY
+    ) -> Generator[Crossed, None, torch.Size]:
+        """Take a mini-batch across and back, both ends here, and yield each frame when it is packed: which way it goes,
+        and what it adds to the ledger. Return the shape of what enters the back.
+
+        Until a frame goes up the client computes, until one comes down the server, and after the last the client. The
+        model is left out but for the reducer's layers, which get gradients: random numbers stand for what it makes.
+        """
+        plan, targets = self.plan(batch.activations, batch.labels, key, batch.attention, encoder)
+        smashed = plan.reduce(batch.activations)
+        up = self.pack_step(plan, smashed, targets, len(batch), key, PLACE)
+        yield "up", self.sizes(up, len(batch))
+        arrived = self.batch(self.unpack_up(up.buffer))
+        given = arrived.smashed.requires_grad_()
+        restored = self.reducer.restore(given, arrived.side, arrived.frame.meta, decoder)
+        gradient = batch.like(restored.shape)
+        if self.private:
+            yield from self._rehearse_tail(arrived.frame, gradient, len(batch), key)
+        restored.backward(gradient)
+        assert given.grad is not None
+        down = self.pack_gradient(arrived.frame, given.grad, None if self.private else 1.0, key)
+        yield "down", self.sizes(down, len(batch))
+        came = self.unpack_gradient(down.buffer, smashed).tensors["cut_gradient"]
+        smashed.backward(self.corrected(came, smashed, up).to(smashed.dtype))
+        return restored.shape
+
+    def _rehearse_tail(self, frame: Frame, features: Tensor, examples: int, key: Key) -> Iterator[Crossed]:
+        """Go through the exchange at the second cut, of features that are their own gradient."""
+        down = self.pack_features(frame, features, key)
+        yield "down", self.sizes(down, examples)
+        up = self.pack_backward(self.unpack_features(down.buffer, len(features)), key, PLACE)
+        yield "up", self.sizes(up, examples)
+        self.corrected_tail(self.unpack_up(up.buffer, features).tensors["tail_gradient"], features, down)
+
+
+def _blind() -> Tensor:
+    raise RuntimeError("a reducer that reads attention must set needs_attention")
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

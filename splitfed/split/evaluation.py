@@ -1,4 +1,4 @@
-"""The crossing of images that are only looked at: what clients send when they evaluate, and what they hear.
+"""The crossing of images that the model is only evaluated on: what clients send when they evaluate, and what they hear.
 
     client                                               server
     front -> encoder -> codec -> zstd ==> zstd -> codec -> decoder -> back -> loss, number right
@@ -23,22 +23,24 @@ from splitfed.errors import WireError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.split.cut import Cut, check_labels, most_bytes
-from splitfed.wire.frame import Frame, Packed, pack, unpack
+from splitfed.split.ending import ENDING
+from splitfed.split.rehearsal import PLACE, Crossed, RandomBatch
+from splitfed.wire.frame import Frame, Packed, Place, pack, unpack
 
-ROLE = "evaluation"
-_SMASHED, _TARGETS, _FEATURES = (f"{ROLE}/{name}" for name in ("smashed", "targets", "tail_smashed"))
+EVALUATION = "evaluation"
+_SMASHED, _TARGETS, _FEATURES = (f"{EVALUATION}/{name}" for name in ("smashed", "targets", "tail_smashed"))
 _ANSWER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Evaluated:
     """What the model made of some images: the sum of their losses, and how many are right."""
 
     loss: float
     right: int
 
 
-class Looks:
+class EvaluationCut:
     """Packs and unpacks the frames of an evaluation over a cut, whose front ends in this `encoder`; holds no state
     between calls."""
 
@@ -53,20 +55,19 @@ class Looks:
     def _features(self, images: int) -> Expected:
         return {_FEATURES: (Expect.floats(images, self.cut.geometry.tokens, self.cut.geometry.width),)}
 
-    def _pack(self, kind: str, tensors: dict[str, Tensor], key: Key, round: int, client: int, step: int) -> Packed:
-        where = f"the evaluation of round {round}, client {client}, step {step}"
-        packets = self.cut.encode(tensors, key, where)
-        return pack(kind, round, client, step, {f"{ROLE}/{name}": packet for name, packet in packets.items()})
+    def _pack(self, kind: str, tensors: dict[str, Tensor], key: Key, place: Place) -> Packed:
+        packets = self.cut.encode(tensors, key, f"the evaluation of {place}")
+        return pack(kind, *place, {f"{EVALUATION}/{name}": packet for name, packet in packets.items()})
 
-    def pack(self, smashed: Tensor, labels: Tensor, key: Key, round: int, client: int, step: int) -> Packed:
+    def pack(self, smashed: Tensor, labels: Tensor, key: Key, place: Place) -> Packed:
         """Encode a mini-batch of what the encoder made, `[B, ...]`, and, unless they are private, its labels `[B]`.
         Raises CodecError for what cannot be sent."""
         tensors = {"smashed": smashed.float()} | ({} if self.cut.private else {"targets": labels})
-        return self._pack("look", tensors, key, round, client, step)
+        return self._pack("look", tensors, key, place)
 
     def unpack_up(self, buffer: bytes) -> Frame:
         """Decode a client's frame, `look` or `end`. Raises WireError for anything else."""
-        kinds = {"look": self.expected, "end": {}}
+        kinds = {"look": self.expected, **ENDING}
         return unpack(buffer, kinds, device=self.cut.device, max_bytes=self.most_bytes)
 
     def batch(self, frame: Frame) -> tuple[Tensor, Tensor | None]:
@@ -79,15 +80,15 @@ class Looks:
             check_labels(labels, self.cut.geometry.classes)
         return smashed, labels
 
-    def answer(self, frame: Frame, seen: Seen) -> Packed:
+    def answer(self, frame: Frame, found: Evaluated) -> Packed:
         """Encode what answers a `look` frame. Raises CodecError for a loss that is not finite."""
-        return pack("seen", frame.round, frame.client, frame.step, {}, {"loss": seen.loss, "right": seen.right})
+        return pack("seen", *frame.place, {}, {"loss": found.loss, "right": found.right})
 
     def answer_private(self, frame: Frame, features: Tensor, key: Key) -> Packed:
         """Encode the activations at the second cut, `[B, n, D]`, which answer a `look` frame without labels. Raises
         CodecError for what cannot be sent."""
         tensors = {"tail_smashed": features.float()}
-        return self._pack("features", tensors, key, frame.round, frame.client, frame.step)
+        return self._pack("features", tensors, key, frame.place)
 
     def unpack_features(self, buffer: bytes, step: int, images: int) -> Tensor:
         """Decode the activations that answer this step, of so many images. Raises WireError for anything else."""
@@ -97,7 +98,7 @@ class Looks:
             raise WireError(f"what answers step {step} of an evaluation is of step {frame.step}")
         return frame.tensors[_FEATURES]
 
-    def unpack_answer(self, buffer: bytes, step: int, images: int) -> Seen:
+    def unpack_answer(self, buffer: bytes, step: int, images: int) -> Evaluated:
         """Decode the answer to this step, of so many images. Raises WireError for anything else."""
         frame = unpack(buffer, {"seen": {}}, max_bytes=_ANSWER_BYTES)
         loss, right = frame.meta.get("loss"), frame.meta.get("right")
@@ -105,24 +106,35 @@ class Looks:
             raise WireError(f"what answers step {step} of an evaluation says {frame.meta} of step {frame.step}")
         if loss < 0 or not 0 <= right <= images:
             raise WireError(f"a loss of {loss} and {right} right of {images} images")
-        return Seen(loss, right)
+        return Evaluated(loss, right)
 
     def sizes(self, packed: Packed | Frame, examples: int) -> dict[str, Sizes]:
         """Return what a frame adds to the ledger: its tensors as one role, and its envelope."""
-        geometry, found = self.cut.geometry, packed.sizes.get(ROLE)
+        geometry, found = self.cut.geometry, packed.sizes.get(EVALUATION)
         raw = examples * (4 * geometry.tokens * geometry.width + (0 if self.cut.private else 8))
-        rows = {ROLE: Sizes(raw, found.reduced, found.coded, found.sent)} if found else {}
+        rows = {EVALUATION: Sizes(raw, found.reduced, found.coded, found.sent)} if found else {}
         return rows | {"envelope": Sizes(sent=packed.envelope)}
+
+    @torch.no_grad()
+    def rehearse(self, batch: RandomBatch, key: Key, encoder: nn.Module) -> list[Crossed]:
+        """Return which way the two frames of a mini-batch go, and what each adds to the ledger."""
+        packed = self.pack(encoder(batch.activations), batch.labels, key, PLACE)
+        frame = self.unpack_up(packed.buffer)
+        if self.cut.private:
+            answer = self.answer_private(frame, batch.activations, key)
+        else:
+            answer = self.answer(frame, Evaluated(1.0, len(batch)))
+        return [("up", self.sizes(packed, len(batch))), ("down", self.sizes(answer, len(batch)))]
 
 
 @torch.no_grad()
-def seen(logits: Tensor, labels: Tensor) -> Seen:
+def evaluated(logits: Tensor, labels: Tensor) -> Evaluated:
     """Compare logits `[B, classes]` to labels `[B]`."""
     loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
-    return Seen(float(loss), int((logits.argmax(1) == labels).sum()))
+    return Evaluated(float(loss), int((logits.argmax(1) == labels).sum()))
 
 
-def mean(parts: list[Seen], images: int) -> tuple[float, float]:
+def mean(parts: list[Evaluated], images: int) -> tuple[float, float]:
     """Return the mean loss and the share that is right over all `images` of these parts."""
     return math.fsum(part.loss for part in parts) / images, sum(part.right for part in parts) / images
 

@@ -1,7 +1,7 @@
-"""Weights as differences to what the other end holds already, and what rounding took from them.
+"""Weights as differences to what the other end has already, and what rounding took from them.
 
 The difference to the last weights is small, so few bits go far. Whoever sends decodes its own frame, and so knows what
-the other end holds, bit for bit. What a codec took from one difference is added to the next (error feedback, Seide et
+the other end has, bit for bit. What a codec took from one difference is added to the next (error feedback, Seide et
 al. 2014; Karimireddy et al., arXiv 1901.09847): kept by hand on the way up, while on the way down it is in the
 difference by itself, as that is measured from what the client has and not from what it should have.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from splitfed.errors import WireError
 from splitfed.seeds import Key
-from splitfed.split.weights import BASE, FrontWire
+from splitfed.split.weights import BASE, WeightWire
 from splitfed.wire.frame import Frame, Packed
 
 Weights = dict[str, Tensor]
@@ -21,7 +21,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """Weights, float32 on the CPU, that both ends hold since a round."""
+    """Weights, float32 on the CPU, that both ends have since a round."""
 
     round: int
     weights: Weights
@@ -29,16 +29,16 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A frame, the weights that the other end makes of it, and what they lack (`residual`; nothing for whole
-    weights)."""
+    """A frame, the weights that the other end makes of it and has from now on (`known`), and what they lack
+    (`residual`; nothing for whole weights)."""
 
     packed: Packed
-    held: Weights
+    known: Weights
     residual: Weights
 
 
 def send(
-    wire: FrontWire, weights: Mapping[str, Tensor], base: Base | None, key: Key, round: int, client: int,
+    wire: WeightWire, weights: Mapping[str, Tensor], base: Base | None, key: Key, round: int, client: int,
     residual: Mapping[str, Tensor] | None = None,
 ) -> Sent:  # fmt: skip
     """Encode weights as their difference to `base`, and what the last difference lacked; whole where there is no base.
@@ -48,7 +48,7 @@ def send(
     if base is None:
         packed = wire.pack(weights, key, round, client)
         return Sent(packed, wire.unpack(packed.buffer)[0], {})
-    wanted = {name: weights[name].detach().cpu().float() - held for name, held in base.weights.items()}
+    wanted = {name: weights[name].detach().cpu().float() - known for name, known in base.weights.items()}
     for name, missing in (residual or {}).items():
         wanted[name] += missing
     packed = wire.pack(wanted, key, round, client, base.round)
@@ -74,6 +74,6 @@ def restored(base: Weights, difference: Weights) -> Weights:
     return weights
 
 
-def fits(wire: FrontWire, weights: Mapping[str, Tensor]) -> bool:
+def fits(wire: WeightWire, weights: Mapping[str, Tensor]) -> bool:
     """Tell whether these are the tensors that a wire carries."""
     return {name: tensor.shape for name, tensor in weights.items()} == wire.shapes

@@ -1,9 +1,9 @@
-"""The control plane's payload: the weights that a client holds as one frame, whichever way they go, and a reducer's own
-layers.
+"""The control plane's payload: how all weights that cross with a round become one frame, whichever way they go. They
+are those of front, back or tail, and of a reducer's own layers.
 
 Tensors are grouped by the length of their rows and each group is encoded as one matrix: per-row scales then fit the
 weights, and a front of 150 tensors costs as little overhead as one of four. Names and shapes do not travel: both ends
-hold the same front. An encoder that a reducer brought into it is counted, and packed, apart.
+hold the same parts. An encoder that a reducer brought is counted, and packed, apart.
 """
 
 from collections.abc import Mapping
@@ -18,15 +18,16 @@ from splitfed.compression.expect import Expect
 from splitfed.compression.reducers.trained.layers import DECODER, ENCODER
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
-from splitfed.split.client_part import Held
+from splitfed.split.client_part import ClientPart
+from splitfed.split.rehearsal import PLACE
 from splitfed.wire.frame import Frame, Packed, pack, unpack
 
 if TYPE_CHECKING:
     from splitfed.model.parts import Front
     from splitfed.scenario.compression import Compression
 
-ROLE, PARTS = "front_weights", "parts"
-BACK, TAIL = "back_weights", "tail_weights"  # packed as the front's are, and counted apart
+FRONT, BACK, TAIL = "front_weights", "back_weights", "tail_weights"  # roles: packed alike, and counted apart
+PARTS = "parts"  # the role of what a reducer brought
 BASE = "base"  # in a frame's meta: the round whose weights its own are measured from
 # Header and checksums of a frame, and the worst case of a codec that keeps a scale for every number.
 _SLACK_BYTES, _MOST_BYTES_A_NUMBER = 1 << 17, 16
@@ -38,10 +39,10 @@ def _row_length(shape: torch.Size) -> int:
     return shape[-1] if shape else 1
 
 
-class FrontWire:
-    """Packs and unpacks weights of known names and shapes, each role under its own codec and lossless stage: those of a
-    front as `front_weights`, and as `parts` what a reducer brought. `roles` names those that have another one. `extra`:
-    no uncompressed run sends them.
+class WeightWire:
+    """Packs and unpacks weights of known names and shapes, each role under its own codec and lossless stage: what a
+    reducer brought as `parts`, all else as `roles` says, and as `front_weights` where it says nothing. `extra`: no
+    uncompressed run sends them.
 
     Differences (`splitfed.split.weight_differences`) cross the same way, under codecs that may be others."""
 
@@ -51,7 +52,7 @@ class FrontWire:
     ) -> None:  # fmt: skip
         self.extra = extra
         self.shapes = {name: tensor.shape for name, tensor in template.items()}
-        packings = dict.fromkeys((ROLE, BACK, TAIL), compression.front_weights) | {PARTS: compression.parts}
+        packings = dict.fromkeys((FRONT, BACK, TAIL), compression.front_weights) | {PARTS: compression.parts}
         self.stages = {role: (packing.codec.build(), packing.lossless.build()) for role, packing in packings.items()}
         self.delta = compression.front_weights.delta is not False
         own = compression.front_weights.delta
@@ -60,7 +61,7 @@ class FrontWire:
         self.groups: dict[tuple[str, int], list[str]] = {}
         self.numbers: dict[str, int] = {}
         for name, shape in self.shapes.items():
-            role = PARTS if name.startswith((ENCODER, DECODER)) else roles.get(name, ROLE)
+            role = PARTS if name.startswith((ENCODER, DECODER)) else roles.get(name, FRONT)
             self.groups.setdefault((role, _row_length(shape)), []).append(name)
             self.numbers[role] = self.numbers.get(role, 0) + shape.numel()
         self.expected = {
@@ -83,12 +84,12 @@ class FrontWire:
         for (role, length), names in self.groups.items():
             codec, lossless = stages[role]
             rows = torch.cat([weights[name].detach().float().reshape(-1, length) for name in names])
-            place = key.at(length) if role == ROLE else key.at(role, length)
+            place = key.at(length) if role == FRONT else key.at(role, length)
             packets[f"{role}/{length}"] = (codec.encode(rows, place), lossless)
         return pack("weights", round, client, 0, packets, {} if base is None else {BASE: base})
 
     def unpack(self, buffer: bytes) -> tuple[dict[str, Tensor], Frame]:
-        """Decode a peer's frame into weights by name. Raises WireError where it is not what this front needs."""
+        """Decode a peer's frame into weights by name. Raises WireError where it is not what this wire carries."""
         frame = unpack(buffer, {"weights": self.expected}, max_bytes=self.most_bytes)
         weights: dict[str, Tensor] = {}
         for (role, length), names in self.groups.items():
@@ -97,9 +98,9 @@ class FrontWire:
         return {name: weights[name] for name in self.shapes}, frame  # in one order: some strategies go by it
 
     @classmethod
-    def of(cls, held: Held, compression: "Compression") -> Self:
+    def of(cls, part: ClientPart, compression: "Compression") -> Self:
         """Return what carries the weights that a client holds."""
-        return cls(held.travelling(), compression, roles=held.roles())
+        return cls(part.travelling(), compression, roles=part.roles())
 
     @classmethod
     def of_alignment(cls, front: "Front", decoder: nn.Module, compression: "Compression") -> tuple[Self, Self]:
@@ -114,3 +115,8 @@ class FrontWire:
             plain = 4 * self.numbers[role]
             rows[role] = Sizes(0 if role == PARTS or self.extra else plain, plain, part.coded, part.sent)
         return rows
+
+    def rehearse(self, key: Key, difference: bool = False) -> dict[str, Sizes]:
+        """Return what a frame of weights, or of their difference to others, adds to the ledger; either way alike."""
+        zeros = {name: torch.zeros(shape) for name, shape in self.shapes.items()}
+        return self.sizes(self.pack(zeros, key, PLACE.round, PLACE.client, PLACE.round if difference else None))

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,17 @@ VERSION = 2
 _PREFIX = struct.Struct("<BI")
 _CHECKSUM = struct.Struct("<I")
 _FIXED = _PREFIX.size + _CHECKSUM.size
+
+
+class Place(NamedTuple):
+    """Where in a run a frame of the data plane belongs: a client's steps of a round are counted from 1."""
+
+    round: int
+    client: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"round {self.round}, client {self.client}, step {self.step}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,11 @@ class Frame(Counted):
     meta: dict[str, Scalar]
     tensors: dict[str, Tensor]
 
+    @property
+    def place(self) -> Place:
+        """Where the frame says that it belongs."""
+        return Place(self.round, self.client, self.step)
+
 
 def pack(
     kind: str,
@@ -76,7 +93,7 @@ def pack(
     """
     problem = meta_problem(meta or {})
     if problem:
-        raise CodecError(f"the meta of a {kind} frame (round {round}, client {client}, step {step}): {problem}")
+        raise CodecError(f"the meta of a {kind} frame ({Place(round, client, step)}): {problem}")
     entries, buffers = [], []
     for name, (packet, stage) in packets.items():
         lossless, sent = stage.compress(packet.buffer, packet.bits)

@@ -31,8 +31,8 @@ from splitfed.server.back.pools import POOLS, Trainer
 from splitfed.server.back.server import SplitServer
 from splitfed.server.model import Model
 from splitfed.split.cut import Cut
-from splitfed.split.evaluation import Looks, mean
-from splitfed.split.weights import FrontWire
+from splitfed.split.evaluation import EvaluationCut, mean
+from splitfed.split.weights import WeightWire
 from splitfed.wire.channel import InlineListener
 from splitfed.wire.grpc_settings import PROTOCOL
 
@@ -216,10 +216,10 @@ class Server:
         self.model = Model(scenario, data)
         self.cut = Cut(scenario.compression, self.model.geometry, self.model.device)
         pool = POOLS[scenario.federation.mode](Trainer(self.model.back, scenario.training.server))
-        self.wire = FrontWire(self.model.front.travelling(), scenario.compression)
+        self.wire = WeightWire(self.model.front.travelling(), scenario.compression)
         self.split = SplitServer(
             pool, self.cut, Ledger(folder, 1), self.key, scenario.training.precision,
-            evaluation_cut=Looks(self.cut, self.model.front.encoder),
+            evaluation_cut=EvaluationCut(self.cut, self.model.front.encoder),
         )  # fmt: skip
 
     def order(self, round: int, where: str, **changes) -> dict:

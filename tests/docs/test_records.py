@@ -11,7 +11,7 @@ from places import ROOT
 from splitfed import compare
 from splitfed.simulation import simulate
 
-SCRIPT = ROOT / "benchmarks" / "keep.py"
+SCRIPT = ROOT / "benchmarks" / "records" / "keep.py"
 
 
 @pytest.mark.skipif(not SCRIPT.exists(), reason="no benchmarks beside the tests")

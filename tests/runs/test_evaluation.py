@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from waiting import until
 
-from splitfed import compare, estimate, simulate
+from splitfed import compare, simulate
 from splitfed.clients import worker as training
 from splitfed.data.batches import batches
 from splitfed.data.dataset import load
@@ -37,9 +37,9 @@ from splitfed.run.client_scores import Score, Standing, read_scores
 from splitfed.seeds import Key
 from splitfed.server.cohort.replies import checked_score
 from splitfed.split.assembly import assemble
-from splitfed.split.evaluation import Seen
+from splitfed.split.evaluation import Evaluated
 from splitfed.wire.channel import InlineStream
-from splitfed.wire.frame import pack
+from splitfed.wire.frame import Place, pack
 
 OUT = "evaluation.held_out=0.25"  # 8 of each client's 32 images
 PRIVATE = ["federation.labels=private", "model.args={patch_size: 4, embed_dim: 16, depth: 3, num_heads: 2}"]
@@ -180,21 +180,6 @@ def test_a_cohort_is_asked_and_its_bytes_spend_the_budget(tmp_path):
     assert bound.rounds[-1].eval_accuracy is not None
 
 
-@pytest.mark.parametrize("mode", [PLAIN, [*PLAIN, *PRIVATE], FL], ids=["shared", "private", "fl"])
-def test_an_estimate_counts_what_evaluations_send(mode, tmp_path):
-    none = [f"compression.{role}.lossless=none" for role in ("tail_smashed", "tail_gradient")]
-    more = [*none, "training.batch_size=5"] if "federation.labels=private" in mode else ["training.batch_size=5"]
-    plan = small(*mode, OUT, "evaluation.every=2", "federation.rounds=3", *more)
-    expected, result = estimate(plan), simulate(plan, runs=tmp_path)
-    for role in ("smashed", "evaluation", "envelope"):
-        guess, real = (totals.select(plane="data", role=role) for totals in (expected.round, result.totals))
-        assert 3 * guess.sent == pytest.approx(real.sent, rel=0.03), role
-        assert 3 * guess.raw == pytest.approx(real.raw, abs=3), role
-    weights = [totals.select(role="front_weights").sent for totals in (expected.round, result.totals)]
-    assert 3 * weights[0] == pytest.approx(weights[1], abs=9)
-    assert expected.examples == 72
-
-
 def test_who_has_one_image_trains_on_it_and_is_not_asked(tmp_path, monkeypatch):
     watch = Watch(monkeypatch)
     plan = small("evaluation.held_out=0.5", "data.limit=7", "data.partition={kind: linear}", "federation.rounds=1")
@@ -223,7 +208,7 @@ class Ask(Door):
     def look(self, step: int = 1, images: int = 4, labels=None, client: int = 4):
         activations = self.front(torch.rand(images, 3, 8, 8, generator=KEY.at(step).generator())).detach()
         labels = torch.arange(images) % 10 if labels is None else labels
-        return self.looks.pack(activations, labels, KEY, 2, client, step), activations, labels
+        return self.looks.pack(activations, labels, KEY, Place(2, client, step)), activations, labels
 
 
 @pytest.fixture
@@ -320,7 +305,7 @@ def test_several_clients_evaluate_over_grpc_and_one_is_lost(tmp_path):
         assert evaluation.lost(0.5) == set()
         ask.now += 1
         assert evaluation.lost(0.5) == {6}
-        assert [evaluation.settle(client) == [Seen(*_seen(ask))] for client in (4, 5)] == [True, True]
+        assert [evaluation.settle(client) == [Evaluated(*_seen(ask))] for client in (4, 5)] == [True, True]
         assert evaluation.settle(6) is None
 
 

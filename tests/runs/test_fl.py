@@ -9,12 +9,11 @@ from helpers import small, table
 from models import newest
 from torch import nn
 
-from splitfed import compare, estimate, simulate
+from splitfed import compare, simulate
 from splitfed.data.batches import batches
 from splitfed.data.dataset import load
 from splitfed.errors import ScenarioError
 from splitfed.model.build import build, pixel_stats
-from splitfed.reports.costs.text import text
 from splitfed.reports.study.plots import curves, draw, factors
 from splitfed.seeds import Key
 
@@ -105,20 +104,6 @@ def test_a_strategy_makes_the_whole_model(strategy, tmp_path):
     other = newest(simulate(fl("federation.rounds=1", f"federation.strategy={strategy}"), runs=tmp_path).folder)
     assert not torch.equal(plain["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
     assert not torch.equal(plain["head.weight"], other["head.weight"])
-
-
-def test_an_estimate_counts_weights_alone_and_the_client_computes_it_all(tmp_path):
-    scenario = fl("compression.front_weights.lossless=none")
-    found, real = estimate(scenario), simulate(scenario, runs=tmp_path)
-    sent = found.round.select(plane="control")
-    counted = [real.totals.select(role=role) for role in ("front_weights", "back_weights")]
-    assert found.round.cut.sent == 0
-    assert 2 * sent.sent == sum(sizes.sent for sizes in counted)
-    assert found.operations.server == 0
-    assert (found.operations.client_ratio, found.operations.server_ratio) == (1, 1)
-    assert found.client.parameters == found.server.parameters
-    assert found.client.activations > 0 == found.server.activations
-    assert "0.00" not in text(found).split("operations")[1].splitlines()[0]
 
 
 def test_pictures_show_it_as_a_line_for_there_is_no_cut(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from helpers import ADC, PLAIN, small, table
 from safetensors.torch import load_file
 
-from splitfed import estimate, simulate
+from splitfed import simulate
 from splitfed.compression.expect import Geometry
 from splitfed.errors import CodecError, RunError, SplitfedError
 from splitfed.model.build import Back, Front
@@ -178,36 +178,6 @@ def test_divergence_is_one_clear_error(tmp_path):
     plan = small("training.client.optimiser={kind: sgd, lr: 1e30}", "training.server.optimiser={kind: sgd, lr: 1e30}")
     with pytest.raises(CodecError, match=r"round \d, client \d, step \d"):
         simulate(plan, runs=tmp_path)
-
-
-def test_an_estimate_is_what_a_run_sends(tmp_path):
-    """Without a lossless stage, reduced and coded bytes follow from shapes: the estimate is exact to rounding."""
-    steps = ["federation.local_epochs=null", "federation.local_steps=5"]  # 32 + 1 images: short batches in between
-    for compression in (PLAIN, [*ADC, *PLAIN], [*PLAIN, *steps, "data.limit=99"]):
-        plan = small(*compression, "federation.rounds=1")
-        expected, result = estimate(plan), simulate(plan, runs=tmp_path)
-        found = result.totals
-        for role in ("smashed", "cut_gradient", "front_weights"):
-            guess, real = expected.round.select(role=role), found.select(role=role)
-            assert guess.raw == real.raw
-            assert guess.coded == pytest.approx(real.coded, rel=0.02), role  # k-means may drop an empty cluster
-        assert expected.round.cut.sent == pytest.approx(found.cut.sent, rel=0.02)
-        assert expected.steps == len([r for r in table(result.folder / "ledger.csv") if r["role"] == "smashed"])
-
-
-def test_an_estimate_needs_no_data_where_the_scenario_says_what_it_holds(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    plan = small("data.path=nobody/nothing", "data.limit=null", "data.expect={classes: 7, train: 1000, test: 10}")
-    found = estimate(plan)
-    assert (found.examples, found.classes, found.assumed) == (900, 7, True)
-    assert not list(tmp_path.iterdir())
-
-
-def test_memory_counts_parameters_moments_and_copies():
-    one, two = (estimate(small(f"federation.mode={mode}")) for mode in ("sfl-v2", "sfl-v1"))
-    assert one.client.state >= 4 * 4 * one.client.parameters  # weights, gradients and Adam's two moments
-    assert two.server.state == 2 * one.server.state
-    assert one.client.activations > 0
 
 
 def _answering(monkeypatch, change, client: int = 1) -> None:

@@ -12,8 +12,8 @@ from splitfed.seeds import Key
 from splitfed.server.back.pools import Shared, Trainer
 from splitfed.server.back.server import SplitServer
 from splitfed.split.cut import Cut
-from splitfed.split.evaluation import Looks
-from splitfed.wire.frame import pack
+from splitfed.split.evaluation import EvaluationCut
+from splitfed.wire.frame import Place, pack
 
 KEY = Key(0)
 
@@ -31,7 +31,7 @@ class Door:
         self.pool = pool(Trainer(back.train(), scenario.training.server))
         self.ledger = Ledger(folder, 1)
         self.now = 0.0
-        self.looks = Looks(self.cut, self.front.encoder)
+        self.looks = EvaluationCut(self.cut, self.front.encoder)
         self.server = SplitServer(
             self.pool, self.cut, self.ledger, KEY, "float32", clock=lambda: self.now, evaluation_cut=self.looks, **how
         )  # fmt: skip
@@ -46,7 +46,7 @@ class Door:
         smashed = plan.reduce(activations)
         targets = plan.targets(torch.arange(examples) % 10 if labels is None else labels, 10)
         packed = self.cut.pack_step(
-            plan, smashed, targets, examples if claim is None else claim, KEY, round, client, step
+            plan, smashed, targets, examples if claim is None else claim, KEY, Place(round, client, step)
         )  # fmt: skip
         return packed, smashed, targets
 

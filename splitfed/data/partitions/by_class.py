@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator
+from pydantic import PositiveInt, model_validator
 
-from splitfed.config import Config
+from splitfed.config import Broken, Config
 from splitfed.data.partitions.base import Column, complete, deal, images, in_order, require
 from splitfed.errors import DataError
 from splitfed.seeds import Key
@@ -77,17 +77,16 @@ class Shard(Config):
     kind: Literal["shard"] = "shard"
     num_shards_per_partition: PositiveInt | None = 2
     """Shards that each client draws; with null all whole shards are shared out."""
-    shard_size: PositiveInt | None = Field(None, validate_default=True)
+    shard_size: PositiveInt | None = None
     """Images of a shard; null is as many as there are for all shards that are drawn."""
     keep_incomplete_shard: bool = False
     """Whether what is left after the last whole shard is shared out too, where all shards are."""
 
-    @field_validator("shard_size")
-    @classmethod
-    def _one_is_known(cls, size: int | None, info: ValidationInfo) -> int | None:
-        if size is None and info.data.get("num_shards_per_partition", 0) is None:
-            raise ValueError("num_shards_per_partition is null too: set one of them")
-        return size
+    @model_validator(mode="after")
+    def _one_is_known(self) -> "Shard":
+        if self.shard_size is None and self.num_shards_per_partition is None:
+            raise Broken(("shard_size", "num_shards_per_partition is null too: set one of them"))
+        return self
 
     def split(self, labels: "Tensor", clients: int, key: Key, column: Column | None = None) -> "list[Tensor]":
         """Deal rows of `labels` (int64 `[N]`) to the clients: sorted rows of each, disjoint, not always all of them.
@@ -124,8 +123,8 @@ def _deal_classes(clients: int, each: int, count: int, key: Key) -> tuple[list[i
     for number in range(-(-clients * each // count)):
         deck = torch.randperm(count, generator=key.at(number).generator()).tolist()
         started = len(cards) % each
-        held = set(cards[len(cards) - started :])
-        # Where a client's hand runs over two decks, what it holds already is put at the back of the new one.
-        deck.sort(key=held.__contains__)
+        has = set(cards[len(cards) - started :])
+        # Where a client's hand runs over two decks, what it has already is put at the back of the new one.
+        deck.sort(key=has.__contains__)
         cards += deck
     return cards[: clients * each], deck

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from splitfed.compression.reducers.base import View
 from splitfed.model.attention import ClsAttention
-from splitfed.model.forward import autocast
+from splitfed.model.forward import autocast, keyed_rng
 from splitfed.model.parts import Parts, Tail
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
-from splitfed.split.client_part import Held
+from splitfed.split.client_part import ClientPart
 from splitfed.split.cut import Cut
 
 _TIMED_STEPS = 3
@@ -34,30 +33,31 @@ def measure(parts: Parts, cut: Cut, scenario: Scenario, batch: int, key: Key) ->
     """Time a step of `batch` random images at both sides and count what it keeps; return the client's and the server's
     memory, the seconds of a step, and those of a forward pass alone."""
     training, size = scenario.training, scenario.model.image_size
-    images = torch.randn(batch, 3, size, size, device=cut.device)
-    held, splits = Held.of(scenario, parts), scenario.federation.splits
-    sides = (held, parts.back) if splits else (held,)
+    images = torch.randn(batch, 3, size, size, generator=key.at("estimate", "images").generator()).to(cut.device)
+    part, splits = ClientPart.of(scenario, parts), scenario.federation.splits
+    sides = (part, parts.back) if splits else (part,)
     settings = (training.client, training.server)[: len(sides)]
     optimisers = [config.optimiser_for(side) for config, side in zip(settings, sides, strict=True)]
     saved = [_Saved(side) for side in sides]
-    step = _Split(parts, cut, training.precision, key) if splits else _Whole(held, cut, training.precision)
+    step = _Split(parts, cut, training.precision, key) if splits else _Whole(part, cut, training.precision)
     seconds = []
-    for number in range(1 + _TIMED_STEPS):
-        # The first step counts, which takes time, and warms up; the others are timed.
-        count = saved if number == 0 else [nullcontext() for _ in sides]
+    with keyed_rng(key.at("estimate", "dropout"), cut.device):
+        for number in range(1 + _TIMED_STEPS):
+            # The first step counts, which takes time, and warms up; the others are timed.
+            count = saved if number == 0 else [nullcontext() for _ in sides]
+            began = time.perf_counter()
+            loss = step(images, count)
+            for config, optimiser, side in zip(settings, optimisers, sides, strict=True):
+                config.step(optimiser, side)
+            float(loss.detach())  # waits for the device
+            seconds.append(time.perf_counter() - began)
         began = time.perf_counter()
-        loss = step(images, count)
-        for config, optimiser, side in zip(settings, optimisers, sides, strict=True):
-            config.step(optimiser, side)
-        float(loss.detach())  # waits for the device
-        seconds.append(time.perf_counter() - began)
-    began = time.perf_counter()
-    with torch.inference_mode(), autocast(training.precision, cut.device):
-        float(parts.whole()(images).sum())
-    forward = time.perf_counter() - began
+        with torch.inference_mode(), autocast(training.precision, cut.device):
+            float(parts.whole()(images).sum())
+        forward = time.perf_counter() - began
     measured = [_side(*side) for side in zip(sides, optimisers, saved, strict=True)]
     if not splits:  # the server has the model to evaluate it, and learns nothing
-        numbers = sum(p.numel() for p in held.parameters())
+        numbers = sum(p.numel() for p in part.parameters())
         measured.append(Side(numbers, 4 * numbers, 0))
     return measured[0], measured[1], min(seconds[1:]), forward
 
@@ -65,13 +65,13 @@ def measure(parts: Parts, cut: Cut, scenario: Scenario, batch: int, key: Key) ->
 class _Whole:
     """A step of a client that trains the whole model."""
 
-    def __init__(self, held: Held, cut: Cut, precision: str) -> None:
-        self.held, self.cut, self.precision = held, cut, precision
+    def __init__(self, part: ClientPart, cut: Cut, precision: str) -> None:
+        self.part, self.cut, self.precision = part, cut, precision
 
     def __call__(self, images: Tensor, count: Sequence[AbstractContextManager]) -> Tensor:
         labels = torch.zeros(len(images), dtype=torch.int64, device=self.cut.device)
         with count[0], autocast(self.precision, self.cut.device):
-            loss = nn.functional.cross_entropy(self.held.beside(self.held.front(images)), labels)
+            loss = nn.functional.cross_entropy(self.part.beside(self.part.front(images)), labels)
         loss.backward()
         return loss
 
@@ -87,12 +87,12 @@ class _Split:
         (front, back, tail), cut = self.parts, self.cut
         with count[0], autocast(self.precision, cut.device):
             activations = front(images)
-        read = self.attention.read if self.attention else lambda: images
-        plan = cut.reducer.plan(View(activations.detach(), cut.geometry.prefix, read, front.encoder), self.key)
+        labels = torch.zeros(len(images), dtype=torch.int64, device=cut.device)
+        read = self.attention.read if self.attention else None
+        plan, targets = cut.plan(activations, labels, self.key, read, front.encoder)
         with count[0]:
             reduced = plan.reduce(activations)
         smashed = reduced.detach().requires_grad_()
-        targets = plan.targets(torch.zeros(len(images), dtype=torch.int64, device=cut.device), cut.geometry.classes)
         with count[1], autocast(self.precision, cut.device):
             features = back(cut.reducer.restore(smashed, plan.side, plan.meta, back.decoder))
         arrived = features.detach().requires_grad_()

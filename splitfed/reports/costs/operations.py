@@ -21,19 +21,19 @@ from math import log2, prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from splitfed.compression.reducers.base import View
 from splitfed.data.dataset import load
 from splitfed.model.attention import check_readable
+from splitfed.model.forward import keyed_rng
 from splitfed.model.parts import Parts
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble, check_fits
 from splitfed.split.cut import Cut
-from splitfed.wire.frame import Frame
+from splitfed.split.rehearsal import RandomBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def count(scenario: Scenario, classes: int | None = None) -> Operations:
     if cut.reducer.needs_attention:
         check_readable(parts.front)
     if not scenario.federation.splits:
-        return count_whole(parts, cut, scenario.model.image_size, scenario.training.batch_size)
+        return count_whole(parts, cut, scenario.model.image_size, scenario.training.batch_size, key)
     return count_step(parts, cut, scenario.model.image_size, scenario.training.batch_size, key)
 
 
@@ -97,10 +97,11 @@ def _classes(scenario: Scenario, key: Key) -> int:
     return len(load(scenario.data, scenario.model.image_size, scenario.federation.clients, key.at("data")).classes)
 
 
-def count_whole(parts: Parts, cut: Cut, image_size: int, examples: int) -> Operations:
+def count_whole(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key) -> Operations:
     """Count a step of a client that trains the whole model, on its device; leaves no gradients."""
-    front = _sample(parts.front, (3, image_size, image_size), cut.device, inner=False)
-    back = _sample(parts.back, (cut.geometry.tokens, cut.geometry.width), cut.device, inner=True)
+    with keyed_rng(key.at("operations", "sample"), cut.device):
+        front = _sample(parts.front, (3, image_size, image_size), cut.device, inner=False)
+        back = _sample(parts.back, (cut.geometry.tokens, cut.geometry.width), cut.device, inner=True)
     for part in parts:
         part.zero_grad(set_to_none=True)
     return Operations(front, 0, 0, 0, 0, examples, back, back)
@@ -112,8 +113,7 @@ def count_step(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key)
     _crossing(cut, front.encoder, back.decoder, examples, key)  # the first does what a run does once, as drawing keys
     reducing, restoring, restored = _crossing(cut, front.encoder, back.decoder, examples, key)
     whole = (geometry.tokens, geometry.width)
-    drawn = [cut.device] if cut.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=drawn):
+    with keyed_rng(key.at("operations", "sample"), cut.device):
         at_front = _sample(front, (3, image_size, image_size), cut.device, inner=False)
         plain = [_sample(part, whole, cut.device, inner=True) for part in (back, tail)]
         left = plain
@@ -142,45 +142,15 @@ def _crossing(
 ) -> tuple[int, int, tuple[int, ...]]:
     """Count both halves of the reducer, and the codecs, on random activations; return the client's and the server's
     operations, and the shape of what enters the back."""
-    geometry, generator = cut.geometry, key.at("operations").generator()
-    activations = torch.randn(examples, geometry.tokens, geometry.width, generator=generator).to(cut.device)
-    activations.requires_grad_()
-    attention = torch.rand(examples, geometry.tokens, generator=generator).to(cut.device)
-    labels = torch.randint(geometry.classes, (examples,), generator=generator).to(cut.device)
-    view = View(activations.detach(), geometry.prefix, lambda: attention / attention.sum(1, True), encoder)
-    with _counting() as client:
-        with torch.no_grad():
-            plan = cut.reducer.plan(view, key)
-            targets = plan.targets(labels, geometry.classes)
-        smashed = plan.reduce(activations)
-        up = cut.pack_step(plan, smashed, targets, examples, key, 1, 0, 1)
-    with _counting() as server:
-        batch = cut.batch(cut.unpack_up(up.buffer))
-        arrived = batch.smashed.requires_grad_()
-        restored = cut.reducer.restore(arrived, batch.side, batch.frame.meta, decoder)
-        given = torch.randn(restored.shape, generator=generator).to(cut.device)
-        restored.backward(given)
-        assert arrived.grad is not None
-        down = cut.pack_gradient(batch.frame, arrived.grad, 1.0, key)
-    at_client, at_server = _second_crossing(cut, batch.frame, given, key) if cut.private else (0, 0)
-    with _counting() as again:
-        gradient = cut.unpack_gradient(down.buffer, smashed).tensors["cut_gradient"]
-        smashed.backward(cut.corrected(gradient, smashed, up).to(smashed.dtype))
-    at_client += client.get_total_flops() + again.get_total_flops()
-    return at_client, at_server + server.get_total_flops(), tuple(restored.shape)
-
-
-def _second_crossing(cut: Cut, frame: Frame, features: Tensor, key: Key) -> tuple[int, int]:
-    """Count the codecs of the second cut, for features that are their own gradient."""
-    with _counting() as server:
-        down = cut.pack_features(frame, features, key)
-    with _counting() as client:
-        arrived = cut.unpack_features(down.buffer, len(features))
-        up = cut.pack_backward(arrived, key, 1, 0, 1)
-    with _counting() as again:
-        gradient = cut.unpack_up(up.buffer, features).tensors["tail_gradient"]
-        cut.corrected_tail(gradient, features, down)
-    return client.get_total_flops(), server.get_total_flops() + again.get_total_flops()
+    batch = RandomBatch(examples, cut.geometry, key.at("operations"), cut.device)
+    frames, found = cut.rehearse(batch, key, encoder, decoder), {"up": 0, "down": 0}
+    while True:
+        with _counting() as counter:
+            try:
+                direction, _ = next(frames)
+            except StopIteration as end:
+                return found["up"] + counter.get_total_flops(), found["down"], tuple(end.value)
+        found[direction] += counter.get_total_flops()  # of who sends it
 
 
 def _complex(shape: tuple[int, ...], dims: list[int], *_: Any, **__: Any) -> int:

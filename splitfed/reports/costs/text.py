@@ -5,7 +5,8 @@ import io
 import rich.console
 
 from splitfed.reports import units
-from splitfed.reports.costs.estimate import Estimate, Side
+from splitfed.reports.costs.estimate import Estimate
+from splitfed.reports.costs.footprint import Side
 from splitfed.reports.costs.operations import Operations
 from splitfed.reports.live.console import breakdown, print_whole
 from splitfed.scenario import Scenario

@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from splitfed.compression.reducers.base import View
 from splitfed.data.batches import Batch, batches
 from splitfed.data.dataset import FederatedData, load
 from splitfed.data.stratify import divide
@@ -27,7 +26,8 @@ from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
 from splitfed.split.cut import Cut
-from splitfed.split.weights import FrontWire
+from splitfed.split.weights import WeightWire
+from splitfed.wire.frame import Place
 
 Split = Literal["train", "validation"]
 
@@ -143,7 +143,7 @@ def _front(scenario: Scenario, state: dict[str, Tensor], classes: int, run: Path
 def _through_its_codec(front: Front, scenario: Scenario, round: int, key: Key) -> None:
     """Give the front the weights that clients get of it in a round: as its codec leaves them. As differences they come
     near what they are, by an error that depends on all rounds before, and is left out."""
-    wire = FrontWire(front.travelling(), scenario.compression)
+    wire = WeightWire(front.travelling(), scenario.compression)
     if wire.delta and round > 1:
         return
     packed = wire.pack(front.travelling(), key.at("front_weights", "down", round), round, -1)
@@ -188,15 +188,11 @@ def _explain(
     with keyed_rng(key.at("dropout"), device, draws(front)), autocast(scenario.training.precision, device):
         activations = front(images)
     looked_at = attention.read() if attention else None
-
-    def read() -> Tensor:
-        assert looked_at is not None  # a reducer that needs it would not have come so far
-        return looked_at
-
-    plan = cut.reducer.plan(View(activations, geometry.prefix, read, front.encoder), key.at("plan"))
-    targets, smashed = plan.targets(labels, geometry.classes), plan.reduce(activations)
+    read = None if looked_at is None else lambda: looked_at  # a reducer that needs it would not have come so far
+    plan, targets = cut.plan(activations, labels, key.at("plan"), read, front.encoder)
+    smashed = plan.reduce(activations)
     round, split, client = where
-    packed = cut.pack_step(plan, smashed, targets, len(labels), key.at("rounding"), round + 1, client or 0, 1)
+    packed = cut.pack_step(plan, smashed, targets, len(labels), key.at("rounding"), Place(round + 1, client or 0, 1))
     samples, tokens, width = activations.shape
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in pixel_stats(scenario.model))
     return Explanation(

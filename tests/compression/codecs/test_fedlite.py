@@ -18,6 +18,7 @@ from splitfed.compression.reducers.none import NoReduction
 from splitfed.scenario.compression import Compression
 from splitfed.seeds import Key
 from splitfed.split.cut import Cut
+from splitfed.wire.frame import Place
 
 KEY = Key(5, ("test",))
 
@@ -95,7 +96,7 @@ def corrected(correction: float, x: torch.Tensor, gradient: torch.Tensor) -> tup
     geometry = Geometry(len(x), *x.shape[1:], prefix=1, classes=10)
     cut = Cut(Compression.model_validate({"smashed": packing}), geometry, torch.device("cpu"))
     plan = NoReduction().plan(View(x, 1, lambda: x), KEY)
-    packed = cut.pack_step(plan, x, torch.arange(len(x)), len(x), KEY, 1, 0, 1)
+    packed = cut.pack_step(plan, x, torch.arange(len(x)), len(x), KEY, Place(1, 0, 1))
     return cut.corrected(gradient, x, packed), cut.unpack_up(packed.buffer).tensors["smashed"]
 
 

@@ -14,6 +14,7 @@ from splitfed.compression.reducers.samples.c3sl import C3sl, bind, key_spectra, 
 from splitfed.errors import ScenarioError, WireError
 from splitfed.seeds import Key
 from splitfed.testing import arrive, assert_split_equals_whole, cut_for, plan_for, send
+from splitfed.wire.frame import Place
 
 read = TypeAdapter(ReducerConfig).validate_python
 GEOMETRY = Geometry(batch=8, tokens=3, width=5, prefix=1, classes=4)
@@ -162,7 +163,7 @@ def test_missing_or_extra_groups_are_refused_by_the_server():
     cut = cut_for({"kind": "c3sl", "r": 4}, GEOMETRY)
     plan = plan_for(cut.reducer, activations[:4], Key(0))
     for groups, why in ((2, "2 groups of 4 for 4 samples"), (3, "smashed")):
-        packed = cut.pack_step(plan, torch.ones(groups, 3, 5), labels[:4], 4, Key(0), 1, 0, 1)
+        packed = cut.pack_step(plan, torch.ones(groups, 3, 5), labels[:4], 4, Key(0), Place(1, 0, 1))
         with pytest.raises(WireError, match=why):
             arrive(cut, packed)
 

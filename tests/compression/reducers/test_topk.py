@@ -15,6 +15,7 @@ from splitfed.compression.reducers.values.topk import RandomTopK, TopK, first_la
 from splitfed.errors import CodecError, WireError
 from splitfed.seeds import Key
 from splitfed.testing import arrive, assert_split_equals_whole, cut_for, plan_for, send
+from splitfed.wire.frame import Place
 
 read = TypeAdapter(ReducerConfig).validate_python
 GEOMETRY = Geometry(batch=6, tokens=5, width=8, prefix=1, classes=4)
@@ -220,7 +221,7 @@ def test_side_tensors_of_another_batch_are_refused_by_the_server():
         with pytest.raises(WireError, match=why):
             send(cut, plan, activations, labels)
     plan.side["gaps"] = gaps
-    packed = cut.pack_step(plan, plan.reduce(activations), labels[:5], 6, Key(0), 1, 0, 1)
+    packed = cut.pack_step(plan, plan.reduce(activations), labels[:5], 6, Key(0), Place(1, 0, 1))
     with pytest.raises(WireError, match="5 targets for 6 smashed"):
         arrive(cut, packed)
 

@@ -9,7 +9,7 @@ from helpers import small
 from splitfed import Observer, simulate
 from splitfed.clients.deployment.join import join, parse
 from splitfed.engines.deployment.certificates import make
-from splitfed.errors import SplitfedError
+from splitfed.errors import RunError, SplitfedError
 from splitfed.scenario.engine import Deployment, Ray
 from splitfed.server.deployment.serve import deployed, serve
 
@@ -22,6 +22,13 @@ def test_a_deployed_scenario_differs_in_its_engine_alone():
     assert made.federation.clients == 5
     assert made.model_copy(update={"engine": scenario.engine, "federation": scenario.federation}) == scenario
     assert deployed(small()).engine == Deployment(threads=1)
+
+
+def test_a_deployed_scenario_keeps_the_rules():
+    """In one process no client is ever missing, so that any patience will do; a deployment gives up after 600 s."""
+    patient = small("federation.mode=psl", "federation.patience=700.0")
+    with pytest.raises(RunError, match=r"^engine\.deadline: after 600 s a joint step of psl may still .* \(700 s\)"):
+        deployed(patient)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from models import shaken, small
 
 from splitfed.errors import ModelError
 from splitfed.model.parts import Parts, split_twice, whole_state
-from splitfed.split.client_part import Held
+from splitfed.split.client_part import ClientPart
 
 
 @pytest.mark.parametrize("tail", [0, 1, 2])
@@ -31,7 +31,7 @@ def test_a_tail_that_leaves_the_server_nothing_is_refused(cut, tail):
 
 def test_what_a_client_holds_travels_as_one():
     one, other = (Parts(*split_twice(small(args={"depth": 4}, seed=seed), 1, 1)) for seed in (1, 2))
-    held, taking = Held(one.front, one.tail, "tail_weights"), Held(other.front, other.tail, "tail_weights")
+    held, taking = ClientPart(one.front, one.tail, "tail_weights"), ClientPart(other.front, other.tail, "tail_weights")
     assert set(held.roles()) == one.tail.state_dict().keys()
     assert set(held.travelling()) == one.front.state_dict().keys() | one.tail.state_dict().keys()
     taking.load_travelling(held.travelling())

@@ -15,7 +15,7 @@ from splitfed.scenario.compression import Compression
 from splitfed.seeds import Key
 from splitfed.server.weights.exchange import WholeWeights
 from splitfed.server.weights.grid import CohortGrid, WireGrid
-from splitfed.split.weights import FrontWire
+from splitfed.split.weights import WeightWire
 
 KEY = Key(0)
 
@@ -26,8 +26,8 @@ def front():
     return split(build(scenario.model, 10, key=KEY), 1)[0]
 
 
-def wire(front, **packing) -> FrontWire:
-    return FrontWire(front.travelling(), Compression.model_validate({"front_weights": packing}))
+def wire(front, **packing) -> WeightWire:
+    return WeightWire(front.travelling(), Compression.model_validate({"front_weights": packing}))
 
 
 def test_float32_weights_cross_exactly(front):

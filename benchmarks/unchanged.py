@@ -1,8 +1,8 @@
 """Whether two commits behave alike: what short runs send, learn and find, recorded with one, compared with the other.
 
-    python tests/unchanged.py record before.json [--only inline --only ray --only deployment] [--case sl]
-    python tests/unchanged.py record after.json        # in the other commit's tree
-    python tests/unchanged.py compare before.json after.json
+    python benchmarks/unchanged.py record before.json [--only inline --only ray --only deployment] [--case sl]
+    python benchmarks/unchanged.py record after.json        # in the other commit's tree
+    python benchmarks/unchanged.py compare before.json after.json
 
 A run's record is every row of the data plane in `ledger.csv`, `metrics.csv` without seconds, the test accuracy, what
 `splitfed.estimate` foretells, and, of the inline engine, the last model bit for bit. Bytes of the control plane are

@@ -1,7 +1,7 @@
 """The tables and pictures of docs/results.md, out of the runs of a sweep.
 
     splitfed sweep sweeps/cifar100-methods.yaml --jobs 2
-    python benchmarks/results.py runs/cifar100-methods --page docs/results.md
+    python benchmarks/records/results.py runs/cifar100-methods --page docs/results.md
 
 Written are docs/results/<sweep>.csv with all figures, the three pictures of `splitfed compare --out` beside it, of the
 methods that --draw names, and the tables on the page, between its marks `<!-- <sweep>: table -->` and `<!-- end -->`.
@@ -9,7 +9,7 @@ methods that --draw names, and the tables on the page, between its marks `<!-- <
 it, of the methods that --draw-total names. Accuracy at a budget is on the validation split, on a straight line between
 the rounds around it; the test split was read once, at the end of each run.
 
-Records of runs do in place of runs: python benchmarks/results.py docs/results/runs/cifar100-methods
+Records of runs do in place of runs: python benchmarks/records/results.py docs/results/runs/cifar100-methods
 """
 
 import argparse

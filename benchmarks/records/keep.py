@@ -1,10 +1,11 @@
 """Small records of finished runs: what tables and pictures are made of, without weights, checkpoints and single steps.
 
-    python benchmarks/keep.py runs/cifar100-methods docs/results/runs/cifar100-methods --set data.path=uoft-cs/cifar100
+    python benchmarks/records/keep.py runs/cifar100-methods docs/results/runs/cifar100-methods \
+        --set data.path=uoft-cs/cifar100
 
-Each record is a folder that `splitfed compare` and `benchmarks/results.py` read like the run itself, and that a sweep
-takes for done when it lies among its runs: the scenario, with `--set` naming data and weights as others find them, the
-metrics, the summary, what it ran with, and the ledger with a row for each round, direction, plane and role.
+Each record is a folder that `splitfed compare` and `benchmarks/records/results.py` read like the run itself, and that
+a sweep takes for done when it lies among its runs: the scenario, with `--set` naming data and weights as others find
+them, the metrics, the summary, what it ran with, and the ledger with a row for each round, direction, plane and role.
 """
 
 import argparse

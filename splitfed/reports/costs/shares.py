@@ -1,0 +1,71 @@
+"""Who holds how many images, before a run begins: what each client trains on, and what it holds out."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Self
+
+from splitfed.data.batches import count_batches
+from splitfed.data.dataset import load
+from splitfed.data.stratify import count_held_out
+from splitfed.scenario import Scenario
+from splitfed.seeds import Key
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Images that each client trains on (who has none is never drawn, and not in the list) and that those hold out who
+    do; all `images` of the data set, those of its `validation` split, and its classes. `assumed`: nothing was
+    loaded."""
+
+    trained: list[int]
+    held_out: list[int]
+    images: int
+    validation: int
+    classes: int
+    assumed: bool
+
+    @classmethod
+    def of(cls, scenario: Scenario, key: Key) -> Self:
+        """Count them. Where `data.expect` says what the data set holds, it is not loaded, and clients are taken to hold
+        equal shares. Raises SplitfedError as a run would."""
+        clients = scenario.federation.clients
+        if (expect := scenario.data.expect) is not None:
+            counts, classes = scenario.data.counts(expect.train, expect.test), expect.classes
+            share, left = divmod(counts.train, clients)
+            each = [share + (client < left) for client in range(clients)]
+            images, validation = counts.train + counts.validation + counts.test, counts.validation
+        else:
+            data = load(scenario.data, scenario.model.image_size, clients, key.at("data"))
+            each, classes = [len(rows) for rows in data.partitions], len(data.classes)
+            images, validation = len(data.train) + len(data.validation) + len(data.test), len(data.validation)
+        out = [count_held_out(own, scenario.evaluation.held_out) for own in each]
+        trained = [own - aside for own, aside in zip(each, out, strict=True) if own > aside]
+        return cls(trained, [aside for aside in out if aside], images, validation, classes, expect is not None)
+
+    def cohort(self, scenario: Scenario) -> int:
+        """Return how many clients train in a round, as if all of them stayed."""
+        return min(scenario.federation.sampled, len(self.trained))
+
+    def drawn(self, scenario: Scenario) -> float:
+        """Return the share of its rounds in which a client trains."""
+        return self.cohort(scenario) / len(self.trained)
+
+    def batches(self, scenario: Scenario) -> Counter[int]:
+        """Return how many mini-batches of which size there are in a round in which every client trains."""
+        federation, size = scenario.federation, scenario.training.batch_size
+        sizes: Counter[int] = Counter()
+        for images in self.trained:
+            count = count_batches(images, size, federation.local_steps, federation.local_epochs)
+            passes = count // -(-images // size)  # each ends with a batch of what is left
+            sizes[min(images, size)] += count - passes
+            sizes[images % size or size] += passes
+        return +sizes
+
+    def evaluated(self, batch_size: int) -> Counter[int]:
+        """Return how many mini-batches of which size there are where every client evaluates that can."""
+        sizes: Counter[int] = Counter()
+        for images in self.held_out:
+            sizes[batch_size] += images // batch_size
+            sizes[images % batch_size] += 1
+        del sizes[0]
+        return +sizes

@@ -1,0 +1,151 @@
+"""What an estimate foretells, against what short runs come to."""
+
+import pytest
+import torch
+from helpers import ADC, PLAIN, small, table
+
+from splitfed import estimate, simulate
+from splitfed.reports.costs.text import text
+
+DEPTH = "model.args={patch_size: 4, embed_dim: 16, depth: 3, num_heads: 2}"
+# Nothing depends on the images without a lossless stage.
+BARE = [DEPTH, *PLAIN]
+PRIVATE = [DEPTH, "federation.labels=private"]
+BARE_PRIVATE = [*BARE, *PRIVATE, *(f"compression.{role}.lossless=none" for role in ("tail_smashed", "tail_gradient"))]
+FL = ["federation.mode=fl", "training.server={}"]
+BARE_FL = [*FL, "compression.front_weights.lossless=none"]
+TOKENS = "compression.reducer={kind: discard_tokens, kept_tokens: 0.6}"
+BOTTLENECK = ["compression.reducer={kind: bottleneck, width: 8}", "compression.parts.lossless=none"]
+OUT = "evaluation.held_out=0.25"
+BITS = [f"compression.{role}.codec={{kind: uniform, bits: 3}}" for role in ("smashed", "cut_gradient", "front_weights")]
+TAIL_BITS = [f"compression.{role}.codec={{kind: uniform, bits: 3}}" for role in ("tail_smashed", "tail_gradient")]
+UNTOLD = (("control", "envelope"), ("control", "metrics"))  # what Flower adds
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        BARE, [*BARE, "federation.mode=sl"],
+        [*BARE, "federation.local_epochs=null", "federation.local_steps=5", "data.limit=99"],
+        [*BARE, "federation.mode=psl", TOKENS], [*BARE, *BOTTLENECK, *BITS], [*BARE, "model.adapter=norms"],
+        [*BARE, OUT, "training.batch_size=5"], [*BARE, OUT, *BOTTLENECK, "evaluation.cohort=3"],
+        BARE_PRIVATE, [*BARE_PRIVATE, TOKENS], [*BARE_PRIVATE, *BOTTLENECK, *TAIL_BITS],
+        [*BARE_PRIVATE, OUT, "training.batch_size=5"], BARE_FL, [*BARE_FL, OUT],
+    ],
+    ids=[
+        "shared", "sl", "steps", "psl", "bottleneck", "norms", "evaluation", "evaluation-bottleneck", "private",
+        "private-tokens", "private-bottleneck", "private-evaluation", "fl", "fl-evaluation",
+    ],
+)  # fmt: skip
+def test_every_role_of_a_run_is_foretold(overrides: list[str], tmp_path) -> None:
+    scenario = small("federation.rounds=1", *overrides)
+    guess, real = estimate(scenario), simulate(scenario, runs=tmp_path).totals
+    once = guess.round + guess.once
+    foretold = {place: sizes for place, sizes in once.sums.items() if sizes.sent}
+    told = {place: sizes for place, sizes in real.sums.items() if (place[0], place[2]) not in UNTOLD}
+    assert foretold.keys() == told.keys()
+    for place, sizes in told.items():
+        if place[2] == "envelope":
+            # What a client counts is written in 1 to 5 bytes each way, and taken to be in 5.
+            assert 0 <= foretold[place].sent - sizes.sent <= 2 * 3 * 2 * 4, place
+        else:
+            assert foretold[place] == sizes, place
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_evaluations_are_counted_as_often_as_they_are_due(every: int, tmp_path) -> None:
+    scenario = small(*BARE, OUT, f"evaluation.every={every}", "federation.rounds=3", "evaluation.cohort=2")
+    guess, real = estimate(scenario).round, simulate(scenario, runs=tmp_path).totals
+    one, three = (totals.select(role="evaluation") for totals in (guess, real))
+    assert 3 * one.raw == pytest.approx(three.raw, abs=3)
+    assert 3 * one.sent == pytest.approx(three.sent, abs=3)
+
+
+def test_k_means_may_leave_fewer_than_foretold(tmp_path) -> None:
+    scenario = small(*ADC, *PLAIN, "federation.rounds=1")
+    guess, result = estimate(scenario), simulate(scenario, runs=tmp_path)
+    for role in ("smashed", "cut_gradient", "front_weights"):
+        foretold, real = guess.round.select(role=role), result.totals.select(role=role)
+        assert foretold.raw == real.raw
+        assert foretold.coded == pytest.approx(real.coded, rel=0.02), role
+    assert guess.round.cut.sent == pytest.approx(result.totals.cut.sent, rel=0.02)
+    assert guess.steps == len([row for row in table(result.folder / "ledger.csv") if row["role"] == "smashed"])
+
+
+@pytest.mark.parametrize(
+    "overrides", [[*ADC, "model.args.proj_drop_rate=0.2"], [*PRIVATE, OUT], [*FL, "model.args.drop_path_rate=0.5"]]
+)
+def test_nothing_is_drawn_from_global_state(overrides: list[str]) -> None:
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        guess = estimate(small(*overrides))
+        assert torch.equal(torch.get_rng_state(), state)
+        found.append((guess.round, guess.once, guess.client, guess.server, guess.operations))
+    assert found[0] == found[1]
+
+
+def test_differences_take_the_bits_of_their_codec() -> None:
+    """Half of a cohort was not in the round before, and is sent whole weights."""
+    sizes = {}
+    for bits in (2, 4):
+        delta = f"compression.front_weights.delta={{kind: uniform, bits: {bits}}}"
+        found = estimate(small("federation.clients=4", "federation.cohort=2", *PLAIN, delta)).round
+        sizes[bits] = [found.select(direction=way, role="front_weights") for way in ("up", "down")]
+    for two, four in zip(sizes[2], sizes[4], strict=True):
+        assert two.raw == four.raw
+    numbers = sizes[2][0].raw // 4
+    assert sizes[4][0].sent - sizes[2][0].sent == pytest.approx(numbers / 4, abs=64)
+    assert sizes[4][1].sent - sizes[2][1].sent == pytest.approx(numbers / 8, abs=64)
+    assert sizes[4][1].sent > numbers * 4 / 2
+
+
+def test_it_needs_no_data_where_the_scenario_says_what_it_holds(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = small("data.path=nobody/nothing", "data.limit=null", "data.expect={classes: 7, train: 1000, test: 10}")
+    found = estimate(plan)
+    assert (found.examples, found.classes, found.assumed) == (900, 7, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_holds_out_trains_on_less() -> None:
+    assert estimate(small()).examples == 96
+    assert estimate(small(OUT)).examples == 72
+
+
+def test_memory_counts_parameters_moments_and_copies() -> None:
+    one, two = (estimate(small(f"federation.mode={mode}")) for mode in ("sfl-v2", "sfl-v1"))
+    assert one.client.state >= 4 * 4 * one.client.parameters  # weights, gradients and Adam's two moments
+    assert two.server.state == 2 * one.server.state
+    assert one.client.activations > 0
+
+
+def test_a_joint_step_takes_the_memory_of_all_its_clients() -> None:
+    psl = "federation.mode=psl"
+    one, three, two = (
+        estimate(small(*changes)).server for changes in ([], [psl], [psl, "federation.wave=2"])
+    )  # fmt: skip
+    assert three.activations == 3 * one.activations
+    assert two.activations == 2 * one.activations
+    assert three.state == one.state
+
+
+@pytest.mark.parametrize("overrides", [[], [TOKENS], BOTTLENECK], ids=["none", "tokens", "bottleneck"])
+def test_private_labels_move_the_tail_to_the_client(overrides: list[str]) -> None:
+    found, shared = estimate(small(*PRIVATE, *overrides)), estimate(small(DEPTH, *overrides))
+    operations = found.operations
+    assert operations.tail > 0
+    assert operations.back + operations.tail == pytest.approx(shared.operations.back)
+    assert found.client.parameters + found.server.parameters == shared.client.parameters + shared.server.parameters
+    assert found.client.parameters > shared.client.parameters
+
+
+def test_with_fl_the_client_computes_it_all() -> None:
+    found = estimate(small(*FL))
+    assert found.round.cut.sent == 0
+    assert found.operations.server == 0
+    assert (found.operations.client_ratio, found.operations.server_ratio) == (1, 1)
+    assert found.client.parameters == found.server.parameters
+    assert found.client.activations > 0 == found.server.activations
+    assert "0.00" not in text(found).split("operations")[1].splitlines()[0]

@@ -1,0 +1,254 @@
+"""Rules between keys and sections: each with its key and line, all at once, in whatever order the fields are."""
+
+import random
+from typing import Any
+
+import pytest
+from pydantic import ValidationError, create_model
+
+from splitfed.config import Config
+from splitfed.errors import ScenarioError
+from splitfed.scenario import Scenario
+from splitfed.scenario.document import read
+from splitfed.scenario.problems import valid_part
+from splitfed.scenario.rules import RULES, breaks
+from splitfed.scenario.sections import Federation
+
+SMALL = """\
+model: {name: m, cut: 1, image_size: 8}
+data: {path: digits}
+federation:
+  clients: 10
+  rounds: 3
+"""
+# What follows, for each rule. A comment is the beginning of the problem that its line has.
+BREAKS = {
+    "cohort_is_of_the_clients": [
+        "  cohort: 20  # federation.cohort: 20 of 10 clients cannot be sampled: lower it, or leave it out for all",
+    ],
+    "order_is_of_a_shared_back": [
+        "  mode: sfl-v1\n"
+        "  order: arrival  # federation.order: with sfl-v1 clients train at once and in no order: leave it out, or set",
+        "  order: arrival  # federation.order: with psl clients train in joint steps: leave it out\n"
+        "  mode: psl",
+        "  order: arrival  # federation.order: with sl clients train one after another, or there is no front to hand\n"
+        "  mode: sl",
+    ],
+    "wave_is_of_those_at_once": [
+        "  wave: 2  # federation.wave: with sfl-v2 clients train one after another: leave it out, or set order",
+        "  wave: 2  # federation.wave: with sl clients train one after another: leave it out\n"
+        "  mode: sl",
+        "  wave: 5  # federation.wave: 5 at once of 4 clients a round: lower it, or leave it out for all\n"
+        "  cohort: 4\n"
+        "  order: arrival",
+    ],
+    "patience_is_of_joint_steps": [
+        "  patience: 5.0  # federation.patience: with sfl-v2 no client waits for another: leave it out, or set mode",
+    ],
+    "private_labels_need_whole_mini_batches": [
+        "  labels: private  # federation.labels: with fl no labels leave a client anyway: leave it out, or set\n"
+        "  mode: fl",
+        "  mode: psl\n"
+        "  labels: private  # federation.labels: with psl the back takes a step for all clients at once, and each",
+        "  labels: private  # federation.labels: with order: arrival another client's update would come between\n"
+        "  order: arrival",
+    ],
+    "steps_or_epochs": [
+        "  local_steps: 3  # federation.local_steps: local_epochs is set too: keep one of them and set the other\n"
+        "  local_epochs: 1",
+    ],
+    "strategy_has_something_to_aggregate": [
+        "  strategy: FedTrimmedAvg  # federation.strategy: FedTrimmedAvg: beta 0.2 of 4 clients is less than one\n"
+        "  cohort: 4",
+        "  strategy: FedMedian  # federation.strategy: FedMedian: with sl nothing is aggregated: leave it out, or set\n"
+        "  mode: sl",
+    ],
+    "availability_is_of_a_simulation": [
+        "  availability: {kind: drawn, late: 1.0}  # federation.availability: a deployment's clients have their own\n"
+        "engine: deployment",
+    ],
+    "oversample_takes_more_than_the_cohort": [
+        "  oversample: 1.5  # federation.oversample: all 10 clients are sampled already: set a smaller cohort",
+        "  oversample: 1.5  # federation.oversample: nothing tells the time of a simulation: set federation.availab\n"
+        "  cohort: 4",
+    ],
+    "deadline_is_on_a_clock": [
+        "  deadline: 9.0  # federation.deadline: nothing tells the time of a simulation: set federation.availability",
+    ],
+    "tail_is_of_private_labels": [
+        "model: {name: m, cut: 1, tail: 2, image_size: 8}\n"
+        "data: {path: digits}\n"
+        "federation:  # federation: model.tail is 2, but only with labels: private does a client hold a tail: leave\n"
+        "  clients: 10\n"
+        "  rounds: 3",
+    ],
+    "server_trains_what_it_holds": [
+        "  mode: fl\n"
+        "training:\n"
+        "  server:\n"
+        "    device: cpu\n"
+        "    clip: 1.0  # training.server.clip: with fl clients train the whole model, as training.client says: leave\n"
+        "    weight_decay: 0.5  # training.server.weight_decay: with fl clients train the whole model, as training",
+    ],
+    "reducer_takes_the_batches": [
+        "compression:\n"
+        "  reducer: {kind: c3sl, r: 4}  # compression.reducer: c3sl: r: 4 does not divide training.batch_size: 30\n"
+        "training: {batch_size: 30}",
+    ],
+    "differences_are_to_a_common_round": [
+        "  mode: sl\n"
+        "compression:\n"
+        "  front_weights:\n"
+        "    delta: true  # compression.front_weights.delta: with sl each client gets the front of the one before it",
+    ],
+    "what_is_packed_crosses": [
+        "compression:\n"
+        "  tail_smashed: {codec: float16}  # compression.tail_smashed: only with federation.labels: private is there",
+        "  labels: private\n"
+        "compression:\n"
+        "  targets: {codec: float16}  # compression.targets.codec: with federation.labels: private no targets cross",
+        "  mode: fl\n"
+        "compression:\n"
+        "  reducer: {kind: discard_tokens, kept_tokens: 0.5}  # compression.reducer: with fl nothing crosses a cut, w\n"
+        "  smashed: {codec: float16}  # compression.smashed: with fl nothing crosses a cut, weights are packed by fr",
+    ],
+    "evaluation_asks_of_the_clients": [
+        "evaluation: {held_out: 0.1, cohort: 11}  # evaluation.cohort: 11 of 10 clients cannot be asked: lower it, or",
+    ],
+    "budget_can_be_spent": [
+        "  mode: fl\n"
+        "budget:\n"
+        "  kind: cut_bytes  # budget.kind: with fl nothing crosses a cut to spend it: set it to none, rounds end the\n"
+        "  bytes: 1MB",
+    ],
+    "engine_waits_longer_than_a_joint_step": [
+        "  mode: psl\n"
+        "engine:\n"
+        "  kind: ray\n"
+        "  deadline: 60.0  # engine.deadline: after 60 s a joint step of psl may still wait for a client: raise it",
+    ],
+}  # fmt: skip
+CASES = [pytest.param(rule, more, id=f"{rule}-{i}") for rule, texts in BREAKS.items() for i, more in enumerate(texts)]
+FINE = (
+    "  cohort: 4\n  mode: psl\n  wave: 2\n  patience: 5.0\n  oversample: 1.5\n  deadline: 9.0\n"
+    "  availability: {kind: drawn, late: 1.0}\nengine: ray\nevaluation: {held_out: 0.1, cohort: 10}"
+)
+
+
+def text(more: str) -> str:
+    return more if more.startswith("model:") else SMALL + more
+
+
+def problems(written: str, model: type[Scenario] = Scenario) -> list[str]:
+    try:
+        model.parse(written, "f.yaml")
+    except ScenarioError as error:
+        return error.problems
+    return []
+
+
+def marked(written: str) -> list[str]:
+    """Return the beginnings of the problems that a text has, by its comments."""
+    lines = [line.partition("  # ")[2] for line in written.splitlines()]
+    return [f"f.yaml:{number}: {problem}" for number, problem in enumerate(lines, 1) if problem]
+
+
+@pytest.mark.parametrize(("rule", "more"), CASES)
+def test_each_rule_tells_its_key_and_line(rule: str, more: str) -> None:
+    found, wanted = problems(text(more)), marked(text(more))
+    assert len(found) == len(wanted) > 0
+    for problem, beginning in zip(found, wanted, strict=True):
+        assert problem.startswith(beginning)
+    part = valid_part(Scenario, read(text(more), "f.yaml").data)
+    assert {one.__name__ for one in RULES if list(breaks(one, part))} == {rule}
+
+
+def test_every_rule_is_broken_here() -> None:
+    assert list(BREAKS) == [rule.__name__ for rule in RULES]
+
+
+def reordered(model: type[Config], order: list[str], **other: Any) -> type[Any]:
+    """Return the model with its fields in another order, and others in the place of some."""
+    first = create_model("First", __base__=Config, **dict.fromkeys(order, (Any, None)))
+    made = create_model(model.__name__, __base__=(model, first), **{name: (kind, ...) for name, kind in other.items()})
+    assert list(made.model_fields) == order
+    return made
+
+
+def orders(model: type[Config], seed: int | None) -> list[str]:
+    names = list(model.model_fields)
+    return names[::-1] if seed is None else random.Random(seed).sample(names, len(names))
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+def test_the_order_of_fields_changes_no_verdict(seed: int | None) -> None:
+    federation = reordered(Federation, orders(Federation, seed))
+    scenario = reordered(Scenario, orders(Scenario, seed), federation=federation)
+    assert problems(SMALL + FINE, scenario) == []
+    for texts in BREAKS.values():
+        for more in texts:
+            assert problems(text(more), scenario) == problems(text(more))
+
+
+def test_rules_of_several_sections_are_told_at_once() -> None:
+    assert problems(
+        SMALL + "  cohort: 20\n  patience: 5.0\nevaluation:\n  cohort: 11\n"
+        "compression: {tail_gradient: {lossless: none}}"
+    ) == [
+        "f.yaml:6: federation.cohort: 20 of 10 clients cannot be sampled: lower it, or leave it out for all",
+        "f.yaml:7: federation.patience: with sfl-v2 no client waits for another: leave it out, or set mode: psl",
+        "f.yaml:9: evaluation.cohort: 11 of 10 clients cannot be asked: lower it, or leave it out",
+        "f.yaml:10: compression.tail_gradient: only with federation.labels: private is there a second cut: leave it "
+        "out, or set that",
+    ]
+
+
+def test_what_is_not_valid_hides_no_rule_that_does_not_read_it() -> None:
+    """The mode is unknown, so nothing is told that depends on it."""
+    assert problems(
+        SMALL.replace("3", "none") + "  mode: sfl\n  order: arrival\n  cohort: 20\n  patience: 5.0\n"
+        "training: {batch_size: 30, evaluate_every: 0}\n"
+        "compression: {reducer: {kind: c3sl, r: 4}, smashed: {codec: {kind: uniform, bits: 5}}}\n"
+    ) == [
+        "f.yaml:5: federation.rounds: must be a whole number, not 'none'",
+        "f.yaml:6: federation.mode: must be 'sl', 'sfl-v1', 'sfl-v2', 'psl' or 'fl', not 'sfl', "
+        "did you mean 'sl'?",
+        "f.yaml:8: federation.cohort: 20 of 10 clients cannot be sampled: lower it, or leave it out for all",
+        "f.yaml:10: training.evaluate_every: must be greater than 0, not 0",
+        "f.yaml:11: compression.smashed.codec.bits: must be 2, 3, 4, 6 or 8, not 5",
+        "f.yaml:11: compression.reducer: c3sl: r: 4 does not divide training.batch_size: 30; r could be 3 or 5",
+    ]  # fmt: skip
+
+
+def test_two_rules_at_one_key_make_one_line() -> None:
+    (problem,) = problems(
+        SMALL + "  mode: fl\ncompression: {reducer: {kind: c3sl, r: 4}}\ntraining: {batch_size: 30}\n"
+    )
+    assert problem.startswith("f.yaml:7: compression.reducer: c3sl: r: 4 does not divide training.batch_size: 30")
+    assert "; with fl nothing crosses a cut" in problem
+
+
+def test_a_scenario_made_of_values_keeps_the_rules() -> None:
+    data = read(SMALL + "  cohort: 20\nevaluation: {cohort: 11}", "f.yaml").data
+    with pytest.raises(ValidationError) as caught:
+        Scenario.model_validate(data)
+    (error,) = caught.value.errors()
+    assert "federation.cohort: 20 of 10 clients" in error["msg"]
+    assert "evaluation.cohort: 11 of 10 clients" in error["msg"]
+    made = Scenario.model_validate(read(SMALL + FINE, "f.yaml").data)
+    with pytest.raises(ValidationError, match=r"engine\.deadline: after 5 s a joint step"):
+        Scenario(**{**dict(made), "engine": made.engine.model_copy(update={"deadline": 5.0})})
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ("data: {path: digits, partition: {kind: shard, num_shards_per_partition: null}}",
+         "f.yaml:2: data.partition.shard_size: num_shards_per_partition is null too: set one of them"),
+        ("compression:\n  smashed:\n    codec:\n      kind: fedlite\n      subvectors: 16\n      groups: 3",
+         "f.yaml:11: compression.smashed.codec.groups: 16 subvectors make no 3 groups of equal size: choose a divisor"),
+    ],
+)  # fmt: skip
+def test_rules_within_a_section_are_told_at_a_key(more: str, problem: str) -> None:
+    small = SMALL.replace("data: {path: digits}", more) if more.startswith("data") else SMALL + more
+    assert problems(small) == [problem]
