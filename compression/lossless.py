@@ -16,7 +16,7 @@ from splitfed.errors import WireError
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ByteOrder:
     """One way to lay out a buffer: the size that one of a size becomes, the way there, and the way back to a size."""
 
     size: Callable[[int], int]
@@ -50,9 +50,10 @@ def _close(buffer: Buffer, size: int) -> Buffer:
 
 
 ORDERS = {
-    f"planes{width}": Order(lambda size: size, partial(_planes, width), partial(_numbers, width)) for width in (2, 4, 8)
+    f"planes{width}": ByteOrder(lambda size: size, partial(_planes, width), partial(_numbers, width))
+    for width in (2, 4, 8)
 }
-ORDERS["sixes"] = Order(_sixes_size, _spread, _close)
+ORDERS["sixes"] = ByteOrder(_sixes_size, _spread, _close)
 
 
 def order_for(bits: int, size: int) -> str | None:

@@ -16,7 +16,7 @@ from splitfed.run.client_scores import Standing
 from splitfed.run.metrics import Metrics
 from splitfed.scenario import Scenario
 from splitfed.server.cohort.align import AlignPhase
-from splitfed.server.cohort.attendance import Attendance, Plan
+from splitfed.server.cohort.attendance import Attendance, RoundPlan
 from splitfed.server.cohort.evaluate import EvaluatePhase
 from splitfed.server.cohort.roster import Roster
 from splitfed.server.cohort.train import Cohort, Replies, TrainPhase, failures, trained
@@ -116,7 +116,7 @@ class Rounds:
         seen = sum(cohort.examples[client] for client in taken)
         self._close(round, loss, seen, len(taken), len(drawn.examples) - len(taken), plan.seconds)
 
-    def _train(self, round: int, cohort: Cohort, before: ArrayRecord, plan: Plan) -> Replies:
+    def _train(self, round: int, cohort: Cohort, before: ArrayRecord, plan: RoundPlan) -> Replies:
         self.phases.progress.begin(self.model.steps(list(cohort.examples.values())))
         return self.phases.train.run(round, self._lr(round)[1], cohort, before, plan)
 

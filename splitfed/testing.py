@@ -20,11 +20,11 @@ from splitfed.compression.codecs.buffers import dtype_name
 from splitfed.compression.codecs.decoders import coded_size, decode, fits
 from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.base import Plan, Reducer, ReducerSettings, View
-from splitfed.compression.reducers.trained.layers import Halves
+from splitfed.compression.reducers.trained.layers import IDENTITY, Halves
 from splitfed.errors import CodecError, WireError
 from splitfed.scenario.compression import Compression, Packing
 from splitfed.seeds import Key
-from splitfed.split.cut import IDENTITY, Arrived, Cut
+from splitfed.split.cut import Arrived, Cut
 from splitfed.split.rehearsal import PLACE
 from splitfed.wire.frame import Packed
 

@@ -9,7 +9,7 @@ from splitfed.compression.plugins import CODECS, Plugin, installed, one_of
 
 def _plugins() -> list[Plugin[CodecSettings]]:
     """Return the plug-ins, which are not used before their decoders are known: these alone need torch."""
-    if not any(point.group == CODECS for point in installed()):
+    if not installed(CODECS):
         return []
     from splitfed.compression.codecs.decoders import PLUGINS
 

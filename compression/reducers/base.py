@@ -39,9 +39,9 @@ class CutModel(Protocol):
 
 
 def _identity() -> "nn.Module":
-    from torch import nn
+    from splitfed.compression.reducers.trained.layers import IDENTITY
 
-    return nn.Identity()
+    return IDENTITY
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from splitfed.seeds import Key
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RoundPlan:
     """A round of a simulation: who is sent the order to train, in order, and after how many mini-batches each vanishes
     (None: it is taken); and how many simulated seconds the round lasts."""
 
@@ -55,11 +55,11 @@ class Attendance:
         """Return those of the clients who are not away in a round."""
         return {client for client in there if not self._availability.away(round, client)}
 
-    def plan(self, round: int, examples: Mapping[int, int]) -> Plan:
-        """Plan a round of these clients, who hold so many examples, in their order."""
+    def plan(self, round: int, examples: Mapping[int, int]) -> RoundPlan:
+        """RoundPlan a round of these clients, who hold so many examples, in their order."""
         federation, batch = self.scenario.federation, self.scenario.training.batch_size
         if isinstance(self.scenario.engine, Deployment):
-            return Plan(dict.fromkeys(examples), 0.0)
+            return RoundPlan(dict.fromkeys(examples), 0.0)
         stays = {}
         for client, number in examples.items():
             steps = count_batches(number, batch, federation.local_steps, federation.local_epochs)
@@ -116,8 +116,8 @@ def in_step(stays: Mapping[int, Stay], begun: float) -> Moments:
     return moments
 
 
-def planned(stays: Mapping[int, Stay], wave: int, pace: Pace, enough: int, limit: float) -> Plan:
-    """Plan a round in which `wave` clients at a time train, in order.
+def planned(stays: Mapping[int, Stay], wave: int, pace: Pace, enough: int, limit: float) -> RoundPlan:
+    """RoundPlan a round in which `wave` clients at a time train, in order.
 
     A wave is over when its last client has finished or vanished, the round after its last wave, when `enough` have
     finished, or at the `limit`. Whose wave has not begun by then hears nothing of it."""
@@ -138,4 +138,4 @@ def planned(stays: Mapping[int, Stay], wave: int, pace: Pace, enough: int, limit
         first_ones = {client for _, _, client in taken}
         for client, done in moments.items():
             vanish[client] = None if client in first_ones else bisect_right(done, now)
-    return Plan(vanish, now)
+    return RoundPlan(vanish, now)

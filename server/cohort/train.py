@@ -13,7 +13,7 @@ from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Remote
 from splitfed.server.back.server import SplitServer
 from splitfed.server.back.whole_model import Unsplit
-from splitfed.server.cohort.attendance import Plan
+from splitfed.server.cohort.attendance import RoundPlan
 from splitfed.server.cohort.dispatch import Dispatch
 from splitfed.server.cohort.replies import checked
 from splitfed.server.weights.exchange import WeightExchange
@@ -63,7 +63,7 @@ class TrainPhase:
         self._seconds = federation.deadline if deployed else None
         self.forgetful = set[int]()  # clients that lacked, in the last round, what its weights are measured from
 
-    def run(self, round: int, server_lr: float, cohort: Cohort, weights: ArrayRecord, plan: Plan) -> Replies:
+    def run(self, round: int, server_lr: float, cohort: Cohort, weights: ArrayRecord, plan: RoundPlan) -> Replies:
         """Let the cohort train from these weights, the back at this learning rate, and return the replies in order of
         client; None for one that was lost, or given up."""
         self.split.start_round(round, server_lr, cohort.examples)
@@ -94,7 +94,7 @@ class TrainPhase:
         seen = sum(cohort.examples[client] for client in taken)
         return arrays, math.fsum(cohort.examples[client] / seen * losses[client] for client in taken)
 
-    def _exchange(self, round: int, cohort: Cohort, arrays: ArrayRecord, plan: Plan) -> Replies:
+    def _exchange(self, round: int, cohort: Cohort, arrays: ArrayRecord, plan: RoundPlan) -> Replies:
         finish = _Finish(self._enough, self._seconds)
         nodes, examples = cohort.nodes, cohort.examples
         configured = self.strategy.configure(round, arrays, Order.blank(), [nodes[client] for client in examples])

@@ -68,7 +68,7 @@ def _alone(model: type[BaseModel], name: str) -> type[BaseModel]:
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where a validation error points: its path in the file, the section around it (one class), the other kinds that
     this section could be of, and what may stand at the path itself."""
 
@@ -78,7 +78,7 @@ class Place:
     inside: Sections
 
 
-def locate(model: type[BaseModel], location: Path, data: Any) -> Place:
+def locate(model: type[BaseModel], location: Path, data: Any) -> Location:
     """Turn pydantic's location into a path of the file: the kinds of unions and the names of types are in the former
     but not in the latter."""
     here: Sections = (model,)
@@ -94,7 +94,7 @@ def locate(model: type[BaseModel], location: Path, data: Any) -> Place:
             around, here, path = here, below(here, part), (*path, part)
             if i < len(location) - 1:
                 others = ()
-    return Place(path, around[0] if around else None, others, here)
+    return Location(path, around[0] if around else None, others, here)
 
 
 def _is_key(data: Any, part: str | int) -> bool:
@@ -138,7 +138,7 @@ def note(
 ) -> None:
     """Add every problem of a validation error to the document, one line per key; beside them the keys, each with the
     reason, that break `rules`."""
-    found: dict[Path, list[tuple[ErrorDetails, Place]]] = {}
+    found: dict[Path, list[tuple[ErrorDetails, Location]]] = {}
     for details in (*_details(error), *(_of_rule((), key, why) for key, why in rules)):
         place = locate(model, details["loc"], document.data)
         found.setdefault(place.path, []).append((details, place))
@@ -173,7 +173,7 @@ def _of_rule(section: Path, key: str, why: str) -> ErrorDetails:
     return {"type": "value_error", "loc": (*section, *key.split(".")), "msg": why, "input": None, "ctx": {"error": why}}
 
 
-def _why(errors: list[tuple[ErrorDetails, Place]], value: Any) -> str:
+def _why(errors: list[tuple[ErrorDetails, Location]], value: Any) -> str:
     # Of a union, say what is wrong in the branch whose type fits; only if none fits, list all types.
     telling = [e for e in errors if not e[0]["type"].endswith("_type")] or errors
     must_be = [_MUST_BE[e["type"]].format(**e.get("ctx", {})) for e, _ in telling if e["type"] in _MUST_BE]
@@ -188,7 +188,7 @@ def _why(errors: list[tuple[ErrorDetails, Place]], value: Any) -> str:
     return why
 
 
-def _one(details: ErrorDetails, place: Place, value: Any) -> str:
+def _one(details: ErrorDetails, place: Location, value: Any) -> str:
     context = details.get("ctx", {})
     match details["type"]:
         case "extra_forbidden":
@@ -211,14 +211,14 @@ def _one(details: ErrorDetails, place: Place, value: Any) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _unknown_kind(tag: Any, known: list[str], place: Place) -> str:
+def _unknown_kind(tag: Any, known: list[str], place: Location) -> str:
     hint = did_you_mean(str(tag), known)
     if not hint and place.path[-1:] in (("reducer",), ("codec",)):
         hint = ", and no installed package brings it"
     return f"unknown kind {shown(tag)}, known: {_listed(known)}{hint}"
 
 
-def _unknown_key(place: Place) -> str:
+def _unknown_key(place: Location) -> str:
     key = str(place.path[-1])
     known = list(place.section.model_fields) if place.section else []
     if why := getattr(place.section, "refused", {}).get(key):
@@ -234,7 +234,7 @@ def _unknown_key(place: Place) -> str:
     return f"unknown key {where}, " + (f"known: {_listed(known)}" if known else "it has no keys")
 
 
-def _kinds(place: Place) -> list[str]:
+def _kinds(place: Location) -> list[str]:
     return [k for section in place.inside if (k := kind(section))]
 
 

@@ -20,7 +20,7 @@ from splitfed.scenario.engine import EngineConfig, Inline
 from splitfed.scenario.overrides import override
 from splitfed.scenario.problems import note, valid_part
 from splitfed.scenario.rules import broken, broken_in_part
-from splitfed.scenario.sections import Checkpoints, Federation, Training
+from splitfed.scenario.sections import CheckpointConfig, Federation, Training
 from splitfed.scenario.yaml import write
 
 
@@ -45,7 +45,7 @@ class Scenario(Config):
     """What clients hold out, and who of them tells how the model does on it."""
     budget: BudgetConfig = Unlimited()
     """When a run has sent enough."""
-    checkpoints: Checkpoints = Checkpoints()
+    checkpoints: CheckpointConfig = CheckpointConfig()
     """How many checkpoints stay on disk."""
     engine: EngineConfig = Inline()
     """Where the clients run."""

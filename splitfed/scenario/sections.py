@@ -128,7 +128,7 @@ class Training(Config):
     """Images of a mini-batch where nothing is learned."""
 
 
-class Checkpoints(Config):
+class CheckpointConfig(Config):
     """A checkpoint is written after each round."""
 
     keep: PositiveInt = 2

@@ -25,6 +25,7 @@ from splitfed.compression.codecs.integers import IntegerCodec
 from splitfed.compression.expect import Expect, Expected, Geometry
 from splitfed.compression.lossless import Lossless
 from splitfed.compression.reducers.base import Plan, View
+from splitfed.compression.reducers.trained.layers import IDENTITY
 from splitfed.errors import CodecError, WireError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
@@ -35,8 +36,6 @@ from splitfed.wire.frame import Frame, Packed, Place, pack, unpack
 if TYPE_CHECKING:
     from splitfed.scenario import Scenario
     from splitfed.scenario.compression import Compression
-
-IDENTITY = nn.Identity()  # the layers of a reducer that has none
 
 # Header and checksums of a frame, and the worst case of a codec that keeps a scale for every number.
 _SLACK_BYTES, _MOST_BYTES_A_NUMBER = 1 << 17, 16

@@ -18,6 +18,8 @@ from splitfed.seeds import Key
 
 # How the names of these layers' tensors begin, in the front's and the back's state.
 ENCODER, DECODER = "encoder.", "decoder."
+# Either half of a reducer that has no layers of its own.
+IDENTITY = nn.Identity()
 
 
 @dataclass(frozen=True)

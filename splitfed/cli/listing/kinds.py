@@ -23,7 +23,7 @@ _PAPERS = tuple(map(re.compile, (r"arXiv \d{4}\.\d{4,5}", r"[A-Z][\w-]+ et al\.,
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Listed:
     """One thing that a scenario can name: its keys with their defaults, what it is, the paper that it comes from, the
     package if that is not splitfed, and what each key means (`told`)."""
 
@@ -41,7 +41,7 @@ class Entry:
         return shown.strip() + (f"  {self.keys}" if self.keys else "")
 
 
-def entries(what: str, pattern: str = "*") -> list[Entry]:
+def entries(what: str, pattern: str = "*") -> list[Listed]:
     """Return all of one sort whose names match a pattern (`deit*`). Raises SplitfedError for another sort, and where
     nothing matches."""
     from fnmatch import fnmatchcase
@@ -56,7 +56,7 @@ def entries(what: str, pattern: str = "*") -> list[Entry]:
     return found
 
 
-def show(found: list[Entry], out: rich.console.Console | None = None, *, long: bool = False) -> None:
+def show(found: list[Listed], out: rich.console.Console | None = None, *, long: bool = False) -> None:
     """Print a line for each: its name, what it is with the source, its keys; below it, if `long`, an indented one for
     each key. A narrow terminal wraps them, a pipe gets them whole."""
     out = out or rich.console.Console()
@@ -75,13 +75,13 @@ def show(found: list[Entry], out: rich.console.Console | None = None, *, long: b
         out.print(table)
 
 
-def _kinds(section: type[BaseModel], key: str) -> Iterator[Entry]:
+def _kinds(section: type[BaseModel], key: str) -> Iterator[Listed]:
     """Yield the kinds that a key of a section can be of."""
     for config in sections(section.model_fields[key].annotation):
         fields = {name: field for name, field in config.model_fields.items() if name != "kind"}
         keys = " ".join(_key(name, field) for name, field in fields.items())
         told = tuple((name, one_line(field.description)) for name, field in fields.items() if field.description)
-        yield Entry(str(kind(config)), keys, first_sentence(config.__doc__), _source(config), told=told)
+        yield Listed(str(kind(config)), keys, first_sentence(config.__doc__), _source(config), told=told)
 
 
 def _key(name: str, field: FieldInfo) -> str:
@@ -120,46 +120,46 @@ def _source(config: type[BaseModel]) -> str:
     return next((match.group() for paper in _PAPERS for text in texts if (match := paper.search(text))), "")
 
 
-def _with_plugins(entries: Iterable[Entry], plugins: Iterable[Plugin[Any]]) -> Iterator[Entry]:
+def _with_plugins(entries: Iterable[Listed], plugins: Iterable[Plugin[Any]]) -> Iterator[Listed]:
     """Yield the entries, those of plug-ins with their packages, and then the plug-ins that cannot be used."""
     packages = {plugin.kind: plugin.package for plugin in plugins if plugin.config is not None}
     for entry in entries:
         yield replace(entry, package=packages.get(entry.name, ""))
     for plugin in plugins:
         if plugin.config is None:
-            yield Entry(plugin.kind, "", f"broken: {plugin.problem}")
+            yield Listed(plugin.kind, "", f"broken: {plugin.problem}")
 
 
-def _reducers(_: str) -> Iterator[Entry]:
+def _reducers(_: str) -> Iterator[Listed]:
     from splitfed.compression.reducers.registry import PLUGINS
     from splitfed.scenario.compression import Compression
 
     return _with_plugins(_kinds(Compression, "reducer"), PLUGINS)
 
 
-def _codecs(_: str) -> Iterator[Entry]:
+def _codecs(_: str) -> Iterator[Listed]:
     from splitfed.compression.codecs.registry import PLUGINS
     from splitfed.scenario.compression import Packing
 
     return _with_plugins(_kinds(Packing, "codec"), PLUGINS)
 
 
-def _lossless(_: str) -> Iterator[Entry]:
+def _lossless(_: str) -> Iterator[Listed]:
     from splitfed.scenario.compression import Packing
 
     return _kinds(Packing, "lossless")
 
 
-def _presets(_: str) -> Iterator[Entry]:
+def _presets(_: str) -> Iterator[Listed]:
     from splitfed.compression.presets import PRESETS
     from splitfed.scenario.yaml import write_line
 
     for name, settings in PRESETS.items():
-        yield Entry(name, "", write_line(settings))
+        yield Listed(name, "", write_line(settings))
 
 
-def _of_scenario(key: str) -> Callable[[str], Iterator[Entry]]:
-    def found(_: str) -> Iterator[Entry]:
+def _of_scenario(key: str) -> Callable[[str], Iterator[Listed]]:
+    def found(_: str) -> Iterator[Listed]:
         from splitfed.scenario import Scenario
 
         return _kinds(Scenario, key)
@@ -167,23 +167,23 @@ def _of_scenario(key: str) -> Callable[[str], Iterator[Entry]]:
     return found
 
 
-def _partitions(_: str) -> Iterator[Entry]:
+def _partitions(_: str) -> Iterator[Listed]:
     from splitfed.data.settings import DataConfig
 
     return _kinds(DataConfig, "partition")
 
 
-def _modes(_: str) -> Iterator[Entry]:
+def _modes(_: str) -> Iterator[Listed]:
     from splitfed.scenario.sections import Federation
 
     field = Federation.model_fields["mode"]
     told = one_line(f"{field.description or ''} {Federation.__doc__}")
     for mode in get_args(field.annotation):
         match = re.search(rf"`{mode}` ((?:gives|has|is|trains|hands)\b[^;.]*)", told)
-        yield Entry(mode, "", match.group(1) if match else "")
+        yield Listed(mode, "", match.group(1) if match else "")
 
 
-def _strategies(_: str) -> Iterator[Entry]:
+def _strategies(_: str) -> Iterator[Listed]:
     from splitfed.federation.own_strategy import OWN
     from splitfed.scenario.sections import Federation
 
@@ -191,38 +191,38 @@ def _strategies(_: str) -> Iterator[Entry]:
         yield replace(entry, name=OWN) if entry.name == "None" else entry
 
 
-def _adapters(_: str) -> Iterator[Entry]:
+def _adapters(_: str) -> Iterator[Listed]:
     from splitfed.model.settings import ModelConfig
 
     return _kinds(ModelConfig, "adapter")
 
 
-def _availability(_: str) -> Iterator[Entry]:
+def _availability(_: str) -> Iterator[Listed]:
     from splitfed.scenario.sections import Federation
 
     return _kinds(Federation, "availability")
 
 
-def _scenarios(_: str) -> Iterator[Entry]:
+def _scenarios(_: str) -> Iterator[Listed]:
     from splitfed.scenario.scenario import shipped
 
     for name, path in shipped().items():
         heading = path.read_text().split("\n\n")[0].splitlines()
         # The schema that editors look for is no description.
         comment = " ".join(line.strip("# \n") for line in heading if "yaml-language-server" not in line)
-        yield Entry(name, "", first_sentence(comment.split("  ")[0]))
+        yield Listed(name, "", first_sentence(comment.split("  ")[0]))
 
 
-def _models(pattern: str) -> Iterator[Entry]:
+def _models(pattern: str) -> Iterator[Listed]:
     from splitfed.cli.listing.models import usable
 
     for model in usable(pattern):
         text = f"{model.image_size} px, patch {model.patch}, width {model.width}, {model.blocks} blocks"
         text += "" if model.readable else ", no CLS attention (which adc and discard_tokens need)"
-        yield Entry(model.name, f"weights: {', '.join(model.weights)}" if model.weights else "", text)
+        yield Listed(model.name, f"weights: {', '.join(model.weights)}" if model.weights else "", text)
 
 
-SORTS: dict[str, Callable[[str], Iterator[Entry]]] = {
+SORTS: dict[str, Callable[[str], Iterator[Listed]]] = {
     "reducers": _reducers,
     "codecs": _codecs,
     "lossless": _lossless,

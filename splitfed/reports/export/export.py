@@ -17,7 +17,7 @@ from splitfed.data.dataset import FederatedData, load
 from splitfed.errors import RunError
 from splitfed.files import replace_with
 from splitfed.model.build import build
-from splitfed.reports.export.model_card import Origin, card
+from splitfed.reports.export.model_card import Provenance, card
 from splitfed.run.checkpoint import Checkpoints
 from splitfed.run.folder import stored_scenario
 from splitfed.scenario import Scenario
@@ -72,7 +72,7 @@ def export(
         hashlib.sha256(weights).hexdigest(),
     )  # fmt: skip
     parameters = sum(tensor.numel() for tensor in model.values())
-    text = card(Origin.read(run, scenario, round), classes, made.create, out.name, parameters, made.sha256,
+    text = card(Provenance.read(run, scenario, round), classes, made.create, out.name, parameters, made.sha256,
                 beside.name if beside else None)  # fmt: skip
     if beside is not None:
         _write(beside, packed(halves, about))

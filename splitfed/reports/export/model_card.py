@@ -18,7 +18,7 @@ _LONGEST_LIST = 200  # classes; more would be all that the card is
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class Provenance:
     """Where a model comes from: a run's scenario and the round, with that round's metrics (None for round 0), the bytes
     up to it, and the summary if the run ended there."""
 
@@ -42,7 +42,7 @@ class Origin:
 
 
 def card(
-    origin: Origin, classes: list[str], create: str, file: str, parameters: int, sha256: str, halves: str | None
+    origin: Provenance, classes: list[str], create: str, file: str, parameters: int, sha256: str, halves: str | None
 ) -> str:
     """Return the text of a card: YAML for the Hub, then Markdown; `halves` names the file of a reducer's own layers."""
     scenario = origin.scenario
@@ -82,7 +82,7 @@ def _learning(scenario: Scenario) -> str:
     )
 
 
-def _front_matter(origin: Origin, halves: str | None) -> dict[str, Any]:
+def _front_matter(origin: Provenance, halves: str | None) -> dict[str, Any]:
     scenario = origin.scenario
     found: dict[str, Any] = {
         "library_name": "timm",
@@ -126,7 +126,7 @@ def _classes(classes: list[str]) -> str:
     return listed + (f" and {len(classes) - _LONGEST_LIST} more" if len(classes) > _LONGEST_LIST else "")
 
 
-def _facts(origin: Origin) -> list[tuple[str, ...]]:
+def _facts(origin: Provenance) -> list[tuple[str, ...]]:
     scenario = origin.scenario
     federation, compression = scenario.federation, scenario.compression
     steps, epochs = federation.local_steps, federation.local_epochs
@@ -149,7 +149,7 @@ def _facts(origin: Origin) -> list[tuple[str, ...]]:
     ]
 
 
-def _accuracy(origin: Origin) -> list[tuple[str, ...]]:
+def _accuracy(origin: Provenance) -> list[tuple[str, ...]]:
     validation = origin.metrics.eval_accuracy if origin.metrics else None
     test = origin.summary.test_accuracy if origin.summary else None
     return [
@@ -158,7 +158,7 @@ def _accuracy(origin: Origin) -> list[tuple[str, ...]]:
     ]
 
 
-def _bytes(origin: Origin) -> list[tuple[str, ...]]:
+def _bytes(origin: Provenance) -> list[tuple[str, ...]]:
     def row(plane: str, direction: str, sizes: Sizes) -> tuple[str, ...]:
         factor = units.factor(sizes.raw, sizes.sent)
         return plane, direction, units.size(sizes.raw), units.size(sizes.sent), factor

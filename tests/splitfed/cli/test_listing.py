@@ -5,7 +5,7 @@ import io
 import pytest
 import rich.console
 
-from splitfed.cli.listing.kinds import SORTS, Entry, entries, show
+from splitfed.cli.listing.kinds import SORTS, Listed, entries, show
 from splitfed.cli.main import app
 from splitfed.compression.reducers.registry import ReducerConfig
 from splitfed.errors import SplitfedError
@@ -19,7 +19,7 @@ federation: {clients: 3, rounds: 2}
 """
 
 
-def named(what: str, pattern: str = "*") -> dict[str, Entry]:
+def named(what: str, pattern: str = "*") -> dict[str, Listed]:
     return {entry.name: entry for entry in entries(what, pattern)}
 
 
@@ -68,7 +68,7 @@ def test_models_are_those_that_can_be_split() -> None:
     assert {"deit_tiny_patch16_224", "vit_tiny_patch16_224"} <= set(found)
     # another class, no class token
     assert not {"deit_tiny_distilled_patch16_224", "vit_tiny_patch16_rope_reg1_gap_256"} & set(found)
-    assert found["deit_tiny_patch16_224"] == Entry(
+    assert found["deit_tiny_patch16_224"] == Listed(
         "deit_tiny_patch16_224", "weights: fb_in1k", "224 px, patch 16, width 192, 12 blocks"
     )
 
@@ -91,7 +91,7 @@ def test_a_pattern_narrows_and_what_is_not_there_is_said() -> None:
 @pytest.mark.parametrize("width", [40, 400])
 def test_a_pipe_gets_one_whole_line_each(width: int) -> None:
     file = io.StringIO()
-    show([Entry("a", "x=1", "What [b]it[/b] is."), Entry("longer", "", "Short.", "arXiv 1234.56789")],
+    show([Listed("a", "x=1", "What [b]it[/b] is."), Listed("longer", "", "Short.", "arXiv 1234.56789")],
          rich.console.Console(file=file, width=width))  # fmt: skip
     assert file.getvalue() == "a       What [b]it[/b] is.  x=1\nlonger  Short. (arXiv 1234.56789)\n"
 
@@ -122,7 +122,7 @@ def test_the_command_explains_keys_with_a_pattern_or_long(
 def test_a_terminal_wraps_beside_the_names() -> None:
     file = io.StringIO()
     show(
-        [Entry("name", "", "one two three four five six")],
+        [Listed("name", "", "one two three four five six")],
         rich.console.Console(file=file, width=20, force_terminal=True),
     )
     first, *others = file.getvalue().splitlines()
