@@ -42,15 +42,20 @@ class Unusable(Exception):
 
 
 @cache
-def installed() -> list[EntryPoint]:
+def points() -> list[EntryPoint]:
     """Return the entry points of all installed packages that bring reducers or codecs."""
     found = entry_points()  # reads the metadata of every installed package: once is enough
     return [*found.select(group=REDUCERS), *found.select(group=CODECS)]
 
 
+def installed(group: str) -> bool:
+    """Tell whether any installed package brings something of a group."""
+    return any(point.group == group for point in points())
+
+
 def packages() -> list[str]:
     """Return the names of all installed packages that bring reducers or codecs."""
-    return sorted({point.dist.name for point in installed() if point.dist})
+    return sorted({point.dist.name for point in points() if point.dist})
 
 
 def load(
@@ -62,7 +67,7 @@ def load(
     another plug-in has. `check` sees each class, and raises `Unusable` for what else is wrong with it. Raises nothing.
     """
     ours, plugins = {_kind(config) for config in own}, []
-    ordered = sorted((p for p in installed() if p.group == group), key=lambda point: (point.name, point.value))
+    ordered = sorted((p for p in points() if p.group == group), key=lambda point: (point.name, point.value))
     for kind, same in groupby(ordered, key=lambda point: point.name):
         point, *others = same
         try:

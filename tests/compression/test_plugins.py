@@ -78,9 +78,9 @@ def site(tmp_path, monkeypatch):
     """A folder whose packages are installed, for this test."""
     monkeypatch.syspath_prepend(tmp_path)
     known = set(sys.modules)
-    plugins.installed.cache_clear()
+    plugins.points.cache_clear()
     yield tmp_path
-    plugins.installed.cache_clear()
+    plugins.points.cache_clear()
     for name in set(sys.modules) - known:
         if (tmp_path / f"{name}.py").exists():
             del sys.modules[name]
