@@ -10,13 +10,12 @@ SOURCES := $(PACKAGES) tests benchmarks
 RUN := digits
 # A look into every room, the quick ones of its tests.
 SMOKE := tests/test_layout.py tests/compression/test_lossless.py tests/compression/test_presets.py \
-	tests/compression/codecs/test_uniform.py tests/compression/reducers/test_registry.py \
-	tests/splitfed/scenario/test_document.py tests/splitfed/data/test_partition_union.py \
+	tests/compression/codecs/test_rotation.py tests/compression/reducers/test_registry.py \
+	tests/splitfed/scenario/test_document.py tests/splitfed/data/test_own.py \
 	tests/splitfed/model/test_parts.py tests/splitfed/federation/test_availability.py tests/splitfed/wire \
 	tests/splitfed/split/test_weights.py tests/splitfed/run tests/splitfed/engines/test_tls.py \
-	tests/splitfed/reports/test_units.py tests/splitfed/reports/test_comparison.py \
-	tests/splitfed/cli/test_listing.py tests/clients/test_connect.py tests/server/test_tickets.py \
-	tests/server/test_pools.py tests/runs/test_bytes.py
+	tests/splitfed/reports/test_units.py tests/splitfed/cli/test_listing.py tests/clients/test_connect.py \
+	tests/server/test_tickets.py tests/server/test_pools.py tests/runs/test_bytes.py
 
 # Tests use no network and no personal settings.
 TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 \
