@@ -19,7 +19,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 
 from deployed import deployment
 

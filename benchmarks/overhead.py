@@ -23,7 +23,7 @@ from splitfed.data.batches import batches
 from splitfed.data.dataset import load
 from splitfed.model.build import build, pixel_stats
 from splitfed.seeds import Key
-from splitfed.server.cohort.train import Cohort
+from splitfed.server.cohort.train import TrainPhase
 
 PLAIN = "\n".join(f"  {role}: {{lossless: none}}" for role in ("smashed", "targets", "cut_gradient", "front_weights"))
 COMMON = f"""
@@ -49,19 +49,19 @@ training: {batch_size: 64}
 def engine(scenario: Scenario, runs: Path) -> float:
     """Return the seconds of the round's training in the inline engine."""
     seconds = []
-    train = Cohort.train
+    run = TrainPhase.run
 
     def timed(self, *given):
         began = time.perf_counter()
-        replies = train(self, *given)
+        replies = run(self, *given)
         seconds.append(time.perf_counter() - began)
         return replies
 
-    Cohort.train = timed  # type: ignore[method-assign]
+    TrainPhase.run = timed  # type: ignore[method-assign]
     try:
         simulate(scenario, runs=runs)
     finally:
-        Cohort.train = train  # type: ignore[method-assign]
+        TrainPhase.run = run  # type: ignore[method-assign]
     return seconds[0]
 
 
