@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from splitfed import Scenario
 from splitfed.compression.codecs.base import Codec, Packet
+from splitfed.compression.codecs.choices import Scale
 from splitfed.compression.codecs.decoders import decode
-from splitfed.compression.codecs.settings import BFloat16, FedLite, Float8, Float16, Float32, Scale, Uniform
+from splitfed.compression.codecs.settings import BFloat16, FedLite, Float8, Float16, Float32, Uniform
 from splitfed.compression.codecs.uniform import WIDTHS
 from splitfed.compression.lossless import Lossless, decompress
 from splitfed.compression.lossless_settings import Zstd

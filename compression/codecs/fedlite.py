@@ -17,8 +17,8 @@ from torch.nn.functional import pad
 from splitfed.compression.codecs.base import Codec, Decoder, Packet
 from splitfed.compression.codecs.bits import pack, packed_size, unpack
 from splitfed.compression.codecs.buffers import FLOATS, bounds_fit, float_dtype, from_buffer, to_buffer
+from splitfed.compression.codecs.choices import MOST_CENTROIDS, MOST_SUBVECTORS
 from splitfed.compression.codecs.integers import encode_integers
-from splitfed.compression.codecs.settings import MOST_CENTROIDS, MOST_SUBVECTORS
 from splitfed.compression.kmeans import fit
 from splitfed.errors import CodecError, WireError
 from splitfed.seeds import Key

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from splitfed.compression.codecs.base import Codec, Decoder, Packet
 from splitfed.compression.codecs.buffers import FLOATS, bounds_fit, float_dtype, from_buffer, to_buffer
+from splitfed.compression.codecs.choices import Format
 from splitfed.compression.codecs.integers import encode_integers
-from splitfed.compression.codecs.settings import Format
 from splitfed.errors import CodecError, WireError
 from splitfed.seeds import Key
 

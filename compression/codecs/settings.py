@@ -6,13 +6,8 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from splitfed.compression.codecs.base import Codec, CodecSettings
+from splitfed.compression.codecs.choices import MOST_CENTROIDS, MOST_SUBVECTORS, Bits, Format, Scale, ScaleBits
 from splitfed.config import Broken
-
-Bits = Literal[2, 3, 4, 6, 8]
-Scale = Literal["token", "channel", "tensor"]
-ScaleBits = Literal[16, 32]
-Format = Literal["e4m3", "e5m2"]
-MOST_CENTROIDS, MOST_SUBVECTORS = 256, 4096
 
 
 class Float32(CodecSettings):

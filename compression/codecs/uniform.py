@@ -12,9 +12,9 @@ from torch import Tensor
 from splitfed.compression.codecs.base import Buffer, Codec, Decoder, Packet
 from splitfed.compression.codecs.bits import pack, packed_size, unpack
 from splitfed.compression.codecs.buffers import FLOATS, float_dtype, from_buffer, to_buffer
+from splitfed.compression.codecs.choices import Bits, Scale, ScaleBits
 from splitfed.compression.codecs.integers import encode_integers
 from splitfed.compression.codecs.rotation import rotate, unrotate
-from splitfed.compression.codecs.settings import Bits, Scale, ScaleBits
 from splitfed.errors import CodecError, WireError
 from splitfed.seeds import Key
 

@@ -22,7 +22,6 @@ from splitfed.compression.reducers.samples.merging import (
     strongest,
     weak,
 )
-from splitfed.compression.reducers.settings import Pooling
 from splitfed.seeds import Key
 
 
@@ -66,7 +65,7 @@ class Adc(Reducer):
     needs_attention = True
 
     def __init__(
-        self, kept_samples: float, kept_tokens: float, iterations: int = 50, pooling: Pooling = "attention",
+        self, kept_samples: float, kept_tokens: float, iterations: int = 50, pooling: str = "attention",
         fuse: bool = False,
     ) -> None:  # fmt: skip
         self.kept_samples = kept_samples

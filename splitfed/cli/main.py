@@ -97,10 +97,13 @@ def validate(scenario: ScenarioName, set_: Overrides = None) -> None:
     import splitfed
     from splitfed.errors import ModelError, RunError
     from splitfed.federation.own_strategy import OwnStrategy
+
+    loaded = splitfed.Scenario.load(scenario, set_ or [])
+
+    # What needs torch and timm comes after all that does not.
     from splitfed.model.attention import check_readable
     from splitfed.split.assembly import check_model
 
-    loaded = splitfed.Scenario.load(scenario, set_ or [])
     strategy = loaded.federation.strategy
     loaded.federation.availability.check(loaded.federation.clients)
     try:

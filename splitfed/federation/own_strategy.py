@@ -36,6 +36,22 @@ PLATFORM = {
 }
 
 
+_NOISE = (
+    "clips and blurs fronts alone, but activations and labels leave each client too: it would promise what is not so"
+)
+_TREES = "aggregates decision trees, not weights"
+
+# Flower's strategies that cannot work here, and why.
+UNFIT = {
+    "DifferentialPrivacyClientSideAdaptiveClipping": _NOISE,
+    "DifferentialPrivacyClientSideFixedClipping": _NOISE,
+    "DifferentialPrivacyServerSideAdaptiveClipping": _NOISE,
+    "DifferentialPrivacyServerSideFixedClipping": _NOISE,
+    "FedXgbBagging": _TREES,
+    "FedXgbCyclic": _TREES,
+}
+
+
 class OwnStrategy(Config):
     """A strategy of your own: a subclass of Flower's Strategy, installed or in the current folder, with its arguments;
     only the server imports it."""
@@ -56,8 +72,6 @@ class OwnStrategy(Config):
     def load(self) -> type[Any]:
         """Import the class and check the arguments against its signature. Raises RunError."""
         from flwr.serverapp.strategy import Strategy
-
-        from splitfed.federation.strategies import UNFIT
 
         found = self._imported()
         if not (isinstance(found, type) and issubclass(found, Strategy)):

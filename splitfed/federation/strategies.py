@@ -21,25 +21,11 @@ from pydantic_core import PydanticCustomError
 
 from splitfed.compression.plugins import UNUSABLE
 from splitfed.config import Config, kind_shorthand
-from splitfed.federation.own_strategy import OWN, PLATFORM, OwnStrategy, wrong_path
+from splitfed.federation.own_strategy import OWN, PLATFORM, UNFIT, OwnStrategy, wrong_path
 
 _SUBCLASS = "subclass the strategy and name it by its import path, kind: package.module:Class"
 _FUNCTION = f"is a function, which no scenario can hold: {_SUBCLASS}"
 _FUNCTIONS = dict.fromkeys(("train_metrics_aggr_fn", "evaluate_metrics_aggr_fn", "selection_rule"), _FUNCTION)
-_NOISE = (
-    "clips and blurs fronts alone, but activations and labels leave each client too: it would promise what is not so"
-)
-_TREES = "aggregates decision trees, not weights"
-
-# Flower's strategies that cannot work here, and why.
-UNFIT = {
-    "DifferentialPrivacyClientSideAdaptiveClipping": _NOISE,
-    "DifferentialPrivacyClientSideFixedClipping": _NOISE,
-    "DifferentialPrivacyServerSideAdaptiveClipping": _NOISE,
-    "DifferentialPrivacyServerSideFixedClipping": _NOISE,
-    "FedXgbBagging": _TREES,
-    "FedXgbCyclic": _TREES,
-}
 
 
 class StrategySettings(Config):

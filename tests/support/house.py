@@ -55,10 +55,10 @@ class House:
         ]
 
     def circles(self) -> list[str]:
-        """Return the modules that reach themselves by imports, also by those for type checkers alone."""
+        """Return the modules that reach themselves by imports; those inside functions count, and those for types alone."""
         below: dict[str, set[str]] = {name: set() for name in self.files}
         for one in self.imports:
-            if one.of in below and one.of != one.by and not one.deferred:
+            if one.of in below and one.of != one.by:
                 below[one.by].add(one.of)
         return sorted(name for name in below if name in _reached(name, below))
 

@@ -24,8 +24,8 @@ from splitfed.clients.worker_pool import leased
 from splitfed.data.batches import batches
 from splitfed.data.dataset import load
 from splitfed.errors import RunError, ScenarioError, WireError
-from splitfed.federation.own_strategy import PLATFORM, OwnStrategy
-from splitfed.federation.strategies import UNFIT, FedAvgConfig, StrategySettings
+from splitfed.federation.own_strategy import PLATFORM, UNFIT, OwnStrategy
+from splitfed.federation.strategies import FedAvgConfig, StrategySettings
 from splitfed.model.build import pixel_stats
 from splitfed.run.observer import Observer
 from splitfed.run.tree import flatten, unflatten
