@@ -55,7 +55,7 @@ class House:
         ]
 
     def circles(self) -> list[str]:
-        """Return the modules that reach themselves by imports; those inside functions count, and those for types alone."""
+        """Return the modules that reach themselves by imports, in functions and for types alone too."""
         below: dict[str, set[str]] = {name: set() for name in self.files}
         for one in self.imports:
             if one.of in below and one.of != one.by:
