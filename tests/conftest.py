@@ -37,3 +37,11 @@ def certificates(tmp_path_factory):
         "good": certify(folder / "good"), "other": certify(folder / "other"),
         "old": certify(folder / "old", days=-1), "elsewhere": certify(folder / "elsewhere", host="10.9.8.7"),
     }  # fmt: skip
+
+
+@pytest.fixture
+def identity():
+    """What Flower wants to know before it makes a message. It cannot be unset, and each run sets its own."""
+    from flwr.supercore.task_identity import TaskIdentity
+
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1

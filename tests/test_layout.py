@@ -1,9 +1,12 @@
 """How the house hangs together: its rooms, what they import of each other, and what importing them costs."""
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -221,6 +224,7 @@ def loaded_by(start: str) -> set[str]:
 
 
 def test_every_exported_name_is_there() -> None:
+    # What can be loaded is told nowhere in public: a name that is loaded and not exported would go unseen.
     assert set(splitfed.__all__) == {*splitfed._WHERE, "__version__"}
     for name in splitfed.__all__:
         assert getattr(splitfed, name) is not None
@@ -255,6 +259,69 @@ def test_no_test_imports_another() -> None:
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not [name for name in names if name.split(".")[-1].startswith("test_")], path
+
+
+# What a linter or type checker reads is no reason.
+PRAGMA = re.compile(r"# *(noqa(: *[A-Z0-9]+(, *[A-Z0-9]+)*)?|type: *ignore(\[[\w, -]*\])?|fmt: *\w+)")
+PRIVATE = re.compile(r"(.*\.)?_[A-Za-z]\w*")
+
+
+def reasons(text: str) -> set[int]:
+    """Return the lines of a test that a comment explains: its own, and the one below a line of comment."""
+    comments = [one for one in tokenize.generate_tokens(io.StringIO(text).readline) if one.type == tokenize.COMMENT]
+    told = [one for one in comments if PRAGMA.sub("", one.string).strip(" #")]
+    return {one.start[0] for one in told} | {one.start[0] + 1 for one in told if one.line.lstrip().startswith("#")}
+
+
+def private_names(node: ast.AST) -> Iterator[int]:
+    """Yield the lines on which a piece of a test names what is private to another."""
+    if isinstance(node, ast.Attribute) and PRIVATE.fullmatch(node.attr):
+        if ast.unparse(node.value) not in ("self", "cls", "super()"):
+            yield node.end_lineno or node.lineno
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+        named = [part for alias in node.names for part in alias.name.split(".")]
+        named += (node.module or "").split(".") if isinstance(node, ast.ImportFrom) else []
+        if any(PRIVATE.fullmatch(part) for part in named):
+            yield node.lineno
+    elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("setattr", "delattr", "getattr"):
+        for given in node.args[:2]:
+            if isinstance(given, ast.Constant) and PRIVATE.fullmatch(str(given.value)):
+                yield given.lineno
+    elif isinstance(node, ast.Subscript) and re.search(r"\.__dict__\['_[A-Za-z]\w*'\]$", ast.unparse(node)):
+        yield node.slice.lineno
+
+
+def reaches(text: str) -> list[int]:
+    """Return the lines of a test that reach into something private and do not say why."""
+    named = {line for node in ast.walk(ast.parse(text)) for line in private_names(node)}
+    return sorted(named - reasons(text))
+
+
+def test_tests_use_public_names_or_say_why_not() -> None:
+    """A test that knows the inside breaks whenever that changes, and proves nothing to who uses the outside."""
+    found = {str(path.relative_to(ROOT)): reaches(path.read_text()) for path in (ROOT / "tests").rglob("*.py")}
+    assert not {path: lines for path, lines in found.items() if lines}
+
+
+@pytest.mark.parametrize(
+    ("line", "seen"),
+    [
+        ("thing._x", True), ("thing._x.y = 1", True), ("self.thing._x", True), ("thing()._x", True),
+        ("from splitfed.run.ledger import _row", True), ("from splitfed.model._torchvision import x", True),
+        ("import splitfed.model._torchvision", True), ("import splitfed.model._torchvision  # noqa: F401", True),
+        ("thing._x  # type: ignore[attr-defined]", True),
+        ("monkeypatch.setattr(thing, '_x', 1)", True), ("monkeypatch.setattr('splitfed.run._x', 1)", True),
+        ("monkeypatch.delattr(thing, '_x')", True), ("getattr(thing, '_x')", True), ("thing.__dict__['_x']", True),
+        ("(thing  # why\n._x)", True), ("x = 1  # one\nthing._x", True), ("# why\nx = 1\nthing._x", True),
+        ("thing._x  # nothing public tells it", False), ("# nothing public tells it\nthing._x", False),
+        ("import splitfed.model._torchvision  # noqa: F401  before timm", False),
+        ("self._x", False), ("cls._x", False), ("super()._x", False), ("thing.__doc__", False), ("_x = _y", False),
+        ("from splitfed import __version__", False), ("name.replace('-', '_')", False), ("'qkv' in '_norm'", False),
+        ("names['_x']", False), ("monkeypatch.setattr(thing, 'x', '_y')", False),
+    ],
+)  # fmt: skip
+def test_a_private_reach_is_seen(line: str, seen: bool) -> None:
+    assert bool(reaches(line)) == seen
 
 
 def test_no_file_names_a_folder_of_one_machine() -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from channels import HOST, Door, listen
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from helpers import small
 from PIL import Image
 
@@ -41,9 +40,7 @@ DIGITS = small("data.image_column=img")  # an image folder has no columns
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch):
-    for name in ("_task_id", "_run_id", "_node_id"):  # Flower sets them once a process; they cannot be unset
-        monkeypatch.setattr(TaskIdentity, name, 1)
+def fresh(identity, monkeypatch):
     monkeypatch.setattr(workers, "kept", {})
 
 

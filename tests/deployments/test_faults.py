@@ -188,6 +188,7 @@ def test_an_unknown_key_and_an_expired_certificate_are_told(tmp_path):
     with deployment(tmp_path) as here:
         server = here.serve(scenario, "--tls", tls)
         server.shows("serving at")
+        # A client tries for more than a minute, and no setting shortens it.
         soon = "import splitfed.clients.deployment.join as join\njoin._GIVE_UP_SECONDS = join._RETRY_SECONDS = 1.0"
         unknown = here.join(1, "--tls", tls / "client-1", before=soon)
         assert unknown.end() == 2

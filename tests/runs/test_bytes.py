@@ -18,7 +18,7 @@ from splitfed.wire.channel import InlineStream
 def spy(monkeypatch):
     """Count every buffer and message that crosses, where it crosses."""
     seen: Counter[str] = Counter()
-    exchange, deliver = InlineStream.exchange, inline.InlineGrid._deliver
+    exchange, deliver = InlineStream.exchange, inline.InlineGrid.deliver
 
     def spying_exchange(self, buffer):
         reply = exchange(self, buffer)
@@ -33,7 +33,7 @@ def spy(monkeypatch):
         return reply
 
     monkeypatch.setattr(InlineStream, "exchange", spying_exchange)
-    monkeypatch.setattr(inline.InlineGrid, "_deliver", spying_deliver)
+    monkeypatch.setattr(inline.InlineGrid, "deliver", spying_deliver)
     return seen
 
 

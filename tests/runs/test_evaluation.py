@@ -11,7 +11,6 @@ import torch
 from channels import dial, listen
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
-from flwr.supercore.task_identity import TaskIdentity
 from helpers import ADC, PLAIN, small, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -320,13 +319,6 @@ def _seen(ask: Ask) -> tuple[float, int]:
 # ------------------------------------------------------------------------------------------------------------ replies
 
 
-@pytest.fixture
-def identity(monkeypatch):
-    """What Flower wants to know before it makes a message."""
-    for name in ("_task_id", "_run_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
-
-
 def reply(metrics: object = None, **more) -> Message:
     honest = {"num-examples": 4, "eval-loss": 1.5, "eval-accuracy": 0.25}
     if not isinstance(metrics, ConfigRecord):
@@ -366,7 +358,7 @@ def test_an_honest_reply_is_taken_and_one_with_more_is_not():
 
 
 def test_a_lost_client_is_left_out_and_holds_nobody_up(tmp_path, monkeypatch):
-    deliver = InlineGrid._deliver
+    deliver = InlineGrid.deliver
 
     def without_one(self, message):
         answer, kind = deliver(self, message), message.metadata.message_type
@@ -374,7 +366,7 @@ def test_a_lost_client_is_left_out_and_holds_nobody_up(tmp_path, monkeypatch):
         theirs = kind == "evaluate" and answer.metadata.src_node_id == 1 + 2
         return Message(gone, metadata=answer.metadata) if theirs else answer
 
-    monkeypatch.setattr(InlineGrid, "_deliver", without_one)
+    monkeypatch.setattr(InlineGrid, "deliver", without_one)
     result = simulate(small(OUT, "federation.rounds=1"), runs=tmp_path)
     assert [score.client for score in read_scores(result.folder)[1]] == [0, 2]
     assert "round 1: client 1 is lost to its evaluation" in (result.folder / "log.txt").read_text()

@@ -20,7 +20,6 @@ from splitfed.model.build import build, pixel_stats
 from splitfed.run.observer import Observer
 from splitfed.seeds import Key
 from splitfed.server.back.server import SplitServer
-from splitfed.simulation import _together
 
 PSL = "federation.mode=psl"
 SGD = [f"training.{side}.optimiser={{kind: sgd, lr: 0.5}}" for side in ("client", "server")]
@@ -64,14 +63,16 @@ def test_one_client_is_whole_model_training_within_a_round(tmp_path):
 def test_the_order_of_the_threads_makes_no_difference(tmp_path, monkeypatch):
     """Bit for bit, with dropout in both halves, which draws from torch's global generator."""
     plan = small(*ADC, PSL, "model.args.proj_drop_rate=0.1", "federation.wave=2", "data.augment=flip")
-    one, together = outcome(simulate(plan, runs=tmp_path).folder), InlineGrid._together
+    one, push = outcome(simulate(plan, runs=tmp_path).folder), InlineGrid.push_messages
     waves = []
 
-    def backwards(grid, numbered):
-        waves.append(len(numbered))
-        together(grid, dict(reversed(numbered.items())))
+    def backwards(grid, messages):
+        turned = list(messages)[::-1]
+        if len(turned) > 1:
+            waves.append(len(turned))
+        return push(grid, turned)[::-1]
 
-    monkeypatch.setattr(InlineGrid, "_together", backwards)
+    monkeypatch.setattr(InlineGrid, "push_messages", backwards)
     assert outcome(simulate(plan, runs=tmp_path).folder) == one
     assert waves == [2, 2]  # and the third client by itself, in each of two rounds
 
@@ -176,6 +177,22 @@ def test_what_goes_together_is_read_and_written_back():
         assert Scenario.parse(small(*overrides).to_yaml()) == small(*overrides)
 
 
+def test_ray_is_told_how_many_must_train_at_once(tmp_path, monkeypatch):
+    from splitfed.engines.ray import engine as ray_engine
+
+    told = []
+
+    def told_all(server_app, client_app, clients, config, engine, together):
+        told.append(together)
+        raise RunError("that is all")
+
+    monkeypatch.setattr(ray_engine, "run_ray", told_all)
+    for changes in ([], [PSL], [PSL, "federation.wave=2"]):
+        with pytest.raises(RunError, match="that is all"):
+            simulate(small(*changes, "engine.kind=ray"), runs=tmp_path)
+    assert told == [1, 3, 2]
+
+
 def test_more_than_ray_trains_at_once_is_refused_in_one_line(tmp_path, monkeypatch):
     from contextlib import contextmanager
 
@@ -187,7 +204,6 @@ def test_more_than_ray_trains_at_once_is_refused_in_one_line(tmp_path, monkeypat
 
     monkeypatch.setattr(ray_engine, "connected", up)
     monkeypatch.setattr(ray_engine, "room", lambda engine: 2)
-    assert [_together(small(*changes).federation) for changes in ([], [PSL], [PSL, "federation.wave=2"])] == [1, 3, 2]
     with pytest.raises(
         RunError, match=r"^federation\.wave: 3 clients wait for each other, but 2 is all .* 2 or less"
     ) as e:

@@ -184,14 +184,14 @@ def _answering(monkeypatch, change, client: int = 1) -> None:
     """Let a client answer otherwise; `change` gets its honest reply."""
     from splitfed.engines.inline import InlineGrid
 
-    deliver = InlineGrid._deliver
+    deliver = InlineGrid.deliver
 
     def dishonest(self, message):
         reply = deliver(self, message)
         theirs = message.metadata.message_type == "train" and reply.metadata.src_node_id == client + 2
         return change(reply) if theirs else reply
 
-    monkeypatch.setattr(InlineGrid, "_deliver", dishonest)
+    monkeypatch.setattr(InlineGrid, "deliver", dishonest)
 
 
 @pytest.mark.parametrize(

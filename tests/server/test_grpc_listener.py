@@ -1,6 +1,7 @@
 """The server's end of a gRPC stream: whom it lets in, what becomes of failures, and that nothing starves or hangs."""
 
 import logging
+from functools import partial
 from queue import SimpleQueue
 from threading import Barrier, Event, Thread
 
@@ -11,6 +12,7 @@ from waiting import until
 
 from splitfed.engines.runtime import ServerTls
 from splitfed.errors import CodecError, SplitfedError, WireError
+from splitfed.server.deployment import grpc_listener
 from splitfed.server.deployment.tickets import Tickets
 from splitfed.wire import grpc_settings as rpc
 from splitfed.wire.channel import Invitation
@@ -69,12 +71,14 @@ def test_no_other_token_is_let_in(name):
     assert door.happened == []
 
 
-def test_an_expired_token_is_told_so():
+def test_an_expired_token_is_told_so(monkeypatch):
+    monkeypatch.setattr(grpc_listener, "Tickets", partial(Tickets, lifetime=-2))
     door = Door()
-    with listen(door) as listener:
-        listener._tickets._lifetime = -2
-        with pytest.raises(WireError, match="refuses: the token of client 3 for round 7 has expired"):
-            dial(listener.invite(3, 7))
+    with (
+        listen(door) as listener,
+        pytest.raises(WireError, match="refuses: the token of client 3 for round 7 has expired"),
+    ):
+        dial(listener.invite(3, 7))
     assert door.happened == []
 
 

@@ -12,15 +12,10 @@ from flwr.proto.message_pb2 import PullObjectResponse
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from splitfed.server.deployment.http_grid import ArrivingGrid
 
-
-@pytest.fixture(autouse=True)
-def _identity(monkeypatch):
-    for name in ("_task_id", "_run_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 class SuperLink:
@@ -35,9 +30,10 @@ class SuperLink:
 
     def add(self, number: str, text: str, uploaded: bool) -> list[str]:
         asked = Message(RecordDict(), 7, "train")
+        # Flower numbers a message like this too: the number has no setter.
         asked.metadata.__dict__["_message_id"] = number
         reply = Message(RecordDict({"answer": ConfigRecord({"text": text})}), reply_to=asked)
-        reply.metadata.__dict__["_message_id"] = reply.object_id
+        reply.metadata.__dict__["_message_id"] = reply.object_id  # likewise
         tree, parts = get_object_tree(reply), get_all_nested_objects(reply)
         self.replies[number] = message_to_proto(remove_content_from_message(reply)), tree
         contents = {name: part.deflate() for name, part in parts.items()}

@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from itertools import count
 from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from splitfed.errors import RunError
 from splitfed.server.cohort import dispatch as dispatching
@@ -15,11 +15,7 @@ from splitfed.server.cohort.dispatch import Dispatch, Mail
 from splitfed.server.cohort.roster import Roster
 from splitfed.wire.messages import CONFIG, Question
 
-
-@pytest.fixture(autouse=True)
-def _identity(monkeypatch):
-    for name in ("_task_id", "_run_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 Answer = Callable[[Message], Message | None]
@@ -43,6 +39,7 @@ class Nodes:
             if message.metadata.dst_node_id in self.answers:
                 numbers.append(f"m{len(self.sent)}")
                 self.sent[numbers[-1]] = message
+                # Flower numbers a message like this too: the number has no setter.
                 message.metadata.__dict__["_message_id"] = numbers[-1]
         return numbers
 
@@ -235,7 +232,8 @@ def test_an_answer_counts_however_late_it_is_looked_for(monkeypatch):
 
 
 def test_who_comes_during_a_round_is_greeted_at_once(monkeypatch):
-    monkeypatch.setattr(dispatching, "_LOOK_SECONDS", 0.0)
+    clock = count(100.0, 3.0)  # whoever waits looks around each time
+    monkeypatch.setattr(dispatching.time, "monotonic", lambda: next(clock))
     greeted: list[int] = []
 
     def late(message: Message) -> Message | None:

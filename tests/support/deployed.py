@@ -34,6 +34,10 @@ class Process:
     def text(self) -> str:
         return self.log.read_text()
 
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
     def end(self, seconds: float = 300.0) -> int:
         """Wait until it ends by itself."""
         try:
@@ -43,14 +47,14 @@ class Process:
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Send this process, and none of its children, a signal."""
-        if self._process.poll() is None:
+        if self.running:
             os.kill(self.pid, number)
 
     def shows(self, pattern: str, seconds: float = 200.0) -> str:
         """Wait until it prints this."""
         limit = time.monotonic() + seconds
         while (found := re.search(pattern, self.text)) is None:
-            assert self._process.poll() is None, f"{self.log.name} ended without {pattern!r}:\n{self.text}"
+            assert self.running, f"{self.log.name} ended without {pattern!r}:\n{self.text}"
             assert time.monotonic() < limit, f"{self.log.name} did not show {pattern!r}:\n{self.text}"
             time.sleep(0.05)
         return found.group(0)
@@ -99,7 +103,7 @@ def deployment(folder: Path) -> Iterator[Deployment]:
             process.kill(signal.SIGTERM)
         limit = time.monotonic() + 10
         for process in here.processes:
-            while process._process.poll() is None and time.monotonic() < limit:
+            while process.running and time.monotonic() < limit:
                 time.sleep(0.05)
             process.kill()
 

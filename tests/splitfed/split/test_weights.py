@@ -158,12 +158,11 @@ def test_an_error_reply_passes(front, tmp_path):
     assert replies[0].error.reason == "no battery"
 
 
+@pytest.mark.usefixtures("identity")
 def test_a_strategy_takes_the_whole_cohort(front):
     from flwr.app import ArrayRecord
     from flwr.serverapp.strategy import FedAvg
-    from flwr.supercore.task_identity import TaskIdentity
 
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     strategy = FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
     messages = strategy.configure_train(1, ArrayRecord(), ConfigRecord(), CohortGrid([7, 3, 5]))  # type: ignore[arg-type]
     assert sorted(m.metadata.dst_node_id for m in messages) == [3, 5, 7]
