@@ -40,13 +40,13 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## Train on handwritten digits, offline, and show where the bytes went: 1 to 3 minutes
 	$(BIN)/splitfed simulate $(RUN)
 
-smoke: $(READY)  ## Run some tests of every room and one round of digits: under a minute
+smoke: $(READY)  ## Run some tests of every room and one round of digits: a minute
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow" $(SMOKE)
 	rm -rf build/smoke
 	$(BIN)/splitfed simulate digits --set federation.rounds=1 --set federation.local_epochs=1 --runs build/smoke
 
 test: $(READY)  ## Run the tests that take seconds each: 6 minutes
-	@echo "about six minutes on two cores; make smoke takes less than one"
+	@echo "about six minutes on two cores; make smoke takes one"
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(READY)  ## Run the tests that take minutes each: 25 minutes

@@ -82,6 +82,11 @@ def test_the_two_sides_do_not_know_each_other() -> None:
     assert not HOUSE.across()
 
 
+def test_the_roots_folders_are_imported_as_parts_of_the_package() -> None:
+    """In a checkout `import server` would work, in a wheel not."""
+    assert not HOUSE.by_folder()
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     assert not HOUSE.circles()
 
@@ -102,6 +107,8 @@ def test_every_room_has_its_place_in_the_order() -> None:
         ("compression/reducers/adc.py", "from splitfed.model.parts import Front", "uphill"),
         ("splitfed/split/cut.py", "from splitfed.reports.tables import show", "uphill"),
         ("clients/app.py", "from splitfed.server import app", "across"),
+        ("clients/app.py", "from server import app", "across"),
+        ("clients/deployment/tasks.py", "import server", "across"),
         ("server/back/server.py", "import splitfed.clients.app", "across"),
         ("splitfed/run/ledger.py", "def f():\n    from splitfed.server.app import app", "across"),
         ("splitfed/simulation.py", "from splitfed.server.app import app", "across"),

@@ -56,7 +56,7 @@ class Attendance:
         return {client for client in there if not self._availability.away(round, client)}
 
     def plan(self, round: int, examples: Mapping[int, int]) -> RoundPlan:
-        """RoundPlan a round of these clients, who hold so many examples, in their order."""
+        """Plan a round of these clients, who hold so many examples, in their order."""
         federation, batch = self.scenario.federation, self.scenario.training.batch_size
         if isinstance(self.scenario.engine, Deployment):
             return RoundPlan(dict.fromkeys(examples), 0.0)
@@ -117,7 +117,7 @@ def in_step(stays: Mapping[int, Stay], begun: float) -> Moments:
 
 
 def planned(stays: Mapping[int, Stay], wave: int, pace: Pace, enough: int, limit: float) -> RoundPlan:
-    """RoundPlan a round in which `wave` clients at a time train, in order.
+    """Plan a round in which `wave` clients at a time train, in order.
 
     A wave is over when its last client has finished or vanished, the round after its last wave, when `enough` have
     finished, or at the `limit`. Whose wave has not begun by then hears nothing of it."""

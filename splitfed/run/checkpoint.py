@@ -3,7 +3,8 @@
 Whatever must survive a kill has a `state_dict` and a `load_state_dict`, and is registered under a name. A checkpoint,
 `checkpoints/round-000012/`, holds `<name>.safetensors` for each: a flat mapping of tensors as it is (so
 `model.safetensors` has timm's names), nested values as tensors with the rest as metadata. What JSON can hold alone
-stands in `state.json`, beside the run's progress. A folder by that name is complete: it is written beside and renamed.
+stands in `state.json`, beside the run's progress and the names of all files. A folder by that name is complete: it is
+written beside and renamed.
 """
 
 import json
@@ -20,7 +21,7 @@ from splitfed.errors import RunError, SplitfedError
 from splitfed.files import sync
 from splitfed.run.tree import flatten, unflatten
 
-_STATE, _NESTED = "state.json", "state"
+_STATE, _STATES, _FILES, _NESTED = "state.json", "states", "files", "state"
 # What a checkpoint of 0.1 has under another name, and what of it this version cannot read.
 _EXAMPLES, _ALIGNED, _UNREADABLE = "examples", "aligned", "held.safetensors"
 
@@ -69,7 +70,7 @@ class Checkpoints:
         self._parts: dict[str, Stateful] = {}
 
     def _all(self) -> list[Path]:
-        return sorted(self._folder.glob("round-*"))
+        return sorted(path for path in self._folder.glob("round-*") if path.name.removeprefix("round-").isdecimal())
 
     def register(self, **parts: Stateful) -> None:
         """Save and restore these from now on, each under its name."""
@@ -82,6 +83,7 @@ class Checkpoints:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         plain: dict[str, State] = {}
+        files: list[str] = []
         for name, part in self._parts.items():
             if not (state := part.state_dict()):
                 continue
@@ -90,9 +92,10 @@ class Checkpoints:
                 plain[name] = state
                 continue
             path = scratch / f"{name}.safetensors"
+            files.append(path.name)
             save_file(tensors, path, None if nested is None else {_NESTED: nested})
             sync(path)
-        text = json.dumps({**asdict(progress), "states": plain}, indent=2)
+        text = json.dumps({**asdict(progress), _STATES: plain, _FILES: files}, indent=2)
         (scratch / _STATE).write_text(text + "\n")
         sync(scratch / _STATE)
         shutil.rmtree(final, ignore_errors=True)
@@ -150,9 +153,9 @@ class Checkpoints:
             )
         try:
             said = json.loads((folder / _STATE).read_text())
-            states = said.pop("states") if "states" in said else _of_0_1(said)
+            states, files = (said.pop(_STATES), said.pop(_FILES)) if _STATES in said else _of_0_1(said, folder)
             progress = Progress(**said)
-            states |= {path.stem: _read(path) for path in sorted(folder.glob("*.safetensors"))}
+            states |= {Path(name).stem: _read(folder / name) for name in files}
         except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
             raise RunError(f"{folder}: broken checkpoint ({error}); delete it to go on from the one before") from error
         return Checkpoint(folder, progress, states)
@@ -186,10 +189,12 @@ def _read(path: Path) -> State:
     return tensors if nested is None else unflatten(tensors, nested)
 
 
-def _of_0_1(said: dict[str, Any]) -> dict[str, State]:
-    """Take the states out of a `state.json` as splitfed 0.1 wrote it."""
+def _of_0_1(said: dict[str, Any], folder: Path) -> tuple[dict[str, State], list[str]]:
+    """Take the states out of a `state.json` as splitfed 0.1 wrote it, and name the files beside it."""
     examples = said.pop(_EXAMPLES)
-    return {
+    states = {
         "roster": {"examples": [[client, number] for client, number in enumerate(examples) if number]},
         "alignment": {"aligned": said.pop(_ALIGNED, [])},
     }
+    optional = [name for name in ("strategy.safetensors",) if (folder / name).exists()]
+    return states, ["model.safetensors", "optimiser.safetensors", *optional]

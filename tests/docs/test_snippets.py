@@ -127,7 +127,7 @@ def run(arguments: list[str], expected: str | None) -> None:
 def execute(block: Block, names: dict[str, object], done: set[str]) -> None:
     """Do with a block what its language asks for; commands that were `done` are not run again."""
     if block.name:
-        Path(block.name).write_text(block.text.partition("\n")[2])
+        Path(block.name).write_text(block.text)
     if block.language == "python":
         code = compile(block.text, block.place, "exec")
         if not block.why and not block.name:

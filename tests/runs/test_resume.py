@@ -242,6 +242,7 @@ def test_a_run_of_0_1_goes_on(tmp_path):
     for state in folder.glob("checkpoints/*/state.json"):
         said = json.loads(state.read_text())
         states = said.pop("states")
+        assert said.pop("files") == ["optimiser.safetensors", "model.safetensors"]
         examples = dict(states["roster"]["examples"])
         old = {"examples": [examples.get(client, 0) for client in range(3)], "aligned": states["alignment"]["aligned"]}
         state.write_text(json.dumps(said | old))
@@ -267,3 +268,12 @@ def stopped_in_round_3(runs: Path) -> Path:
         simulate(scenario("sfl-v1"), runs=runs, observers=(Impatient(),))
     (folder,) = runs.glob("small-*")
     return folder
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimiser.safetensors", "state.json"])
+def test_a_checkpoint_that_lacks_a_file_is_broken(name, tmp_path):
+    """It would go on, from weights that nobody trained."""
+    folder = stopped_in_round_3(tmp_path)
+    (folder / "checkpoints/round-000002" / name).unlink()
+    with pytest.raises(RunError, match="broken checkpoint"):
+        simulate(resume=folder)

@@ -16,6 +16,7 @@ ORDER = (
 )  # fmt: skip
 _BASE = ("version", "config", "errors", "files", "seeds")
 _SIDES = ("clients", "server")
+_AT_THE_ROOT = ("clients", "server", "compression")
 # The composition roots, which know both sides, inside functions: one hands both apps to an engine, the other starts the
 # side that a command names; a sweep's point is a process that simulates.
 _ROOTS = ("splitfed.simulation", "splitfed.cli.deployment")
@@ -24,11 +25,12 @@ _PROCESSES = ("splitfed.reports.sweep.point",)
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """A module that names another, and whether it does so inside a function."""
+    """A module that names another: whether it does so inside a function, and by the name of a folder of the root."""
 
     by: str
     of: str
     deferred: bool
+    by_folder: bool
 
 
 class House:
@@ -54,6 +56,10 @@ class House:
             if (side := self._side(one)) and _room(one.by) != side and not (one.by in _ROOTS and one.deferred)
         ]
 
+    def by_folder(self) -> list[str]:
+        """Return the imports of a folder of the root under its own name."""
+        return [f"{one.by} imports {one.of}" for one in self.imports if one.by_folder]
+
     def circles(self) -> list[str]:
         """Return the modules that reach themselves by imports, in functions and for types alone too."""
         below: dict[str, set[str]] = {name: set() for name in self.files}
@@ -77,7 +83,11 @@ class House:
                 named = [
                     f"{base}.{alias.name}" if f"{base}.{alias.name}" in self.files else base for alias in node.names
                 ]
-            yield from (Import(name, of, deferred) for of in named if of.split(".")[0] == "splitfed")
+            for of in named:
+                first = of.split(".")[0]
+                if first in ("splitfed", *_AT_THE_ROOT):
+                    short = first in _AT_THE_ROOT
+                    yield Import(name, f"splitfed.{of}" if short else of, deferred, short)
 
 
 def _reached(start: str, below: dict[str, set[str]]) -> set[str]:
