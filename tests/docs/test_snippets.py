@@ -27,7 +27,10 @@ from splitfed.cli.main import app
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 SHELL = ("", "bash", "console")
-SHORT = ["--set", "federation.rounds=1", "--set", "federation.local_epochs=1", "--set", "engine.threads=1"]
+SHORT = [
+    "--set", "federation.rounds=1", "--set", "federation.local_epochs=1", "--set", "engine.threads=1",
+    "--set", "data.limit=600", "--set", "data.test_limit=100",
+]  # fmt: skip
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 FENCE = re.compile(
     r"(?:^ *<!-- not run: (?P<why>[^\n]+) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.M | re.S
