@@ -171,7 +171,14 @@ def done() -> set[str]:
     return set()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+# Pages whose commands train much: the quick tests have those of README.md and of the first run.
+TRAINING = ("compression.md", "library.md", "study.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, id=p.name, marks=pytest.mark.slow if p.name in TRAINING else ()) for p in PAGES],
+)
 def test_what_a_page_shows_runs(page: Path, folder: Path, done: set[str]) -> None:
     names: dict[str, object] = {"__name__": page.stem}
     for block in blocks(page):
