@@ -68,11 +68,8 @@ def _prepare(question: Question, context: Context, settings: Settings) -> Identi
 def train(message: Message, context: Context) -> Message:
     """Train the front that came with the message and return its weights with the client's metrics; an error where the
     client has to vanish, or lacks what the weights build on."""
-    settings, order, sent = (
-        Settings.read(context.node_config),
-        Order.read(message.content),
-        Weights.read(message.content),
-    )
+    settings, order = Settings.read(context.node_config), Order.read(message.content)
+    sent = Weights.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
         exchange = RoundWeights(worker.wire, worker.once, ClientState(states, client), round, client)
@@ -95,11 +92,8 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Try the front that came with the message on the images that this client holds out, and return what came of it."""
-    settings, order, sent = (
-        Settings.read(context.node_config),
-        Order.read(message.content),
-        Weights.read(message.content),
-    )
+    settings, order = Settings.read(context.node_config), Order.read(message.content)
+    sent = Weights.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
         exchange = RoundWeights(worker.wire, worker.once, ClientState(states, client), round, client)
