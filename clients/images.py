@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,10 +10,13 @@ from torch import Tensor
 from splitfed.clients.settings import Settings
 from splitfed.data.dataset import load
 from splitfed.data.images import Images
-from splitfed.data.own import listed, own_images
+from splitfed.data.own import own_images
+from splitfed.data.sources.hub import is_name
+from splitfed.data.sources.labels import listed
 from splitfed.data.stratify import divide
 from splitfed.errors import DataError
 from splitfed.scenario import Scenario
+from splitfed.scenario.engine import Deployment
 from splitfed.seeds import Key
 
 
@@ -55,6 +59,12 @@ def hold(scenario: Scenario, settings: Settings, classes: Sequence[str]) -> Hold
         return Holding(own_images(settings.data, config, size, classes), list(classes), None, out, key)
     if settings.data_path is not None:
         config = config.model_copy(update={"path": settings.data_path})
+    elif isinstance(scenario.engine, Deployment) and config.path != "digits" and not is_name(config.path):
+        # Which of this machine's folders are opened is not the server's to say.
+        raise DataError(
+            f"the scenario's images lie in a folder, {Path(config.path).name}, on the server's machine: say with "
+            "--data where they lie here"
+        )
     data = load(config, size, scenario.federation.clients, key.at("data"))
     if classes and list(classes) != data.classes:
         raise DataError(

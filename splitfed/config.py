@@ -31,6 +31,11 @@ def _expand(value: Any) -> Any:
 kind_shorthand = BeforeValidator(_expand)
 
 
+def as_tuple(value: Any) -> Any:
+    """Return a list as a tuple, for fields that must be hashable; anything else as it is."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 _SIZE = r"^ *[0-9]*\.?[0-9]+ *([kKmMgGtTpPeE][iI]?)?([bB]|[bB][iI][tT])? *$"
 
 

@@ -11,10 +11,11 @@ from splitfed.errors import RunError, SplitfedError
 from splitfed.model.optim import pick_device
 from splitfed.reports.live.log import recorded
 from splitfed.reports.live.notebook import Notebook, in_notebook
-from splitfed.run.folder import attempt, check_resumable, create
+from splitfed.run.folder import attempt, check_resumable, create, store
 from splitfed.run.ledger import Totals, totals_by_round
 from splitfed.run.metrics import Metrics, read_metrics
 from splitfed.run.observer import Observer
+from splitfed.run.origin import continued, pinned
 from splitfed.run.summary import Summary
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Inline, Ray
@@ -41,11 +42,13 @@ class Result:
 def simulate(
     scenario: Scenario | str | Path | None = None, *, runs: str | Path = "runs",
     resume: str | Path | None = None, observers: Sequence[Observer] | None = None,
+    data: str | Path | None = None, weights: str | Path | None = None,
 ) -> Result:  # fmt: skip
     """Run a scenario (an object, a file, or the name of one that ships with the package) and return its result.
 
     A new folder is made under `runs`; `resume` names an interrupted run's folder to go on with instead, under that
-    run's own scenario. Observers see the run as it goes. Where none are named, a notebook shows its progress in the
+    run's own scenario; its data and its file of weights may lie elsewhere by then, at `data` and `weights`, if they are
+    the same. Observers see the run as it goes. Where none are named, a notebook shows its progress in the
     cell, and elsewhere nothing is printed; with `()` nothing is shown anywhere. Raises a SplitfedError for mistakes of
     the user's, and KeyboardInterrupt after an orderly stop.
     """
@@ -59,13 +62,26 @@ def simulate(
         raise RunError("nothing to simulate: name a scenario, or a run to resume")
     if isinstance(scenario.engine, Deployment):
         raise RunError("engine: deployment has clients on other machines: use splitfed serve")
-    folder = create(scenario, Path(runs)) if resume is None else Path(resume)
+    scenario, folder = _started(scenario, Path(runs), None if resume is None else Path(resume), data, weights)
     try:
         return _run(scenario, folder.resolve(), tuple(observers))
     except SplitfedError:
         if resume is None and not (folder / "checkpoints").exists():
             shutil.rmtree(folder, ignore_errors=True)  # a mistake in data, weights or device: nothing ran
         raise
+
+
+def _started(
+    scenario: Scenario, runs: Path, resume: Path | None, data: str | Path | None, weights: str | Path | None
+) -> tuple[Scenario, Path]:
+    """Return what a run starts from or goes on with, and its folder, where the scenario then lies."""
+    places = None if data is None else str(data), None if weights is None else str(weights)
+    if resume is None:
+        scenario = pinned(scenario, *places)
+        return scenario, create(scenario, runs)
+    scenario = continued(scenario, resume, *places)
+    store(scenario, resume)
+    return scenario, resume
 
 
 def _run(scenario: Scenario, folder: Path, observers: tuple[Observer, ...]) -> Result:

@@ -13,10 +13,12 @@ from splitfed.engines.deployment.tls import ServerFiles, check_host, read_server
 from splitfed.engines.runtime import Runtime, lent
 from splitfed.errors import RunError, SplitfedError
 from splitfed.model.optim import pick_device
-from splitfed.run.folder import attempt, check_resumable, create
+from splitfed.run.folder import attempt, check_resumable, create, store
 from splitfed.run.observer import Observer
+from splitfed.run.origin import continued, pinned
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Remote
+from splitfed.scenario.places import for_clients
 from splitfed.scenario.rules import broken
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -34,13 +36,14 @@ def serve(
     scenario: Scenario | None, *, host: str = "127.0.0.1", port: int = PORT, split_port: int = SPLIT_PORT,
     tls: Path | None = None, insecure: bool = False, clients: int | None = None, enough: int | None = None,
     runs: Path = Path("runs"), resume: Path | None = None, observers: tuple[Observer, ...] = (),
-    record: Record = _nothing,
+    record: Record = _nothing, data: str | None = None, weights: str | None = None,
 ) -> Path:  # fmt: skip
     """Run a scenario with clients that join at `host`, and return the run's folder.
 
     Flower's messages take `port`, mini-batches `split_port`, which stays closed where none cross. `tls` is the folder
     that `splitfed certs` made; without it everything is plain text, which must be wanted (`insecure`) anywhere but on
     this machine. The run begins when `enough` clients are there (None: all); `clients` replaces the scenario's number.
+    `data` and `weights` are where the data of a run and its file of weights lie by now, to go on with the same.
     `observers` see all of it, and those that `record` makes of the run folder see the run.
     Raises a SplitfedError for the user's mistakes, and KeyboardInterrupt after an orderly stop.
     """
@@ -63,7 +66,12 @@ def serve(
     else:
         raise RunError("nothing to serve: name a scenario, or a run to resume")
     _check_clients(scenario, files, enough)
-    folder = resume or create(scenario, runs)
+    if resume is None:
+        scenario = pinned(scenario, data, weights)
+        folder = create(scenario, runs)
+    else:
+        scenario, folder = continued(scenario, resume, data, weights), resume
+        store(scenario, folder)
     try:
         training = scenario.training
         sides = {"client": training.client, "server": training.server}
@@ -125,9 +133,8 @@ def _serve(
     command = superlink_command(
         host, port, secret_file=secret_file, database=private / "state.db", tls=tls, ca=ca
     )  # fmt: skip
-    text = (folder / "scenario.yaml").read_text()
-    # Clients are told the run's name, not where its folder lies on this machine.
-    app_bundle = bundle({"scenario": text, "run": folder.name})
+    # Clients are told names, not where its folder and its files lie on this machine.
+    app_bundle = bundle({"scenario": for_clients(scenario).to_yaml(), "run": folder.name})
     inside = f"127.0.0.1:{port}" if host in ("0.0.0.0", "::", "localhost") else f"{_bracketed(host)}:{port}"
     with Child("SuperLink", command, private / "superlink.log", private / "home") as child:
         wait_until_healthy(f"{'https' if ca else 'http'}://{inside}", child, ca)
@@ -145,7 +152,7 @@ def _serve(
                 folder, f"{_bracketed(host)}:{port}", split_port if splits else None, scenario.federation.clients
             )
         with lent(runtime):
-            config = {"scenario": text, "run": str(folder)}
+            config = {"scenario": scenario.to_yaml(), "run": str(folder)}
             run_server_app(app, address=inside, ca=ca, secret=secret, run_id=run_id, run_config=config)
 
 

@@ -1,17 +1,21 @@
 """The images of a scenario: which data set, how it is divided, and what each client and the server get of it."""
 
+import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from splitfed.data.images import Images
-from splitfed.data.loading import open_stored
 from splitfed.data.partitions.base import Column
-from splitfed.data.settings import DataConfig
-from splitfed.data.sources import Source, open_digits
+from splitfed.data.settings import DataConfig, Fingerprint
+from splitfed.data.sources import fingerprint
+from splitfed.data.sources.base import Source
+from splitfed.data.sources.checking import refusal, undecodable
+from splitfed.data.sources.opening import Opened, open_sources
 from splitfed.data.stratify import spread
 from splitfed.errors import DataError
 from splitfed.seeds import Key
@@ -20,39 +24,68 @@ from splitfed.seeds import Key
 @dataclass(frozen=True, slots=True)
 class FederatedData:
     """What a run works on: three sets of images, the rows of `train` that each client holds, and the class names; where
-    each client holds what belongs to one value of a column (`natural_id`), these values."""
+    each client holds what belongs to one value of a column (`natural_id`), these values. `bad` images are left out, as
+    `on_bad: skip` says; `notes` are what else a user should know of the data, in words."""
 
     train: Images
     validation: Images
     test: Images
     partitions: list[Tensor]
     classes: list[str]
-    owners: list[str] | None = None
+    owners: list[str] | None
+    fingerprint: Fingerprint
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def bad(self) -> int:
+        """How many images are left out, as they cannot be decoded or have no label."""
+        return self.fingerprint.bad
+
+    def check(self, training: bool = True) -> None:
+        """Decode all images that a run uses, those to train on only if `training`. Raises `DataError` with all that
+        cannot be decoded."""
+        looked_at = [*([self.train] if training else []), self.validation, self.test]
+        if wrong := [error for images in looked_at for error in images.undecodable().values()]:
+            raise refusal(wrong)
 
 
 def load(config: DataConfig, image_size: int, clients: int, key: Key) -> FederatedData:
     """Load, divide and deal the data: the same arguments give the same images to the same clients.
 
     Images are decoded when they are first used, to `[3, image_size, image_size]`. The last two results are kept, so
-    that all who ask in one process share one copy; safe to call from threads. Raises `DataError`.
+    that all who ask in one process share one copy, until `forget`; safe to call from threads. Raises `DataError`, also
+    for data that are not those of the config's fingerprint.
     """
-    wanted = (config, image_size, clients, key)
+    # Paths may be relative, and the fingerprint says only what must be there.
+    wanted = (os.getcwd(), config.model_copy(update={"fingerprint": None}), image_size, clients, key)
     with _lock:
         if wanted not in _loaded:
-            _loaded[wanted] = _load(*wanted)
+            _loaded[wanted] = _load(config, image_size, clients, key)
             while len(_loaded) > 2:
                 _loaded.popitem(last=False)
         _loaded.move_to_end(wanted)
-        return _loaded[wanted]
+        data = _loaded[wanted]
+    _check_same(config, data.fingerprint)
+    return data
+
+
+def forget() -> None:
+    """Read the data anew when they are next asked for: files may have changed since."""
+    with _lock:
+        _loaded.clear()
 
 
 _lock = threading.Lock()
-_loaded: OrderedDict[tuple[DataConfig, int, int, Key], FederatedData] = OrderedDict()
+_loaded: OrderedDict[tuple[str, DataConfig, int, int, Key], FederatedData] = OrderedDict()
 
 
 def _load(config: DataConfig, image_size: int, clients: int, key: Key) -> FederatedData:
-    train, test, classes = open_digits() if config.path == "digits" else open_stored(config)
-    _check_expected(config, train, test, classes)
+    opened = open_sources(config)
+    _check_expected(config, opened)
+    mark = fingerprint.take(opened.train, opened.test, opened.classes)
+    _check_same(config, mark)  # before rows that another data set had wrong are left out of this one
+    mark = _with_bad_rows(config, opened, mark)
+    train, test = _without(opened.train, mark.bad_train), _without(opened.test, mark.bad_test)
     counts = config.counts(len(train), len(test))
     order = spread(train.labels, key.at("validation"))
     stop = counts.validation + counts.train
@@ -68,7 +101,42 @@ def _load(config: DataConfig, image_size: int, clients: int, key: Key) -> Federa
     column = _column(config, train, rows)
     partitions = config.partition.split(in_training.labels, clients, key.at("partition"), column)
     owners = [str(value) for value in column.known] if column and config.partition.kind == "natural_id" else None
-    return FederatedData(in_training, held_out, in_test, partitions, classes, owners)
+    notes = [*opened.notes, *_limits(config, counts.train, counts.test)]
+    return FederatedData(in_training, held_out, in_test, partitions, opened.classes, owners, mark, notes)
+
+
+def _with_bad_rows(config: DataConfig, opened: Opened, mark: Fingerprint) -> Fingerprint:
+    """Note the rows that `on_bad: skip` leaves out: as a run has them already, or all images are looked at."""
+    if config.on_bad == "refuse":
+        return mark
+    known = config.fingerprint
+    if known is not None:
+        return mark.model_copy(update={"bad_train": known.bad_train, "bad_test": known.bad_test})
+    bad = [tuple(_bad_rows(source)) for source in (opened.train, opened.test)]
+    return mark.model_copy(update={"bad_train": bad[0], "bad_test": bad[1]})
+
+
+def _bad_rows(source: Source) -> list[int]:
+    unlabelled = (source.labels < 0).nonzero().flatten().tolist()
+    return sorted({*unlabelled, *undecodable(len(source), source.image)})
+
+
+def _without(source: Source, rows: tuple[int, ...]) -> Source:
+    if not rows:
+        return source
+    kept = torch.ones(len(source), dtype=torch.bool)
+    kept[list(rows)] = False
+    return source.of(kept.nonzero().flatten())
+
+
+def _limits(config: DataConfig, train: int, test: int) -> list[str]:
+    """Tell of limits beyond what there is."""
+    asked = ((config.limit, train, "limit", "to train on"), (config.test_limit, test, "test_limit", "to test on"))
+    return [
+        f"data.{name}: {limit:,} are asked for, {there:,} images {what} are there"
+        for limit, there, name, what in asked
+        if limit is not None and limit > there
+    ]
 
 
 def _column(config: DataConfig, train: Source, rows: Tensor) -> Column | None:
@@ -84,10 +152,18 @@ def _column(config: DataConfig, train: Source, rows: Tensor) -> Column | None:
     return Column(name, train.column[rows.numpy()], np.unique(train.column))
 
 
-def _check_expected(config: DataConfig, train: Source, test: Source, classes: list[str]) -> None:
+def _check_same(config: DataConfig, found: Fingerprint) -> None:
+    if config.fingerprint is not None and (difference := fingerprint.differences(found, config.fingerprint)):
+        raise DataError(
+            f"data.path: {config.path} holds other data than the run began with: {difference}; name the place of the "
+            "run's own data with --data, or start a new run"
+        )
+
+
+def _check_expected(config: DataConfig, opened: Opened) -> None:
     if config.expect is None:
         return
-    found = {"classes": len(classes), "train": len(train), "test": len(test)}
+    found = {"classes": len(opened.classes), "train": len(opened.train), "test": len(opened.test)}
     wrong = [f"{found[name]} {name}" for name, value in config.expect if found[name] != value]
     if wrong:
         raise DataError(

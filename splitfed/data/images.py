@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from splitfed.data.sources import Source
+from splitfed.data.sources.base import InMemory, Source, Undecodable
+from splitfed.data.sources.checking import undecodable
 
 
 class Images:
@@ -56,6 +57,15 @@ class Images:
             self._store[missing] = self._decode(missing)
             self._kept[missing] = True
         return self._store.index_select(0, rows)  # many times faster than by brackets
+
+    def undecodable(self) -> dict[int, Undecodable]:
+        """Decode every image, into memory where they are kept, and return what is wrong with those that cannot be, by
+        row of the source."""
+        if isinstance(self._source, InMemory):
+            return {}
+        rows = self._rows.tolist()
+        found = undecodable(len(self), lambda row: self.pixels(torch.tensor([row])))
+        return {rows[row]: error for row, error in found.items()}
 
     def _decode(self, rows: Tensor) -> Tensor:
         out = torch.empty(len(rows), 3, self.image_size, self.image_size, dtype=torch.uint8)

@@ -4,12 +4,14 @@ that a scenario is read without torch."""
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from splitfed.config import Bytes, Config
+from splitfed.config import Bytes, Config, as_tuple
 from splitfed.data.partitions.union import Iid, PartitionConfig
 from splitfed.errors import DataError
 
+Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+Rows = Annotated[tuple[NonNegativeInt, ...], BeforeValidator(as_tuple)]
 Augment = Literal["none", "flip", "paper"]
 
 
@@ -22,6 +24,31 @@ class Expected(Config):
     """Images of the training split."""
     test: PositiveInt
     """Images of the test split."""
+
+
+class Fingerprint(Config):
+    """What a data set is, wherever it lies: written into the scenario of a run when it starts, which goes on with these
+    data alone, as do its clients."""
+
+    train: NonNegativeInt
+    """Images of the training split, before any limit."""
+    test: NonNegativeInt
+    """Images of the test split, before any limit."""
+    classes: Names
+    """Names of the classes."""
+    labels: str
+    """Hash of all labels, in order."""
+    images: str
+    """Hash of a sample of the images, as they are stored."""
+    bad_train: Rows = ()
+    """Rows of the training split that `on_bad: skip` leaves out."""
+    bad_test: Rows = ()
+    """Rows of the test split that `on_bad: skip` leaves out."""
+
+    @property
+    def bad(self) -> int:
+        """How many images are left out."""
+        return len(self.bad_train) + len(self.bad_test)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +69,15 @@ class DataConfig(Config):
     """
 
     path: str = Field(min_length=1)
-    """What `datasets.load_dataset` takes: a name on the Hugging Face Hub, a folder or a file; or `digits`, the 1,797
-    real 8x8 images that scikit-learn brings, a fifth of them for testing, which need none of the keys up to
+    """A folder or a table on this machine, taken as it is written, or else a name on the Hugging Face Hub; or `digits`,
+    the 1,797 real 8x8 images that scikit-learn brings, a fifth of them for testing, which need none of the keys up to
     `test_split`."""
     name: str | None = None
     """Configuration of the data set on the Hub; null is its default."""
     image_column: str = "image"
     """Column of the images."""
     label_column: str = "label"
-    """Column of the labels."""
+    """Column of the labels: integers, with or without names, or strings. An empty one and a negative one are none."""
     train_split: str = "train"
     """Split to train on; it may be a slice, such as `train[:80%]`."""
     test_split: str | Annotated[float, Field(gt=0, lt=1)] = "test"
@@ -68,6 +95,12 @@ class DataConfig(Config):
     augment: Augment = "none"
     """Random changes to training images: `flip` mirrors them, `paper` does as for DeiT in the ADC paper (arXiv
     2509.15058, section IV)."""
+    white: float | None = Field(None, gt=0)
+    """The value that is white in grey images of more than 8 bits, such as 4095 for 12 bits in files of 16, or 1.0 in
+    floating-point ones; 0 is black. Null is 65535, and images that this would leave all but black are refused."""
+    on_bad: Literal["refuse", "skip"] = "refuse"
+    """What becomes of images that cannot be decoded or have no label: with `refuse` a run ends before its first round,
+    and all of them are named; with `skip` it goes without them, and tells how many they are."""
     partition: PartitionConfig = Iid()
     """How the training images are dealt to the clients."""
     cache: Bytes | None = 1 << 30
@@ -75,6 +108,8 @@ class DataConfig(Config):
     again each time."""
     expect: Expected | None = None
     """What the data set must hold, or it is refused; null takes whatever it holds."""
+    fingerprint: Fingerprint | None = None
+    """What a run's data set is: splitfed writes it into the run's own scenario, and refuses to go on with another."""
 
     def counts(self, train: int, test: int) -> Counts:
         """Return what is used of a data set with so many images; `DataError` where none would be left to train on."""

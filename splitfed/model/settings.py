@@ -21,6 +21,9 @@ class ModelConfig(Config):
     """Whether it starts from the weights that timm has for the name; else they are drawn from the seed."""
     weights: str | None = None
     """Local file of weights to start from, which implies pretrained; null is timm's own, or none."""
+    fingerprint: str | None = None
+    """SHA-256 of the file `weights`: splitfed writes it into a run's own scenario, and refuses to go on with another
+    file."""
     cut: int = Field(ge=1)
     """Blocks of the front, which the clients hold, before the first cut. With `fl` it only tells which weights are
     counted as the front's."""

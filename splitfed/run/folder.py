@@ -13,8 +13,10 @@ from pathlib import Path
 
 from splitfed.compression.plugins import packages
 from splitfed.errors import RunError
+from splitfed.files import replace_with
 from splitfed.run.summary import NAME as SUMMARY
 from splitfed.scenario import Scenario
+from splitfed.scenario.places import same_experiment
 
 _PACKAGES = ("splitfed", "torch", "torchvision", "timm", "flwr", "numpy", "zstandard", "datasets", "flwr-datasets")
 
@@ -37,6 +39,18 @@ def create(scenario: Scenario, root: Path) -> Path:
     raise RunError(f"{root}: a thousand runs of {scenario.name} in one second")
 
 
+def store(scenario: Scenario, folder: Path) -> None:
+    """Write the scenario that a run goes on with in the place of the one that it had. Raises RunError."""
+    text, path = scenario.to_yaml(), folder / "scenario.yaml"
+    if text == path.read_text(encoding="utf-8"):
+        return
+    try:
+        with locked(folder), replace_with(path) as scratch:
+            scratch.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror})") from None
+
+
 def stored_scenario(folder: Path) -> Scenario:
     """Read the scenario of a run. Raises RunError where this is no run folder."""
     path = folder / "scenario.yaml"
@@ -49,7 +63,7 @@ def check_resumable(folder: Path, scenario: Scenario | None) -> Scenario:
     """Return the scenario that a resumed run goes on with: its own. Raises RunError for a different one, and for a run
     that is complete."""
     stored = stored_scenario(folder)
-    if scenario is not None and scenario.to_yaml() != stored.to_yaml():
+    if scenario is not None and not same_experiment(scenario, stored):
         raise RunError(
             f"{folder}: was started with a different scenario; resume it without naming one, or start a new run"
         )

@@ -26,7 +26,8 @@ class Summary:
     others both planes; `total_bytes` contains `bytes_wasted`, and `factor` divides what would have been sent
     uncompressed by what was. `raw_bytes` is the uncompressed size of the cut. `stopped` is `rounds` or `budget`. `lost`
     counts clients that were sampled and not taken, over all rounds; `simulated_seconds` is None where nothing tells
-    them. The last four are what clients found after the last round, None where they were not asked. Fields with a
+    them. The four of clients are what these found after the last round, None where they were not asked;
+    `images_left_out` counts those that `data.on_bad: skip` passes over. Fields with a
     default may be missing in a file, as in those of earlier versions."""
 
     scenario: str
@@ -53,6 +54,7 @@ class Summary:
     worst_client: float | None = None
     median_client: float | None = None
     best_client: float | None = None
+    images_left_out: int = 0
 
     @classmethod
     def of(
@@ -69,6 +71,7 @@ class Summary:
             cut_factor=_factor(totals.cut.raw, totals.cut.sent), factor=_factor(totals.total.raw, total),
             seconds=seconds, stopped="rounds" if rounds == federation.rounds else "budget",
             reducer=scenario.compression.reducer.kind, mode=federation.mode, lost=sum(row.lost for row in rows),
+            images_left_out=mark.bad if (mark := scenario.data.fingerprint) else 0,
             **{name: getattr(last, name, None) for name in _LAST},
         )  # fmt: skip
 

@@ -12,9 +12,9 @@ from splitfed.compression.reducers.trained.autoencoder import Ae, Kept, write
 from splitfed.data.batches import Batch, batches
 from splitfed.data.dataset import load
 from splitfed.data.images import Images
-from splitfed.data.loading import open_unlabelled
 from splitfed.data.settings import DataConfig
-from splitfed.data.sources import Source, open_digits
+from splitfed.data.sources.base import Source, open_digits
+from splitfed.data.sources.opening import open_unlabelled
 from splitfed.errors import DataError, RunError
 from splitfed.model.build import Front, build, pixel_stats, split
 from splitfed.model.forward import autocast

@@ -90,7 +90,7 @@ def test_a_client_with_images_of_its_own(hospital, tmp_path):
     assert identify(**node)["num-examples"] == 20
     told = {"classes": [f"digit {name}" for name in CLASSES]}
     assert problem(DIGITS, told, **node).startswith(
-        f"{hospital}/3: class '3' is not among the scenario's classes ('digi"
+        f"{hospital}: class '3' is not among the classes ('digit 0', 'digit 1', "
     )
     assert "the server has told none" in problem(DIGITS, {"classes": []}, **node)
     assert problem(splitfed_data=str(tmp_path / "none"), splitfed_states=node["splitfed_states"]) == (

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from splitfed.config import Config
+from splitfed.config import Config, as_tuple
 from splitfed.data.partitions.base import Column, in_order, require
 from splitfed.errors import DataError
 from splitfed.seeds import Key
@@ -13,10 +13,6 @@ from splitfed.seeds import Key
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import IdToSizeFncPartitioner
     from torch import Tensor
-
-
-def as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # what is in a data set's key must be hashable
 
 
 Sizes = Annotated[tuple[PositiveInt, ...], BeforeValidator(as_tuple), Field(min_length=1)]

@@ -9,9 +9,11 @@ from splitfed.reports.study.groups import flat
 from splitfed.reports.sweep.plan import Point
 from splitfed.run.folder import stored_scenario
 from splitfed.run.metrics import read_metrics
+from splitfed.run.origin import same_data
 from splitfed.run.summary import NAME
 from splitfed.scenario import Scenario
 from splitfed.scenario.document import shown
+from splitfed.scenario.places import placeless, same_experiment
 
 
 class State(StrEnum):
@@ -30,10 +32,10 @@ def state(folder: Path, point: Point) -> State:
         stored = stored_scenario(folder)
     except SplitfedError as error:
         raise RunError(str(error)) from error
-    if stored.to_yaml() != point.scenario.to_yaml():
+    if not same_experiment(point.scenario, stored) and not _moved(point.scenario, stored):
+        differences = _differences(placeless(stored, stored), placeless(point.scenario, stored))
         raise RunError(
-            f"{folder}: was run with other settings ({_differences(stored, point.scenario)}): "
-            "give the point another label, or remove the folder"
+            f"{folder}: was run with other settings ({differences}): give the point another label, or remove the folder"
         )
     return State.DONE if (folder / NAME).exists() else State.OPEN
 
@@ -56,6 +58,12 @@ def rounds_done(folder: Path) -> int:
     except (OSError, RunError):
         return 0
     return rows[-1].round if rows else 0
+
+
+def _moved(scenario: Scenario, stored: Scenario) -> bool:
+    """Tell whether only the place of the data differs, and they are the same."""
+    there = scenario.data.model_copy(update={"path": stored.data.path})
+    return same_experiment(scenario.model_copy(update={"data": there}), stored) and same_data(scenario, stored)
 
 
 def _differences(there: Scenario, here: Scenario) -> str:

@@ -18,6 +18,7 @@ from splitfed.scenario.document import Document, read, shown
 from splitfed.scenario.document import Path as Keys
 from splitfed.scenario.engine import Deployment, Inline
 from splitfed.scenario.overrides import Change
+from splitfed.scenario.places import resolved
 from splitfed.scenario.problems import note
 
 Changes = dict[str, Any]
@@ -25,7 +26,8 @@ Seeds = Annotated[list[NonNegativeInt], Field(min_length=1)]
 
 
 class SweepFile(Config):
-    """What a sweep varies."""
+    """What a sweep varies. Paths of data and of weights are meant from the sweep's own folder, where something lies
+    there, or else from the current one."""
 
     scenario: str
     """Path of a scenario, from the sweep's own folder, or the name of one that ships."""
@@ -106,7 +108,8 @@ class _Reader:
 
     def __init__(self, document: Document, file: SweepFile, source: Path, overrides: list[str]) -> None:
         self.document, self.file, self.overrides = document, file, overrides
-        near = source.parent / file.scenario
+        self.folder = source.parent
+        near = self.folder / file.scenario
         path = near.suffix in (".yaml", ".yml") or near.is_file()
         self.scenario = os.path.normpath(near) if path else file.scenario
         self.common = self._changes(("set",), file.set)
@@ -124,7 +127,7 @@ class _Reader:
                 named = [Change(f"name={json.dumps(label)}", place), Change(f"seed={seed}", place)]
                 try:
                     scenario = Scenario.load(self.scenario, [*self.common, *changes, *named, *self.overrides])
-                    found.append(Point(label, seed, _threads(scenario)))
+                    found.append(Point(label, seed, resolved(_threads(scenario), self.folder)))
                 except ScenarioError as error:
                     problems += error.problems
         if problems:

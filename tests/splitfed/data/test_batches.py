@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from splitfed.data.augment import draw_seeds, flip, paper
 from splitfed.data.batches import batches, count_batches
 from splitfed.data.images import Images
-from splitfed.data.sources import InMemory
+from splitfed.data.sources.base import InMemory
 from splitfed.errors import DataError
 from splitfed.seeds import Key
 

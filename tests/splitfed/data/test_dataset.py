@@ -120,8 +120,8 @@ def test_one_process_loads_once_whatever_the_thread(monkeypatch):
     import splitfed.data.dataset
 
     calls = []
-    real = splitfed.data.dataset.open_digits
-    monkeypatch.setattr(splitfed.data.dataset, "open_digits", lambda: calls.append(1) or real())
+    real = splitfed.data.dataset.open_sources
+    monkeypatch.setattr(splitfed.data.dataset, "open_sources", lambda config: calls.append(1) or real(config))
     found = []
     threads = [
         threading.Thread(target=lambda: found.append(load(digits(limit=321), 8, 3, Key(9)))) for _ in range(4)
@@ -197,39 +197,43 @@ def test_wrong_columns_are_named_with_those_there_are(small):
     found = refusal(path=path, label_column="fine_label")
     assert found == f"data.label_column: no column 'fine_label' in {path}; it has image, label"
     found = refusal(path=path, image_column="label")
-    assert found == f"data.image_column: column 'label' of {path} holds no images; it has image, label"
+    assert found == f"data.image_column: column 'label' of {path}, split 'train' holds no images; it has image, label"
     found = refusal(path=path, label_column="image")
-    assert found.startswith(f"data.label_column: column 'image' of {path} holds Image; labels are integers or strings")
+    assert found.startswith(
+        f"data.label_column: column 'image' of {path}, split 'train' holds Image; labels are integers or strings"
+    )
 
 
 def test_labels_that_cannot_be_used(tmp_path):
     folder = write(tmp_path / "float", "train", [0.5] * 10, datasets.Value("float32"))
     write(folder, "test", [0.5], datasets.Value("float32"))
-    assert "holds float32; labels are integers or strings" in refusal(path=str(folder))
+    assert "holds float; labels are integers or strings" in refusal(path=str(folder))
     folder = write(tmp_path / "empty", "train", [0] * 10)
     write(folder, "test", [None])
-    assert "holds empty values" in refusal(path=str(folder))
+    found = refusal(path=str(folder))
+    assert found.startswith(f"data.label_column: 1 of 1 images in {folder}, split 'test' have no label (empty or ")
     named = datasets.ClassLabel(names=["a", "b"])
     folder = write(tmp_path / "hidden", "train", [0, 1] * 10, named)
     write(folder, "test", [-1], named)
-    assert "split 'test', holds labels outside its 2 classes, as unlabelled images have" in refusal(path=str(folder))
+    assert "1 of 1 images in" in refusal(path=str(folder))
+    write(folder, "test", [2], datasets.Value("int64"))
+    assert "labels that are numbers, '2', and the classes have names, 'a', 'b'" in refusal(path=str(folder))
 
 
 def test_wrong_splits_and_names(small):
     path = str(small)
     found = refusal(path=path, train_split="training")
-    assert found.startswith(f"data.train_split: {path}, split 'training', cannot be loaded: Unknown split")
-    assert "'train'" in found
+    assert found == f"data.train_split: {path} has no split 'training'; it has test, train"
     assert refusal(path=path, test_split="validation").startswith("data.test_split: ")
     assert refusal(path=path, train_split="train[:80%").startswith("data.train_split: ")
     assert "name another split, or slices such as" in refusal(path=path, test_split="train")
-    assert refusal(path=path, name="fine").startswith(f"data.name: {path}, split 'train', cannot be loaded: ")
+    assert refusal(path=path, name="fine").startswith(f"data.name: 'fine' is no folder in {path}")
 
 
 def test_a_path_that_leads_nowhere(tmp_path, monkeypatch):
     missing = str(tmp_path / "missing")
     found = refusal(path=missing)
-    assert found.startswith(f"data.path: nothing to load at '{missing}' (")
+    assert found.startswith(f"data.path: nothing to load at '{missing}', no such folder or file")
     assert found.endswith("; give a folder or file of images, a name on the Hub, or 'digits'")
 
     def unreachable(*arguments, **options):
@@ -333,7 +337,7 @@ def test_columns_that_tell_no_clients_apart(written):
     columns = "it has image, label, writer, age, place, note, box"
     assert found("author") == f"data.partition.partition_by: no column 'author' in {written}; {columns}"
     assert found("note").startswith(
-        f"data.partition.partition_by: column 'note' of {written} holds empty values; it must"
+        f"data.partition.partition_by: column 'note' of {written}, split 'train' holds empty values; it must"
     )
     assert "holds List; it must hold a number or a string for each image" in found("box")
     assert "column 'image'" in found("image")

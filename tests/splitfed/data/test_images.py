@@ -10,7 +10,9 @@ from PIL import Image
 
 from splitfed.data.batches import batches
 from splitfed.data.images import Images, fit
-from splitfed.data.sources import InMemory, Stored, to_rgb
+from splitfed.data.sources.base import InMemory, Stored
+from splitfed.data.sources.decode import to_rgb
+from splitfed.data.sources.tables import Cells
 from splitfed.errors import DataError
 from splitfed.seeds import Key
 
@@ -19,7 +21,7 @@ def stored(files: list[bytes]) -> Stored:
     rows = {"image": [{"bytes": file, "path": None} for file in files]}
     features = datasets.Features({"image": datasets.Image(decode=False)})
     dataset = datasets.Dataset.from_dict(rows, features=features)
-    return Stored(dataset, "image", torch.arange(len(files)), "photos, split 'train',")
+    return Stored(Cells([("photos.parquet", dataset)], "image"), torch.arange(len(files)), torch.arange(len(files)))
 
 
 def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:
@@ -94,8 +96,8 @@ def test_a_corrupt_image_is_named_by_its_row(file, reason):
     with pytest.raises(DataError) as caught:
         images.pixels(torch.tensor([0, 1]))
     message = str(caught.value)
-    assert message.startswith("data.image_column: row 2 of photos, split 'train', holds no image that can be decoded")
-    assert message.endswith("repair or remove it")
+    assert message.startswith("row 2 of photos.parquet: is no image that can be decoded")
+    assert message.endswith("repair or remove it, or leave all such out with data.on_bad: skip")
     assert reason in message
     assert "\n" not in message
 

@@ -14,9 +14,9 @@ from places import SHARED
 
 from splitfed.data.dataset import load
 from splitfed.data.images import Images
-from splitfed.data.loading import open_training
 from splitfed.data.own import own_images
 from splitfed.data.settings import DataConfig
+from splitfed.data.sources.opening import open_labelled
 from splitfed.errors import DataError
 from splitfed.seeds import Key
 
@@ -111,8 +111,8 @@ def test_a_class_that_the_scenario_does_not_know(place):
     picture(place / "ants" / "1.png")
     picture(place / "zebras" / "1.png")
     assert refusal(place) == (
-        f"{place}/zebras: class 'zebras' is not among the scenario's classes ('ants', 'bees', 'wasps'); rename it, or "
-        "remove its images"
+        f"{place}: class 'zebras' is not among the classes ('ants', 'bees', 'wasps'); here are 'ants', 'zebras'; "
+        "rename it, or remove its images"
     )
     (place / "zebras").rename(place / "Bees")
     assert refusal(place).endswith("; did you mean 'bees'?")
@@ -186,7 +186,7 @@ def test_a_stored_data_set_is_matched_by_name(place):
     stored(place, "test", [2], datasets.ClassLabel(names=["wasps", "ants", "cats"]))
     assert first(own(place)) == {0: [0, 20], 2: [10]}
     assert first(own(place / "train.parquet")) == {0: [0, 20], 2: [10]}
-    assert refusal(place / "test.parquet").startswith(f"{place}/test.parquet: class 'cats' is not among the scenario's")
+    assert refusal(place / "test.parquet").startswith(f"{place}/test.parquet: class 'cats' is not among the classes")
 
 
 def test_a_stored_data_set_with_names_as_texts(place):
@@ -194,12 +194,14 @@ def test_a_stored_data_set_with_names_as_texts(place):
     assert first(own(place)) == {2: [0, 20], 1: [10]}
 
 
-def test_labels_without_names_are_the_scenarios_numbers(place):
+def test_labels_without_names_say_nothing_of_classes_with_names(place):
     stored(place, "train", [2, 0])
-    assert first(own(place)) == {2: [0], 0: [10]}
-    for wrong in (3, -1):
-        stored(place, "train", [0, wrong])
-        assert f"has label {wrong} in column 'kind', where labels are from 0 to 2" in refusal(place)
+    assert refusal(place) == (
+        f"{place} has labels that are numbers, '0', '2', and the classes have names, 'ants', 'bees', 'wasps', so that "
+        "nothing tells which is which; write names into the column"
+    )
+    stored(place, "train", [0, -1])
+    assert refusal(place, ["0", "1"]) == f"{place}: 1 of 2 images have no label; remove them"
 
 
 def test_labels_without_names_where_the_scenarios_have_none_either(place):
@@ -207,17 +209,20 @@ def test_labels_without_names_where_the_scenarios_have_none_either(place):
     stored(place, "train", [100, 3])
     assert first(own(place, ["3", "7", "100"])) == {2: [0], 0: [10]}
     stored(place, "train", [0, 3])
-    assert "class '0' is not among the scenario's classes ('3', '7', '100')" in refusal(place, ["3", "7", "100"])
+    assert "class '0' is not among the classes ('3', '7', '100')" in refusal(place, ["3", "7", "100"])
+
+
+TEXT = datasets.Value("string")
 
 
 def test_a_stored_data_set_of_other_splits_or_columns(place):
-    stored(place, "validation", [0])
+    stored(place, "validation", ["ants"], TEXT)
     assert first(own(place)) == {0: [0]}  # the only one there is
-    stored(place, "test", [0, 1])
-    assert "has no 'train'; it has " in refusal(place)
-    stored(place, "train", [0], columns=("image", "label"))
+    stored(place, "test", ["ants"], TEXT)
+    assert "has no split 'train'; it has test, validation" in refusal(place)
+    stored(place, "train", ["ants"], TEXT, columns=("image", "label"))
     other = place.with_name("other")
-    stored(other, "train", [0], columns=("image", "label"))
+    stored(other, "train", ["ants"], TEXT, columns=("image", "label"))
     assert refusal(other) == f"data.image_column: no column 'img' in {other}; it has image, label"
 
 
@@ -237,10 +242,11 @@ def test_photos_are_the_same_from_a_folder_as_from_a_scenario(place):
     config = DataConfig(path=str(path))
     stored_ones = own_images(str(path), config, 32, ["bees", "ants"])
     assert stored_ones.labels.bincount().tolist() == [121, 123]
-    classes, (source, _) = load(config, 32, 1, Key(0)).classes, open_training(config)
+    classes, (source, labels) = load(config, 32, 1, Key(0)).classes, open_labelled(config)
+    source.labels = labels.tensor()
     scenario = Images(source, torch.tensor([0, 1, len(source) - 1]), 32)
     for row, label in ((0, 0), (1, 0), (len(source) - 1, 1)):
-        assert int(source.labels[row]) == label
+        assert int(labels.numbers[row]) == label
         (place / classes[label]).mkdir(exist_ok=True)
         source.image(row).save(place / classes[label] / f"{row}.png")
     images = own_images(str(place), config, 32, classes)

@@ -16,7 +16,7 @@ from splitfed.cli import main as cli
 from splitfed.compression.reducers.adc import Adc
 from splitfed.compression.reducers.base import Plan, View
 from splitfed.compression.reducers.registry import ReducerConfig
-from splitfed.errors import RunError
+from splitfed.errors import DataError, RunError
 from splitfed.reports.explanation.explain import Explanation
 from splitfed.reports.explanation.picture import dimmed, draw, layout, png
 from splitfed.reports.explanation.tensorboard import show_in_tensorboard
@@ -286,5 +286,7 @@ def test_data_of_other_classes_are_refused(run: Path, tmp_path: Path) -> None:
             folder.mkdir(parents=True)
             for number in range(4):
                 Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
-    with pytest.raises(RunError, match=r"was trained on 10 classes, and data.path: \S+ has 2"):
+    with pytest.raises(DataError, match=r"holds other data than the run began with: it has 8 training images, not 1"):
         explain(run, overrides=[f"data.path={tmp_path}"])
+    with pytest.raises(RunError, match=r"was trained on 10 classes, and data.path: \S+ has 2"):
+        explain(run, overrides=[f"data.path={tmp_path}", "data.fingerprint=null"])
