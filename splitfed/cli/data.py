@@ -15,6 +15,7 @@ def data(
     seed: Annotated[int | None, typer.Option(help="Another seed than the scenario's.")] = None,
     clients: Annotated[int, typer.Option(min=0, help="How many clients the table shows, the first ones.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Draw this picture: *.png, *.pdf or *.svg.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Decode every image, and name all that cannot be.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write a row for each client to this file.")] = None,
 ) -> None:
     """Show what a run would train on: which client holds how many images of which class."""
@@ -28,7 +29,7 @@ def data(
 
         check_path(out)
     changes = [*(set_ or []), *([f"seed={seed}"] if seed is not None else [])]
-    found = splitfed.describe(splitfed.Scenario.load(scenario, changes))
+    found = splitfed.describe(splitfed.Scenario.load(scenario, changes), check=check)
     print("\n".join(head(found)), end="\n\n")
     more = len(found.held) - clients
     notes = [f"and {more:,} more; --csv FILE writes all"] if more > 0 and csv is None else []

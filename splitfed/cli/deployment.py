@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from splitfed.cli.options import Overrides
+from splitfed.cli.options import DataPlace, Overrides, WeightsPlace, check_moved
 from splitfed.errors import SplitfedError
 
 
@@ -54,6 +54,8 @@ def serve(
     ] = None,
     runs: Annotated[Path, typer.Option(help="The folder in which the run's own folder is made.")] = Path("runs"),
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run, by its folder.")] = None,
+    data: DataPlace = None,
+    weights: WeightsPlace = None,
 ) -> None:
     """Run a scenario with clients on other machines, who 'splitfed join'."""
     import splitfed
@@ -72,10 +74,12 @@ def serve(
         raise SplitfedError(
             "--resume goes on with the run's own scenario: leave out --set, --seed, --device and --clients"
         )
+    check_moved(resume, data, weights)
     loaded = splitfed.Scenario.load(scenario, changes) if scenario is not None else None
     serve(
         loaded, host=host, port=port, split_port=split_port, tls=tls, insecure=insecure, clients=clients,
         enough=start_with, runs=runs, resume=resume, observers=(Console(),), record=recorded,
+        data=data, weights=weights,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from splitfed.cli.options import Overrides
+from splitfed.cli.options import DataPlace, Overrides, WeightsPlace, moved
 from splitfed.errors import SplitfedError
 
 
@@ -29,6 +29,8 @@ def explain(
         int | None, typer.Option(help="After which round, of those with a checkpoint.", show_default="the newest")
     ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Show it among the images of the run's TensorBoard too.")] = True,
+    data: DataPlace = None,
+    weights: WeightsPlace = None,
     set_: Overrides = None,
 ) -> None:
     """Show which tokens a run's reducer keeps and which samples it merges, on real images."""
@@ -42,7 +44,9 @@ def explain(
         from splitfed.reports.study.plots import check_path
 
         check_path(out)
-    found = splitfed.explain(run, round=round, split=split.value, client=client or 0, overrides=set_)
+    found = splitfed.explain(
+        run, round=round, split=split.value, client=client or 0, overrides=[*moved(data, weights), *(set_ or [])]
+    )
     written = []
     if out is not None or tensorboard:
         from splitfed.reports.explanation.picture import draw, png, save

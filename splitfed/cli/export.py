@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from splitfed.cli.options import Overrides
+from splitfed.cli.options import DataPlace, Overrides, WeightsPlace, moved
 from splitfed.errors import SplitfedError
 
 
@@ -24,12 +24,14 @@ def export(
         int | None, typer.Option(help="After which round, of those with a checkpoint.", show_default="the newest")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    data: DataPlace = None,
+    weights: WeightsPlace = None,
     set_: Overrides = None,
 ) -> None:
     """Write a run's model, front and back, as a checkpoint that timm loads, with a model card beside it."""
     import splitfed
 
-    made = splitfed.export(run, out, round=round, overrides=set_, force=force)
+    made = splitfed.export(run, out, round=round, overrides=[*moved(data, weights), *(set_ or [])], force=force)
     print(f"{made.weights}: after round {made.round}, SHA-256 {made.sha256}")
     print(f"{made.card}: its card")
     if made.halves is not None:

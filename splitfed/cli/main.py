@@ -13,7 +13,7 @@ from splitfed.cli.data import data
 from splitfed.cli.deployment import certs, join, serve
 from splitfed.cli.explain import explain
 from splitfed.cli.export import export, schema
-from splitfed.cli.options import SCENARIO, Overrides, ScenarioName
+from splitfed.cli.options import SCENARIO, DataPlace, Overrides, ScenarioName, WeightsPlace, check_moved
 from splitfed.cli.study import compare, list_, sweep
 from splitfed.engines.allocator import keep_freed_memory
 from splitfed.errors import SplitfedError
@@ -62,6 +62,8 @@ def simulate(
     ] = None,
     runs: Annotated[Path, typer.Option(help="The folder in which the run's own folder is made.")] = Path("runs"),
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run, by its folder.")] = None,
+    data: DataPlace = None,
+    weights: WeightsPlace = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show bytes, memory and time of a round; train nothing.")
     ] = False,
@@ -81,6 +83,7 @@ def simulate(
         raise SplitfedError(
             "--resume goes on with the run's own scenario: leave out --set, --seed, --device, --engine and --dry-run"
         )
+    check_moved(resume, data, weights)
     if scenario is None and resume is None:
         raise SplitfedError("name a scenario, for instance: splitfed simulate digits")
     loaded = splitfed.Scenario.load(scenario, changes) if scenario is not None else None
@@ -88,7 +91,7 @@ def simulate(
         assert loaded is not None
         print(estimate_text(splitfed.estimate(loaded)))
         return
-    splitfed.simulate(loaded, runs=runs, resume=resume, observers=(Console(),))
+    splitfed.simulate(loaded, runs=runs, resume=resume, observers=(Console(),), data=data, weights=weights)
 
 
 @app.command(epilog=SCENARIO)

@@ -69,6 +69,17 @@ def load(config: DataConfig, image_size: int, clients: int, key: Key) -> Federat
     return data
 
 
+def check_all(config: DataConfig) -> None:
+    """Decode every image of a data set, also those that a run would not use. Raises `DataError` with all that cannot
+    be decoded, unless they are to be left out."""
+    opened = open_sources(config)
+    wrong = [
+        error for source in (opened.train, opened.test) for error in undecodable(len(source), source.image).values()
+    ]
+    if wrong and config.on_bad == "refuse":
+        raise refusal(wrong)
+
+
 def forget() -> None:
     """Read the data anew when they are next asked for: files may have changed since."""
     with _lock:

@@ -1,21 +1,21 @@
 """What a run of a scenario trains on: how many images of which class each client holds, before anything runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from splitfed.data.dataset import load
+from splitfed.data.dataset import check_all, forget
 from splitfed.data.settings import Counts
+from splitfed.run.origin import load_data
 from splitfed.scenario import Scenario
-from splitfed.seeds import Key
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
     """The data of a scenario: images of each split, class names, and how many training images of each class each
     client holds, `held` (int64 `[clients, classes]`), of the `trained` (`[classes]`) that there are. `owners` names the
-    clients where a column of the data set does."""
+    clients where a column of the data set does; `notes` say what else a user should know of it."""
 
     scenario: Scenario
     counts: Counts
@@ -23,6 +23,7 @@ class Description:
     held: Tensor
     trained: Tensor
     owners: list[str] | None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def images(self) -> Tensor:
@@ -47,12 +48,18 @@ class Description:
         return int(self.trained.sum() - self.held.sum())
 
 
-def describe(scenario: Scenario) -> Description:
-    """Load, divide and deal the data as a run would; nothing is trained, and no image decoded. Raises SplitfedError."""
+def describe(scenario: Scenario, *, check: bool = False) -> Description:
+    """Load, divide and deal the data as a run would; nothing is trained, and no image decoded unless `check`: then all
+    of the data set are. Raises SplitfedError, with all images that cannot be decoded."""
     clients = scenario.federation.clients
-    data = load(scenario.data, scenario.model.image_size, clients, Key(scenario.seed).at("data"))
+    forget()
+    if check:
+        check_all(scenario.data)
+    data = load_data(scenario)
     count = len(data.classes)
     cells = torch.cat([data.train.labels[rows] + client * count for client, rows in enumerate(data.partitions)])
     held = cells.bincount(minlength=clients * count).view(clients, count)
     counts = Counts(len(data.train), len(data.validation), len(data.test))
-    return Description(scenario, counts, data.classes, held, data.train.labels.bincount(minlength=count), data.owners)
+    trained = data.train.labels.bincount(minlength=count)
+    notes = [f"{data.bad:,} images are left out: they cannot be decoded, or have no label"] if data.bad else []
+    return Description(scenario, counts, data.classes, held, trained, data.owners, [*notes, *data.notes])

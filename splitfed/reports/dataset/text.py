@@ -43,7 +43,7 @@ def head(one: Description) -> list[str]:
         )
     if one.left_out:
         lines.append(f"left out     {one.left_out:,} training images go to no client")
-    return lines
+    return lines + [f"note         {note}" for note in one.notes]
 
 
 def table(one: Description, most: int = 20) -> Table:

@@ -13,6 +13,7 @@ from PIL import Image
 from splitfed import describe, estimate, simulate
 from splitfed.cli import main as cli
 from splitfed.data.dataset import load
+from splitfed.errors import DataError
 from splitfed.reports.dataset.describe import Description
 from splitfed.reports.dataset.picture import draw
 from splitfed.reports.dataset.text import csv as to_csv
@@ -171,3 +172,31 @@ def test_a_folder_for_each_class_without_a_test_split(tmp_path):
     ]
     assert sorted(parts[0] + parts[1] + parts[2]) == sorted([*range(20), *range(100, 120)])
     assert sorted(parts[2]) == sorted(other.test.pixels(torch.arange(10))[:, 0, 0, 0].tolist())
+
+
+def test_every_image_is_looked_at_where_that_is_asked_for(tmp_path, capsys, monkeypatch):
+    import datasets
+    from PIL import Image
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for part in ("train", "test"):
+        for kind in ("ants", "bees"):
+            (tmp_path / "d" / part / kind).mkdir(parents=True)
+            for number in range(8):
+                Image.new("RGB", (8, 8)).save(tmp_path / "d" / part / kind / f"{number}.png")
+    broken = [tmp_path / "d" / part / "ants" / "3.png" for part in ("train", "test")]
+    for path in broken:
+        path.write_bytes(b"no image")
+    (tmp_path / "d" / "train" / "bees" / "notes.txt").write_text("")
+    plan = small(f"data.path={tmp_path}/d", "data.limit=10", "data.test_limit=2")
+    assert describe(plan).notes == ["passed over, as they are no images: 1 .txt"]
+    with pytest.raises(DataError) as caught:
+        describe(plan, check=True)
+    assert str(caught.value).startswith("data.path: 2 images cannot be decoded; ")
+    assert all(f"\n  {path}: cannot identify image file" in str(caught.value) for path in broken)
+    left_out = describe(small(f"data.path={tmp_path}/d", "data.on_bad=skip", "data.limit=50", "data.test_limit=2"))
+    assert left_out.notes == [
+        "2 images are left out: they cannot be decoded, or have no label",
+        "passed over, as they are no images: 1 .txt",
+        "data.limit: 50 are asked for, 13 images to train on are there",
+    ]
