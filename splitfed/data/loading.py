@@ -12,6 +12,7 @@ import torch
 from splitfed.data.sources import Stored, first_line
 from splitfed.data.stratify import spread
 from splitfed.errors import DataError
+from splitfed.model.hub import patient_only_online
 from splitfed.seeds import Key
 
 if TYPE_CHECKING:
@@ -118,7 +119,10 @@ def _load(config: "DataConfig", split: str | None, key: str) -> Any:
         with _bars_on_terminals_only():
             if reader is not None:
                 return datasets.load_dataset(reader, config.name, data_files=str(path), split=split)
-            return datasets.load_dataset(str(path) if path.exists() else config.path, config.name, split=split)
+            if path.exists():
+                return datasets.load_dataset(str(path), config.name, split=split)
+            with patient_only_online():
+                return datasets.load_dataset(config.path, config.name, split=split)
     except FileNotFoundError as error:
         raise DataError(
             f"data.path: nothing to load at '{config.path}' ({first_line(error)}); give a folder or file of images, a "

@@ -3,7 +3,7 @@
 from torch import nn
 
 from splitfed.errors import ModelError
-from splitfed.model.build import build, check_buildable
+from splitfed.model.build import build
 from splitfed.model.parts import Front, Parts, split, split_twice
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
@@ -39,13 +39,3 @@ def check_fits(scenario: Scenario, front: Front) -> None:
     reducer = scenario.compression.reducer
     if problem := reducer.misfit(scenario.model, front.geometry(scenario.training.batch_size, 2)):
         raise ModelError(f"compression.reducer ({reducer.kind}): {problem}")
-
-
-def check_model(scenario: Scenario) -> Front:
-    """Check a scenario's model and its reducer without weights or data, and return the model's front. Raises ModelError
-    with the reason where a run could not begin."""
-    front = check_buildable(scenario.model, scenario.tail)
-    if problem := scenario.model.adapter.misfit(front):
-        raise ModelError(f"model.adapter: {problem}")
-    check_fits(scenario, front)
-    return front

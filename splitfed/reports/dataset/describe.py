@@ -7,6 +7,7 @@ from torch import Tensor
 
 from splitfed.data.dataset import load
 from splitfed.data.settings import Counts
+from splitfed.run.waiting import waiting
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 
@@ -50,7 +51,8 @@ class Description:
 def describe(scenario: Scenario) -> Description:
     """Load, divide and deal the data as a run would; nothing is trained, and no image decoded. Raises SplitfedError."""
     clients = scenario.federation.clients
-    data = load(scenario.data, scenario.model.image_size, clients, Key(scenario.seed).at("data"))
+    with waiting("loading the data"):
+        data = load(scenario.data, scenario.model.image_size, clients, Key(scenario.seed).at("data"))
     count = len(data.classes)
     cells = torch.cat([data.train.labels[rows] + client * count for client, rows in enumerate(data.partitions)])
     held = cells.bincount(minlength=clients * count).view(clients, count)

@@ -41,6 +41,10 @@ def head(one: Description) -> list[str]:
         lines.append(
             f"empty        {empty:,} {'client' if empty == 1 else 'clients'} without images, never drawn to train"
         )
+    data = one.scenario.data
+    for name, limit, there in (("limit", data.limit, counts.train), ("test_limit", data.test_limit, counts.test)):
+        if limit is not None and limit > there:
+            lines.append(f"{name:<12} {limit:,} is more than there are, {there:,}")
     if one.left_out:
         lines.append(f"left out     {one.left_out:,} training images go to no client")
     return lines
