@@ -69,7 +69,7 @@ def simulate(
 ) -> None:
     """Run a scenario with all its clients on this machine."""
     import splitfed
-    from splitfed.split.mistakes import BEFORE_A_RUN
+    from splitfed.split.mistakes import BEFORE_A_RUN, out_of_reach
 
     changes = [
         *([f"engine.kind={engine}"] if engine else []),  # first: what is set in it is meant for this kind
@@ -88,6 +88,12 @@ def simulate(
         from splitfed.reports.costs.text import text as estimate_text
 
         assert loaded is not None
+        if away := out_of_reach(loaded):
+            print(
+                f"{' and '.join(away)}: on the Hugging Face Hub, which does not answer: a run needs them in its cache, "
+                "or as local files (data.path, model.weights)",
+                file=sys.stderr,
+            )
         print(estimate_text(splitfed.estimate(loaded)))
         return
     from splitfed.reports.live.console import Console

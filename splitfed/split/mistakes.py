@@ -7,6 +7,7 @@ Heavy imports are made when a rule runs, so that a file that cannot be read is t
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splitfed.data.settings import DataConfig
@@ -91,6 +92,17 @@ def of_the_data(scenario: Scenario) -> Found:
                     load(scenario.data, size, clients, key.at("data"))
             except DataError as error:
                 yield told(error, "data")
+
+
+def out_of_reach(scenario: Scenario) -> list[str]:
+    """Return the keys that name what is on the Hugging Face Hub, where that does not answer: a run would find there
+    what its cache holds, and no more."""
+    from splitfed.model.hub import reachable
+
+    path, model = scenario.data.path, scenario.model
+    keys = [] if path == "digits" or "*" in path or Path(path).expanduser().exists() else ["data.path"]
+    keys += ["model.pretrained"] if model.pretrained and model.weights is None else []
+    return keys if keys and not reachable() else []
 
 
 def told(error: SplitfedError, section: str) -> tuple[str, str]:
