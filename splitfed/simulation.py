@@ -20,6 +20,7 @@ from splitfed.run.waiting import waiting
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Inline, Ray
 from splitfed.scenario.sections import Federation
+from splitfed.split.assembly import check_model
 from splitfed.split.mistakes import BEFORE_A_RUN
 
 
@@ -59,6 +60,8 @@ def simulate(
         scenario = check_resumable(Path(resume), scenario)
     elif scenario is None:
         raise RunError("nothing to simulate: name a scenario, or a run to resume")
+    else:
+        check_model(scenario)
     if isinstance(scenario.engine, Deployment):
         raise RunError("engine: deployment has clients on other machines: use splitfed serve")
     folder = create(scenario, Path(runs)) if resume is None else Path(resume)

@@ -4,6 +4,7 @@ from torch import nn
 
 from splitfed.errors import ModelError
 from splitfed.model.build import build
+from splitfed.model.mistakes import blank, mistakes
 from splitfed.model.parts import Front, Parts, split, split_twice
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
@@ -39,3 +40,14 @@ def check_fits(scenario: Scenario, front: Front) -> None:
     reducer = scenario.compression.reducer
     if problem := reducer.misfit(scenario.model, front.geometry(scenario.training.batch_size, 2)):
         raise ModelError(f"compression.reducer ({reducer.kind}): {problem}")
+
+
+def check_model(scenario: Scenario) -> None:
+    """Check a scenario's model and its reducer without weights or data. Raises ModelError, with the key and the reason,
+    where a run could not begin."""
+    for key, why in mistakes(scenario.model, scenario.tail):
+        raise ModelError(f"{key}: {why}")
+    front = Front(blank(scenario.model), scenario.model.cut)
+    if problem := scenario.model.adapter.misfit(front):
+        raise ModelError(f"model.adapter: {problem}")
+    check_fits(scenario, front)
