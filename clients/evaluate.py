@@ -27,7 +27,8 @@ def evaluate_held_out(
     mean loss, accuracy, and the number of images.
 
     Nothing of the client's training changes. Raises WireError where it holds out none, or the server's replies are not
-    what was asked for, and CodecError for numbers that cannot be sent.
+    what was asked for, Diverged for a loss or activations that are not finite, and CodecError for what else cannot be
+    sent.
     """
     scenario, rows = worker.scenario, worker.holding.held_out(client)
     if not len(rows):
@@ -46,6 +47,7 @@ def evaluate_held_out(
                 step += 1
                 here = Batch(batch.images.to(worker.device), batch.labels.to(worker.device))
                 made, sent, received = _one(worker, cut, stream, here, Place(round, client, step))
+                made.check(f"the evaluation of {Place(round, client, step)}")
                 found.append(made)
                 up, down = up + sent, down + received
             if stream is not None:

@@ -11,7 +11,7 @@ from splitfed.model.forward import autocast, draws, keyed_rng
 from splitfed.scenario.sections import Federation
 from splitfed.seeds import Key
 from splitfed.split.client_part import ClientPart
-from splitfed.split.cut import Cut
+from splitfed.split.cut import Cut, check_finite
 from splitfed.wire.channel import Stream
 from splitfed.wire.frame import Frame, Packed, Place
 
@@ -26,10 +26,11 @@ class WholeStep:
     def __call__(
         self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
     ) -> tuple[float, int, int]:
-        """Return the loss, and that no bytes went up or down."""
+        """Return the loss, and that no bytes went up or down. Raises Diverged for a loss that is not finite."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
             logits = self.part.beside(self.part.front(images))
             loss = nn.functional.cross_entropy(logits, labels)
+        check_finite("the loss", loss, place, ("client",))
         loss.backward()
         return float(loss.detach()), 0, 0
 
@@ -46,7 +47,8 @@ class SplitStep:
         self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
     ) -> tuple[float, int, int]:
         """Exchange one mini-batch; return the loss and the bytes up and down. Raises WireError where the server's reply
-        is not what was asked for, and CodecError for numbers that cannot be sent."""
+        is not what was asked for, Diverged for numbers that are not finite any more, and CodecError for what else
+        cannot be sent."""
         assert stream is not None
         smashed, _, packed = self._smashed(images, labels, key, place)
         reply = stream.exchange(packed.buffer)
@@ -57,6 +59,7 @@ class SplitStep:
         """Return the smashed tensor, its targets, and the frame that carries them."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
             activations = self.part.front(images)
+        check_finite("an activation at the cut", activations, place)  # before a reducer looks at them
         attention = self.attention.read if self.attention else None
         plan, targets = self.cut.plan(activations, labels, key.at("plan"), attention, self.part.front.encoder)
         smashed = plan.reduce(activations)
@@ -85,6 +88,7 @@ class PrivateStep(SplitStep):
         features = self.cut.unpack_features(down, len(targets)).requires_grad_()
         with keyed_rng(key.at("tail"), self.device, self.draws), autocast(self.precision, self.device):
             loss = nn.functional.cross_entropy(self.part.beside(features), targets)
+        check_finite("the loss", loss, place)
         loss.backward()
         assert features.grad is not None
         answer = self.cut.pack_backward(features.grad, key.at("rounding"), place)

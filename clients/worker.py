@@ -82,8 +82,8 @@ class Worker:
         the round's first joins the loss that is minimised, not the one that is reported. In a simulation the client may
         have to vanish after so many mini-batches: it leaves without a word, keeps nothing, and None is returned.
 
-        Raises WireError where the server's replies are not what was asked for, and CodecError for numbers that cannot
-        be sent.
+        Raises WireError where the server's replies are not what was asked for, Diverged for numbers that are not finite
+        any more, and CodecError for what else cannot be sent.
         """
         training, federation = self.scenario.training, self.scenario.federation
         self.load(weights, states, client)

@@ -17,6 +17,7 @@ from splitfed.run.folder import stored_scenario
 from splitfed.run.ledger import Ledger
 from splitfed.run.observer import Observers
 from splitfed.run.recovery import recover
+from splitfed.run.waiting import waiting
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Remote
 from splitfed.seeds import Key
@@ -57,13 +58,15 @@ def main(grid: Grid, context: Context) -> None:
 def _run(scenario: Scenario, folder: Path, grid: Grid, lent: Runtime) -> None:
     federation, key = scenario.federation, Key(scenario.seed)
     strategy = Aggregation(federation.strategy)
-    data = load(scenario.data, scenario.model.image_size, federation.clients, key.at("data"))
+    with waiting("loading the data"):
+        data = load(scenario.data, scenario.model.image_size, federation.clients, key.at("data"))
     checkpoints = Checkpoints(folder, scenario.checkpoints.keep)
     recovered = recover(folder, checkpoints)
     observer, ledger = Observers(lent.observers), recovered.ledger
     progress = StepProgress(observer)
 
-    model = Model(scenario, data)
+    with waiting("building the model and loading its weights"):
+        model = Model(scenario, data)
     exchanges = _exchanges(scenario, model, key.at("front_weights"))
     wire_grid = WireGrid(grid, exchanges, ledger, key.at("front_weights"))
     split: SplitServer | Unsplit = Unsplit(progress.step)

@@ -4,6 +4,7 @@ The same loop serves every engine: which grid carries the messages, and what lis
 outside.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from logging import getLogger
 
@@ -11,7 +12,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from splitfed.engines.runtime import Runtime
-from splitfed.errors import RunError
+from splitfed.errors import Diverged, RunError
 from splitfed.run.client_scores import Standing
 from splitfed.run.metrics import Metrics
 from splitfed.scenario import Scenario
@@ -129,6 +130,8 @@ class Rounds:
         standing = Standing.of(scores)
         validated = round % self.scenario.training.evaluate_every == 0 or not self._goes_on(round)
         eval_loss, eval_accuracy = self.model.validate() if validated else (None, None)
+        if eval_loss is not None and not math.isfinite(eval_loss):
+            raise Diverged(f"round {round}", "the loss on the validation images")
         simulated = self.records.simulated_seconds + seconds if self.attendance.timed else None
         self.records.close_round(
             lambda finished: Metrics(

@@ -1,5 +1,7 @@
 """Every error that splitfed raises on purpose; the command line prints its text and exits with code 2."""
 
+from collections.abc import Sequence
+
 
 class SplitfedError(Exception):
     """Base of all errors of this package; its text is written for the user."""
@@ -23,6 +25,15 @@ class DataError(SplitfedError):
 
 class CodecError(SplitfedError):
     """A tensor that a codec cannot carry: NaN, infinity, or a value outside its range."""
+
+
+class Diverged(SplitfedError):
+    """Training that diverges: `what` is not finite any more `where` (round, client, step), and which sides' learning
+    rates are to be lowered."""
+
+    def __init__(self, where: str, what: str, sides: Sequence[str] = ("client", "server")) -> None:
+        keys = " or ".join(f"training.{side}.optimiser.lr" for side in sides)
+        super().__init__(f"{where}: the training diverges, {what} is NaN or infinite: lower {keys}")
 
 
 class WireError(SplitfedError):

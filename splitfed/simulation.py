@@ -17,9 +17,12 @@ from splitfed.run.metrics import Metrics, read_metrics
 from splitfed.run.observer import Observer
 from splitfed.run.origin import continued, pinned
 from splitfed.run.summary import Summary
+from splitfed.run.waiting import waiting
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Inline, Ray
 from splitfed.scenario.sections import Federation
+from splitfed.split.assembly import check_model
+from splitfed.split.mistakes import BEFORE_A_RUN
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +58,13 @@ def simulate(
     if observers is None:
         observers = (Notebook(),) if in_notebook() else ()
     if isinstance(scenario, (str, Path)):
-        scenario = Scenario.load(str(scenario))
+        scenario = Scenario.load(scenario, also=BEFORE_A_RUN)
     if resume is not None:
         scenario = check_resumable(Path(resume), scenario)
     elif scenario is None:
         raise RunError("nothing to simulate: name a scenario, or a run to resume")
+    else:
+        check_model(scenario)
     if isinstance(scenario.engine, Deployment):
         raise RunError("engine: deployment has clients on other machines: use splitfed serve")
     scenario, folder = _started(scenario, Path(runs), None if resume is None else Path(resume), data, weights)
@@ -86,9 +91,10 @@ def _started(
 
 def _run(scenario: Scenario, folder: Path, observers: tuple[Observer, ...]) -> Result:
     # The two apps are named here alone: no other module of this package knows both ends.
-    from splitfed.clients.app import app as client_app
-    from splitfed.engines.inline import UserConfig, run_inline
-    from splitfed.server.app import app as server_app
+    with waiting("loading Flower"):
+        from splitfed.clients.app import app as client_app
+        from splitfed.engines.inline import UserConfig, run_inline
+        from splitfed.server.app import app as server_app
 
     engine, clients = scenario.engine, scenario.federation.clients
     logging.getLogger("flwr").setLevel(logging.ERROR)  # its progress lines would interleave with ours
@@ -99,7 +105,8 @@ def _run(scenario: Scenario, folder: Path, observers: tuple[Observer, ...]) -> R
     config: UserConfig = {"scenario": (folder / "scenario.yaml").read_text(), "run": str(folder)}
     with attempt(scenario, folder, devices), recorded(folder) as own, lent(Runtime((*observers, *own))):
         if isinstance(engine, Ray):
-            from splitfed.engines.ray.engine import run_ray
+            with waiting("loading Ray"):
+                from splitfed.engines.ray.engine import run_ray
 
             run_ray(server_app, client_app, clients, config, engine, _together(scenario.federation))
         else:

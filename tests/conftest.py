@@ -24,6 +24,9 @@ for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE"):
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+import splitfed.run.waiting  # noqa: E402
+
+splitfed.run.waiting.PATIENCE = 3600.0  # what a slow machine says on top is nothing that a test waits for
 torch.set_num_threads(1)
 
 

@@ -37,7 +37,8 @@ class FloatCodec(Codec):
             return Packet(INTEGER_TAG, "int64", shape, to_buffer(_as(tensor, torch.int64)), 64)
         dtype = float_dtype(tensor)
         if tensor.numel() and not bounds_fit(tensor.detach(), self.stored, tensor.dtype):
-            raise CodecError(f"the tensor holds NaN, infinity or a value beyond the range of {self.tag} or {dtype}")
+            ranges = " or ".join(dict.fromkeys((self.tag, dtype)))
+            raise CodecError(f"the tensor holds NaN, infinity or a value beyond the range of {ranges}")
         return Packet(self.tag, dtype, shape, to_buffer(_as(tensor, self.stored)), 8 * self.stored.itemsize)
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from splitfed.errors import Diverged
 from splitfed.model.forward import autocast, keyed_rng
 from splitfed.seeds import Key
 from splitfed.server.back.pools import Trainer
@@ -33,7 +34,8 @@ class Passes:
         own mean loss with respect to what was sent, and that loss.
 
         What is minimised is the mean loss of all images: sum_i (n_i / N) CE_i, with n_i the images of mini-batch i and
-        N those of all. The gradient of its own loss is that of this sum times N / n_i.
+        N those of all. The gradient of its own loss is that of this sum times N / n_i. Raises Diverged, and updates
+        nothing, where a loss is not finite.
         """
         examples = [batch.examples for batch in batches]
         with self._train_turns:
@@ -43,6 +45,9 @@ class Passes:
                     nn.functional.cross_entropy(found, batch.targets)
                     for found, batch in zip(logits, batches, strict=True)
                 ]
+            for loss, batch in zip(losses, batches, strict=True):
+                if not bool(loss.detach().isfinite()):  # before it becomes the back's, which all may share
+                    raise Diverged(str(batch.frame.place), "the loss")
             _mean(losses, examples).backward()
             trainer.update()
         gradients = [

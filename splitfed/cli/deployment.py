@@ -62,6 +62,7 @@ def serve(
     from splitfed.reports.live.console import Console
     from splitfed.reports.live.log import recorded
     from splitfed.server.deployment.serve import serve
+    from splitfed.split.mistakes import BEFORE_A_RUN
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as orderly as Ctrl-C: what systemd sends to stop
 
@@ -75,7 +76,7 @@ def serve(
             "--resume goes on with the run's own scenario: leave out --set, --seed, --device and --clients"
         )
     check_moved(resume, data, weights)
-    loaded = splitfed.Scenario.load(scenario, changes) if scenario is not None else None
+    loaded = splitfed.Scenario.load(scenario, changes, also=BEFORE_A_RUN) if scenario is not None else None
     serve(
         loaded, host=host, port=port, split_port=split_port, tls=tls, insecure=insecure, clients=clients,
         enough=start_with, runs=runs, resume=resume, observers=(Console(),), record=recorded,

@@ -34,6 +34,7 @@ def export(
     made = splitfed.export(run, out, round=round, overrides=[*moved(data, weights), *(set_ or [])], force=force)
     print(f"{made.weights}: after round {made.round}, SHA-256 {made.sha256}")
     print(f"{made.card}: its card")
+    print(f"{made.config}: its config, as timm reads it on the Hub")
     if made.halves is not None:
         print(f"{made.halves}: the reducer's own layers: timm's model is without them, and not what the run evaluated")
     print(made.create)

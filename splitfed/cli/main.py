@@ -17,6 +17,7 @@ from splitfed.cli.options import SCENARIO, DataPlace, Overrides, ScenarioName, W
 from splitfed.cli.study import compare, list_, sweep
 from splitfed.engines.allocator import keep_freed_memory
 from splitfed.errors import SplitfedError
+from splitfed.run.waiting import speak
 from splitfed.version import __version__
 
 typer.core.HAS_RICH = False  # it would put a backslash before every [default: ...] of the plain help
@@ -70,8 +71,7 @@ def simulate(
 ) -> None:
     """Run a scenario with all its clients on this machine."""
     import splitfed
-    from splitfed.reports.costs.text import text as estimate_text
-    from splitfed.reports.live.console import Console
+    from splitfed.split.mistakes import BEFORE_A_RUN, out_of_reach
 
     changes = [
         *([f"engine.kind={engine}"] if engine else []),  # first: what is set in it is meant for this kind
@@ -86,38 +86,42 @@ def simulate(
     check_moved(resume, data, weights)
     if scenario is None and resume is None:
         raise SplitfedError("name a scenario, for instance: splitfed simulate digits")
-    loaded = splitfed.Scenario.load(scenario, changes) if scenario is not None else None
+    loaded = splitfed.Scenario.load(scenario, changes, also=BEFORE_A_RUN) if scenario is not None else None
     if dry_run:
+        from splitfed.reports.costs.text import text as estimate_text
+
         assert loaded is not None
+        if away := out_of_reach(loaded):
+            print(
+                f"{' and '.join(away)}: on the Hugging Face Hub, which does not answer: a run needs them in its cache, "
+                "or as local files (data.path, model.weights)",
+                file=sys.stderr,
+            )
         print(estimate_text(splitfed.estimate(loaded)))
         return
+    from splitfed.reports.live.console import Console
+
     splitfed.simulate(loaded, runs=runs, resume=resume, observers=(Console(),), data=data, weights=weights)
 
 
 @app.command(epilog=SCENARIO)
-def validate(scenario: ScenarioName, set_: Overrides = None) -> None:
-    """Check a scenario and its model, and name every mistake; trains nothing, loads no data and no weights."""
+def validate(
+    scenario: ScenarioName,
+    set_: Overrides = None,
+    data: Annotated[
+        bool, typer.Option("--data", help="Open the data set too, and deal it to the clients; tell what it holds.")
+    ] = False,
+) -> None:
+    """Check a scenario and its model, and name every mistake; trains nothing, loads no weights, and data if asked."""
     import splitfed
-    from splitfed.errors import ModelError, RunError
-    from splitfed.federation.own_strategy import OwnStrategy
+    from splitfed.split.mistakes import BEFORE_A_RUN, of_the_data
 
-    loaded = splitfed.Scenario.load(scenario, set_ or [])
-
-    # What needs torch and timm comes after all that does not.
-    from splitfed.model.attention import check_readable
-    from splitfed.split.assembly import check_model
-
-    strategy = loaded.federation.strategy
-    loaded.federation.availability.check(loaded.federation.clients)
-    try:
-        if isinstance(strategy, OwnStrategy):
-            strategy.load()
-        front = check_model(loaded)
-        if loaded.compression.reducer.build().needs_attention:
-            check_readable(front)
-    except (ModelError, RunError) as error:
-        raise type(error)(f"{scenario}: {error}") from error
+    loaded = splitfed.Scenario.load(scenario, set_ or [], also=(*BEFORE_A_RUN, *((of_the_data,) if data else ())))
     print(f"{scenario}: valid ({loaded.name}: {loaded.model.name} cut after block {loaded.model.cut})")
+    if data:
+        from splitfed.reports.dataset.text import head
+
+        print("\n".join(head(splitfed.describe(loaded))))
 
 
 app.command(
@@ -146,7 +150,8 @@ def main() -> None:
     keep_freed_memory()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs of a broken stream, our own lines say
     try:
-        app(standalone_mode=True)
+        with speak(lambda line: print(line, file=sys.stderr, flush=True)):
+            app(standalone_mode=True)
     except SplitfedError as error:
         if _debug:
             raise

@@ -1,7 +1,5 @@
 """Vision Transformers of timm: which one a scenario trains, and from which weights; `splitfed.model.parts` cuts it."""
 
-import difflib
-from pathlib import Path
 from typing import Any
 
 import splitfed.model._torchvision  # noqa: F401  before timm, which imports torchvision
@@ -14,6 +12,8 @@ from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer, init_weights_vit_timm
 
 from splitfed.errors import ModelError
+from splitfed.model.hub import patient_only_online, reachable
+from splitfed.model.mistakes import mistakes, unknown
 from splitfed.model.parts import Back as Back
 from splitfed.model.parts import Front as Front
 from splitfed.model.parts import check as check
@@ -31,17 +31,16 @@ def build(config: ModelConfig, classes: int, *, pretrained: bool | None = None, 
     """
     if pretrained is None:
         pretrained = config.pretrained or config.weights is not None
-    _known(config.name)
-    if pretrained:
-        _weights_file(config)
+    if config.weights is not None and not pretrained:
+        config = config.model_copy(update={"weights": None, "pretrained": False})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(key.integer())
         try:
             vit = _load(config) if pretrained else _create(config, classes)
         except Exception as error:  # timm, torch, safetensors and the hub raise all sorts of things
-            source = f" with the weights of {config.weights or 'the hub'}" if pretrained else ""
-            hint = "" if config.weights or not pretrained else "; model.weights takes a local file instead"
-            raise ModelError(f"{config.name} cannot be built{source}: {_short(error)}{hint}") from error
+            for mistake, why in mistakes(config):
+                raise ModelError(f"{mistake}: {why}") from error
+            raise ModelError(_unloadable(config, error) if pretrained else _short(error)) from error
         check(vit, config.cut)
         if vit.num_classes != classes:
             torch.default_generator.manual_seed(key.at("head").integer())
@@ -60,19 +59,27 @@ def _load(config: ModelConfig) -> Any:
     # that is missing. So the model is built with the head of its weights, and gets its own head afterwards.
     if config.weights is None:
         known = timm.get_pretrained_cfg(config.name)
-        return _create(config, known.num_classes if known else 1000, pretrained=True)
+        with patient_only_online():
+            return _create(config, known.num_classes if known else 1000, pretrained=True)
     head = load_state_dict(config.weights).get("head.weight")
     classes = 0 if head is None else len(head)
     overlay = {"file": config.weights, "num_classes": classes, "custom_load": False}
     return _create(config, classes, pretrained=True, pretrained_cfg_overlay=overlay)
 
 
-def _known(name: str) -> None:
-    if timm.is_model(name):
-        return
-    vits = timm.list_models(module="vision_transformer") + timm.list_models(module="deit")
-    close = difflib.get_close_matches(name, vits, n=3)
-    raise ModelError(f"timm has no model {name!r}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
+def _unloadable(config: ModelConfig, error: Exception) -> str:
+    """Return why weights cannot be loaded, with the key to change."""
+    if config.weights is not None:
+        return f"model.weights: {config.weights} is not of {config.name} as it is set here: {_short(error)}"
+    if not reachable():
+        return (
+            f"model.pretrained: the weights of {config.name} are not in the Hugging Face Hub's cache on this machine, "
+            "and the Hub cannot be reached: name a local file as model.weights, or set model.pretrained to false"
+        )
+    return (
+        f"model.pretrained: the weights of {config.name} cannot be had from the Hugging Face Hub: {_short(error)}; "
+        "model.weights takes a local file instead"
+    )
 
 
 def _short(error: Exception) -> str:
@@ -80,29 +87,13 @@ def _short(error: Exception) -> str:
     return text if len(text) <= 240 else text[:237] + "..."
 
 
-def check_buildable(config: ModelConfig, tail: int | None = None) -> Front:
-    """Build and cut the model of a config as a run would, but without its weights, and return its front; with a `tail`
-    of so many blocks it is cut twice.
-
-    Raises ModelError with the reason where a run could not, also for a weights file that is not there.
-    """
-    _weights_file(config)
-    vit = build(config, 2, pretrained=False, key=Key(0))
-    check(vit, config.cut, tail)
-    return split(vit, config.cut)[0]
-
-
-def _weights_file(config: ModelConfig) -> None:
-    if config.weights is not None and not Path(config.weights).is_file():
-        raise ModelError(f"model.weights: no such file: {config.weights}")
-
-
 def pixel_stats(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std of the pixels that the model was trained on, ImageNet's where timm names none.
 
     Raises ModelError for a name that timm does not know.
     """
-    _known(config.name)
+    if (why := unknown(config.name)) is not None:
+        raise ModelError(f"model.name: {why}")
     known = timm.get_pretrained_cfg(config.name)
     if known is None:
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD

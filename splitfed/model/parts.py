@@ -5,12 +5,14 @@ Parts keep timm's names and share the model's parameters: the union of their sta
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import splitfed.model._torchvision  # noqa: F401  before timm, which imports torchvision
 
 # isort: split
 import torch
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -21,27 +23,69 @@ from splitfed.errors import ModelError
 _FRONT_PARTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "pos_drop", "patch_drop", "norm_pre")
 
 
-def check(vit: nn.Module, cut: int, tail: int | None = None) -> None:
-    """Raise ModelError, with the reason, unless `vit` can be cut after block `cut`, and with a `tail` of so many blocks
-    once more, and still be the same model."""
-    kind = type(vit)
-    if kind is not VisionTransformer:
+CANNOT_BE_CUT = "is not a Vision Transformer of timm that can be cut: 'splitfed list models' shows those that are"
+# More would be an attention of billions of pairs, and a frame of gigabytes.
+_MOST_TOKENS = 1 << 16
+
+
+def misfits(vit: nn.Module, cut: int, tail: int | None = None) -> Iterator[tuple[str, str]]:
+    """Yield why `vit` cannot be cut after block `cut`, and with a `tail` of so many blocks once more, and still be the
+    same model: the scenario's key, and the reason."""
+    if type(vit) is not VisionTransformer:
         # subclasses have forwards of their own, which the two halves would not follow
-        raise ModelError(f"{kind.__name__} cannot be split: only timm's plain VisionTransformer can")
-    assert isinstance(vit, VisionTransformer)
+        yield "model.name", f"a {type(vit).__name__} {CANNOT_BE_CUT}"
+        return
     if not vit.has_class_token:
-        raise ModelError("a model without a class token cannot be split")
+        yield "model.args.class_token", f"a model without a class token {CANNOT_BE_CUT}"
     if not isinstance(vit.patch_drop, nn.Identity):
-        raise ModelError("patch_drop_rate: a front that drops patches at random has no fixed number of tokens")
-    if not vit.global_pool:
-        raise ModelError("global_pool: a model without pooling gives no logits per image")
-    if not 1 <= cut <= len(vit.blocks):
-        raise ModelError(f"model.cut is {cut}, but the model has blocks 1 to {len(vit.blocks)}")
-    if tail is not None and cut + tail >= len(vit.blocks):
-        raise ModelError(
-            f"model.cut is {cut} and the tail has {tail} blocks, which leaves the server none of the model's "
-            f"{len(vit.blocks)}: lower model.cut or model.tail"
+        yield (
+            "model.args.patch_drop_rate",
+            "a front that drops patches at random has no fixed number of tokens: leave it out",
         )
+    if not vit.global_pool:
+        yield "model.args.global_pool", "a model without pooling gives no logits per image: 'token' and 'avg' do"
+    yield from _lost_pixels(vit)
+    blocks = len(vit.blocks)
+    if not 1 <= cut <= blocks:
+        yield "model.cut", f"is {cut}, but the model has blocks 1 to {blocks}"
+    elif tail is not None and tail >= blocks:
+        yield "model.tail", f"is {tail}, but the model has {blocks} blocks, of which front and server need one each"
+    elif tail is not None and cut + tail >= blocks:
+        end = f"{tail} {'block' if tail == 1 else 'blocks'}"
+        yield (
+            "model.cut",
+            f"is {cut} and the tail has {end}, which leaves the server none of the model's {blocks}: lower it or "
+            "model.tail",
+        )
+
+
+def _lost_pixels(vit: VisionTransformer) -> Iterator[tuple[str, str]]:
+    """Yield why the patches are not all of the image: timm passes over what is left at its right and lower edge."""
+    embed = vit.patch_embed
+    if not isinstance(embed, PatchEmbed):
+        return  # behind a network of convolutions, which takes all pixels or cannot be built
+    for size, patch in zip(embed.img_size, embed.patch_size, strict=True):
+        if size % patch or size < patch:
+            near = [str(n) for n in (size // patch * patch, -(-size // patch) * patch) if n]
+            patches = [str(n) for n in range(1, min(size, 64) + 1) if size % n == 0]
+            yield (
+                "model.args.patch_size",
+                f"images of {size} pixels cannot be divided into patches of {patch}: image_size {' or '.join(near)} "
+                f"fits, or args.patch_size {', '.join(patches)}",
+            )
+            return
+    if embed.num_patches > _MOST_TOKENS:
+        yield (
+            "model.args.patch_size",
+            f"an image of {embed.num_patches:,} patches is more than a model can take, {_MOST_TOKENS:,}: make "
+            "images smaller or patches larger",
+        )
+
+
+def check(vit: nn.Module, cut: int, tail: int | None = None) -> None:
+    """Raise ModelError, with key and reason, unless `vit` can be cut as `misfits` says."""
+    for key, why in misfits(vit, cut, tail):
+        raise ModelError(f"{key}: {why}")
 
 
 class _Part(VisionTransformer):

@@ -5,7 +5,12 @@ from pydantic import Field, field_validator
 from splitfed.config import Config
 from splitfed.model.adapters import AdapterConfig
 
-_SET_ELSEWHERE = {"img_size": "image_size", "num_classes": "the classes of the data set", "pretrained": "pretrained"}
+# Arguments of timm's that follow from something else, and from what.
+SET_ELSEWHERE = {
+    "img_size": "image_size", "num_classes": "the classes of the data set", "pretrained": "pretrained",
+    "checkpoint_path": "weights", "in_chans": "the images, which are RGB",
+}  # fmt: skip
+_MOST_PIXELS = 4096  # of a side: far above any Vision Transformer, and a slip of the pen takes no memory
 
 
 class ModelConfig(Config):
@@ -30,8 +35,8 @@ class ModelConfig(Config):
     tail: int | None = Field(None, ge=0)
     """Blocks of the end of the model that a client holds where labels are private, with the final norm and the head;
     with 0 these alone. Null is 1 there, and none where labels are shared."""
-    image_size: int = Field(ge=1)
-    """Side of the images in pixels, to which they are resized."""
+    image_size: int = Field(ge=1, le=_MOST_PIXELS)
+    """Side of the images in pixels, to which they are resized; a multiple of the model's patches."""
     args: dict[str, int | float | bool | str] = {}
     """Arguments that go to timm as they are, such as `depth` or `drop_path_rate`."""
     adapter: AdapterConfig = Field("none", validate_default=True)
@@ -42,7 +47,7 @@ class ModelConfig(Config):
     @field_validator("args")
     @classmethod
     def _not_twice(cls, args: dict[str, int | float | bool | str]) -> dict[str, int | float | bool | str]:
-        for name, instead in _SET_ELSEWHERE.items():
+        for name, instead in SET_ELSEWHERE.items():
             if name in args:
                 raise ValueError(f"{name} cannot be set here, it comes from {instead}")
         return args

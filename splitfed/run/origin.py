@@ -10,6 +10,7 @@ from pathlib import Path
 from splitfed.data.dataset import FederatedData, forget, load
 from splitfed.data.sources.fingerprint import differences
 from splitfed.errors import ModelError
+from splitfed.run.waiting import waiting
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment
 from splitfed.scenario.places import resolved, with_value
@@ -31,9 +32,11 @@ def pinned(scenario: Scenario, data: str | None = None, weights: str | None = No
         scenario = with_value(scenario, ("model", "weights"), weights)
     scenario = resolved(scenario)
     forget()
-    found = load_data(scenario)
+    with waiting("loading the data"):
+        found = load_data(scenario)
     # A deployment's clients have the images to train on, and look at them themselves.
-    found.check(training=not isinstance(scenario.engine, Deployment))
+    with waiting("looking at the images"):
+        found.check(training=not isinstance(scenario.engine, Deployment))
     scenario = with_value(scenario, ("data", "fingerprint"), found.fingerprint)
     if scenario.model.weights is None:
         return scenario

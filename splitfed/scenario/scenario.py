@@ -1,6 +1,7 @@
 """A scenario: one YAML file that says everything about an experiment, typed and checked before anything runs."""
 
 import os
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from importlib.resources import files
@@ -22,6 +23,9 @@ from splitfed.scenario.problems import note, valid_part
 from splitfed.scenario.rules import broken, broken_in_part
 from splitfed.scenario.sections import CheckpointConfig, Federation, Training
 from splitfed.scenario.yaml import write
+
+# Yields the keys that are wrong, as `section.key`, each with the reason and the way out.
+Rule = Callable[["Scenario"], Iterator[tuple[str, str]]]
 
 
 class Scenario(Config):
@@ -76,10 +80,14 @@ class Scenario(Config):
         return 1 if self.model.tail is None else self.model.tail
 
     @classmethod
-    def load(cls, path_or_name: str | os.PathLike[str], overrides: list[str] | None = None) -> Self:
+    def load(
+        cls, path_or_name: str | os.PathLike[str], overrides: list[str] | None = None, *, also: Sequence[Rule] = ()
+    ) -> Self:
         """Load a YAML file, or by its name (`digits`) one that ships with splitfed; a file that exists wins.
 
-        `overrides` are `section.key=value`, as `--set` takes them. Raises ScenarioError with every problem at once.
+        `overrides` are `section.key=value`, as `--set` takes them. `also` are rules beside those that every scenario
+        keeps, such as `splitfed.split.mistakes.of_the_model`: each is given the scenario, or what is valid of it.
+        Raises ScenarioError with every problem at once.
         """
         path = _find(os.fspath(path_or_name))
         source = _relative(path).encode("utf-8", "backslashreplace").decode()
@@ -89,17 +97,19 @@ class Scenario(Config):
             raise ScenarioError([f"{source}: not UTF-8 text: byte {e.start} is 0x{e.object[e.start]:02x}"]) from None
         except (OSError, ValueError) as e:
             raise ScenarioError([f"{source}: cannot be read: {getattr(e, 'strerror', None) or e}"]) from None
-        return cls.parse(text, source, overrides, name=path.stem)
+        return cls.parse(text, source, overrides, name=path.stem, also=also)
 
     @classmethod
     def parse(
-        cls, text: str, source: str = "<text>", overrides: list[str] | None = None, *, name: str | None = None
-    ) -> Self:
-        """Check the text of a scenario; problems start with `source:line`, and `name` is for a text without one.
+        cls, text: str, source: str = "<text>", overrides: list[str] | None = None, *, name: str | None = None,
+        also: Sequence[Rule] = (),
+    ) -> Self:  # fmt: skip
+        """Check the text of a scenario; problems start with `source:line`, and `name` is for a text without one. `also`
+        is as in `load`.
 
         Raises ScenarioError with every problem at once.
         """
-        return cls._checked(read(text, source), overrides, {"name": name} if name is not None else {})
+        return cls._checked(read(text, source), overrides, {"name": name} if name is not None else {}, also)
 
     @classmethod
     def from_dict(cls, sections: dict[str, Any], overrides: list[str] | None = None) -> Self:
@@ -110,13 +120,19 @@ class Scenario(Config):
         return cls._checked(Document(deepcopy(sections), {(): Origin(0, "scenario")}), overrides, {})
 
     @classmethod
-    def _checked(cls, document: Document, overrides: list[str] | None, given: dict[str, str]) -> Self:
+    def _checked(
+        cls, document: Document, overrides: list[str] | None, given: dict[str, str], also: Sequence[Rule] = ()
+    ) -> Self:
         override(document, overrides or [], cls)
         data = {**given, **document.data}
         try:
-            scenario = cls.model_validate(data)
+            valid = scenario = cls.model_validate(data)
         except ValidationError as e:
-            note(e, document, cls, broken_in_part(valid_part(cls, data)))
+            valid = valid_part(cls, data)
+            note(e, document, cls, broken_in_part(valid))
+        for rule in also:
+            for key, why in rule(valid):
+                document.refuse(tuple(key.split(".")), why)
         document.raise_problems()
         return scenario
 

@@ -3,7 +3,8 @@
 from torch import nn
 
 from splitfed.errors import ModelError
-from splitfed.model.build import build, check_buildable
+from splitfed.model.build import build
+from splitfed.model.mistakes import blank, mistakes
 from splitfed.model.parts import Front, Parts, split, split_twice
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
@@ -41,11 +42,12 @@ def check_fits(scenario: Scenario, front: Front) -> None:
         raise ModelError(f"compression.reducer ({reducer.kind}): {problem}")
 
 
-def check_model(scenario: Scenario) -> Front:
-    """Check a scenario's model and its reducer without weights or data, and return the model's front. Raises ModelError
-    with the reason where a run could not begin."""
-    front = check_buildable(scenario.model, scenario.tail)
+def check_model(scenario: Scenario) -> None:
+    """Check a scenario's model and its reducer without weights or data. Raises ModelError, with the key and the reason,
+    where a run could not begin."""
+    for key, why in mistakes(scenario.model, scenario.tail):
+        raise ModelError(f"{key}: {why}")
+    front = Front(blank(scenario.model), scenario.model.cut)
     if problem := scenario.model.adapter.misfit(front):
         raise ModelError(f"model.adapter: {problem}")
     check_fits(scenario, front)
-    return front

@@ -13,7 +13,7 @@ Where labels are private there is a second cut, before the tail, which the clien
     front <------ autograd <==  autograd <----- <== tail <---'
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -26,7 +26,7 @@ from splitfed.compression.expect import Expect, Expected, Geometry
 from splitfed.compression.lossless import Lossless
 from splitfed.compression.reducers.base import Plan, View
 from splitfed.compression.reducers.trained.layers import IDENTITY
-from splitfed.errors import CodecError, WireError
+from splitfed.errors import CodecError, Diverged, WireError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.split.ending import ENDING
@@ -80,14 +80,15 @@ class Cut:
         return cls(scenario.compression, geometry, device, scenario.federation.private)
 
     def encode(self, tensors: Mapping[str, Tensor], key: Key, where: str) -> dict[str, tuple[Packet, Lossless]]:
-        """Encode each tensor with the codec of its role, and give it its lossless stage. Raises CodecError, which names
-        the tensor and `where` it is, for what cannot be sent."""
+        """Encode each tensor with the codec of its role, and give it its lossless stage. Raises Diverged for what is
+        not finite, and CodecError for what else cannot be sent; both name the tensor and `where` it is."""
         packets = {}
         for name, tensor in tensors.items():
             codec, lossless = self._stages[name.split("/")[0]]
             try:
                 packets[name] = (codec.encode(tensor, key.at(name)), lossless)
             except CodecError as error:
+                check_finite(name, tensor, where)
                 raise CodecError(f"{name} at {where} cannot be sent: {error}") from error
         return packets
 
@@ -241,6 +242,12 @@ class Cut:
 
 def _blind() -> Tensor:
     raise RuntimeError("a reducer that reads attention must set needs_attention")
+
+
+def check_finite(what: str, numbers: Tensor, where: object, sides: Sequence[str] = ("client", "server")) -> None:
+    """Raise Diverged where numbers are not finite; `sides` are those whose learning rates may be the cause."""
+    if not bool(numbers.detach().isfinite().all()):
+        raise Diverged(str(where), what, sides)
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

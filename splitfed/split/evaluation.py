@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from splitfed.compression.expect import Expect, Expected, Geometry
 from splitfed.compression.reducers.base import expected_targets
-from splitfed.errors import WireError
+from splitfed.errors import Diverged, WireError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.split.cut import Cut, check_labels, most_bytes
@@ -38,6 +38,11 @@ class Evaluated:
 
     loss: float
     right: int
+
+    def check(self, where: str) -> None:
+        """Raise Diverged where the loss is not finite."""
+        if not math.isfinite(self.loss):
+            raise Diverged(where, "the loss")
 
 
 class EvaluationCut:
@@ -81,7 +86,8 @@ class EvaluationCut:
         return smashed, labels
 
     def answer(self, frame: Frame, found: Evaluated) -> Packed:
-        """Encode what answers a `look` frame. Raises CodecError for a loss that is not finite."""
+        """Encode what answers a `look` frame. Raises Diverged for a loss that is not finite."""
+        found.check(f"the evaluation of {frame.place}")
         return pack("seen", *frame.place, {}, {"loss": found.loss, "right": found.right})
 
     def answer_private(self, frame: Frame, features: Tensor, key: Key) -> Packed:

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from splitfed.compression.expect import Expect
 from splitfed.compression.reducers.trained.layers import DECODER, ENCODER
+from splitfed.errors import CodecError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.split.client_part import ClientPart
+from splitfed.split.cut import check_finite
 from splitfed.split.rehearsal import PLACE
 from splitfed.wire.frame import Frame, Packed, pack, unpack
 
@@ -78,14 +80,20 @@ class WeightWire:
     def pack(
         self, weights: Mapping[str, Tensor], key: Key, round: int, client: int, base: int | None = None
     ) -> Packed:  # fmt: skip
-        """Encode the weights as one frame, or what they differ by from those that went in the round `base`."""
+        """Encode the weights as one frame, or what they differ by from those that went in the round `base`. Raises
+        Diverged for weights that are not finite, and CodecError for those that else cannot be sent."""
         stages = self.stages if base is None else self.of_differences
         packets = {}
         for (role, length), names in self.groups.items():
             codec, lossless = stages[role]
             rows = torch.cat([weights[name].detach().float().reshape(-1, length) for name in names])
             place = key.at(length) if role == FRONT else key.at(role, length)
-            packets[f"{role}/{length}"] = (codec.encode(rows, place), lossless)
+            try:
+                packets[f"{role}/{length}"] = (codec.encode(rows, place), lossless)
+            except CodecError as error:
+                where = f"round {round}" + (f", client {client}" if client >= 0 else "")
+                check_finite(role, rows, where, ("client",))
+                raise CodecError(f"{role} at {where} cannot be sent: {error}") from error
         return pack("weights", round, client, 0, packets, {} if base is None else {BASE: base})
 
     def unpack(self, buffer: bytes) -> tuple[dict[str, Tensor], Frame]:

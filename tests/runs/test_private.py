@@ -331,6 +331,6 @@ def test_what_does_not_go_with_private_labels_is_refused(overrides, problem):
 def test_a_tail_that_leaves_the_server_nothing_is_refused_before_a_run():
     from splitfed.split.assembly import check_model
 
-    with pytest.raises(ModelError, match=r"cut is 1 and the tail has 2 blocks.* none of the model's 3"):
+    with pytest.raises(ModelError, match=r"cut: is 1 and the tail has 2 blocks.* none of the model's 3"):
         check_model(private("model.tail=2"))
     check_model(private("model.tail=1"))

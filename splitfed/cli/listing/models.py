@@ -15,6 +15,7 @@ from torch import nn
 from splitfed.errors import ModelError
 from splitfed.model.attention import check_readable
 from splitfed.model.build import Front, check
+from splitfed.model.mistakes import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +38,13 @@ class _NoBlock(nn.Identity):
 
 def usable(pattern: str = "*") -> Iterator[Usable]:
     """Yield the models whose names match a pattern and that `splitfed.model.build.check` lets through, by name."""
-    for name in filter(_plain, fnmatch.filter(timm.list_models(), pattern)):
+    for name in filter(plain, fnmatch.filter(timm.list_models(), pattern)):
         if (vit := _make(name, block_fn=_NoBlock)) is not None:
             patch = vit.patch_embed
             weights = [one.partition(".")[2] for one in timm.list_pretrained(f"{name}.*")]
             yield Usable(
                 name, patch.img_size[0], patch.patch_size[0], vit.embed_dim, len(vit.blocks), weights, _readable(name)
             )
-
-
-def _plain(name: str) -> bool:
-    """Tell whether a model's maker knows the class that can be split; any other makes something else."""
-    return getattr(timm.model_entrypoint(name), "__globals__", {}).get("VisionTransformer") is VisionTransformer
 
 
 def _make(name: str, **arguments: object) -> VisionTransformer | None:

@@ -12,6 +12,7 @@ import yaml
 
 from splitfed.data.sources.base import first_line
 from splitfed.errors import DataError
+from splitfed.model.hub import patient_only_online
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,11 +23,16 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+def looks_like_name(path: str) -> bool:
+    """Tell whether something is written as names of the Hub are; quick, as nothing is loaded."""
+    return bool(_NAME.fullmatch(path))
+
+
 def is_name(path: str) -> bool:
     """Tell whether something can be the name of a data set on the Hub, rather than a path that is not there."""
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as readers  # the names of readers, no public list
 
-    return bool(_NAME.fullmatch(path)) and path not in readers
+    return looks_like_name(path) and path not in readers
 
 
 def load(config: "DataConfig", key: str) -> "Dataset":
@@ -36,7 +42,7 @@ def load(config: "DataConfig", key: str) -> "Dataset":
 
     split = getattr(config, key)
     try:
-        with _bars_on_terminals_only():
+        with _bars_on_terminals_only(), patient_only_online():
             found = datasets.load_dataset(config.path, config.name, split=split)
     except FileNotFoundError as error:
         raise DataError(

@@ -23,6 +23,7 @@ import ray
 from ray._private import ray_constants, worker
 
 from splitfed.errors import RunError
+from splitfed.run.waiting import waiting
 from splitfed.scenario.engine import Ray
 
 _LOOPBACK = "127.0.0.1"
@@ -79,7 +80,7 @@ def _start(folder: str, variables: dict[str, str]) -> None:
     os.environ.update(variables)
     try:
         # As Ray does by itself on macOS: else it listens on all interfaces, and fails where there are none.
-        with patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False, create=True):
+        with waiting("starting Ray"), patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False, create=True):
             ray.init("local", _temp_dir=folder, **_QUIET)
     except Exception as error:
         raise RunError(f"Ray cannot be started on this machine: {_line(error)}") from error
@@ -103,7 +104,8 @@ def join(address: str) -> None:
             except grpc.FutureTimeoutError:
                 raise nobody from None
     try:
-        ray.init(address, **_QUIET)
+        with waiting(f"joining the Ray cluster at {address}"):
+            ray.init(address, **_QUIET)
     except ConnectionError as error:
         raise nobody from error
     except Exception as error:

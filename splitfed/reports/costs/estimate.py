@@ -13,6 +13,7 @@ from splitfed.reports.costs.operations import Operations, count_step, count_whol
 from splitfed.reports.costs.shares import Shares
 from splitfed.reports.costs.traffic import Traffic
 from splitfed.run.ledger import Totals
+from splitfed.run.waiting import waiting
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Remote
 from splitfed.seeds import Key
@@ -54,15 +55,19 @@ def estimate(scenario: Scenario) -> Estimate:
     key, federation, training = Key(scenario.seed), scenario.federation, scenario.training
     shares = Shares.of(scenario, key)
     device = pick_device(training.client.device)
-    parts = assemble(scenario, shares.classes, pretrained=False).to(device)
+    with waiting("building the model"):
+        parts = assemble(scenario, shares.classes, pretrained=False).to(device)
     check_fits(scenario, parts.front)
     cut = Cut.of(scenario, parts.front.geometry(training.batch_size, shares.classes), device)
     traffic = Traffic(scenario, shares, parts, cut, key)
-    round_bytes, once_bytes = traffic.round(), traffic.once()
+    with waiting("packing random activations, to count their bytes"):
+        round_bytes, once_bytes = traffic.round(), traffic.once()
     batch = min(training.batch_size, max(shares.trained))
     count = count_step if federation.splits else count_whole
-    operations = count(parts, cut, scenario.model.image_size, batch, key)
-    client, server, step_seconds, forward_seconds = measure(parts, cut, scenario, batch, key)
+    with waiting("counting the operations of a step"):
+        operations = count(parts, cut, scenario.model.image_size, batch, key)
+    with waiting(f"measuring some steps of {batch} random images"):
+        client, server, step_seconds, forward_seconds = measure(parts, cut, scenario, batch, key)
     steps = round(sum(shares.batches(scenario).values()) * shares.drawn(scenario))
     limit = scenario.budget.limit(sum(shares.trained), cut.geometry, federation.private)
     rounds = federation.rounds if limit is None else min(federation.rounds, -(-limit // max(1, round_bytes.cut.sent)))

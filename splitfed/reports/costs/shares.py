@@ -7,6 +7,7 @@ from typing import Self
 from splitfed.data.batches import count_batches
 from splitfed.data.dataset import load
 from splitfed.data.stratify import count_held_out
+from splitfed.run.waiting import waiting
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 
@@ -35,7 +36,8 @@ class Shares:
             each = [share + (client < left) for client in range(clients)]
             images, validation = counts.train + counts.validation + counts.test, counts.validation
         else:
-            data = load(scenario.data, scenario.model.image_size, clients, key.at("data"))
+            with waiting("loading the data"):
+                data = load(scenario.data, scenario.model.image_size, clients, key.at("data"))
             each, classes = [len(rows) for rows in data.partitions], len(data.classes)
             images, validation = len(data.train) + len(data.validation) + len(data.test), len(data.validation)
         out = [count_held_out(own, scenario.evaluation.held_out) for own in each]

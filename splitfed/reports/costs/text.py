@@ -35,8 +35,14 @@ def text(found: Estimate) -> str:
         ("server memory", _memory(found.server)),
         ("operations", _operations(found.operations)),
         ("images in memory", units.size(found.images) if found.images else "none kept"),
-        ("time of a step", f"{1000 * found.step_seconds:.0f} ms (client and server)"),
-        ("time of a round", f"{units.duration(found.round_seconds)} without loading and packing"),
+        (
+            "time of a step",
+            f"{1000 * found.step_seconds:.0f} ms (client and server), measured just now on this machine",
+        ),
+        (
+            "time of a round",
+            f"{units.duration(found.round_seconds)} without loading and packing, if no more runs beside",
+        ),
         ("time of the run", units.duration(found.rounds * found.round_seconds)),
     ]
     if once := found.once.total.sent:

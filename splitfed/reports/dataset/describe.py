@@ -8,6 +8,7 @@ from torch import Tensor
 from splitfed.data.dataset import check_all, forget
 from splitfed.data.settings import Counts
 from splitfed.run.origin import load_data
+from splitfed.run.waiting import waiting
 from splitfed.scenario import Scenario
 
 
@@ -54,8 +55,10 @@ def describe(scenario: Scenario, *, check: bool = False) -> Description:
     clients = scenario.federation.clients
     forget()
     if check:
-        check_all(scenario.data)
-    data = load_data(scenario)
+        with waiting("decoding all images"):
+            check_all(scenario.data)
+    with waiting("loading the data"):
+        data = load_data(scenario)
     count = len(data.classes)
     cells = torch.cat([data.train.labels[rows] + client * count for client, rows in enumerate(data.partitions)])
     held = cells.bincount(minlength=clients * count).view(clients, count)

@@ -7,7 +7,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
@@ -18,6 +17,7 @@ from splitfed.errors import RunError
 from splitfed.files import replace_with
 from splitfed.model.build import build
 from splitfed.reports.export.model_card import Provenance, card
+from splitfed.reports.export.recipe import create_line, hub_config
 from splitfed.run.checkpoint import Checkpoints
 from splitfed.run.folder import stored_scenario
 from splitfed.scenario import Scenario
@@ -27,11 +27,13 @@ from splitfed.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written: the weights, their card, and the reducer's own layers, if it has some; after which round, and
-    the line of Python (`create`) by which timm loads the weights. `sha256` is that of the weights' file, in hex."""
+    """What was written: the weights, their card, their config as timm has it on the Hub, and the reducer's own layers,
+    if it has some; after which round, and the line of Python (`create`) by which timm loads the weights. `sha256` is
+    that of the weights' file, in hex."""
 
     weights: Path
     card: Path
+    config: Path
     halves: Path | None
     round: int
     create: str
@@ -42,9 +44,9 @@ def export(
     run: str | Path, out: str | Path, *, round: int | None = None, overrides: list[str] | None = None,
     force: bool = False,
 ) -> Exported:  # fmt: skip
-    """Write the model of a run's newest checkpoint, or of that after a `round`, to `out` (`*.safetensors`), and a card
-    beside it (`*.md`); `force` replaces files that are there. `overrides` change the run's scenario, as `--set` does:
-    where its data, which name the classes, are now.
+    """Write the model of a run's newest checkpoint, or of that after a `round`, to `out` (`*.safetensors`), with a card
+    (`*.md`) and a config (`*.json`) beside it; `force` replaces files that are there. `overrides` change the run's
+    scenario, as `--set` does: where its data, which name the classes, are now.
 
     Raises a SplitfedError where there is no run or no checkpoint, for data that are not those of the run, and for files
     that exist or cannot be written.
@@ -57,7 +59,8 @@ def export(
     round, state = Checkpoints(run).choose(round)
     halves = {name: tensor for name, tensor in state.items() if name.startswith((ENCODER, DECODER))}
     beside = out.with_suffix(".halves.safetensors") if halves else None
-    if not force and (there := [p for p in (out, out.with_suffix(".md"), beside) if p is not None and p.exists()]):
+    files = (out, out.with_suffix(".md"), out.with_suffix(".json"), beside)
+    if not force and (there := [path for path in files if path is not None and path.exists()]):
         raise RunError(f"{there[0]}: exists; name another file, or replace it with --force")
     classes = _data(scenario, state, run).classes
     model = scenario.model.adapter.merged({name: state[name] for name in state if name not in halves})
@@ -68,8 +71,8 @@ def export(
     }  # fmt: skip
     weights = packed(model, about)
     made = Exported(
-        out, out.with_suffix(".md"), beside, round, create_line(scenario, len(classes), out.name),
-        hashlib.sha256(weights).hexdigest(),
+        out, out.with_suffix(".md"), out.with_suffix(".json"), beside, round,
+        create_line(scenario, len(classes), out.name), hashlib.sha256(weights).hexdigest(),
     )  # fmt: skip
     parameters = sum(tensor.numel() for tensor in model.values())
     text = card(Provenance.read(run, scenario, round), classes, made.create, out.name, parameters, made.sha256,
@@ -77,15 +80,9 @@ def export(
     if beside is not None:
         _write(beside, packed(halves, about))
     _write(made.card, text.encode())
+    _write(made.config, (json.dumps(hub_config(scenario, classes), indent=2) + "\n").encode())
     _write(out, weights)
     return made
-
-
-def create_line(scenario: Scenario, classes: int, file: str) -> str:
-    """Return the line of Python that makes the scenario's model in timm and loads a file of its weights."""
-    given: dict[str, Any] = {"num_classes": classes, "img_size": scenario.model.image_size, **scenario.model.args}
-    arguments = ", ".join(f"{name}={_literal(value)}" for name, value in {**given, "checkpoint_path": file}.items())
-    return f"timm.create_model({_literal(scenario.model.name)}, {arguments})"
 
 
 def packed(tensors: dict[str, Tensor], about: dict[str, str]) -> bytes:
@@ -128,7 +125,3 @@ def _write(path: Path, content: bytes) -> None:
             scratch.write_bytes(content)
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def _literal(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)

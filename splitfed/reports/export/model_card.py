@@ -1,5 +1,6 @@
 """The card of an exported model, as the Hugging Face Hub shows it: what it was trained on, how, and what that sent."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -53,9 +54,12 @@ def card(
         f"# {scenario.name}: {model.name}",
         f"An image classifier of {len(classes)} classes, trained by federated {_learning(scenario)} What crossed "
         f"between them was counted. Made by splitfed {__version__}.",
-        f"## Use\n\n```python\nimport timm\n\nmodel = {create}.eval()\n```",
+        f"## Use\n\n```python\n{_use(create, file)}\n```",
         f"Images are RGB: the short side resized to {model.image_size} pixels (bicubic), the middle square cut out, "
         f"values from 0 to 1, then less the mean ({mean}) and divided by the standard deviation ({std}).",
+        f"`{_config(file)}` says the same to timm, and names the classes: beside `model.safetensors`, and with "
+        "`config.json` as its name, it makes the folder one that timm loads: "
+        '`timm.create_model("local-dir:FOLDER", pretrained=True)`.',
         f"`{file}` holds {parameters:,} parameters under timm's names. Its SHA-256 is `{sha256}`.",
         _left_out(scenario, halves) if halves else "",
         "## Classes\n\n" + _classes(classes),
@@ -69,6 +73,24 @@ def card(
         f"```yaml\n{write(_portable(scenario.model_dump(mode='json')))}```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _use(create: str, file: str) -> str:
+    """Return the lines of Python that make a prediction."""
+    return f"""\
+import json
+
+import timm
+from PIL import Image
+
+model = {create}.eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+names = json.load(open({json.dumps(_config(file), ensure_ascii=False)}))["label_names"]
+print(names[model(transform(Image.open("image.png").convert("RGB")).unsqueeze(0)).argmax()])"""
+
+
+def _config(file: str) -> str:
+    return str(Path(file).with_suffix(".json"))
 
 
 def _learning(scenario: Scenario) -> str:

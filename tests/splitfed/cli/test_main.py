@@ -144,16 +144,51 @@ def test_validate_takes_a_file_and_changes(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ("model.cut=9", "good.yaml: model.cut is 9"),
-        ("model.name=vit_tinny_patch16_224", "good.yaml: timm has no model 'vit_tinny_patch16_224'; did you mean "),
-        ("model.weights=missing.safetensors", "good.yaml: model.weights: no such file: missing.safetensors"),
-        ("model.args.class_token=false", "good.yaml: "),
-        ("model.args.nonsense=1", "good.yaml: "),
+        ("model.cut=9", "--set model.cut=9: model.cut: is 9, but the model has blocks 1 to 2"),
+        ("model.name=vit_tinny_patch16_224", "model.name: timm has no model 'vit_tinny_patch16_224', did you mean "),
+        ("model.weights=missing.safetensors", "model.weights: no such file: missing.safetensors"),
+        ("model.args.class_token=false", "model.args.class_token: "),
+        ("model.args.patch_size=3", "model.args.patch_size: images of 8 pixels "),
+        ("federation.strategy=missing.module:Class", "federation.strategy: missing.module:Class cannot be imported"),
     ],
 )
 def test_validate_refuses_models_that_a_run_would_refuse(run: Run, tmp_path: Path, change: str, told: str) -> None:
     (tmp_path / "good.yaml").write_text(GOOD)
-    refused(run("validate", "good.yaml", "--set", change), told)
+    ended = run("validate", "good.yaml", "--set", change)
+    refused(ended, told)
+    assert ended.err.startswith(f"--set {change}: ")
+    assert ended.err.count("\n") == 1
+    assert ended == run("simulate", "good.yaml", "--set", change, "--dry-run")
+    assert ended == run("serve", "good.yaml", "--set", change)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_validate_opens_the_data_if_asked(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text(GOOD)
+    ended = run("validate", "good.yaml", "--data", "--set", "data.limit=5000")
+    assert (ended.code, ended.err) == (0, "")
+    assert "images to train on" in ended.out
+    assert "data.limit: 5,000 are asked for, 1,294 images to train on are there" in ended.out
+    wrong = ["--set", "data.path=nowhere", "--set", "model.cut=9"]
+    assert "data.path" not in run("validate", "good.yaml", *wrong).err
+    ended = run("validate", "good.yaml", "--data", *wrong)
+    refused(ended, "--set data.path=nowhere: data.path: ", "--set model.cut=9: model.cut: ")
+    refused(
+        run("validate", "good.yaml", "--data", "--set", "federation.clients=2000"),
+        "--set federation.clients=2000: federation.clients: ",
+    )
+
+
+def test_mistakes_of_the_model_come_with_the_others(run: Run, tmp_path: Path) -> None:
+    text = GOOD.replace("cut: 1", "cut: 9").replace("patch_size: 4", "patch_size: 3") + "trainig: {}\n"
+    (tmp_path / "bad.yaml").write_text(text)
+    ended = run("validate", "bad.yaml", "--set", "federation.cohort=5")
+    refused(ended)
+    assert [line.split(": ")[:2] for line in ended.err.splitlines()] == [
+        ["bad.yaml:2", "model.args.patch_size"], ["bad.yaml:2", "model.cut"], ["bad.yaml:6", "trainig"],
+        ["--set federation.cohort=5", "federation.cohort"],
+    ]  # fmt: skip
+    assert ended == run("simulate", "bad.yaml", "--set", "federation.cohort=5")
 
 
 def test_all_mistakes_of_a_file_are_told_at_once(run: Run, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from splitfed.model.attention import ClsAttention
 from splitfed.model.build import timm
 from splitfed.model.parts import Parts
 from splitfed.server.cohort.attendance import Attendance
-from splitfed.split.assembly import assemble, check_model
+from splitfed.split.assembly import assemble
+from splitfed.split.mistakes import of_the_model
 
 LORA = "model.adapter={kind: lora, rank: 3, alpha: 5, targets: [qkv, proj, fc1]}"
 NORMS = "model.adapter=norms"
@@ -190,10 +191,12 @@ def test_what_cannot_be_is_refused_in_a_line(monkeypatch):
             small(f"model.adapter={adapter}")
     find = importlib.util.find_spec
     monkeypatch.setattr("splitfed.model.adapters.find_spec", lambda name: None if name == "peft" else find(name))
-    for reject in (lambda: check_model(small(LORA)), lambda: assemble(small(LORA), 10)):
-        with pytest.raises(ModelError, match=r"pip install 'splitfed\[adapters\]'"):
-            reject()
-    check_model(small(NORMS))
+    ((key, why),) = of_the_model(small(LORA))
+    assert key == "model.adapter"
+    assert "pip install 'splitfed[adapters]'" in why
+    with pytest.raises(ModelError, match=r"pip install 'splitfed\[adapters\]'"):
+        assemble(small(LORA), 10)
+    assert not list(of_the_model(small(NORMS)))
     assert Scenario.parse(small(LORA).to_yaml()) == small(LORA)
 
 

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from helpers import ADC, small, table
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -126,6 +129,61 @@ def test_the_card_tells_of_the_run(result: Result, tmp_path: Path) -> None:
         sent = sum(int(row["sent_bytes"]) for row in ledger if row["plane"] == plane)
         row = next(line for line in body.splitlines() if line.startswith(f"| {name} | both"))
         assert f"{sent / 1000:.2f} kB" in row or f"{sent / 1e6:.2f} MB" in row
+
+
+def test_the_model_says_what_its_images_are(
+    result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    made = export(result.folder, tmp_path / "model.safetensors")
+    found = timm.data.resolve_model_data_config(load_in_timm(made, monkeypatch))
+    assert (found["input_size"], found["crop_pct"], found["mean"]) == ((3, 8, 8), 1.0, (0.5, 0.5, 0.5))
+    config = json.loads(made.config.read_text())
+    assert config["num_classes"] == 10
+    assert config["label_names"] == [str(digit) for digit in range(10)]
+
+
+def test_beside_its_config_timm_loads_the_folder(
+    result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    made = export(result.folder, tmp_path / "model.safetensors")
+    by_line = load_in_timm(made, monkeypatch)
+    made.config.rename(tmp_path / "config.json")
+    whole = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images, _ = test_images(result.folder)
+    with torch.inference_mode():
+        assert torch.equal(whole(images), by_line(images))
+    assert whole.pretrained_cfg["input_size"][1:] == (8, 8)
+    assert list(whole.pretrained_cfg["label_names"]) == [str(digit) for digit in range(10)]
+
+
+# What splitfed itself does where torch does not fit torchvision, in two lines: else timm cannot be imported at all.
+DECLARED = """\
+import torch
+library = torch.library.Library("torchvision", "DEF")
+library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+
+
+def test_the_lines_of_the_card_predict_without_splitfed(
+    result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    def python(code: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    made = export(result.folder, tmp_path / 'a "model".safetensors')
+    lines = made.card.read_text().partition("```python\n")[2].partition("```")[0]
+    pixels = torch.randint(0, 256, (3, 8, 8), generator=Key(3).generator(), dtype=torch.uint8)
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
+    model = load_in_timm(made, monkeypatch)
+    with torch.inference_mode():
+        expected = int(model((pixels / 255 - 0.5).unsqueeze(0) / 0.5).argmax())
+    stands = python("import timm").returncode == 0
+    check = "\nimport sys\nassert 'splitfed' not in sys.modules"
+    done = python(("" if stands else DECLARED) + lines + check)
+    assert (done.stdout, done.returncode) == (f"{expected}\n", 0), done.stderr
 
 
 def test_the_card_of_an_earlier_round_claims_no_test_accuracy(result: Result, tmp_path: Path) -> None:

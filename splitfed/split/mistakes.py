@@ -1,0 +1,113 @@
+"""Mistakes of a scenario that only its model, its data and the files that it names can tell: rules for `Scenario.load`.
+
+Each takes a scenario of which some parts may be missing, for they are wrong by themselves, and is silent about these.
+Heavy imports are made when a rule runs, so that a file that cannot be read is told before them.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from splitfed.data.settings import DataConfig
+from splitfed.data.sources.hub import looks_like_name
+from splitfed.errors import DataError, ModelError, RunError, ScenarioError, SplitfedError
+from splitfed.model.settings import ModelConfig
+from splitfed.run.waiting import waiting
+from splitfed.scenario import Scenario
+from splitfed.seeds import Key
+
+if TYPE_CHECKING:
+    from splitfed.model.parts import Front
+
+Found = Iterator[tuple[str, str]]
+
+
+def of_the_model(scenario: Scenario) -> Found:
+    """Yield what is wrong with a model, and with what is chosen for it, before it has any weights."""
+    model = getattr(scenario, "model", None)
+    if model is None or not all(hasattr(model, name) for name in ModelConfig.model_fields):
+        return
+    with waiting("loading torch and timm"):
+        from splitfed.model.mistakes import blank, mistakes
+        from splitfed.model.parts import Front
+
+    tail = None
+    with suppress(AttributeError):
+        tail = scenario.tail
+    found = list(mistakes(model, tail))
+    yield from found
+    if all(key in ("model.pretrained", "model.weights") for key, _ in found):
+        front = Front(blank(model), model.cut)
+        if problem := model.adapter.misfit(front):
+            yield "model.adapter", problem
+        with suppress(AttributeError):
+            yield from _of_the_reducer(scenario, front)
+
+
+def _of_the_reducer(scenario: Scenario, front: "Front") -> Found:
+    from splitfed.model.attention import check_readable
+
+    reducer = scenario.compression.reducer
+    if problem := reducer.misfit(scenario.model, front.geometry(scenario.training.batch_size, 2)):
+        yield "compression.reducer", f"{reducer.kind}: {problem}"
+    if reducer.build().needs_attention:
+        try:
+            check_readable(front)
+        except ModelError as error:
+            yield "compression.reducer", f"{reducer.kind}: {error}: set another reducer, or another model"
+
+
+def of_the_federation(scenario: Scenario) -> Found:
+    """Yield what is wrong with a strategy of the user's own, and with the file that says who is there."""
+    from splitfed.federation.own_strategy import OwnStrategy
+
+    with suppress(AttributeError):
+        if isinstance(strategy := scenario.federation.strategy, OwnStrategy):
+            try:
+                strategy.load()
+            except RunError as error:
+                yield told(error, "federation.strategy")
+    with suppress(AttributeError):
+        try:
+            scenario.federation.availability.check(scenario.federation.clients)
+        except ScenarioError as error:
+            yield from (("federation.availability.file", problem) for problem in error.problems)
+
+
+# What a run would refuse before it loads anything, whatever engine it runs on.
+BEFORE_A_RUN = (of_the_model, of_the_federation)
+
+
+def of_the_data(scenario: Scenario) -> Found:
+    """Yield what is wrong with the data set, which is opened for it and dealt to the clients; no image is decoded."""
+    with waiting("loading torch and datasets"):
+        from splitfed.data.dataset import load
+
+    with suppress(AttributeError):
+        clients, size, key = scenario.federation.clients, scenario.model.image_size, Key(scenario.seed)
+        if all(hasattr(scenario.data, name) for name in DataConfig.model_fields):
+            try:
+                with waiting("loading the data"):
+                    load(scenario.data, size, clients, key.at("data"))
+            except DataError as error:
+                yield told(error, "data")
+
+
+def out_of_reach(scenario: Scenario) -> list[str]:
+    """Return the keys that name what is on the Hugging Face Hub, where that does not answer: a run would find there
+    what its cache holds, and no more."""
+    from splitfed.model.hub import reachable
+
+    path, model = scenario.data.path, scenario.model
+    keys = ["data.path"] if path != "digits" and looks_like_name(path) and not Path(path).exists() else []
+    keys += ["model.pretrained"] if model.pretrained and model.weights is None else []
+    return keys if keys and not reachable() else []
+
+
+def told(error: SplitfedError, section: str) -> tuple[str, str]:
+    """Return the key that an error names at its beginning, or else the section, and the reason."""
+    text = " ".join(str(error).split())
+    named = re.match(r"([a-z_]+(?:\.\w+)+): (.*)", text)
+    return (named[1], named[2]) if named else (section, text)
