@@ -129,7 +129,7 @@ def _serve(
     command = superlink_command(
         host, port, secret_file=secret_file, database=private / "state.db", tls=tls, ca=ca
     )  # fmt: skip
-    text = (folder / "scenario.yaml").read_text()
+    text = (folder / "scenario.yaml").read_text(encoding="utf-8")
     # Clients are told the run's name, not where its folder lies on this machine.
     app_bundle = bundle({"scenario": text, "run": folder.name})
     inside = f"127.0.0.1:{port}" if host in ("0.0.0.0", "::", "localhost") else f"{_bracketed(host)}:{port}"

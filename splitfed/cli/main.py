@@ -1,5 +1,6 @@
 """The command line; each command calls what `import splitfed` offers, and imports it only when it runs."""
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -140,6 +141,9 @@ def main() -> None:
     # other; with less they cost nothing alone (benchmarks/threads.py).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal has no letters for is shown with escapes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs of a broken stream, our own lines say
     try:

@@ -74,7 +74,7 @@ def compare(
     shown.show(at=budget)
     if csv is not None:
         try:
-            csv.write_text(shown.to_csv(at=budget))
+            csv.write_text(shown.to_csv(at=budget), encoding="utf-8", errors="surrogateescape")
         except OSError as error:
             raise SplitfedError(f"{csv}: cannot be written ({error.strerror})") from error
     if out is not None and groups:
@@ -100,6 +100,7 @@ def sweep(
 ) -> None:
     """Run many variants of a scenario: a grid over methods, ratios and seeds. Again: go on with what is not done."""
     import rich.console
+    from rich.text import Text
 
     import splitfed
     from splitfed.reports.sweep.plan import Sweep
@@ -120,7 +121,7 @@ def sweep(
         with live as line:
             swept = splitfed.sweep(
                 plan, runs=runs, jobs=jobs, say=lambda text: print(text, flush=True),
-                status=line.update if line else lambda text: None,
+                status=(lambda text: line.update(Text(text))) if line else lambda text: None,
             )  # fmt: skip
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", flush=True)

@@ -32,7 +32,7 @@ def create(scenario: Scenario, root: Path) -> Path:
             raise RunError(
                 f"{folder}: cannot be created ({error.strerror}); choose another place with --runs"
             ) from error
-        (folder / "scenario.yaml").write_text(scenario.to_yaml())
+        (folder / "scenario.yaml").write_text(scenario.to_yaml(), encoding="utf-8")
         return folder
     raise RunError(f"{root}: a thousand runs of {scenario.name} in one second")
 

@@ -207,7 +207,7 @@ def _scenarios(_: str) -> Iterator[Listed]:
     from splitfed.scenario.scenario import shipped
 
     for name, path in shipped().items():
-        heading = path.read_text().split("\n\n")[0].splitlines()
+        heading = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
         # The schema that editors look for is no description.
         comment = " ".join(line.strip("# \n") for line in heading if "yaml-language-server" not in line)
         yield Listed(name, "", first_sentence(comment.split("  ")[0]))

@@ -133,6 +133,7 @@ def environment(home: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",  # which its log is read in
         PARENT: str(os.getpid()),
     }
 
