@@ -14,8 +14,9 @@ from splitfed.cli.data import data
 from splitfed.cli.deployment import certs, join, serve
 from splitfed.cli.explain import explain
 from splitfed.cli.export import export, schema
-from splitfed.cli.options import SCENARIO, Overrides, ScenarioName
+from splitfed.cli.options import SCENARIO, Overrides
 from splitfed.cli.study import compare, list_, sweep
+from splitfed.cli.validate import validate
 from splitfed.engines.allocator import keep_freed_memory
 from splitfed.errors import SplitfedError
 from splitfed.version import __version__
@@ -92,36 +93,12 @@ def simulate(
     splitfed.simulate(loaded, runs=runs, resume=resume, observers=(Console(),))
 
 
-@app.command(epilog=SCENARIO)
-def validate(scenario: ScenarioName, set_: Overrides = None) -> None:
-    """Check a scenario and its model, and name every mistake; trains nothing, loads no data and no weights."""
-    import splitfed
-    from splitfed.errors import ModelError, RunError
-    from splitfed.federation.own_strategy import OwnStrategy
-
-    loaded = splitfed.Scenario.load(scenario, set_ or [])
-
-    # What needs torch and timm comes after all that does not.
-    from splitfed.model.attention import check_readable
-    from splitfed.split.assembly import check_model
-
-    strategy = loaded.federation.strategy
-    loaded.federation.availability.check(loaded.federation.clients)
-    try:
-        if isinstance(strategy, OwnStrategy):
-            strategy.load()
-        front = check_model(loaded)
-        if loaded.compression.reducer.build().needs_attention:
-            check_readable(front)
-    except (ModelError, RunError) as error:
-        raise type(error)(f"{scenario}: {error}") from error
-    print(f"{scenario}: valid ({loaded.name}: {loaded.model.name} cut after block {loaded.model.cut})")
-
-
+app.command(epilog="FILES are scenarios, YAML files or names of those that ship, and sweeps.")(validate)
 app.command(
     "list",
     epilog="WHAT is reducers, codecs, lossless, presets, partitions, budgets, modes, strategies, availability, "
-    "engines, scenarios, models or adapters. PATTERN is of names, e.g. 'deit*'; with one the keys are explained too.",
+    "engines, scenarios, models or adapters; without it, these are told. PATTERN is of names, e.g. 'deit*'; with one "
+    "the keys are explained too.",
 )(list_)
 app.command(epilog=SCENARIO)(data)
 app.command(epilog="FILE is a YAML file that names a scenario and what is varied in it.")(sweep)

@@ -22,15 +22,18 @@ class By(StrEnum):
 
 
 def list_(
-    what: Annotated[str, typer.Argument()],
+    what: Annotated[str | None, typer.Argument()] = None,
     pattern: Annotated[str, typer.Argument()] = "*",
     long: Annotated[
         bool, typer.Option("--long", help="Tell what each key means, a line each; so does PATTERN.")
     ] = False,
 ) -> None:
     """List what a scenario can name, a line each: what it is, its source, and its keys with their defaults."""
-    from splitfed.cli.listing.kinds import entries, show
+    from splitfed.cli.listing.kinds import entries, show, sorts
 
+    if what is None:
+        show(sorts())
+        return
     show(entries(what, pattern), long=long or pattern != "*")
 
 

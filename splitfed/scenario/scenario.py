@@ -1,6 +1,7 @@
 """A scenario: one YAML file that says everything about an experiment, typed and checked before anything runs."""
 
 import os
+import re
 from copy import deepcopy
 from difflib import get_close_matches
 from importlib.resources import files
@@ -15,13 +16,16 @@ from splitfed.errors import ScenarioError
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario.budget import BudgetConfig, Unlimited
 from splitfed.scenario.compression import Compression
-from splitfed.scenario.document import Document, Origin, read
+from splitfed.scenario.document import Document, Origin, printable, read, without_asides
 from splitfed.scenario.engine import EngineConfig, Inline
 from splitfed.scenario.overrides import override
 from splitfed.scenario.problems import note, valid_part
 from splitfed.scenario.rules import broken, broken_in_part
 from splitfed.scenario.sections import CheckpointConfig, Federation, Training
 from splitfed.scenario.yaml import write
+
+_UNFIT = re.compile(r'[/\\:*?"<>|]')
+_MOST_BYTES = 100  # of a name that is made of a file's; a file system takes 255, and a run's name has more in it
 
 
 class Scenario(Config):
@@ -53,12 +57,7 @@ class Scenario(Config):
     @field_validator("name")
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
-        if (
-            not name.isprintable()
-            or set(name) & set('/\\:*?"<>|')
-            or name.strip(". ") != name
-            or not 0 < len(name) < 101
-        ):
+        if _UNFIT.search(name) or not name.isprintable() or name.strip(". ") != name or not 0 < len(name) < 101:
             raise ValueError(f"{name!r} cannot name a folder: use letters, digits, '-' and '_', 100 at most")
         return name
 
@@ -82,14 +81,14 @@ class Scenario(Config):
         `overrides` are `section.key=value`, as `--set` takes them. Raises ScenarioError with every problem at once.
         """
         path = _find(os.fspath(path_or_name))
-        source = _relative(path).encode("utf-8", "backslashreplace").decode()
+        source = printable(_relative(path))
         try:
             text = path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as e:
             raise ScenarioError([f"{source}: not UTF-8 text: byte {e.start} is 0x{e.object[e.start]:02x}"]) from None
         except (OSError, ValueError) as e:
             raise ScenarioError([f"{source}: cannot be read: {getattr(e, 'strerror', None) or e}"]) from None
-        return cls.parse(text, source, overrides, name=path.stem)
+        return cls.parse(text, source, overrides, name=folder_name(path.stem))
 
     @classmethod
     def parse(
@@ -107,7 +106,7 @@ class Scenario(Config):
 
         Raises ScenarioError with every problem at once.
         """
-        return cls._checked(Document(deepcopy(sections), {(): Origin(0, "scenario")}), overrides, {})
+        return cls._checked(Document(deepcopy(without_asides(sections)), {(): Origin(0, "scenario")}), overrides, {})
 
     @classmethod
     def _checked(cls, document: Document, overrides: list[str] | None, given: dict[str, str]) -> Self:
@@ -127,6 +126,12 @@ class Scenario(Config):
     def with_(self, overrides: list[str]) -> Self:
         """Return a copy with some values changed. Raises ScenarioError."""
         return self.parse(self.to_yaml(), self.name, overrides)
+
+
+def folder_name(stem: str) -> str:
+    """Return the name of a scenario whose file is named so: the same, or what is closest to it that names a folder."""
+    name = "".join(one if one.isprintable() else "-" for one in _UNFIT.sub("-", stem))
+    return name.encode()[:_MOST_BYTES].decode(errors="ignore").strip(". ") or "scenario"
 
 
 def shipped() -> dict[str, Path]:
