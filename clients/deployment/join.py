@@ -24,6 +24,7 @@ from splitfed.engines.deployment.processes import (
 from splitfed.engines.deployment.proof import make_secret
 from splitfed.engines.deployment.tls import ClientFiles, read_client
 from splitfed.errors import RunError
+from splitfed.files import expanded
 from splitfed.wire.messages import ALIGN, GOODBYE, REFUSED, EvaluateMetrics, Identity, Order, Refusal, TrainMetrics
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def join(
             "no data: name this client's images with --data, or train on a share of the scenario's data set: "
             f"--partition {number}"
         )
-    if data is not None and not data.exists():
+    if data is not None and not (data := expanded(data)).exists():
         raise RunError(f"--data {data}: there is no such file or folder")
     joining = Joining(number, partition is None, data, device, threads, state)
     _Client(host, port, files, joining, stay, say).run()

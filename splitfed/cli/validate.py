@@ -38,6 +38,8 @@ def _checked(file: str, overrides: list[str]) -> str:
         for label, scenario in {point.label: point.scenario for point in sweep.points}.items():
             try:
                 _check(scenario)
+            except ScenarioError as error:  # of another file, which it names
+                problems += error.problems
             except SplitfedError as error:
                 problems += [f"{name}: {label}: {line}" for line in str(error).splitlines()]
         if problems:
@@ -47,6 +49,8 @@ def _checked(file: str, overrides: list[str]) -> str:
     loaded = splitfed.Scenario.load(file, overrides)
     try:
         _check(loaded)
+    except ScenarioError:
+        raise
     except SplitfedError as error:
         raise ScenarioError([f"{name}: {line}" for line in str(error).splitlines()]) from error
     return f"{name}: valid ({loaded.name}: {loaded.model.name} cut after block {loaded.model.cut})"

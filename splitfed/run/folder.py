@@ -15,12 +15,19 @@ from splitfed.compression.plugins import packages
 from splitfed.errors import RunError
 from splitfed.run.summary import NAME as SUMMARY
 from splitfed.scenario import Scenario
+from splitfed.scenario.document import printable
 
 _PACKAGES = ("splitfed", "torch", "torchvision", "timm", "flwr", "numpy", "zstandard", "datasets", "flwr-datasets")
 
 
 def create(scenario: Scenario, root: Path) -> Path:
     """Make `<root>/<scenario>-<UTC time>/` with the resolved scenario in it, and return it."""
+    try:
+        str(root.resolve()).encode()
+    except UnicodeEncodeError:
+        raise RunError(
+            f"{printable(str(root))}: is no UTF-8 text, which TensorBoard needs; choose another place with --runs"
+        ) from None
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     for number in range(1, 1000):
         folder = root / f"{scenario.name}-{stamp}{'' if number == 1 else f'-{number}'}"

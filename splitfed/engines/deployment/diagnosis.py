@@ -104,6 +104,7 @@ def _speaks_tls(host: str, port: int, timeout: float) -> bool:
 
 def proxies(host: str) -> list[str]:
     """Return the variables of the environment by which other programs would go to this host through a proxy."""
-    named = [f"{kind.upper()}_PROXY" for kind in ("all", "https", "http", "grpc")
-             if kind in urllib.request.getproxies_environment()]  # fmt: skip
-    return [] if urllib.request.proxy_bypass_environment(host) else named
+    found = urllib.request.getproxies_environment()
+    if urllib.request.proxy_bypass(host):
+        return []
+    return [f"{kind.upper()}_PROXY" for kind in ("all", "https", "http", "grpc") if kind in found]

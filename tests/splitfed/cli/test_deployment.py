@@ -153,6 +153,7 @@ def test_a_proxy_is_told_to_be_of_no_use_where_it_would_be_used(monkeypatch):
         ({"client": 1}, "no data: name this client's images with --data"),
         ({"client": 1, "partition": 2}, "a client takes the share of its own number"),
         ({"client": 1, "data": "missing"}, "--data missing: there is no such file or folder"),
+        ({"client": 1, "data": "~no-such-user/x"}, "~no-such-user/x: no home folder of this user is known"),
         ({"tls": "tls", "partition": 0}, "client-"),
         ({"tls": "tls/client-0"}, "no data"),
         ({"tls": "tls/client-0", "partition": 1}, "this is the key of client 0, not of client 1"),

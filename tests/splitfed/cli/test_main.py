@@ -279,6 +279,7 @@ def test_a_dry_run_trains_nothing(run: Run, tmp_path: Path) -> None:
 def test_run_folders_that_cannot_be_made_or_resumed(run: Run, tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(GOOD)
     refused(run("simulate", "good.yaml", "--runs", "good.yaml"), "cannot be created", "--runs")
+    refused(run("simulate", "good.yaml", "--runs", "d\udce4"), "d\\udce4: is no UTF-8 text", "--runs")
     refused(run("simulate", "--resume", "nowhere"), "nowhere: no scenario.yaml in it, so this is no run folder")
 
 
