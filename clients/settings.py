@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from splitfed.clients.connect import Reach
 from splitfed.errors import RunError
+from splitfed.files import expanded
 from splitfed.scenario.engine import EngineConfig, Remote
 
 _KEYS: dict[str, type] = {
@@ -53,7 +54,7 @@ class Settings:
         if values.keys() >= {"data", "data_path"}:
             raise RunError("splitfed-data, splitfed-data-path: a client has its own images or a share, not both")
         for name in values.keys() & {"states", "ca"}:
-            values[name] = Path(values[name]).expanduser()
+            values[name] = expanded(values[name])
         return cls(partition, **values)
 
     def reach(self, engine: EngineConfig) -> Reach:

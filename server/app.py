@@ -141,7 +141,7 @@ def _listener(scenario: Scenario, split: SplitServer, run: str, attempt: int, le
 def _warnings_to(path: Path) -> Iterator[None]:
     """Append what this package warns of to a log, as well as showing it on the terminal."""
     logger = logging.getLogger("splitfed")
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
         handlers = logging.StreamHandler(file), logging.StreamHandler()
         for handler in handlers:
             handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))

@@ -2,10 +2,11 @@
 own settings in its room."""
 
 import re
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 
 class Config(BaseModel):
@@ -39,13 +40,21 @@ def as_tuple(value: Any) -> Any:
 _SIZE = r"^ *[0-9]*\.?[0-9]+ *([kKmMgGtTpPeE][iI]?)?([bB]|[bB][iI][tT])? *$"
 
 
+BYTE_UNITS = "units are B, kB, MB, GB, TB, PB, EB and KiB, MiB, GiB, TiB, PiB, EiB"
+
+
 def _size(value: object) -> object:
     if not isinstance(value, str):
         return value
-    size = ByteSize._validate(value, None)  # type: ignore[arg-type]
-    if not re.match(_SIZE, value):  # pydantic reads 1,000 as 1
-        raise ValueError(f"{value[:40]!r} is no number of bytes: write 130MB, 1.5 GiB or 130000000")
-    return size
+    try:
+        if not re.match(_SIZE, value):  # pydantic reads 1,000 as 1
+            raise ValueError
+        return ByteSize._validate(value, None)  # type: ignore[arg-type]
+    except (ValueError, OverflowError, PydanticCustomError):
+        negative = " below zero" if value.strip().startswith("-") else ""
+        raise ValueError(
+            f"{value[:40]!r} is no number of bytes{negative}: write 130MB, 1.5 GiB or 130000000; {BYTE_UNITS}"
+        ) from None
 
 
 _Number = Annotated[int, Field(gt=0)]
@@ -54,8 +63,20 @@ _Text = Annotated[str, Field(pattern=_SIZE)]
 Bytes = Annotated[_Number, BeforeValidator(_size, json_schema_input_type=_Number | _Text)]
 
 
+_MOST_MEANT = 4
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
-    """Return `, did you mean 'x'?`, or nothing when no known word is close."""
-    by_lower = {k.lower(): k for k in known}
-    close = get_close_matches(word.lower(), list(by_lower), n=1)
-    return f", did you mean {by_lower[close[0]]!r}?" if close else ""
+    """Return `, did you mean 'x'?`, with all words that begin so, or else all that are as close as the closest; nothing
+    where no known word is close."""
+    typed, by_lower = word.lower(), {k.lower(): k for k in known}
+    found = [one for one in by_lower if len(typed) > 1 and one.startswith(typed)]
+    if not 0 < len(found) <= _MOST_MEANT:
+        close = get_close_matches(typed, list(by_lower), n=_MOST_MEANT)
+        found = [one for one in by_lower if one in close and _likeness(one, typed) == _likeness(close[0], typed)]
+    names = [repr(by_lower[one]) for one in found]
+    return f", did you mean {' or '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}?" if names else ""
+
+
+def _likeness(one: str, typed: str) -> float:
+    return SequenceMatcher(None, one, typed).ratio()

@@ -5,6 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from splitfed.errors import SplitfedError
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with `~` and `~user` written out. Raises SplitfedError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise SplitfedError(f"{path}: no home folder of this user is known; write the path from / on") from error
+
 
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on disk."""

@@ -102,7 +102,7 @@ def _run(scenario: Scenario, folder: Path, observers: tuple[Observer, ...]) -> R
         "client": _client_device(scenario.training.client.device, engine),
         "server": str(pick_device(scenario.training.server.device)),
     }
-    config: UserConfig = {"scenario": (folder / "scenario.yaml").read_text(), "run": str(folder)}
+    config: UserConfig = {"scenario": (folder / "scenario.yaml").read_text(encoding="utf-8"), "run": str(folder)}
     with attempt(scenario, folder, devices), recorded(folder) as own, lent(Runtime((*observers, *own))):
         if isinstance(engine, Ray):
             with waiting("loading Ray"):

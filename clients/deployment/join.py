@@ -1,20 +1,30 @@
 """Joins a server as a client: a SuperNode as a child, and the ClientApp in this process, warm between rounds."""
 
+import ipaddress
 import logging
+import re
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitfed.engines.deployment.diagnosis import hopeless, probe
-from splitfed.engines.deployment.processes import Child, ChildError, free_port, supernode_command, wait_until_healthy
+from splitfed.engines.deployment.diagnosis import hopeless, probe, proxies
+from splitfed.engines.deployment.processes import (
+    Child,
+    ChildError,
+    free_port,
+    port_number,
+    supernode_command,
+    wait_until_healthy,
+)
 from splitfed.engines.deployment.proof import make_secret
 from splitfed.engines.deployment.tls import ClientFiles, read_client
 from splitfed.errors import RunError
+from splitfed.files import expanded
 from splitfed.wire.messages import ALIGN, GOODBYE, REFUSED, EvaluateMetrics, Identity, Order, Refusal, TrainMetrics
 
 if TYPE_CHECKING:
@@ -70,6 +80,11 @@ def join(
     SplitfedError for what waiting would not mend, and KeyboardInterrupt.
     """
     host, port = parse(server)
+    if host not in LOOPBACK and (names := proxies(host)):
+        say(
+            f"{' and '.join(names)}: no proxy is used, {host} is asked directly. Where there is no direct way, forward "
+            f"its ports, with ssh -L {port}:{host}:{port} and -L for that of the mini-batches, and join 127.0.0.1"
+        )
     if tls is None and host not in LOOPBACK and not insecure:
         raise RunError(
             f"joining {host} without --tls: all would cross in plain text, to a server that proves nothing. Add --tls "
@@ -82,7 +97,7 @@ def join(
             "no data: name this client's images with --data, or train on a share of the scenario's data set: "
             f"--partition {number}"
         )
-    if data is not None and not data.exists():
+    if data is not None and not (data := expanded(data)).exists():
         raise RunError(f"--data {data}: there is no such file or folder")
     joining = Joining(number, partition is None, data, device, threads, state)
     _Client(host, port, files, joining, stay, say).run()
@@ -90,11 +105,19 @@ def join(
 
 def parse(server: str) -> tuple[str, int]:
     """Split `host`, `host:port` or `[v6]:port`. Raises RunError."""
-    host, _, port = server.rpartition(":") if server.count(":") == 1 or "]:" in server else (server, "", "")
-    host = host.strip("[]")
-    if not host or (port and not (port.isdigit() and 0 < int(port) < 65536)):
+    if server.count(":") > 1 and "[" not in server and _is_v6(server):
+        return server, PORT
+    host, colon, port = server.partition("]:") if "]:" in server else server.partition(":")
+    bare = host.removeprefix("[").removesuffix("]") if server.startswith("[") else host
+    if not (_is_v6(bare) if server.startswith("[") else re.fullmatch(r"[^\s\[\]/@:]+", bare)):
         raise RunError(f"{server}: is no server's address, which is a name and, after a colon, a port if not {PORT}")
-    return host, int(port) if port else PORT
+    return bare, port_number(port, server) if colon else PORT
+
+
+def _is_v6(text: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(text).version == 6
+    return False
 
 
 def _number(files: ClientFiles | None, client: int | None, partition: int | None) -> int:

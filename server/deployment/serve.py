@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from splitfed.engines.deployment.flower_tasks import bundle
-from splitfed.engines.deployment.processes import Child, check_port, superlink_command, wait_until_healthy
+from splitfed.engines.deployment.processes import Child, check_port, port_number, superlink_command, wait_until_healthy
 from splitfed.engines.deployment.proof import make_secret
 from splitfed.engines.deployment.tls import ServerFiles, check_host, read_server
 from splitfed.engines.runtime import Runtime, lent
@@ -47,6 +47,10 @@ def serve(
     `observers` see all of it, and those that `record` makes of the run folder see the run.
     Raises a SplitfedError for the user's mistakes, and KeyboardInterrupt after an orderly stop.
     """
+    for name, number in (("--port", port), ("--split-port", split_port)):
+        port_number(number, name)
+    if not host:
+        raise RunError("--host: name an address to listen at; 0.0.0.0 is all of this machine's")
     if tls is None and host not in LOOPBACK and not insecure:
         raise RunError(
             f"--host {host} without --tls: all would cross in plain text, and anybody could join. Make keys with "

@@ -40,7 +40,7 @@ def data(
         notes.append(str(out))
     if csv is not None:
         try:
-            csv.write_text(to_csv(found))
+            csv.write_text(to_csv(found), encoding="utf-8", errors="surrogateescape")
         except OSError as error:
             raise SplitfedError(f"--csv {csv}: cannot be written ({error.strerror})") from error
         notes.append(str(csv))

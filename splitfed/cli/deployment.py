@@ -44,8 +44,8 @@ def serve(
     host: Annotated[
         str, typer.Option(help="The address to listen at; 0.0.0.0 is all of this machine's.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port of Flower's messages.")] = 9092,
-    split_port: Annotated[int, typer.Option(help="The port of the mini-batches.")] = 9093,
+    port: Annotated[str, typer.Option(metavar="INTEGER", help="The port of Flower's messages.")] = "9092",
+    split_port: Annotated[str, typer.Option(metavar="INTEGER", help="The port of the mini-batches.")] = "9093",
     tls: Annotated[Path | None, typer.Option(help="The folder that 'splitfed certs' made.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Plain text also to other machines.")] = False,
     clients: Annotated[int | None, typer.Option(help="Another number of clients than the scenario's.")] = None,
@@ -59,6 +59,7 @@ def serve(
 ) -> None:
     """Run a scenario with clients on other machines, who 'splitfed join'."""
     import splitfed
+    from splitfed.engines.deployment.processes import port_number
     from splitfed.reports.live.console import Console
     from splitfed.reports.live.log import recorded
     from splitfed.server.deployment.serve import serve
@@ -66,6 +67,7 @@ def serve(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as orderly as Ctrl-C: what systemd sends to stop
 
+    ports = {"port": port_number(port, "--port"), "split_port": port_number(split_port, "--split-port")}
     changes = [
         *(set_ or []),
         *([f"seed={seed}"] if seed is not None else []),
@@ -78,7 +80,7 @@ def serve(
     check_moved(resume, data, weights)
     loaded = splitfed.Scenario.load(scenario, changes, also=BEFORE_A_RUN) if scenario is not None else None
     serve(
-        loaded, host=host, port=port, split_port=split_port, tls=tls, insecure=insecure, clients=clients,
+        loaded, host=host, **ports, tls=tls, insecure=insecure, clients=clients,
         enough=start_with, runs=runs, resume=resume, observers=(Console(),), record=recorded,
         data=data, weights=weights,
     )  # fmt: skip

@@ -56,6 +56,6 @@ def schema(
         print(written, end="")
         return
     try:
-        out.write_text(written)
+        out.write_text(written, encoding="utf-8")
     except OSError as error:
         raise SplitfedError(f"{out}: cannot be written ({error.strerror})") from error

@@ -1,5 +1,6 @@
 """The command line; each command calls what `import splitfed` offers, and imports it only when it runs."""
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ from splitfed.cli.data import data
 from splitfed.cli.deployment import certs, join, serve
 from splitfed.cli.explain import explain
 from splitfed.cli.export import export, schema
-from splitfed.cli.options import SCENARIO, DataPlace, Overrides, ScenarioName, WeightsPlace, check_moved
+from splitfed.cli.options import SCENARIO, DataPlace, Overrides, WeightsPlace, check_moved
 from splitfed.cli.study import compare, list_, sweep
+from splitfed.cli.validate import validate
 from splitfed.engines.allocator import keep_freed_memory
 from splitfed.errors import SplitfedError
 from splitfed.run.waiting import speak
@@ -104,30 +106,12 @@ def simulate(
     splitfed.simulate(loaded, runs=runs, resume=resume, observers=(Console(),), data=data, weights=weights)
 
 
-@app.command(epilog=SCENARIO)
-def validate(
-    scenario: ScenarioName,
-    set_: Overrides = None,
-    data: Annotated[
-        bool, typer.Option("--data", help="Open the data set too, and deal it to the clients; tell what it holds.")
-    ] = False,
-) -> None:
-    """Check a scenario and its model, and name every mistake; trains nothing, loads no weights, and data if asked."""
-    import splitfed
-    from splitfed.split.mistakes import BEFORE_A_RUN, of_the_data
-
-    loaded = splitfed.Scenario.load(scenario, set_ or [], also=(*BEFORE_A_RUN, *((of_the_data,) if data else ())))
-    print(f"{scenario}: valid ({loaded.name}: {loaded.model.name} cut after block {loaded.model.cut})")
-    if data:
-        from splitfed.reports.dataset.text import head
-
-        print("\n".join(head(splitfed.describe(loaded))))
-
-
+app.command(epilog="FILES are scenarios, YAML files or names of those that ship, and sweeps.")(validate)
 app.command(
     "list",
     epilog="WHAT is reducers, codecs, lossless, presets, partitions, budgets, modes, strategies, availability, "
-    "engines, scenarios, models or adapters. PATTERN is of names, e.g. 'deit*'; with one the keys are explained too.",
+    "engines, scenarios, models or adapters; without it, these are told. PATTERN is of names, e.g. 'deit*'; with one "
+    "the keys are explained too.",
 )(list_)
 app.command(epilog=SCENARIO)(data)
 app.command(epilog="FILE is a YAML file that names a scenario and what is varied in it.")(sweep)
@@ -147,6 +131,9 @@ def main() -> None:
     # other; with less they cost nothing alone (benchmarks/threads.py).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal has no letters for is shown with escapes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs of a broken stream, our own lines say
     try:

@@ -22,15 +22,18 @@ class By(StrEnum):
 
 
 def list_(
-    what: Annotated[str, typer.Argument()],
+    what: Annotated[str | None, typer.Argument()] = None,
     pattern: Annotated[str, typer.Argument()] = "*",
     long: Annotated[
         bool, typer.Option("--long", help="Tell what each key means, a line each; so does PATTERN.")
     ] = False,
 ) -> None:
     """List what a scenario can name, a line each: what it is, its source, and its keys with their defaults."""
-    from splitfed.cli.listing.kinds import entries, show
+    from splitfed.cli.listing.kinds import entries, show, sorts
 
+    if what is None:
+        show(sorts())
+        return
     show(entries(what, pattern), long=long or pattern != "*")
 
 
@@ -74,7 +77,7 @@ def compare(
     shown.show(at=budget)
     if csv is not None:
         try:
-            csv.write_text(shown.to_csv(at=budget))
+            csv.write_text(shown.to_csv(at=budget), encoding="utf-8", errors="surrogateescape")
         except OSError as error:
             raise SplitfedError(f"{csv}: cannot be written ({error.strerror})") from error
     if out is not None and groups:
@@ -100,6 +103,7 @@ def sweep(
 ) -> None:
     """Run many variants of a scenario: a grid over methods, ratios and seeds. Again: go on with what is not done."""
     import rich.console
+    from rich.text import Text
 
     import splitfed
     from splitfed.reports.sweep.plan import Sweep
@@ -120,7 +124,7 @@ def sweep(
         with live as line:
             swept = splitfed.sweep(
                 plan, runs=runs, jobs=jobs, say=lambda text: print(text, flush=True),
-                status=line.update if line else lambda text: None,
+                status=(lambda text: line.update(Text(text))) if line else lambda text: None,
             )  # fmt: skip
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", flush=True)

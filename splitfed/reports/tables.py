@@ -10,11 +10,12 @@ from rich.text import Text
 
 from splitfed.reports import units
 from splitfed.reports.live.console import print_whole
+from splitfed.reports.plain import PlainTable
 
 
 def new_table(first: str, others: list[str]) -> Table:
     """Return an empty table: one column of text, the others aligned to the right."""
-    table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
+    table = PlainTable(box=rich.box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
     table.add_column(first)
     for name in others:
         table.add_column(name, justify="right")

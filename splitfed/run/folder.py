@@ -16,6 +16,7 @@ from splitfed.errors import RunError
 from splitfed.files import replace_with
 from splitfed.run.summary import NAME as SUMMARY
 from splitfed.scenario import Scenario
+from splitfed.scenario.document import printable
 from splitfed.scenario.places import same_experiment
 
 _PACKAGES = ("splitfed", "torch", "torchvision", "timm", "flwr", "numpy", "zstandard", "datasets", "flwr-datasets")
@@ -23,6 +24,12 @@ _PACKAGES = ("splitfed", "torch", "torchvision", "timm", "flwr", "numpy", "zstan
 
 def create(scenario: Scenario, root: Path) -> Path:
     """Make `<root>/<scenario>-<UTC time>/` with the resolved scenario in it, and return it."""
+    try:
+        str(root.resolve()).encode()
+    except UnicodeEncodeError:
+        raise RunError(
+            f"{printable(str(root))}: is no UTF-8 text, which TensorBoard needs; choose another place with --runs"
+        ) from None
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     for number in range(1, 1000):
         folder = root / f"{scenario.name}-{stamp}{'' if number == 1 else f'-{number}'}"
@@ -34,7 +41,7 @@ def create(scenario: Scenario, root: Path) -> Path:
             raise RunError(
                 f"{folder}: cannot be created ({error.strerror}); choose another place with --runs"
             ) from error
-        (folder / "scenario.yaml").write_text(scenario.to_yaml())
+        (folder / "scenario.yaml").write_text(scenario.to_yaml(), encoding="utf-8")
         return folder
     raise RunError(f"{root}: a thousand runs of {scenario.name} in one second")
 

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from splitfed.errors import ScenarioError
-from splitfed.scenario.yaml import CORE, SCALARS, Unreadable, compose
+from splitfed.scenario.yaml import CORE, MOST_DEPTH, SCALARS, TOO_DEEP, Unreadable, compose
 
 Path = tuple[str | int, ...]
 
 # Far above any real scenario; what it stops is a few lines of nested aliases that stand for billions of values.
 _MOST_VALUES = 20_000
+ASIDE = "x-"
 
 
 class Origin(NamedTuple):
@@ -86,6 +87,8 @@ class Reader:
         self.values += 1
         if self.values > _MOST_VALUES:
             raise ScenarioError([f"{self._at(node).place}: more than {_MOST_VALUES} values, aliases written out"])
+        if len(self.open) > MOST_DEPTH:
+            raise ScenarioError([f"{self._at(node).place}: {TOO_DEEP}, aliases written out"])
         if id(node) in self.open:
             return self._refuse(node, path, "an alias stands inside the value that it names")
         self.open.add(id(node))
@@ -158,5 +161,15 @@ def read(text: str, source: str) -> Document:
     if not isinstance(node, MappingNode):
         raise ScenarioError([f"{source}:{line}: a scenario is a section of keys and values, such as 'seed: 0'"])
     document = Document({}, {(): Origin(line, f"{source}:{line}")})
-    document.data = Reader(document, source).read(node, ()) or {}
+    document.data = without_asides(Reader(document, source).read(node, ()) or {})
     return document
+
+
+def without_asides(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of a file's top that are read: `x-...` is the user's own, such as for anchors to merge."""
+    return {key: value for key, value in data.items() if not (isinstance(key, str) and key.startswith(ASIDE))}
+
+
+def printable(text: str) -> str:
+    """Return text in one line that every stream takes: what is no letter or sign is written with escapes."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -6,12 +6,13 @@ from pydantic import BaseModel
 
 from splitfed.compression.presets import PRESETS, written_out
 from splitfed.config import did_you_mean
-from splitfed.scenario.document import Document, Origin, Path, Reader, shown
+from splitfed.scenario.document import Document, Origin, Path, Reader, printable, shown
 from splitfed.scenario.problems import Sections, below, kind
-from splitfed.scenario.yaml import Unreadable, compose
+from splitfed.scenario.yaml import MOST_DEPTH, TOO_DEEP, Unreadable, compose
 
 # Problems of overrides are shown after all lines of the file.
 _AFTER_THE_FILE = 10**9
+_LONGEST = 200  # letters of an override that a problem repeats
 
 
 class Change(str):
@@ -39,8 +40,9 @@ def override(document: Document, overrides: list[str], model: type[BaseModel]) -
     Problems are noted in the document."""
     write_out(document, _AFTER_THE_FILE)
     for i, text in enumerate(overrides):
-        shown = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
-        place = text.place if isinstance(text, Change) else f"--set {shown}"
+        said = printable(" ".join(text.split()))
+        said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
+        place = text.place if isinstance(text, Change) else f"--set {said}"
         origin = Origin(_AFTER_THE_FILE + i, place)
         try:
             _apply(document, text, origin, model)
@@ -56,6 +58,8 @@ def _apply(document: Document, text: str, origin: Origin, model: type[BaseModel]
     parts = [part.strip() for part in name.split(".")]
     if not equals or not all(parts):
         raise _Refused((), "write it as section.key=value")
+    if len(parts) > MOST_DEPTH:
+        raise _Refused((), TOO_DEEP)
     node = compose(written)
     if tuple(parts) == PRESET:
         drop_file(document, _AFTER_THE_FILE)

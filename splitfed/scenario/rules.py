@@ -153,12 +153,8 @@ def server_trains_what_it_holds(training: Training, federation: Federation) -> F
         return
     server = training.server
     plain = SideConfig(device=server.device)
-    for name in SideConfig.model_fields:
-        if getattr(server, name) != getattr(plain, name):
-            yield (
-                f"training.server.{name}",
-                "with fl clients train the whole model, as training.client says: leave it out",
-            )
+    keys = [name for name in SideConfig.model_fields if getattr(server, name) != getattr(plain, name)]
+    yield from _leave_out("training.server", keys, "with fl clients train the whole model, as training.client says")
 
 
 def reducer_takes_the_batches(compression: Compression, training: Training) -> Found:
@@ -180,22 +176,26 @@ def differences_are_to_a_common_round(compression: Compression, federation: Fede
 
 def what_is_packed_crosses(compression: Compression, federation: Federation) -> Found:
     """What does not cross in a mode cannot be made smaller."""
-    roles: tuple[str, ...] = _OF_THE_TAIL
-    if not federation.splits:
-        out = "with fl nothing crosses a cut, weights are packed by front_weights:"
-        way = "leave it out, or set another federation.mode"
-        if not isinstance(compression.reducer, NoneConfig):
-            yield "compression.reducer", f"{out} set it to none, or set another federation.mode"
-        roles, why = (*_OF_THE_CUT, *_OF_THE_TAIL), f"{out} {way}"
-    elif federation.private:
+    if federation.splits and federation.private:
         if compression.targets.codec != Packing().codec:
             yield "compression.targets.codec", "with federation.labels: private no targets cross: leave it out"
         return
+    roles = _OF_THE_TAIL if federation.splits else (*_OF_THE_CUT, *_OF_THE_TAIL)
+    keys = [role for role in roles if getattr(compression, role) != Packing()]
+    if federation.splits:
+        why, way = "only with federation.labels: private is there a second cut", "set that"
     else:
-        why = "only with federation.labels: private is there a second cut: leave it out, or set that"
-    for role in roles:
-        if getattr(compression, role) != Packing():
-            yield f"compression.{role}", why
+        why, way = "with fl nothing crosses a cut, weights are packed by front_weights", "set another federation.mode"
+        keys = [*([] if isinstance(compression.reducer, NoneConfig) else ["reducer"]), *keys]
+    yield from _leave_out("compression", keys, why, f", or {way}")
+
+
+def _leave_out(section: str, keys: list[str], why: str, or_else: str = "") -> Found:
+    """Yield the keys of a section that one cause makes idle: as one problem, of the section where they are several."""
+    if len(keys) == 1:
+        yield f"{section}.{keys[0]}", f"{why}: leave it out{or_else}"
+    elif keys:
+        yield section, f"{why}: leave out {', '.join(keys[:-1])} and {keys[-1]}{or_else}"
 
 
 def evaluation_asks_of_the_clients(evaluation: Evaluation, federation: Federation) -> Found:

@@ -1,6 +1,7 @@
 """A scenario: one YAML file that says everything about an experiment, typed and checked before anything runs."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
@@ -16,7 +17,7 @@ from splitfed.errors import ScenarioError
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario.budget import BudgetConfig, Unlimited
 from splitfed.scenario.compression import Compression
-from splitfed.scenario.document import Document, Origin, read
+from splitfed.scenario.document import Document, Origin, printable, read, without_asides
 from splitfed.scenario.engine import EngineConfig, Inline
 from splitfed.scenario.overrides import override
 from splitfed.scenario.problems import note, valid_part
@@ -26,6 +27,8 @@ from splitfed.scenario.yaml import write
 
 # Yields the keys that are wrong, as `section.key`, each with the reason and the way out.
 Rule = Callable[["Scenario"], Iterator[tuple[str, str]]]
+_UNFIT = re.compile(r'[/\\:*?"<>|]')
+_MOST_BYTES = 100  # of a name that is made of a file's; a file system takes 255, and a run's name has more in it
 
 
 class Scenario(Config):
@@ -57,12 +60,7 @@ class Scenario(Config):
     @field_validator("name")
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
-        if (
-            not name.isprintable()
-            or set(name) & set('/\\:*?"<>|')
-            or name.strip(". ") != name
-            or not 0 < len(name) < 101
-        ):
+        if _UNFIT.search(name) or not name.isprintable() or name.strip(". ") != name or not 0 < len(name) < 101:
             raise ValueError(f"{name!r} cannot name a folder: use letters, digits, '-' and '_', 100 at most")
         return name
 
@@ -90,14 +88,14 @@ class Scenario(Config):
         Raises ScenarioError with every problem at once.
         """
         path = _find(os.fspath(path_or_name))
-        source = _relative(path).encode("utf-8", "backslashreplace").decode()
+        source = printable(_relative(path))
         try:
             text = path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as e:
             raise ScenarioError([f"{source}: not UTF-8 text: byte {e.start} is 0x{e.object[e.start]:02x}"]) from None
         except (OSError, ValueError) as e:
             raise ScenarioError([f"{source}: cannot be read: {getattr(e, 'strerror', None) or e}"]) from None
-        return cls.parse(text, source, overrides, name=path.stem, also=also)
+        return cls.parse(text, source, overrides, name=folder_name(path.stem), also=also)
 
     @classmethod
     def parse(
@@ -117,7 +115,7 @@ class Scenario(Config):
 
         Raises ScenarioError with every problem at once.
         """
-        return cls._checked(Document(deepcopy(sections), {(): Origin(0, "scenario")}), overrides, {})
+        return cls._checked(Document(deepcopy(without_asides(sections)), {(): Origin(0, "scenario")}), overrides, {})
 
     @classmethod
     def _checked(
@@ -143,6 +141,12 @@ class Scenario(Config):
     def with_(self, overrides: list[str]) -> Self:
         """Return a copy with some values changed. Raises ScenarioError."""
         return self.parse(self.to_yaml(), self.name, overrides)
+
+
+def folder_name(stem: str) -> str:
+    """Return the name of a scenario whose file is named so: the same, or what is closest to it that names a folder."""
+    name = "".join(one if one.isprintable() else "-" for one in _UNFIT.sub("-", stem))
+    return name.encode()[:_MOST_BYTES].decode(errors="ignore").strip(". ") or "scenario"
 
 
 def shipped() -> dict[str, Path]:

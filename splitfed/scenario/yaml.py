@@ -11,6 +11,10 @@ from typing import Any
 import yaml
 from yaml.nodes import Node
 
+# Far above any real scenario; what it stops is a few lines that take all memory or all of Python's stack.
+MOST_DEPTH = 50
+TOO_DEEP = f"sections and lists stand in each other more than {MOST_DEPTH} deep"
+
 CORE = "tag:yaml.org,2002:"
 _PATTERNS: tuple[tuple[str, str, list[str]], ...] = (
     ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
@@ -22,6 +26,16 @@ _PATTERNS: tuple[tuple[str, str, list[str]], ...] = (
 
 
 class _Loader(yaml.SafeLoader):
+    depth = 0
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        if self.depth > MOST_DEPTH:
+            raise yaml.composer.ComposerError(None, None, TOO_DEEP, self.peek_event().start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
 

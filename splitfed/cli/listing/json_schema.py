@@ -16,6 +16,7 @@ from splitfed.cli.listing.kinds import first_sentence, one_line
 from splitfed.reports.sweep.plan import SweepFile
 from splitfed.scenario import Scenario
 from splitfed.scenario.compression import Compression
+from splitfed.scenario.document import ASIDE
 from splitfed.scenario.engine import Inline
 from splitfed.scenario.problems import kind, sections
 
@@ -29,6 +30,10 @@ _REFINED = "Refined"
 _UNSAID = Inline
 
 
+# Keys of the top that are the user's own.
+_ASIDES: Schema = {"patternProperties": {f"^{ASIDE}": {}}}
+
+
 class _Generator(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -37,7 +42,7 @@ class _Generator(GenerateJsonSchema):
 def scenario_schema() -> Schema:
     """Return the schema of a scenario, a draft 7 JSON schema."""
     schema = _generated(Scenario)
-    return {"$schema": _DRAFT, **schema, "title": "A scenario of splitfed"}
+    return {"$schema": _DRAFT, **schema, **_ASIDES, "title": "A scenario of splitfed"}
 
 
 def sweep_schema() -> Schema:
@@ -62,7 +67,7 @@ def sweep_schema() -> Schema:
     properties["seeds"] = {
         "description": seeds.pop("description"), "anyOf": [seeds, seeds["additionalProperties"]],
     }  # fmt: skip
-    return {"$schema": _DRAFT, **sweep, "title": "A sweep of splitfed", "$defs": defs}
+    return {"$schema": _DRAFT, **sweep, **_ASIDES, "title": "A sweep of splitfed", "$defs": defs}
 
 
 SCHEMAS = {"scenario": scenario_schema, "sweep": sweep_schema}

@@ -52,8 +52,22 @@ def entries(what: str, pattern: str = "*") -> list[Listed]:
         entry for entry in SORTS[what]("*") if fnmatchcase(entry.name, pattern)
     ]  # fmt: skip
     if not found:
-        raise SplitfedError(f"{what}: none is named {pattern!r}; see all: splitfed list {what}")
+        close = did_you_mean(pattern, list(_names(what)))
+        raise SplitfedError(f"{what}: none is named {pattern!r}{close or ';'} see all: splitfed list {what}")
     return found
+
+
+def _names(what: str) -> Iterator[str]:
+    if what == "models":  # to ask timm which of them can be split takes half a minute
+        import timm
+
+        return iter(timm.list_models("*vit*") + timm.list_models("*deit*"))
+    return (entry.name for entry in SORTS[what]("*"))
+
+
+def sorts() -> list[Listed]:
+    """Return what can be listed."""
+    return [Listed(what, "", said) for what, (_, said) in _SORTS.items()]
 
 
 def show(found: list[Listed], out: rich.console.Console | None = None, *, long: bool = False) -> None:
@@ -207,7 +221,7 @@ def _scenarios(_: str) -> Iterator[Listed]:
     from splitfed.scenario.scenario import shipped
 
     for name, path in shipped().items():
-        heading = path.read_text().split("\n\n")[0].splitlines()
+        heading = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
         # The schema that editors look for is no description.
         comment = " ".join(line.strip("# \n") for line in heading if "yaml-language-server" not in line)
         yield Listed(name, "", first_sentence(comment.split("  ")[0]))
@@ -222,18 +236,20 @@ def _models(pattern: str) -> Iterator[Listed]:
         yield Listed(model.name, f"weights: {', '.join(model.weights)}" if model.weights else "", text)
 
 
-SORTS: dict[str, Callable[[str], Iterator[Listed]]] = {
-    "reducers": _reducers,
-    "codecs": _codecs,
-    "lossless": _lossless,
-    "presets": _presets,
-    "partitions": _partitions,
-    "budgets": _of_scenario("budget"),
-    "modes": _modes,
-    "strategies": _strategies,
-    "availability": _availability,
-    "engines": _of_scenario("engine"),
-    "scenarios": _scenarios,
-    "models": _models,
-    "adapters": _adapters,
+# What can be listed, how, and what it is.
+_SORTS: dict[str, tuple[Callable[[str], Iterator[Listed]], str]] = {
+    "reducers": (_reducers, "What drops or merges samples, tokens or numbers before they are sent."),
+    "codecs": (_codecs, "What turns numbers into bytes."),
+    "lossless": (_lossless, "What makes bytes fewer and gives back every bit."),
+    "presets": (_presets, "Names for whole sections `compression`."),
+    "partitions": (_partitions, "How images are dealt to clients."),
+    "budgets": (_of_scenario("budget"), "When a run has sent enough."),
+    "modes": (_modes, "Who holds which part of the model, and how it learns."),
+    "strategies": (_strategies, "What makes the round's front of those of the clients."),
+    "availability": (_availability, "Which clients of a simulation are there, when, and how fast."),
+    "engines": (_of_scenario("engine"), "Where clients run."),
+    "scenarios": (_scenarios, "The scenarios that ship."),
+    "models": (_models, "The models of timm that can be split."),
+    "adapters": (_adapters, "What of the front is trained."),
 }
+SORTS = {what: found for what, (found, _) in _SORTS.items()}

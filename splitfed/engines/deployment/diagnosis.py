@@ -4,6 +4,7 @@ import http.client
 import re
 import socket
 import ssl
+import urllib.request
 from pathlib import Path
 
 _PROBE_SECONDS = 5.0
@@ -14,7 +15,8 @@ _CERTIFICATES = {
     "was joined: join by a name in it, or make one with `splitfed certs --host`",
     r"CERTIFICATE_VERIFY_FAILED": "the server's certificate was not signed by this CA: take ca.crt from the folder "
     "that `splitfed certs` made for this server",
-    r"WRONG_VERSION_NUMBER|record layer failure": "the server speaks plain text, not TLS",
+    r"WRONG_VERSION_NUMBER|record layer failure": "the server speaks plain text, not TLS: start it with --tls, or join "
+    "it without",
     r"KEY_VALUES_MISMATCH": "the server's certificate and private key do not belong together",
 }
 _LOGGED = {
@@ -28,6 +30,7 @@ _LOGGED = {
     r"[Aa]ddress already in use": "the port is taken by another process: choose another one",
     r"does not recognize this SuperNode": "the server does not know this client any more: its database was replaced",
 }
+_WANTS_TLS = "the server speaks TLS: join with --tls and the folder of this client that `splitfed certs` made"
 # A SuperNode that the SuperLink refuses after it was connected ends itself, without an error.
 _DISOWNED = "the server does not know this client any more: it was started anew, as another run"
 _RETRYING = r"Connection attempt failed, retrying"
@@ -50,8 +53,8 @@ def diagnose(log_tail: str, returncode: int | None) -> str | None:
 
 
 def hopeless(problem: str) -> bool:
-    """Return whether a line of this module names what waiting does not mend: certificates."""
-    return any(line in problem for line in _CERTIFICATES.values())
+    """Return whether a line of this module names what waiting does not mend: certificates, TLS on one side alone."""
+    return any(line in problem for line in (*_CERTIFICATES.values(), _WANTS_TLS))
 
 
 def explain(error: BaseException) -> str | None:
@@ -72,17 +75,36 @@ def probe(host: str, port: int, ca: Path | None = None, timeout: float = _PROBE_
     try:
         connection.request("GET", "/health")
         status = connection.getresponse().status
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):
         return f"{host}: no machine of this name is known"
     except ConnectionRefusedError:
         return f"nobody listens at {where}: is `splitfed serve` running there, on this port?"
     except ssl.SSLError as error:
         return f"{where}: {explain(error) or error}"
     except (http.client.HTTPException, ConnectionError):
-        wanted = "" if ca else ", and may want TLS"
-        return f"{where} is not a splitfed server that can be joined in this way: it hangs up{wanted}"
+        if ca is None and _speaks_tls(host, port, timeout):
+            return f"{where}: {_WANTS_TLS}"
+        return f"{where} is not a splitfed server: it hangs up"
     except OSError as error:
         return f"{where} does not answer ({error}): is there a firewall in between?"
     finally:
         connection.close()
     return None if status == 200 else f"{where} is not a splitfed server: it answers with HTTP {status}"
+
+
+def _speaks_tls(host: str, port: int, timeout: float) -> bool:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # whoever it is: nothing is sent
+    try:
+        with socket.create_connection((host, port), timeout) as plain, context.wrap_socket(plain):
+            return True
+    except OSError:
+        return False
+
+
+def proxies(host: str) -> list[str]:
+    """Return the variables of the environment by which other programs would go to this host through a proxy."""
+    found = urllib.request.getproxies_environment()
+    if urllib.request.proxy_bypass(host):
+        return []
+    return [f"{kind.upper()}_PROXY" for kind in ("all", "https", "http", "grpc") if kind in found]

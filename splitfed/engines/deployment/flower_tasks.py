@@ -84,13 +84,9 @@ def connect(
     interceptors += [SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE)]
     interceptors += [RuntimeTokenHttpInterceptor(token)] if token else []
     verify = own_context(ca) if ca else False
-    client = kind(
-        f"{'https' if ca else 'http'}://{address}",
-        interceptors=interceptors,
-        verify=verify,
-        retry_invoker=_retries(patience),
-    )
-    client._client.close()  # Flower's would go through the proxy that the user's environment may name
+    client = kind.__new__(kind)  # Flower's own `__init__` fails where the user's environment names a SOCKS proxy
+    client._base_url = f"{'https' if ca else 'http'}://{address}"
+    client._interceptors, client._retry_invoker = tuple(interceptors), _retries(patience)
     client._client = httpx.Client(verify=verify, timeout=_CALL_SECONDS, trust_env=False)
     return client
 

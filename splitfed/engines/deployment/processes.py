@@ -4,6 +4,7 @@ are.
 Each child leads a session of its own, so that a terminal's Ctrl-C reaches us alone and we decide who stops first.
 """
 
+import errno
 import os
 import re
 import signal
@@ -20,7 +21,7 @@ from typing import Self
 
 from splitfed.engines.deployment.diagnosis import diagnose, explain
 from splitfed.engines.runtime import ServerTls
-from splitfed.errors import SplitfedError
+from splitfed.errors import RunError, SplitfedError
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 PARENT, _PARENT_CHECK_SECONDS, _GRACE_SECONDS = "SPLITFED_PARENT", 0.5, 8.0
@@ -115,14 +116,16 @@ class Child:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return the environment of a Flower process that keeps to `home`, asks nothing of the internet, imports what we do
-    and ends when we end."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("FLWR_") and k != "FORWARDED_ALLOW_IPS"}
-    direct = [kept[name] for name in ("NO_PROXY", "no_proxy") if kept.get(name)]
-    around = ",".join([*direct, "127.0.0.1", "localhost", "::1"])
+    """Return the environment of a Flower process that keeps to `home`, asks nothing of the internet, goes through no
+    proxy, imports what we do and ends when we end."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("FLWR_") and name != "FORWARDED_ALLOW_IPS" and not name.lower().endswith("_proxy")
+    }
     return kept | {
-        "NO_PROXY": around,
-        "no_proxy": around,
+        "NO_PROXY": "*",  # nor one that the system is set up with
+        "no_proxy": "*",
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -130,6 +133,7 @@ def environment(home: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",  # which its log is read in
         PARENT: str(os.getpid()),
     }
 
@@ -187,6 +191,13 @@ def free_port(host: str = "127.0.0.1") -> int:
         return probe.getsockname()[1]
 
 
+def port_number(text: str | int, name: str) -> int:
+    """Return the port that a text says. Raises RunError, which begins with `name`, where it says none."""
+    if not re.fullmatch("[0-9]{1,5}", str(text)) or not 0 < int(text) < 65536:
+        raise RunError(f"{name}: a port is a number from 1 to 65535, not {str(text)[:40]!r}")
+    return int(text)
+
+
 def check_port(host: str, port: int) -> None:
     """Raise ChildError where no server can listen: whatever answers there later would be taken for our child."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -194,8 +205,11 @@ def check_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
-            raise ChildError(f"cannot listen at {host}:{port}: {error.strerror}; choose another port") from error
+        except (OSError, UnicodeError) as error:
+            no_host = isinstance(error, socket.gaierror | UnicodeError) or error.errno == errno.EADDRNOTAVAIL
+            other = "--host must name an address of this machine" if no_host else "choose another port"
+            why = getattr(error, "strerror", None) or "no such name"
+            raise ChildError(f"cannot listen at {host}:{port}: {why}; {other}") from error
 
 
 def own_context(ca: Path) -> ssl.SSLContext:

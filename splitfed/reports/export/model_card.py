@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from splitfed.model.build import pixel_stats
 from splitfed.reports import units
+from splitfed.reports.plain import code, code_block, markdown
 from splitfed.run.ledger import Sizes, Totals, totals_by_round
 from splitfed.run.metrics import Metrics, read_metrics
 from splitfed.run.summary import NAME as SUMMARY
@@ -51,16 +52,16 @@ def card(
     mean, std = (", ".join(f"{value:g}" for value in values) for values in pixel_stats(model))
     parts = [
         f"---\n{write(_front_matter(origin, halves))}---",
-        f"# {scenario.name}: {model.name}",
+        f"# {markdown(scenario.name)}: {markdown(model.name)}",
         f"An image classifier of {len(classes)} classes, trained by federated {_learning(scenario)} What crossed "
         f"between them was counted. Made by splitfed {__version__}.",
-        f"## Use\n\n```python\n{_use(create, file)}\n```",
+        "## Use\n\n" + code_block(_use(create, file), "python"),
         f"Images are RGB: the short side resized to {model.image_size} pixels (bicubic), the middle square cut out, "
         f"values from 0 to 1, then less the mean ({mean}) and divided by the standard deviation ({std}).",
-        f"`{_config(file)}` says the same to timm, and names the classes: beside `model.safetensors`, and with "
+        f"{code(_config(file))} says the same to timm, and names the classes: beside `model.safetensors`, and with "
         "`config.json` as its name, it makes the folder one that timm loads: "
         '`timm.create_model("local-dir:FOLDER", pretrained=True)`.',
-        f"`{file}` holds {parameters:,} parameters under timm's names. Its SHA-256 is `{sha256}`.",
+        f"{code(file)} holds {parameters:,} parameters under timm's names. Its SHA-256 is `{sha256}`.",
         _left_out(scenario, halves) if halves else "",
         "## Classes\n\n" + _classes(classes),
         "## Training\n\n" + _table(("", ""), _facts(origin)),
@@ -70,7 +71,7 @@ def card(
         + _table(("plane", "direction", "raw", "sent", "factor"), _bytes(origin)),
         "## Settings\n\n"
         "The complete scenario; files of the machine that trained are shown by their names alone.\n\n"
-        f"```yaml\n{write(_portable(scenario.model_dump(mode='json')))}```",
+        + code_block(write(_portable(scenario.model_dump(mode="json"))), "yaml"),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -137,14 +138,14 @@ def _left_out(scenario: Scenario, halves: str) -> str:
     return (
         f"**The layers of the reducer `{scenario.compression.reducer.kind}` are not in it.** The run trained and "
         "evaluated front, encoder, decoder, back; timm's model is front and back alone, and the accuracy below not its "
-        f"own. The layers are in `{halves}`, as `encoder.*` and `decoder.*`."
+        f"own. The layers are in {code(halves)}, as `encoder.*` and `decoder.*`."
     )
 
 
 def _classes(classes: list[str]) -> str:
     if classes == [str(number) for number in range(len(classes))]:
         return f"0 to {len(classes) - 1}, by their numbers"
-    listed = ", ".join(f"{number}: {name}" for number, name in enumerate(classes[:_LONGEST_LIST]))
+    listed = ", ".join(f"{number}: {markdown(name)}" for number, name in enumerate(classes[:_LONGEST_LIST]))
     return listed + (f" and {len(classes) - _LONGEST_LIST} more" if len(classes) > _LONGEST_LIST else "")
 
 
@@ -160,8 +161,8 @@ def _facts(origin: Provenance) -> list[tuple[str, ...]]:
         packing = getattr(compression, role)
         rows.append((role.replace("_", " "), f"{_settings(packing.codec)}, lossless {packing.lossless.kind}"))
     return [
-        ("scenario", scenario.name),
-        ("data set", _data_set(scenario)),
+        ("scenario", markdown(scenario.name)),
+        ("data set", markdown(_data_set(scenario))),
         ("mode", federation.mode),
         ("labels", "with the clients" if federation.private or not federation.splits else "sent to the server"),
         ("clients", f"{federation.clients}, {federation.cohort_size} in a round"),
@@ -202,7 +203,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _settings(section: Any) -> str:
-    return f"`{write_line(_portable(section.model_dump(mode='json')))}`"
+    return code(write_line(_portable(section.model_dump(mode="json"))))
 
 
 def _data_set(scenario: Scenario) -> str:

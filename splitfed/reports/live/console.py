@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from splitfed.reports import units
+from splitfed.reports.plain import PlainTable
 from splitfed.run.ledger import ROLES, Sizes, Totals, read_rows
 from splitfed.run.metrics import Metrics
 from splitfed.run.observer import Observer, Started
@@ -199,7 +200,7 @@ def _if_known(summary: Summary) -> Iterator[tuple[str, str]]:
 def breakdown(totals: Totals, wasted: int) -> Table:
     """Return the table of bytes by direction and role, from raw to sent: the data plane and its sum, the control plane
     and its sum, then both with the `wasted` bytes."""
-    table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
+    table = PlainTable(box=rich.box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
     table.add_column("bytes")
     table.add_column("role")
     for name in ("raw", "reduced", "coded", "sent", "factor"):

@@ -15,5 +15,5 @@ def recorded(folder: Path) -> Iterator[tuple[Observer, ...]]:
 
     A line at a time, so that the server's warnings, which reach the log through another handle, stand where they
     belong."""
-    with open(folder / "log.txt", "a", buffering=1) as file:
+    with open(folder / "log.txt", "a", buffering=1, encoding="utf-8", errors="backslashreplace") as file:
         yield Console(in_file(file)), Curves()

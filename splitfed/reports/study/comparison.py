@@ -1,5 +1,6 @@
 """Runs side by side: what each reached, and what it cost in bytes and time."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -190,7 +191,9 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     result = Comparison([], [])
     for folder in map(Path, folders):
         try:
-            if (folder / "ledger.csv").is_file() and not (folder / NAME).exists():
+            if why := _no_run(folder):
+                result.left_out.append((folder, why))
+            elif (folder / "ledger.csv").is_file() and not (folder / NAME).exists():
                 result.left_out.append((folder, f"unfinished after round {_last_round(folder)}"))
             else:
                 result.runs.append((folder, Summary.read(folder)))
@@ -199,6 +202,19 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     if not result.runs:
         raise _nothing(result.left_out)
     return result
+
+
+def _no_run(folder: Path) -> str | None:
+    """Return why there is no run at a path, or None where there may be one."""
+    if not os.path.isdir(folder):
+        return "is a file, not the folder of a run" if os.path.lexists(folder) else "there is no such folder"
+    try:
+        below = sorted(one for one in folder.iterdir() if (one / "scenario.yaml").is_file())
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if below and not (folder / "scenario.yaml").exists():
+        return f"is not the folder of a run, but holds such folders: name them, for instance {below[0]}"
+    return None
 
 
 def _reason(folder: Path, error: RunError) -> str:

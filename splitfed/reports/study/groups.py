@@ -56,7 +56,7 @@ class Run:
         same experiment; for a folder without a readable scenario, something that no other run has."""
         path = self.folder / "scenario.yaml"
         try:
-            data = read(path.read_text(), path.name).data
+            data = read(path.read_text(encoding="utf-8"), path.name).data
         except (OSError, ValueError, ScenarioError):
             return {"folder": str(self.folder)}
         return dict(flat({key: value for key, value in data.items() if key not in _ASIDE}))

@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from splitfed.errors import RunError
 from splitfed.reports import units
+from splitfed.reports.plain import PLAIN_STYLE, legend_label
 from splitfed.reports.study.groups import Counted, Group, Spread, so_far
 from splitfed.reports.study.methods import UNCOMPRESSED, families
 
@@ -54,7 +55,7 @@ STYLE: Any = {
     "xtick.major.size": 2.5, "ytick.major.size": 2.5, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.linewidth": 0.4, "grid.color": "#dddddd", "axes.axisbelow": True, "hatch.linewidth": 0.4,
     "legend.frameon": False, "savefig.dpi": 300, "pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "splitfed",
-    "axes.unicode_minus": False,
+    "axes.unicode_minus": False, **PLAIN_STYLE,
 }  # fmt: skip
 
 
@@ -97,13 +98,13 @@ def curves(groups: list[Group], of: Counted = "cut") -> Figure:
     figure, axes = _figure([one.label for one in groups])
     for (colour, marker), members in zip(_METHODS, families(groups).values(), strict=False):
         for one, (line, fill) in zip(members, cycle(_MEMBERS), strict=False):
-            points = _curve(one, of)
+            points, label = _curve(one, of), legend_label(one.label)
             if not one.sent(of):
-                axes.axhline(points[-1][1].mean, color=colour, linestyle=":", label=one.label)
+                axes.axhline(points[-1][1].mean, color=colour, linestyle=":", label=label)
                 continue
             spent, accuracy = [x for x, _ in points], [y for _, y in points]
             face = "white" if fill == "none" else colour
-            axes.plot(spent, [y.mean for y in accuracy], line, color=colour, marker=marker, mfc=face, label=one.label)
+            axes.plot(spent, [y.mean for y in accuracy], line, color=colour, marker=marker, mfc=face, label=label)
             if len(one.runs) > 1:
                 low, high = [y.low for y in accuracy], [y.high for y in accuracy]
                 axes.fill_between(spent, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -121,7 +122,8 @@ def factors(groups: list[Group], of: Counted = "cut") -> Figure:
     the height of uncompressed runs, and of those without a cut, which have no factor of it."""
     found = families(groups)
     figure, axes = _figure(list(found))
-    for (colour, marker), (label, members) in zip(_METHODS, found.items(), strict=False):
+    for (colour, marker), (name, members) in zip(_METHODS, found.items(), strict=False):
+        label = legend_label(name)
         if not members[0].sent(of):
             axes.axhline(members[0].accuracy.mean, color=colour, linestyle=":", label=label)
             continue
@@ -131,7 +133,7 @@ def factors(groups: list[Group], of: Counted = "cut") -> Figure:
         if any(len(one.runs) > 1 for one in members):
             below, above = [a.mean - a.low for _, a in points], [a.high - a.mean for _, a in points]
             axes.errorbar(x, y, [below, above], fmt="none", ecolor=colour, elinewidth=0.7, capsize=1.5, capthick=0.7)
-        if label.startswith(UNCOMPRESSED):
+        if name.startswith(UNCOMPRESSED):
             axes.axhline(y[0], color=colour, linestyle=":", linewidth=0.7, zorder=1)
     axes.set_xscale("log")
     _decades(axes, lambda value: f"{value:g}x")

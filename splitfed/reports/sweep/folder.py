@@ -45,7 +45,7 @@ def prepare(folder: Path, point: Point) -> None:
     scratch = folder.with_name(f".{folder.name}.new")
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        (scratch / "scenario.yaml").write_text(point.scenario.to_yaml())
+        (scratch / "scenario.yaml").write_text(point.scenario.to_yaml(), encoding="utf-8")
         os.replace(scratch, folder)  # whole or not at all
     except OSError as error:
         raise RunError(f"{folder}: cannot be created ({error.strerror})") from error

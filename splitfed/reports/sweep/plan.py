@@ -4,6 +4,8 @@ import itertools
 import json
 import os
 import re
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,12 +16,13 @@ from pydantic import Field, NonNegativeInt, ValidationError
 from splitfed.config import Config
 from splitfed.errors import ScenarioError
 from splitfed.scenario import Scenario
-from splitfed.scenario.document import Document, read, shown
+from splitfed.scenario.document import Document, printable, read, shown
 from splitfed.scenario.document import Path as Keys
 from splitfed.scenario.engine import Deployment, Inline
 from splitfed.scenario.overrides import Change
 from splitfed.scenario.places import resolved
 from splitfed.scenario.problems import note
+from splitfed.scenario.scenario import Rule, folder_name
 
 Changes = dict[str, Any]
 Seeds = Annotated[list[NonNegativeInt], Field(min_length=1)]
@@ -64,26 +67,68 @@ class Sweep:
     points: list[Point]
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], overrides: list[str] | None = None) -> "Sweep":
-        """Read a sweep and the scenarios of all its points; `overrides` (`--set`) come last in each.
+    def load(
+        cls, path: str | os.PathLike[str], overrides: list[str] | None = None, *, also: Sequence[Rule] = ()
+    ) -> "Sweep":
+        """Read a sweep and the scenarios of all its points; `overrides` (`--set`) come last in each. `also` are rules
+        that each of them must keep too, as `Scenario.load` takes them.
 
         Raises ScenarioError with every problem at once, each with the line that it comes from.
         """
         source = Path(path)
+        name = printable(str(source))
         try:
             text = source.read_bytes().decode("utf-8-sig")
         except (OSError, ValueError) as error:
-            raise ScenarioError([f"{source}: cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
-        document = read(text, str(source))
+            raise ScenarioError([f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
+        document = read(text, name)
         if "model" in document.data and "scenario" not in document.data:
-            raise ScenarioError([f"{source}: is a scenario, not a sweep: run it with splitfed simulate"])
+            raise ScenarioError([f"{name}: is a scenario, not a sweep: run it with splitfed simulate"])
         _write_out(document)
+        file = _valid(document)
+        if file is None:
+            document.raise_problems()
+        assert file is not None
+        return cls(folder_name(source.stem), _Reader(document, file, source, overrides or [], also).points())
+
+
+def is_sweep(path: Path) -> bool:
+    """Return whether a file is meant as a sweep; not where it cannot be read."""
+    try:
+        keys = read(path.read_bytes().decode("utf-8-sig"), str(path)).data.keys()
+    except (OSError, ValueError, ScenarioError):
+        return False
+    return "model" not in keys and bool(keys & {"scenario", "points", "grid"})
+
+
+def _valid(document: Document) -> SweepFile | None:
+    """Return what is valid of a sweep file, and note the problems of what is not; None where too little is left."""
+    data = deepcopy(document.data)
+    try:
+        return SweepFile.model_validate(data)
+    except ValidationError as error:
+        note(error, document, SweepFile)
+        wrong = error
+    # What is wrong in one place must not hide what is wrong in a point of another.
+    for _ in range(len(document.problems)):
+        for details in wrong.errors():
+            _drop(data, details["loc"])
         try:
-            found = SweepFile.model_validate(document.data)
+            return SweepFile.model_validate(data)
         except ValidationError as error:
-            note(error, document, SweepFile)
-        document.raise_problems()
-        return cls(source.stem, _Reader(document, found, source, overrides or []).points())
+            wrong = error
+    return None
+
+
+def _drop(data: Any, place: Keys) -> None:
+    """Drop the innermost value that a place leads to; of seeds all, as a pattern without them means nothing."""
+    around, key = None, None
+    for part in place[:1] if place[:1] == ("seeds",) else place:
+        if not (isinstance(data, dict) and part in data):
+            break
+        around, key, data = data, part, data[part]
+    if around is not None:
+        around.pop(key, None)
 
 
 def _write_out(document: Document) -> None:
@@ -96,6 +141,7 @@ def _write_out(document: Document) -> None:
         for i, value in enumerate(values):
             if isinstance(value, dict | list):
                 document.refuse(("grid", name, i), "is no single value: write a mapping of labels to changes")
+                continue
             label = name.rsplit(".", 1)[-1] + (value if isinstance(value, str) else shown(value))
             grid[name][label] = {name: value}
             document.origins["grid", name, label] = document.origin(("grid", name, i))
@@ -106,8 +152,12 @@ def _write_out(document: Document) -> None:
 class _Reader:
     """Makes the points of a sweep file, and notes every problem of it in its document."""
 
-    def __init__(self, document: Document, file: SweepFile, source: Path, overrides: list[str]) -> None:
-        self.document, self.file, self.overrides = document, file, overrides
+    def __init__(
+        self, document: Document, file: SweepFile, source: Path, overrides: list[str], also: Sequence[Rule]
+    ) -> None:
+        self.also = also
+        self.whole = not document.problems
+        self.document, self.file, self.source, self.overrides = document, file, source, overrides
         self.folder = source.parent
         near = self.folder / file.scenario
         path = near.suffix in (".yaml", ".yml") or near.is_file()
@@ -117,23 +167,34 @@ class _Reader:
     def points(self) -> list[Point]:
         labelled = self._labelled()
         seeds = {label: self._seeds(label) for label in labelled}
-        for pattern in self.file.seeds:
-            if not any(fnmatchcase(label, pattern) for label in labelled):
-                self.document.refuse(("seeds", pattern), f"no point is named so; points: {', '.join(labelled)}")
-        self.document.raise_problems()
+        if self.whole:
+            for pattern in self.file.seeds:
+                if not any(fnmatchcase(label, pattern) for label in labelled):
+                    self.document.refuse(("seeds", pattern), f"no point is named so; points: {', '.join(labelled)}")
         found, problems = [], list[str]()
         for label, (changes, place) in labelled.items():
-            for seed in seeds[label]:
+            for seed in seeds[label] or [0]:
                 named = [Change(f"name={json.dumps(label)}", place), Change(f"seed={seed}", place)]
                 try:
-                    scenario = Scenario.load(self.scenario, [*self.common, *changes, *named, *self.overrides])
+                    changed = [*self.common, *changes, *named, *self.overrides]
+                    scenario = Scenario.load(self.scenario, changed, also=self.also)
                     found.append(Point(label, seed, resolved(_threads(scenario), self.folder)))
                 except ScenarioError as error:
                     problems += error.problems
-        if problems:
-            raise ScenarioError(list(dict.fromkeys(problems)))
+        if problems or self.document.problems:
+            own = [str(problem) for problem in self.document.problems]
+            raise ScenarioError(sorted(dict.fromkeys([*own, *problems]), key=self._place))
         self._check(found, labelled)
         return found
+
+    def _place(self, problem: str) -> tuple[int, int]:
+        """Return where a problem comes in the list of all: those of the sweep's file by line, then those of others, and
+        last those of overrides."""
+        start = f"{printable(str(self.source))}:"
+        if problem.startswith(start):
+            return 0, int(problem.removeprefix(start).partition(":")[0])
+        line = re.match(r".*?:(\d+): ", problem)
+        return (2, 0) if problem.startswith("--set ") else (1, int(line[1]) if line else 0)
 
     def _labelled(self) -> dict[str, tuple[list[Change], str]]:
         """Return the changes of every label, and where the label is written."""
@@ -145,7 +206,7 @@ class _Reader:
             ("-".join(label for label, _ in entries), [c for _, changes in entries for c in changes], ("grid",))
             for entries in (itertools.product(*axes) if axes else [])
         ]
-        for label, changes, path in [*crossed, *own] or [(Path(self.scenario).stem, [], ("scenario",))]:
+        for label, changes, path in [*crossed, *own] or [(folder_name(Path(self.scenario).stem), [], ("scenario",))]:
             if label in found:
                 self.document.refuse(path, f"two points are named {label!r}")
             found[label] = changes, self.document.origin(path).place

@@ -120,7 +120,8 @@ class _Pool:
         folder = self.root / point.name
         if not (folder / LOG).exists():
             return self._failed(point, f"{folder} or what was in it was removed while it ran")
-        lines = [line for line in (folder / LOG).read_text(errors="replace").splitlines() if line.strip()]
+        said = (folder / LOG).read_text(encoding="utf-8", errors="replace")
+        lines = [line for line in said.splitlines() if line.strip()]
         if code == 0:
             try:
                 summary = Summary.read(folder)
@@ -180,4 +181,5 @@ class _Pool:
 def _environment() -> dict[str, str]:
     """Return the environment of a process that imports what this one does, and ends when this one ends."""
     found = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    return {**os.environ, "PYTHONPATH": found, "PYTHONSAFEPATH": "1", PARENT: str(os.getpid())}
+    own = {"PYTHONPATH": found, "PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8", PARENT: str(os.getpid())}
+    return {**os.environ, **own}

@@ -7,8 +7,10 @@ import pytest
 from helpers import small
 
 from splitfed import Observer, simulate
+from splitfed.cli.main import main
 from splitfed.clients.deployment.join import join, parse
 from splitfed.engines.deployment.certificates import make
+from splitfed.engines.deployment.diagnosis import proxies
 from splitfed.errors import RunError, SplitfedError
 from splitfed.scenario.engine import Deployment, Ray
 from splitfed.server.deployment.serve import deployed, serve
@@ -41,6 +43,9 @@ def test_a_deployed_scenario_keeps_the_rules():
         ({"clients": 9}, "client 4 of 9 has no key: make more with 'splitfed certs'"),
         ({"tls": "nowhere"}, "nowhere"),
         ({"port": 9000, "split_port": 9000}, "--port and --split-port are both 9000"),
+        ({"port": 70000}, "--port: a port is a number from 1 to 65535, not '70000'"),
+        ({"split_port": 0}, "--split-port: a port is a number from 1 to 65535, not '0'"),
+        ({"host": "", "insecure": True}, "--host: name an address to listen at"),
     ],
 )
 def test_mistakes_end_before_anything_starts(options, problem, tmp_path):
@@ -92,10 +97,52 @@ def test_addresses(server, where):
     assert parse(server) == where
 
 
-@pytest.mark.parametrize("server", ["", ":9092", "host:port", "host:0", "host:70000", "[::1]:x"])
+@pytest.mark.parametrize(
+    "server",
+    ["", ":9092", "a b", "[]", "[::1", "[host]:9092", "a:b:c", "http://host", "http://host:1", "host/x", "u@h"],
+)
 def test_no_addresses(server):
-    with pytest.raises(SplitfedError, match="is no server's address"):
+    with pytest.raises(SplitfedError, match=r"is no server's address|a port is a number"):
         parse(server)
+
+
+@pytest.mark.parametrize("server", ["host:", "host:port", "host:0", "host:-1", "host:70000", "[::1]:x", "[::1]:"])
+def test_no_ports(server):
+    with pytest.raises(SplitfedError, match=r"a port is a number from 1 to 65535, not '"):
+        parse(server)
+
+
+def test_a_port_that_is_no_number_is_refused_in_a_line(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["splitfed", "serve", "digits", "--split-port", "x"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert capsys.readouterr() == ("", "--split-port: a port is a number from 1 to 65535, not 'x'\n")
+
+
+@pytest.mark.parametrize("host", ["no such host", "a..b", "203.0.113.9"])
+def test_a_host_that_is_not_here_leaves_no_run_behind(host, tmp_path):
+    with pytest.raises(SplitfedError, match=r"cannot listen at .*; --host must name an address of this machine$"):
+        serve(small(), host=host, insecure=True, runs=tmp_path / "runs")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_proxy_is_told_to_be_of_no_use_where_it_would_be_used(monkeypatch):
+    for name in ("ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "intranet.example.org")
+    assert proxies("gpu.example.org") == []
+    monkeypatch.setenv("all_proxy", "socks5://user:secret@127.0.0.1:9")
+    assert proxies("intranet.example.org") == []
+    said = []
+    with pytest.raises(SplitfedError, match="no data"):
+        join("gpu.example.org:81", insecure=True, client=0, say=said.append)
+    (line,) = said
+    assert line.startswith("ALL_PROXY: no proxy is used, gpu.example.org is asked directly.")
+    assert "ssh -L 81:gpu.example.org:81" in line
+    with pytest.raises(SplitfedError, match="no data"):
+        join("127.0.0.1", client=0, say=said.append)
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(
@@ -106,6 +153,7 @@ def test_no_addresses(server):
         ({"client": 1}, "no data: name this client's images with --data"),
         ({"client": 1, "partition": 2}, "a client takes the share of its own number"),
         ({"client": 1, "data": "missing"}, "--data missing: there is no such file or folder"),
+        ({"client": 1, "data": "~no-such-user/x"}, "~no-such-user/x: no home folder of this user is known"),
         ({"tls": "tls", "partition": 0}, "client-"),
         ({"tls": "tls/client-0"}, "no data"),
         ({"tls": "tls/client-0", "partition": 1}, "this is the key of client 0, not of client 1"),

@@ -5,7 +5,7 @@ import io
 import pytest
 import rich.console
 
-from splitfed.cli.listing.kinds import SORTS, Listed, entries, show
+from splitfed.cli.listing.kinds import SORTS, Listed, entries, show, sorts
 from splitfed.cli.main import app
 from splitfed.compression.reducers.registry import ReducerConfig
 from splitfed.errors import SplitfedError
@@ -61,6 +61,28 @@ def test_scenarios_are_listed_by_the_first_sentence_of_their_file() -> None:
     found = named("scenarios")
     assert list(found) == list(shipped())
     assert found["digits"].text.startswith("Ten clients learn to read handwritten digits")
+
+
+@pytest.mark.parametrize(
+    ("what", "pattern", "told"),
+    [
+        ("reducers", "adcc", "reducers: none is named 'adcc', did you mean 'adc'? see all: splitfed list reducers"),
+        ("modes", "sfl", "did you mean 'sfl-v1' or 'sfl-v2'?"),
+        ("models", "deit_tiny_patch16", "did you mean 'deit_tiny_patch16_224'?"),
+        ("codecs", "nosuch", "codecs: none is named 'nosuch'; see all: splitfed list codecs"),
+        ("reducer", "*", "reducer: cannot be listed, did you mean 'reducers'?"),
+        ("nosuch", "*", "nosuch: cannot be listed; known: reducers, codecs, "),
+    ],
+)
+def test_what_is_not_listed_is_told_with_what_comes_close(what: str, pattern: str, told: str) -> None:
+    with pytest.raises(SplitfedError) as caught:
+        entries(what, pattern)
+    assert told in str(caught.value)
+
+
+def test_without_a_word_all_that_can_be_listed_is_told() -> None:
+    assert [one.name for one in sorts()] == list(SORTS)
+    assert all(len(one.text.split()) > 2 for one in sorts())
 
 
 def test_models_are_those_that_can_be_split() -> None:

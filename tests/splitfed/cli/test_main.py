@@ -1,7 +1,9 @@
 """The command line: what it says, where it says it, and the code it ends with."""
 
+import io
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -191,6 +193,34 @@ def test_mistakes_of_the_model_come_with_the_others(run: Run, tmp_path: Path) ->
     assert ended == run("simulate", "bad.yaml", "--set", "federation.cohort=5")
 
 
+def test_validate_takes_several_files_and_sweeps(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text(GOOD)
+    (tmp_path / "bad.yaml").write_text(BAD)
+    (tmp_path / "study.yaml").write_text("scenario: good.yaml\npoints:\n  a:\n  b: {model.cut: 9}\nseeds: [0, 1]\n")
+    ended = run("validate", "good.yaml", "bad.yaml", "study.yaml", "nowhere.yaml")
+    assert (ended.code, ended.out.splitlines()) == (2, [
+        "good.yaml: valid (good: vit_tiny_patch16_224 cut after block 1)"
+    ])  # fmt: skip
+    told = ended.err.splitlines()
+    places = dict.fromkeys(line.partition(": ")[0] for line in told)
+    assert list(places) == ["bad.yaml:1", "bad.yaml:3", "bad.yaml:4", "study.yaml:4", "nowhere.yaml"]
+    assert told[-2].startswith("study.yaml: b: model.cut is 9")
+    (tmp_path / "study.yaml").write_text("scenario: good.yaml\npoints:\n  a:\nseeds: [0, 1]\n")
+    assert run("validate", "study.yaml") == Ended(0, "study.yaml: valid (a sweep of 2 runs)\n", "")
+
+
+def test_a_terminal_without_the_letters_gets_escapes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "läufe.yaml").write_text(GOOD)
+    out, err = io.BytesIO(), io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, "ascii"))
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(err, "ascii"))
+    assert run("validate", "läufe.yaml", "日本.yaml").code == 2
+    sys.stdout.flush()
+    sys.stderr.flush()
+    assert out.getvalue().startswith(b"l\\xe4ufe.yaml: valid (l\\xe4ufe: ")
+    assert err.getvalue().startswith(b"\\u65e5\\u672c.yaml: cannot be read: ")
+
+
 def test_all_mistakes_of_a_file_are_told_at_once(run: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(BAD)
     ended = run("validate", "bad.yaml")
@@ -284,6 +314,7 @@ def test_a_dry_run_trains_nothing(run: Run, tmp_path: Path) -> None:
 def test_run_folders_that_cannot_be_made_or_resumed(run: Run, tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(GOOD)
     refused(run("simulate", "good.yaml", "--runs", "good.yaml"), "cannot be created", "--runs")
+    refused(run("simulate", "good.yaml", "--runs", "d\udce4"), "d\\udce4: is no UTF-8 text", "--runs")
     refused(run("simulate", "--resume", "nowhere"), "nowhere: no scenario.yaml in it, so this is no run folder")
 
 
@@ -298,10 +329,14 @@ def test_compare_tells_why_a_folder_is_left_out(run: Run, tmp_path: Path) -> Non
     ended = run("compare", "open", "broken", "nowhere", done)
     assert (ended.code, ended.err) == (0, "")
     assert "87.5 %" in ended.out
-    for line in ("open: unfinished after round 0", "broken: summary.json: broken", "nowhere: no summary.json"):
+    for line in ("open: unfinished after round 0", "broken: summary.json: broken", "nowhere: there is no such folder"):
         assert f"\n{line}" in ended.out
 
     refused(run("compare", "open", "nowhere"), "no finished run to compare", "  open: ", "  nowhere: ")
+    refused(run("compare", "nowhere"), "no finished run to compare", "  nowhere: there is no such folder")
+    refused(run("compare", "done/summary.json"), "  done/summary.json: is a file, not the folder of a run")
+    (tmp_path / "done" / "scenario.yaml").write_text(GOOD)
+    refused(run("compare", "."), "  .: is not the folder of a run, but holds such folders: name them, for instance ")
     refused(run("compare"), "Missing argument")
 
 

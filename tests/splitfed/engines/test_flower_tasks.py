@@ -107,8 +107,10 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     folder, home = tmp_path_factory.mktemp("deployed"), tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
-        patch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nothing of this may take the way through a proxy
-        patch.setenv("http_proxy", "http://127.0.0.1:9")
+        for name in ("HTTP_PROXY", "http_proxy"):  # nothing of this may take the way through a proxy
+            patch.setenv(name, "http://127.0.0.1:9")
+        for name in ("ALL_PROXY", "all_proxy"):  # which httpx alone cannot even read
+            patch.setenv(name, "socks5://127.0.0.1:9")
         secret, port, node_port = make_secret(folder / "secret"), free_port(), free_port()
         link_command = superlink_command(
             "127.0.0.1", port, secret_file=folder / "secret", database=folder / "state.db"

@@ -3,6 +3,7 @@
 import asyncio
 import http.server
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from waiting import eventually, running
 
-from splitfed.engines.deployment.diagnosis import diagnose, probe
+from splitfed.engines.deployment.certificates import make
+from splitfed.engines.deployment.diagnosis import diagnose, hopeless, probe
 from splitfed.engines.deployment.flower_tasks import bundle
 from splitfed.engines.deployment.processes import (
     Child,
@@ -111,6 +113,8 @@ def test_a_childs_environment_is_its_own(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "1")
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     monkeypatch.setenv("no_proxy", "intranet")
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("grpc_proxy", "http://127.0.0.1:9")
     env = environment(tmp_path)
     assert {name: value for name, value in env.items() if name.startswith("FLWR_")} == {
         "FLWR_HOME": str(tmp_path),
@@ -119,7 +123,10 @@ def test_a_childs_environment_is_its_own(tmp_path: Path, monkeypatch: pytest.Mon
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     }
     assert "FORWARDED_ALLOW_IPS" not in env
-    assert {"intranet", "127.0.0.1"} <= set(env["NO_PROXY"].split(","))
+    assert {name: value for name, value in env.items() if name.lower().endswith("_proxy")} == {
+        "NO_PROXY": "*",
+        "no_proxy": "*",
+    }
 
 
 def test_a_child_imports_what_we_import_and_not_what_lies_in_the_working_folder(
@@ -280,7 +287,7 @@ def test_nothing_is_made_up_where_nothing_is_known(log: str, returncode: int | N
 
 
 @contextmanager
-def answering(code: int) -> Iterator[int]:
+def answering(code: int, tls: ssl.SSLContext | None = None) -> Iterator[int]:
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(code)
@@ -290,6 +297,8 @@ def answering(code: int) -> Iterator[int]:
             pass
 
     with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server.server_port
@@ -306,8 +315,24 @@ def test_a_probe_tells_what_is_in_the_way() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert "does not answer" in (probe("127.0.0.1", silent.getsockname()[1], timeout=0.1) or "")
     with socket.create_server(("127.0.0.1", 0)) as rude:
-        threading.Thread(target=lambda: rude.accept()[0].close()).start()
+        threading.Thread(target=lambda: [rude.accept()[0].close() for _ in range(2)]).start()
         assert "hangs up" in (probe("127.0.0.1", rude.getsockname()[1]) or "")
+
+
+def test_a_probe_tells_which_side_lacks_tls(tmp_path: Path) -> None:
+    """Waiting mends neither, so `join` ends with the line."""
+    make(tmp_path, ["127.0.0.1"], 1)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server" / "server.pem", tmp_path / "server" / "server.key")
+    with answering(200) as port:
+        plain = probe("127.0.0.1", port, tmp_path / "server" / "ca.crt") or ""
+    with answering(200, context) as port:
+        secret = probe("127.0.0.1", port) or ""
+        assert probe("127.0.0.1", port, tmp_path / "server" / "ca.crt") is None
+    assert "the server speaks plain text, not TLS: start it with --tls, or join it without" in plain
+    assert "the server speaks TLS: join with --tls" in secret
+    assert hopeless(plain)
+    assert hopeless(secret)
 
 
 # The bundle

@@ -87,7 +87,8 @@ def test_what_has_no_result_is_named_with_the_reason(tmp_path: Path) -> None:
     assert re.match(r"summary\.json: broken \(", reasons.pop("torn"))
     assert reasons == {
         "early": "unfinished after round 0", "later": "unfinished after round 3", "live": "unfinished after round 2",
-        "no-metrics": "unfinished after round 0", "notes.txt": none, "empty": none, "nowhere": none,
+        "no-metrics": "unfinished after round 0", "empty": none,
+        "notes.txt": "is a file, not the folder of a run", "nowhere": "there is no such folder",
     }  # fmt: skip
     below = shown(sorted(tmp_path.iterdir()))[4:]
     assert f"{tmp_path / 'later'}: unfinished after round 3" in below
@@ -101,7 +102,7 @@ def test_nothing_finished_is_an_error_with_every_reason(tmp_path: Path) -> None:
     assert str(caught.value).splitlines() == [
         "no finished run to compare",
         f"  {folders[0]}: unfinished after round 2",
-        f"  {folders[1]}: no summary.json, so the run is unfinished or this is no run folder",
+        f"  {folders[1]}: there is no such folder",
     ]
     with pytest.raises(RunError, match="no finished run"):
         compare([])

@@ -86,6 +86,29 @@ def test_mistakes_in_the_file_itself(tmp_path: Path) -> None:
     assert refused(tmp_path, BASE) == ["study.yaml: is a scenario, not a sweep: run it with splitfed simulate"]
 
 
+def test_a_mistake_at_the_top_hides_none_in_a_point(tmp_path: Path) -> None:
+    text = """\
+x-anchor: &fast {federation.rounds: 1}
+scenario: base.yaml
+points:
+  a: {federation.roundz: 3}
+  b: 5
+  c: {<<: *fast, federation.cohort: 99}
+vary: {x: 1}
+grid:
+  method: {adc: {model.cut: two}}
+seeds: [-1]
+"""
+    assert [line.partition(":")[2].partition(": ")[::2] for line in refused(tmp_path, text)] == [
+        ("4", "federation.roundz: unknown key, did you mean 'rounds'?"),
+        ("5", "points.b: must be a section, not 5"),
+        ("6", "federation.cohort: 99 of 3 clients cannot be sampled: lower it, or leave it out for all"),
+        ("7", "vary: unknown key here, known: 'scenario', 'set', 'grid', 'points', 'seeds'"),
+        ("9", "model.cut: must be a whole number, not 'two'"),
+        ("10", "seeds.'*'.0: must be at least 0, not -1"),
+    ]
+
+
 def test_mistakes_in_axes_points_and_seeds(tmp_path: Path) -> None:
     text = """\
 scenario: base.yaml
@@ -124,15 +147,13 @@ grid:
   federation.rounds: [1, 0]
 """
     lines = refused(tmp_path, text, "data.lmit=3")
-    assert lines[:2] == [
+    assert lines == [
         "study.yaml:2: federation.cohort: 9 of 3 clients cannot be sampled: lower it, or leave it out for all",
-        "study.yaml:5: compression.reducer.ratoi: unknown key, did you mean 'ratio'?",
-    ]
-    assert sorted(lines[2:]) == [
-        "--set data.lmit=3: data.lmit: unknown key, did you mean 'limit'?",
-        "study.yaml:3: name: 'a/b-rounds0' cannot name a folder: use letters, digits, '-' and '_', 100 at most",
         "study.yaml:3: name: 'a/b-rounds1' cannot name a folder: use letters, digits, '-' and '_', 100 at most",
+        "study.yaml:3: name: 'a/b-rounds0' cannot name a folder: use letters, digits, '-' and '_', 100 at most",
+        "study.yaml:5: compression.reducer.ratoi: unknown key, did you mean 'ratio'?",
         "study.yaml:7: federation.rounds: must be greater than 0, not 0",
+        "--set data.lmit=3: data.lmit: unknown key, did you mean 'limit'?",
     ]
 
 

@@ -1,13 +1,23 @@
-"""What people read is never better than what is true."""
+"""What people read is never better than what is true, and names are shown as they are."""
 
+import io
 import math
+import re
 from fractions import Fraction
+from html import unescape
 
+import matplotlib
 import pytest
+import rich.console
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from matplotlib.figure import Figure
 
 from splitfed.reports import units
+from splitfed.reports.plain import code, code_block, legend_label, markdown
+from splitfed.reports.study.plots import STYLE
+from splitfed.reports.tables import new_table, show
 
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15, "EB": 10**18}
 
@@ -87,3 +97,61 @@ def test_percent_is_never_better_than_the_share_counted(pair: tuple[int, int]) -
 )  # fmt: skip
 def test_number(value: float | None, text: str) -> None:
     assert units.number(value) == text
+
+
+# Names, with signs of rich, matplotlib and Markdown in them
+
+NAMES = [
+    "[bold]", "[/]", "[/b]", "km/h [/]", "[red]x[/red]", ":smile:", "$x$", "$_$", "$5^$", "a_b_c", "_x_", "\\", "a\\_b",
+    "*x*", "`x`", "``", "<b>", "&lt;", "a|b", "![x](y)", "~~x~~", "x`|`y", "\\|",
+]  # fmt: skip
+READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+LINES = st.text(st.sampled_from("ab \\`*_[]()<>~$&|!:/"), min_size=1).map(lambda text: f"x{text}x").map(
+    lambda text: " ".join(text.split())
+)  # fmt: skip
+
+
+def seen(html: str, tag: str) -> str:
+    """Return what stands in the first element of a page."""
+    (found, *_) = re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", html, re.DOTALL)
+    return unescape(re.sub(r"</?(code|p)[^>]*>", "", found))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_shows_names_as_they_are(name: str) -> None:
+    table = new_table(name, [f"{name}?"])
+    table.add_row(f"{name}!", name)
+    text = io.StringIO()
+    show(table, [name], rich.console.Console(file=text, force_jupyter=False))
+    head, _, row, note = text.getvalue().splitlines()
+    assert head.split("  ")[0].strip() == name
+    assert row.strip().startswith(f"{name}!")
+    assert row.strip().endswith(name)
+    assert note == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_picture_shows_names_as_they_are(name: str) -> None:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((2, 2))
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], label=legend_label(name))
+        axes.set_xticks([0], [name])
+        legend = figure.legend(*axes.get_legend_handles_labels())
+        file = io.StringIO()
+        figure.savefig(file, format="svg")
+    assert [text.get_text().strip() for text in legend.get_texts()] == [name]
+    assert len(re.findall(rf">\s*{re.escape(name)}\s*<", unescape(file.getvalue()))) == 2
+
+
+@given(LINES)
+def test_markdown_shows_the_text(text: str) -> None:
+    assert seen(READER.render(f"# {markdown(text)}: y"), "h1") == f"{text}: y"
+    assert seen(READER.render(code(text)), "p") == text
+    assert seen(READER.render(code_block(f"a\n{text}\nb\n", "yaml")), "pre") == f"a\n{text}\nb\n"
+
+
+@given(LINES)
+def test_markdown_in_a_cell_of_a_table_shows_the_text(text: str) -> None:
+    cell = markdown(text).replace("|", r"\|")
+    assert seen(READER.render(f"| a |\n| --- |\n| {cell} |\n"), "td") == text

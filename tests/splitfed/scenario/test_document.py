@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from splitfed.errors import ScenarioError
 from splitfed.scenario import Scenario
-from splitfed.scenario.document import read
+from splitfed.scenario.document import ASIDE, read
 from splitfed.scenario.yaml import write
+
+SMALL = "model: {name: m, cut: 1, image_size: 8}\ndata: {path: digits}\n"
 
 
 @contextmanager
@@ -104,7 +106,9 @@ def test_lines_are_those_of_the_keys() -> None:
         ("a: 1\n---\nb: 1\n", "f.yaml:2: not valid YAML: but found another document (expected a single document in the "
          "stream that starts in line 1)"),
         ("a: 1\nb: \x01\n", "f.yaml:2: the character '\\x01' is not allowed in YAML"),
-        ("a: " + "[" * 2000, "f.yaml:1: nested too deeply"),
+        ("a:\n  " + "[" * 10_000, "f.yaml:2: not valid YAML: sections and lists stand in each other more than 50 deep"),
+        ("- " * 10_000, "f.yaml:1: not valid YAML: sections and lists stand in each other more than 50 deep"),
+        ("{a: " * 10_000, "f.yaml:1: not valid YAML: sections and lists stand in each other more than 50 deep"),
         ('a: "\\UFFFFFFFF"\n', None),
     ],
 )  # fmt: skip
@@ -146,6 +150,28 @@ def test_values_that_cannot_be_used(text: str, problem: str) -> None:
         values(text)
 
 
+def test_what_is_deep_by_aliases_or_by_an_override_is_stopped() -> None:
+    chain = "a0: &a0 1\n" + "".join(f"a{i}: &a{i} [[[*a{i - 1}]]]\n" for i in range(1, 40))
+    with pytest.raises(ScenarioError, match=r"^f.yaml:\d+: sections and lists stand .* 50 deep, aliases written out$"):
+        read(chain, "f.yaml")
+    for override in ("model.args=" + "[" * 10_000, "a" + ".a" * 10_000 + "=1", "seed=" + "{a: " * 10_000):
+        with pytest.raises(ScenarioError, match="more than 50 deep") as caught:
+            Scenario.parse(f"{SMALL}federation: {{clients: 3, rounds: 1}}\n", overrides=[override])
+        (problem,) = caught.value.problems
+        assert len(problem) < 400
+
+
+def test_keys_of_the_top_that_begin_with_x_are_the_users_own() -> None:
+    text = "x-sides: &federation {clients: 3, rounds: 7}\nx-note: [1, 2]\n"
+    text += SMALL + "federation: {<<: *federation, rounds: 2}\n"
+    scenario = Scenario.parse(text)
+    assert (scenario.federation.clients, scenario.federation.rounds) == (3, 2)
+    assert Scenario.from_dict(read(text, "f").data | {"x-note": 1}) == scenario
+    with pytest.raises(ScenarioError, match=r"^f.yaml:1: model.x-note: unknown key"):
+        Scenario.parse("model: {x-note: 1, name: a, cut: 1, image_size: 8}\ndata: {path: digits}\n"
+                       "federation: {clients: 1, rounds: 1}\n", "f.yaml")  # fmt: skip
+
+
 def test_nested_aliases_are_stopped() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
@@ -153,6 +179,7 @@ def test_nested_aliases_are_stopped() -> None:
         read("\n".join(lines), "f.yaml")
 
 
+KEYS = st.text().filter(lambda key: not key.startswith(ASIDE))
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False, allow_infinity=False)
     | st.text() | st.sampled_from(["1e-4", "no", "1:30", "0x1F", "~", "2024-01-01", "1_0", ".inf", "<<", "=", "\t"]),
@@ -161,7 +188,7 @@ plain = st.recursive(
 )  # fmt: skip
 
 
-@given(st.dictionaries(st.text(), plain, min_size=1, max_size=4))
+@given(st.dictionaries(KEYS, plain, min_size=1, max_size=4))
 def test_what_is_written_reads_back_equal(data: dict[str, Any]) -> None:
     text = write(data)
     assert values(text) == data

@@ -87,8 +87,12 @@ BREAKS = {
         "training:\n"
         "  server:\n"
         "    device: cpu\n"
-        "    clip: 1.0  # training.server.clip: with fl clients train the whole model, as training.client says: leave\n"
-        "    weight_decay: 0.5  # training.server.weight_decay: with fl clients train the whole model, as training",
+        "    clip: 1.0  # training.server.clip: with fl clients train the whole model, as training.client says: leave",
+        "  mode: fl\n"
+        "training:\n"
+        "  server:  # training.server: with fl clients train the whole model, as training.client says: leave out wei\n"
+        "    clip: 1.0\n"
+        "    weight_decay: 0.5",
     ],
     "reducer_takes_the_batches": [
         "compression:\n"
@@ -109,8 +113,14 @@ BREAKS = {
         "  targets: {codec: float16}  # compression.targets.codec: with federation.labels: private no targets cross",
         "  mode: fl\n"
         "compression:\n"
-        "  reducer: {kind: discard_tokens, kept_tokens: 0.5}  # compression.reducer: with fl nothing crosses a cut, w\n"
-        "  smashed: {codec: float16}  # compression.smashed: with fl nothing crosses a cut, weights are packed by fr",
+        "  reducer: {kind: discard_tokens, kept_tokens: 0.5}  # compression.reducer: with fl nothing crosses a cut, w",
+        "  mode: fl\n"
+        "compression:  # compression: with fl nothing crosses a cut, weights are packed by front_weights: leave out\n"
+        "  preset: small",
+        "  mode: fl\n"
+        "compression:  # compression: with fl nothing crosses a cut, weights are packed by front_weights: leave out\n"
+        "  smashed: {codec: float16}\n"
+        "  parts: {codec: float16}",
     ],
     "evaluation_asks_of_the_clients": [
         "evaluation: {held_out: 0.1, cohort: 11}  # evaluation.cohort: 11 of 10 clients cannot be asked: lower it, or",
@@ -212,7 +222,7 @@ def test_what_is_not_valid_hides_no_rule_that_does_not_read_it() -> None:
     ) == [
         "f.yaml:5: federation.rounds: must be a whole number, not 'none'",
         "f.yaml:6: federation.mode: must be 'sl', 'sfl-v1', 'sfl-v2', 'psl' or 'fl', not 'sfl', "
-        "did you mean 'sl'?",
+        "did you mean 'sfl-v1' or 'sfl-v2'?",
         "f.yaml:8: federation.cohort: 20 of 10 clients cannot be sampled: lower it, or leave it out for all",
         "f.yaml:10: training.evaluate_every: must be greater than 0, not 0",
         "f.yaml:11: compression.smashed.codec.bits: must be 2, 3, 4, 6 or 8, not 5",

@@ -1,4 +1,5 @@
 import copy
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,11 +106,12 @@ budget: {kind: none, more: 1}
         "f.yaml:7: model.args.a: must be a number or true or false or text, not a list",
         "f.yaml:8: data.validation: must be less than 1, not 1.5",
         "f.yaml:8: data.augment: must be 'none', 'flip' or 'paper', not 'fli', did you mean 'flip'?",
-        "f.yaml:8: data.cache: could not interpret byte unit: elephants",
+        "f.yaml:8: data.cache: '3 elephants' is no number of bytes: write 130MB, 1.5 GiB or 130000000; units are B, "
+        "kB, MB, GB, TB, PB, EB and KiB, MiB, GiB, TiB, PiB, EiB",
         "f.yaml:11: federation.cohort: 20 of 10 clients cannot be sampled: lower it, or leave it out for all",
         "f.yaml:12: federation.rounds: must be a whole number, not 1.5",
         "f.yaml:13: federation.mode: must be 'sl', 'sfl-v1', 'sfl-v2', 'psl' or 'fl', not 'sfl-v3', "
-        "did you mean 'sfl-v2'?",
+        "did you mean 'sfl-v1' or 'sfl-v2'?",
         "f.yaml:15: federation.local_steps: local_epochs is set too: keep one of them and set the other to null",
         "f.yaml:17: training.batch_size: must be a whole number, not '3'",
         "f.yaml:18: training.client.device: must be text, not 3",
@@ -312,6 +314,41 @@ def test_the_name_is_the_files_unless_it_is_written(tmp_path: Path) -> None:
     assert Scenario.load(path).name == "written"
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("a b.yaml", "a b"), ("-x.yaml", "-x"), ("[red] (1).yaml", "[red] (1)"), ("a\nb.yaml", "a-b"),
+        (b"l\xe4ufe.yaml", "l-ufe"), ("läufe.yaml", "läufe"), ("what?.yaml", "what-"), (".yaml", "yaml"),
+        ("...yaml", "scenario"), ("ä" * 120 + ".yaml", "ä" * 50), ("x" * 200 + ".yaml", "x" * 100),
+    ],
+)  # fmt: skip
+def test_a_scenario_is_named_for_its_file_whatever_that_is_called(
+    file: str | bytes, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = os.fsdecode(file)
+    Path(path).write_text(SMALL)
+    scenario = Scenario.load(path)
+    assert scenario.name == name
+    assert parse(scenario.to_yaml()) == scenario
+    Path(path).write_text("bogus: 1\n" + SMALL)
+    with pytest.raises(ScenarioError) as caught:
+        Scenario.load(path)
+    assert "\n" not in str(caught.value)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("value", ["20 megabytes", "-5MB", "9" * 400 + "EB", "", "MB", "1 MB 2", "-1", "1e3MB"])
+def test_what_is_no_number_of_bytes_is_told_with_the_units(value: str) -> None:
+    with pytest.raises(ScenarioError, match=r"bytes: .* is no number of bytes.*: write 130MB, .*; units are B, kB, "):
+        parse(SMALL + f"budget: {{kind: cut_bytes, bytes: '{value}'}}\n")
+
+
+def test_bytes_below_zero() -> None:
+    with refused(f"f.yaml:{SMALL.count(chr(10)) + 1}: budget.bytes: must be greater than 0, not -5"):
+        parse(SMALL + "budget: {kind: cut_bytes, bytes: -5}\n")
+
+
 def test_files_that_cannot_be_read_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("name: größe".encode("latin-1"))
@@ -323,7 +360,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path: Path, monkeypatch: pyt
         Scenario.load("folder")
     with refused("nothing.yaml: cannot be read: No such file or directory"):
         Scenario.load("nothing.yaml")
-    with refused("a\0b.yaml: cannot be read: embedded null byte"):
+    with refused("a\\x00b.yaml: cannot be read: embedded null byte"):
         Scenario.load("a\0b.yaml")
     with refused("empty.yaml:1: the file is empty"):
         Scenario.load(Path("empty.yaml"))
