@@ -1,9 +1,8 @@
 """What makes pictures fit: ticks that do not run into each other, and legends no wider than the picture."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
-import numpy as np
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -48,7 +47,7 @@ def _choices(low: float, high: float, log: bool) -> Iterator[list[float]]:
         yield _inside(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high), low, high)
 
 
-def _inside(ticks: np.ndarray, low: float, high: float) -> list[float]:
+def _inside(ticks: Iterable[float], low: float, high: float) -> list[float]:
     return [float(tick) for tick in ticks if low <= tick <= high]
 
 

@@ -49,7 +49,8 @@ def look(method: int, setting: int) -> Look:
     """Return the look of a setting, by its number, of a method. No two settings of a method look the same: after each
     thirty of them the colour is lighter."""
     light = 0.7 ** (setting // (len(_LINES) * len(_FILLS)))
-    colour = to_hex([1 - light * (1 - part) for part in to_rgb(_COLOURS[method % len(_COLOURS)])])
+    red, green, blue = (1 - light * (1 - part) for part in to_rgb(_COLOURS[method % len(_COLOURS)]))
+    colour = to_hex((red, green, blue))
     return Look(
         colour.upper(), _MARKERS[method % len(_MARKERS)], _LINES[setting % len(_LINES)], _FILLS[setting % len(_FILLS)]
     )
