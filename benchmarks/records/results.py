@@ -28,7 +28,8 @@ from splitfed.errors import SplitfedError
 from splitfed.reports import units
 from splitfed.reports.costs.operations import Operations, count, count_step
 from splitfed.reports.study.groups import Group, Spread
-from splitfed.reports.study.plots import STYLE, curves, draw, save
+from splitfed.reports.study.looks import STYLE
+from splitfed.reports.study.plots import curves, draw, save
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
 from splitfed.split.cut import Cut
@@ -92,11 +93,11 @@ def table(groups: list[Group], budgets: list[int], costs: list[Operations]) -> s
         reached = [one.at(budget) for budget in budgets]
         cut = one.mean(lambda s: s.cut_bytes)
         lines.append([
-            one.label, str(len(one.runs)), units.NONE if one.ratio is None else f"{one.ratio:.3f}",
+            one.label, str(len(one.runs)), units.NONE if one.ratio is None else units.decimal(one.ratio, 3),
             *(percents(found) if found else units.NONE for found in reached), percents(one.accuracy),
             units.size(cut), units.size(one.mean(lambda s: s.total_bytes)),
             units.factor(one.mean(lambda s: s.raw_bytes), cut),
-            f"{cost.client_ratio:.3f}", f"{cost.server_ratio:.3f}",
+            units.decimal(cost.client_ratio, 3), units.decimal(cost.server_ratio, 3),
         ])  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

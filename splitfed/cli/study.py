@@ -58,8 +58,8 @@ def compare(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Draw figure.png (or .pdf, .svg): as figure-curves.png, figure-factors.png and figure-roles.png; the "
-            "first two are of the cut or, with --by total, of both planes."
+            help="Draw figure.png (or .pdf, .svg): as figure-curves.png (by cut bytes), figure-total.png (by total "
+            "bytes), figure-factors.png (of the cut or, with --by total, of both planes) and figure-roles.png."
         ),
     ] = None,
 ) -> None:
@@ -68,7 +68,7 @@ def compare(
 
     budget = _size(at) if at is not None else None
     if out is not None:
-        from splitfed.reports.study.plots import check_path, draw
+        from splitfed.reports.study.plots import check_path, draw, short_labels
 
         check_path(out)
     comparison = splitfed.compare(runs)
@@ -83,6 +83,9 @@ def compare(
     if out is not None and groups:
         for path in draw(groups.groups, out, groups.of):
             print(path)
+        for one, short in zip(groups.groups, short_labels(groups.groups), strict=True):
+            if short != one.label:
+                print(f"{short} is {one.label}")
         for folder, reason in groups.left_out:
             if shown is comparison and (folder, reason) not in comparison.left_out:
                 print(f"{folder}: not drawn: {reason}")

@@ -1,9 +1,11 @@
-"""Figures as people read them, never better than they are: factors and shares are cut off, not rounded up."""
+"""Figures as people read and round them: half goes up. Of a budget alone, nothing that is left is rounded away."""
 
 import math
-from decimal import ROUND_FLOOR, Decimal
+from decimal import ROUND_HALF_UP, Decimal
 
 NONE = "-"
+_NOISE = Decimal("1e-12")  # what the last bits of a float may be off by, where the number is
+_PRECISE = 1000
 
 
 def size(count: int) -> str:
@@ -35,43 +37,65 @@ def _hundredths(count: int, unit: int) -> int:
 
 def duration(seconds: float) -> str:
     """Return a number of seconds: `12.3 s`, `1 min 05 s`, `2 h 03 min`, `1 d 04 h`."""
-    if round(seconds, 1) < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
+    if seconds < 59.95:
+        return f"{decimal(seconds, 1)} s"
+    minutes, rest = divmod(_whole(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
-    hours, rest = divmod(round(seconds / 60), 60)
+    hours, rest = divmod(_whole(seconds / 60), 60)
     if hours < 24:
         return f"{hours} h {rest:02d} min"
-    days, rest = divmod(round(seconds / 3600), 24)
+    days, rest = divmod(_whole(seconds / 3600), 24)
     return f"{days} d {rest:02d} h"
 
 
 def factor(raw: int, sent: int) -> str:
-    """Return how many times fewer bytes were sent, cut off: `0.97x`, `9.99x`, `12.3x`; `-` where nothing was sent."""
+    """Return how many times fewer bytes were sent: `0.97x`, `9.99x`, `12.3x`; `-` where nothing was sent."""
     if sent <= 0:
         return NONE
-    if raw < 10 * sent:
-        whole, rest = divmod(raw * 100 // sent, 100)
-        return f"{whole}.{rest:02d}x"
-    whole, rest = divmod(raw * 10 // sent, 10)
-    return f"{whole}.{rest}x"
+    # Integers only, as for sizes; 9.995 is 10.0x, as everything from 10 on has one digit.
+    hundredths = (200 * raw + sent) // (2 * sent)
+    if hundredths < 1000:
+        return f"{hundredths // 100}.{hundredths % 100:02d}x"
+    tenths = (20 * raw + sent) // (2 * sent)
+    return f"{tenths // 10}.{tenths % 10}x"
 
 
 def percent(share: float | None) -> str:
-    """Return a share of 1 in percent, cut off after one digit: `86.1 %`; `-` where there is none."""
+    """Return a share of 1 in percent, with one digit: `86.2 %`; `-` where there is none."""
     if share is None:
         return NONE
-    if not math.isfinite(share):
-        return str(float(share))
-    # The shortest decimal that means this float: 29 of 100 is 29.0 %, though the float lies a little below it.
-    return f"{(Decimal(repr(float(share))) * 100).quantize(Decimal('0.1'), ROUND_FLOOR)} %"
+    return f"{decimal(100 * _meant(share), 1)} %" if math.isfinite(share) else str(float(share))
+
+
+def spent(count: int, budget: int | None) -> str:
+    """Return how much of a budget is spent, in percent. It is `100.0 %` to the byte alone: 99.96 % is `99.9 %`, for
+    there is room left, and 100.04 % is `100.1 %`, for it was not kept; `-` without a budget."""
+    if not budget:
+        return NONE
+    thousandths = 1000 * count // budget if count < budget else -(-1000 * count // budget)
+    return f"{thousandths // 10}.{thousandths % 10} %"
 
 
 def number(value: float | None) -> str:
     """Return a loss with four decimals, or in powers of ten where those would not show it; `-` where there is none."""
     if value is None:
         return NONE
-    if value == 0 or 0.001 <= abs(value) < 1000 or not math.isfinite(value):
-        return f"{value:.4f}"
-    return f"{value:.1e}"
+    if value == 0 or 0.001 <= abs(value) < 1000:
+        return decimal(value, 4)
+    return f"{value:.1e}" if math.isfinite(value) else str(float(value))
+
+
+def decimal(value: float | Decimal, digits: int) -> str:
+    """Return a finite number with so many decimals, the last one rounded half up (away from zero)."""
+    return str(_meant(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
+
+
+def _whole(value: float) -> int:
+    return int(decimal(value, 0))
+
+
+def _meant(value: float | Decimal) -> Decimal:
+    """Return the number that a float stands for: 0.4375, where a mean or a sum left 0.43749999999999994."""
+    exact = value if isinstance(value, Decimal) else Decimal(repr(float(value)))
+    return exact.quantize(_NOISE) if abs(exact) < _PRECISE else exact

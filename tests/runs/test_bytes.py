@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from splitfed import simulate
 from splitfed.engines import inline
+from splitfed.reports.live.tensorboard import curves_of
 from splitfed.wire.channel import InlineStream
 
 
@@ -52,10 +53,10 @@ def test_spied_lengths_equal_every_account(compression, mode, spy, tmp_path):
     assert (summary["cut_bytes"], summary["total_bytes"], summary["bytes_wasted"]) == (cut, total, 0)
     assert (result.rounds[-1].cut_bytes, result.rounds[-1].total_bytes) == (cut, total)
 
-    curves = EventAccumulator(str(result.folder / "tensorboard"), size_guidance={"tensors": 0, "scalars": 0}).Reload()
-    assert curves.Tensors("by_cut_bytes/train/loss")[-1].step == cut
-    assert curves.Tensors("by_total_bytes/train/loss")[-1].step == total
-    assert curves.Tensors("bytes/total")[-1].tensor_proto.float_val[0] == np.float32(total)
+    curves = EventAccumulator(str(curves_of(result.folder)), size_guidance={"tensors": 0, "scalars": 0}).Reload()
+    assert curves.Tensors("loss/by_cut_bytes/train")[-1].step == cut
+    assert curves.Tensors("loss/by_total_bytes/train")[-1].step == total
+    assert curves.Tensors("sum_MB/total")[-1].tensor_proto.float_val[0] == np.float32(total / 1e6)
 
 
 def test_uncompressed_run_is_the_yardstick(tmp_path):

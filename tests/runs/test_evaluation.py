@@ -31,6 +31,7 @@ from splitfed.model.build import pixel_stats
 from splitfed.reports.dataset.describe import describe
 from splitfed.reports.dataset.text import head
 from splitfed.reports.live.console import Console
+from splitfed.reports.live.tensorboard import curves_of
 from splitfed.run.client_scores import STANDING as CLIENTS
 from splitfed.run.client_scores import Score, Standing, read_scores
 from splitfed.seeds import Key
@@ -401,10 +402,10 @@ def test_it_is_shown_and_older_runs_are_read(tmp_path):
     (line,) = [line for line in lines if line.strip().startswith("1/1")]
     for value in (row.worst_client, row.median_client, row.best_client):
         assert f"{100 * value:.1f} %" in line
-    (end,) = [line for line in lines if line.startswith("clients")]
+    (end,) = [line for line in lines if line.startswith("each client")]
     assert end.endswith(f"worst {100 * row.worst_client:.1f} %, median {100 * row.median_client:.1f} %, "
                         f"best {100 * row.best_client:.1f} %")  # fmt: skip
-    curves = EventAccumulator(str(result.folder / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    curves = EventAccumulator(str(curves_of(result.folder)), size_guidance={"tensors": 0}).Reload()
     for tag, name in zip(("accuracy", "worst", "median", "best"), CLIENTS, strict=True):
         (point,) = curves.Tensors(f"clients/{tag}")
         assert (point.step, point.tensor_proto.float_val[0]) == (1, pytest.approx(getattr(row, name)))

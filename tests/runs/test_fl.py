@@ -115,8 +115,8 @@ def test_pictures_show_it_as_a_line_for_there_is_no_cut(tmp_path):
         lines = {line.get_label(): line for line in picture(found).axes[0].lines}
         one = found[0].runs[0]
         height = one.rounds[-1].eval_accuracy if at == 0 else one.summary.test_accuracy
-        assert list(lines["whole" if at == 0 else "fl"].get_ydata()) == [height, height]
-    assert len(draw(found[:1], tmp_path / "alone.png")) == 3
+        assert list(lines["whole"].get_ydata()) == [height, height]
+    assert len(draw(found[:1], tmp_path / "alone.png")) == 4
 
 
 @pytest.mark.parametrize(

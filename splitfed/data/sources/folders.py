@@ -140,9 +140,10 @@ def other_splits(place: Path, found: dict[str, Path]) -> list[str]:
     return [path.name for path in entries(place) if path.is_dir() and path not in found.values()] if found else []
 
 
-def read_split(folder: Path, where: str, empty_allowed: bool = False) -> FolderSplit:
+def read_split(folder: Path, where: str, empty_allowed: bool = False, loose_allowed: bool = False) -> FolderSplit:
     """Read the class folders of a split, sorted by path. Raises DataError for images that lie in no class's folder and
-    that no table of metadata names, and for a class folder without images, unless `empty_allowed`."""
+    that no table of metadata names, unless they are `loose_allowed`, and for a class folder without images, unless
+    `empty_allowed`."""
     here = entries(folder)
     kinds, loose = [path for path in here if path.is_dir()], [path for path in here if not path.is_dir()]
     strays = [str(path) for path in loose if is_image(path)]
@@ -152,13 +153,9 @@ def read_split(folder: Path, where: str, empty_allowed: bool = False) -> FolderS
     rest = [path for files in (loose, *inside.values()) for path in files if not is_image(path) and path not in tables]
     passed = Counter(map(_kind, rest))
     by_class = [(name, plain(path.name)) for path, files in found.items() for name in files]
-    if tables:
-        files = sorted([*strays, *(name for name, _ in by_class)])
-        table = read_metadata(tables, folder, files)
-        strays = []
-    else:
-        files, table = [name for name, _ in by_class], None
-    if strays:
+    files = sorted([*strays, *(name for name, _ in by_class)])
+    table = read_metadata(tables, folder, files) if tables else None
+    if strays and table is None and not loose_allowed:
         raise DataError(f"{strays[0]}: lies in no class's folder; move it to the folder of its class, or remove it")
     empty = [path for path, files in found.items() if not files]
     if empty and not empty_allowed and table is None:

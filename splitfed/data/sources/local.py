@@ -33,11 +33,14 @@ class Local:
     unused: list[str] = field(default_factory=list)
 
 
-def look(path: str, place: Path, name: str | None, wanted: Sequence[str], tables_first: bool) -> Local | None:
+def look(
+    path: str, place: Path, name: str | None, wanted: Sequence[str], tables_first: bool, labelled: bool = True
+) -> Local | None:
     """Find out what lies at a place, for the splits that are `wanted`; nothing where nothing is there.
 
     `path` is how the user writes it, `name` the configuration of a clone of a data set of the Hub. Where both tables
-    and images lie in a folder, `tables_first` tells which are meant. Raises DataError.
+    and images lie in a folder, `tables_first` tells which are meant. Images that need not be `labelled` may lie in no
+    folder of a class. Raises DataError.
     """
     if not place.exists():
         if place.is_symlink():
@@ -61,11 +64,11 @@ def look(path: str, place: Path, name: str | None, wanted: Sequence[str], tables
     if name is not None:
         if not (place / name).is_dir():
             raise DataError(f"data.name: '{name}' is no folder in {path}, and no README.md there names configurations")
-        return look(path, place / name, None, wanted, tables_first)
+        return look(path, place / name, None, wanted, tables_first, labelled)
     tables = tables_in(place)
     if tables and (tables_first or _are_data(path, place, tables, wanted)):
         return _tables(path, place, tables, wanted, card.names_of(None))
-    return _images(path, place, wanted)
+    return _images(path, place, wanted, labelled)
 
 
 def _are_data(path: str, place: Path, tables: Sequence[Path], wanted: Sequence[str]) -> bool:
@@ -98,10 +101,10 @@ def _opened(path: str, splits: dict[str, list[Path]], names: dict[str, list[str]
     return {split: partial(open_tables, f"{path}, split '{split}'", files, names) for split, files in splits.items()}
 
 
-def _images(path: str, place: Path, wanted: Sequence[str]) -> Local:
+def _images(path: str, place: Path, wanted: Sequence[str], labelled: bool) -> Local:
     found = splits_of(place, wanted)
     if not found:
-        whole = read_split(place, path)
+        whole = read_split(place, path, loose_allowed=not labelled)
         if not len(whole):
             raise DataError(
                 f"data.path: nothing to load at '{path}' (no images in folders of classes, and no tables); give a "
@@ -110,7 +113,8 @@ def _images(path: str, place: Path, wanted: Sequence[str]) -> Local:
         return Local({WHOLE: lambda: whole})
     others = {name: place / name for name in other_splits(place, found)}
     splits: dict[str, Callable[[], Split]] = {
-        name: partial(read_split, folder, f"{path}, split '{name}'") for name, folder in (found | others).items()
+        name: partial(read_split, folder, f"{path}, split '{name}'", loose_allowed=not labelled)
+        for name, folder in (found | others).items()
     }
     return Local(splits, list(others))
 

@@ -75,7 +75,7 @@ def open_labelled(config: "DataConfig") -> tuple[Stored, Labels]:
 def open_unlabelled(config: "DataConfig") -> Stored:
     """Open the images of the training split alone; their labels are all 0. Raises `DataError`."""
     with readable(config.path):
-        (chosen,), _ = _choose(config, ["train_split"])
+        (chosen,), _ = _choose(config, ["train_split"], labelled=False)
         return _stored(config, chosen, torch.zeros(len(chosen), dtype=torch.int64))
 
 
@@ -160,13 +160,15 @@ class _Chain:
         return images.where(place)
 
 
-def _choose(config: "DataConfig", keys: Sequence[str], or_the_only_one: bool = False) -> tuple[list[Chosen], list[str]]:
+def _choose(
+    config: "DataConfig", keys: Sequence[str], or_the_only_one: bool = False, labelled: bool = True
+) -> tuple[list[Chosen], list[str]]:
     """Return the rows that each key's split names, and what to tell of the place."""
     specs = {key: str(getattr(config, key)) for key in keys}
     place = place_of(config.path)
     wanted = list(dict.fromkeys(name for spec in specs.values() for name in names_in(spec)))
     columns_set = bool(config.model_fields_set & {"image_column", "label_column"})
-    here = look(config.path, place, config.name, wanted, columns_set)
+    here = look(config.path, place, config.name, wanted, columns_set, labelled)
     if here is not None:
         if or_the_only_one and len(here.splits) == 1:
             specs = {key: next(iter(here.splits)) for key in keys}

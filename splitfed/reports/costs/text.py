@@ -37,7 +37,7 @@ def text(found: Estimate) -> str:
         ("images in memory", units.size(found.images) if found.images else "none kept"),
         (
             "time of a step",
-            f"{1000 * found.step_seconds:.0f} ms (client and server), measured just now on this machine",
+            f"{units.decimal(1000 * found.step_seconds, 0)} ms (client and server), measured just now on this machine",
         ),
         (
             "time of a round",
@@ -64,8 +64,8 @@ def _place(scenario: Scenario) -> str:
 
 def _operations(found: Operations) -> str:
     return (
-        f"client {units.flops(found.client)} an image ({found.client_ratio:.2f}x uncompressed), "
-        f"server {units.flops(found.server)} ({found.server_ratio:.2f}x)"
+        f"client {units.flops(found.client)} an image ({units.decimal(found.client_ratio, 2)}x uncompressed), "
+        f"server {units.flops(found.server)} ({units.decimal(found.server_ratio, 2)}x)"
     )
 
 

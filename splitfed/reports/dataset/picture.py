@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from splitfed.reports.dataset.describe import Description
 from splitfed.reports.dataset.text import partition_line
 from splitfed.reports.study import plots as pictures
-from splitfed.reports.study.plots import BLUE, STYLE, WIDTH
+from splitfed.reports.study.looks import BLUE, STYLE, VERMILION, WIDTH
 
 MOST_CLIENTS = 100  # of which each has a line that can be told from the next
 _SHADES = LinearSegmentedColormap.from_list("images", ["#d0e4f4", BLUE, "#001f33"])
@@ -85,7 +85,7 @@ def _histogram(axes: Axes, values: np.ndarray, name: str) -> None:
     else:
         bins = np.linspace(0, 1, 51)
     axes.hist(values, bins.tolist(), color=BLUE, edgecolor="white", linewidth=0.2)
-    axes.axvline(float(np.median(values)), color=pictures.VERMILION, linestyle="--", linewidth=0.9, label="median")
+    axes.axvline(float(np.median(values)), color=VERMILION, linestyle="--", linewidth=0.9, label="median")
     axes.legend(loc="best", handlelength=1.6)
     axes.set_xlabel(name)
     axes.set_ylabel("clients")

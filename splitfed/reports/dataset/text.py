@@ -25,14 +25,14 @@ def partition_line(one: Description) -> str:
 def head(one: Description) -> list[str]:
     """Return what is to be known of all clients, a line each."""
     counts, used = one.counts, one.images > 0
+    skew = units.decimal(float(one.distances[used].mean()), 3)
     lines = [
         f"{one.scenario.name}: {one.scenario.data.path}, {len(one.classes)} classes",
         f"splits       {counts.train:,} images to train on, {counts.validation:,} to validate, {counts.test:,} to test",
         f"partition    {partition_line(one)}, {len(one.held):,} clients, seed {one.scenario.seed}",
         f"images       {_spread(one.images)} for each client",
         f"classes      {_spread(one.kinds)} for each client",
-        f"label skew   {one.distances[used].mean():.3f}, the mean total variation between a client's classes and all "
-        "images': 0 to 1",
+        f"label skew   {skew}, the mean total variation between a client's classes and all images': 0 to 1",
     ]
     if share := one.scenario.evaluation.held_out:
         out = torch.tensor([count_held_out(images, share) for images in one.images[used].tolist()])
@@ -58,7 +58,7 @@ def table(one: Description, most: int = 20) -> Table:
         top = int(one.held[client].argmax())
         share = int(one.held[client, top]) / int(images[client])
         found.add_row(name, f"{int(images[client]):,}", str(int(kinds[client])), one.classes[top],
-                      units.percent(share), f"{distances[client]:.3f}")  # fmt: skip
+                      units.percent(share), units.decimal(float(distances[client]), 3))  # fmt: skip
     return found
 
 

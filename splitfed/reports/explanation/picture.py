@@ -13,16 +13,19 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
+from torch.nn.functional import interpolate
 
+from splitfed.reports import units
 from splitfed.reports.explanation.explain import Explanation
 from splitfed.reports.study import plots as pictures
-from splitfed.reports.study.plots import BLUE, ORANGE, STYLE, VERMILION, WIDTH
+from splitfed.reports.study.looks import BLUE, ORANGE, STYLE, VERMILION, WIDTH
 
 DIMMED = 0.3  # the brightness of a patch that is discarded
+TINY = 64  # pixels a side: smaller images are made as large, and need more than darkness to show what is discarded
 
 # In inches, but for the columns: images and maps in a row.
 _COLUMNS, _CELL, _GAP, _PADDING, _BETWEEN = 6, 0.482, 0.02, 0.028, 0.035
@@ -112,12 +115,16 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def dimmed(explanation: Explanation, sample: int) -> np.ndarray:
-    """Return an image `[S, S, 3]`, from 0 to 1, darker where its tokens are discarded."""
+def dimmed(explanation: Explanation, sample: int, times: int = 1) -> np.ndarray:
+    """Return an image `[S, S, 3]`, from 0 to 1, darker where its tokens are discarded; so many `times` as large,
+    without steps between its pixels."""
     light = _brightness(explanation)[sample].reshape(explanation.grid)
     high, wide = explanation.patch
-    light = light.repeat_interleave(high, 0).repeat_interleave(wide, 1)
-    image = explanation.images[sample].permute(1, 2, 0).clone()
+    light = light.repeat_interleave(high * times, 0).repeat_interleave(wide * times, 1)
+    image = explanation.images[sample : sample + 1]
+    if times > 1:
+        image = interpolate(image, scale_factor=times, mode="bicubic").clamp(0, 1)
+    image = image[0].permute(1, 2, 0).clone()
     image[: light.shape[0], : light.shape[1]] *= light.unsqueeze(2)
     return image.numpy()
 
@@ -136,7 +143,11 @@ def _head(figure: Figure, explanation: Explanation) -> None:
     figure.text(0.5, 1 - 0.05 / figure.get_figheight(), title, ha="center", va="top")
     tokens, after = one.kept.shape[1], int((one.kept > 0).sum(1).float().mean().round())
     done = f"{one.scenario.compression.reducer.kind}: {_change(len(one.groups), len(one.members))} samples, "
-    done += f"{one.kept.mean():.1%} of the values" if one.in_part else f"{_change(tokens, after)} tokens"
+    done += (
+        f"{units.percent(round(float(one.kept.mean()), 6))} of the values"
+        if one.in_part
+        else f"{_change(tokens, after)} tokens"
+    )
     figure.text(0.5, 1 - 0.18 / figure.get_figheight(), done, ha="center", va="top", fontsize=6.5)
 
 
@@ -178,11 +189,25 @@ def _texts(explanation: Explanation, block: Block) -> list[list[str]]:
 
 
 def _image(axes: Axes, explanation: Explanation, sample: int) -> None:
-    image = dimmed(explanation, sample)
-    axes.imshow(image, interpolation="nearest" if len(image) < 64 else "antialiased", vmin=0, vmax=1)
+    times = _times(explanation)
+    axes.imshow(dimmed(explanation, sample, times), interpolation="antialiased", vmin=0, vmax=1)
     if not explanation.in_part:
+        high, wide = (times * side for side in explanation.patch)
         kept = explanation.kept[sample, explanation.prefix :].reshape(explanation.grid).numpy() > 0
-        axes.add_collection(LineCollection(_edges(kept, *explanation.patch), colors=ORANGE, linewidths=0.5))
+        if times > 1:
+            axes.add_collection(_hatched(kept, high, wide))
+        axes.add_collection(LineCollection(_edges(kept, high, wide), colors=ORANGE, linewidths=0.5))
+
+
+def _times(explanation: Explanation) -> int:
+    """Return how many times as large the images are drawn as they are."""
+    return -(-TINY // explanation.images.shape[-1])
+
+
+def _hatched(kept: np.ndarray, high: int, wide: int) -> PatchCollection:
+    """Return hatches over the patches that are not kept: black ones of a tiny image are no darker for being dimmed."""
+    patches = [Rectangle((c * wide - 0.5, r * high - 0.5), wide, high) for r, c in np.argwhere(~kept).tolist()]
+    return PatchCollection(patches, facecolor="none", edgecolor="#aaaaaa", hatch="//////", linewidth=0)
 
 
 def _edges(kept: np.ndarray, high: int, wide: int) -> list[list[tuple[float, float]]]:
@@ -221,7 +246,11 @@ def _legend_entries(explanation: Explanation, frames: list[str]) -> list[Patch]:
     if explanation.in_part:
         entries.append(Patch(facecolor="#bbbbbb", label="bright: more values kept"))
     elif bool((explanation.kept == 0).any()):
-        entries.append(Patch(facecolor="#444444", edgecolor=ORANGE, linewidth=0.6, label="dark: discarded"))
+        look = "dark, hatched" if _times(explanation) > 1 else "dark"
+        entries.append(Patch(
+            facecolor="#444444", edgecolor=ORANGE, linewidth=0.6, label=f"{look}: discarded",
+            hatch="//////" if _times(explanation) > 1 else None,
+        ))  # fmt: skip
     what = _mapped(explanation)[0]
     entries.append(Patch(facecolor=matplotlib.colormaps["cividis"](1.0), label=f"map: yellow most {what}, blue least"))
     return entries

@@ -14,11 +14,11 @@ def table(explanation: Explanation) -> Table:
     after = float((one.kept > 0).sum(1).float().mean())
     found = new_table("", ["batch", "sent", "share"])
     found.add_row("samples", str(samples), str(len(one.members)), units.percent(len(one.members) / samples))
-    found.add_row("tokens of a sample", str(tokens), f"{after:g}" if after.is_integer() else f"{after:.1f}",
-                  units.percent(round(after / tokens, 4)))  # fmt: skip
+    found.add_row("tokens of a sample", str(tokens), f"{after:g}" if after.is_integer() else units.decimal(after, 1),
+                  _percent(after / tokens))  # fmt: skip
     if one.in_part:
         share = float(one.kept.mean())
-        found.add_row("values of a sample", str(one.values), str(round(share * one.values)), _percent(share))
+        found.add_row("values of a sample", str(one.values), units.decimal(share * one.values, 0), _percent(share))
     if one.attention_kept is not None:
         found.add_row("attention to patches", "", "", _percent(one.attention_kept))
     raw, sent = one.sent.raw, one.sent.sent
@@ -41,4 +41,4 @@ def notes(explanation: Explanation) -> list[str]:
 
 
 def _percent(share: float) -> str:
-    return units.percent(round(share, 6))  # float32 would turn 10 % into 9.9 %
+    return units.percent(round(share, 6))  # float32 knows no more

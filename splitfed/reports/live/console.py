@@ -1,7 +1,9 @@
 """What a run prints: a heading, one line per round, and at the end where every byte went."""
 
+import copy
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -9,7 +11,7 @@ import rich.box
 import rich.console
 from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from splitfed.reports import units
@@ -27,7 +29,7 @@ COLUMNS: tuple[tuple[str, str, int], ...] = (
 )  # fmt: skip
 # Only where clients evaluate, behind the server's own accuracy: that of single clients on what they hold out.
 CLIENTS: tuple[tuple[str, str, int], ...] = (("worst", "client", 7), ("median", "client", 7), ("best", "client", 7))
-_BEFORE_CLIENTS = 4
+_WITH_CLIENTS = (*COLUMNS[:4], *CLIENTS, *COLUMNS[4:])
 
 
 class Console(Observer):
@@ -56,7 +58,8 @@ class Console(Observer):
     def started(self, info: Started) -> None:
         """Print the heading and the names of the columns."""
         self._info = info
-        self._columns = (*COLUMNS[:_BEFORE_CLIENTS], *(CLIENTS if info.asks else ()), *COLUMNS[_BEFORE_CLIENTS:])
+        if info.asks and self._has_room(_WITH_CLIENTS):
+            self._columns = _WITH_CLIENTS
         self._facts(
             ("scenario", info.scenario),
             ("engine", info.engine),
@@ -79,7 +82,8 @@ class Console(Observer):
         """Print the line of a round."""
         assert self._info is not None
         budget = self._info.budget
-        clients = metrics.worst_client, metrics.median_client, metrics.best_client
+        clients = [*map(units.percent, (metrics.worst_client, metrics.median_client, metrics.best_client))]
+        beside = self._columns is _WITH_CLIENTS
         self._print(
             self._align(
                 [
@@ -87,15 +91,17 @@ class Console(Observer):
                     units.number(metrics.train_loss),
                     units.number(metrics.eval_loss),
                     units.percent(metrics.eval_accuracy),
-                    *(units.percent(accuracy) for accuracy in clients if self._info.asks),
+                    *(clients if beside else ()),
                     units.size(metrics.cut_bytes),
                     units.size(metrics.total_bytes),
-                    units.percent(metrics.cut_bytes / budget if budget else None),
-                    f"{metrics.seconds:.1f}",
+                    units.spent(metrics.cut_bytes, budget),
+                    units.decimal(metrics.seconds, 1),
                 ]
             )
             + (f"  {metrics.lost} lost" if metrics.lost else "")
         )
+        if self._info.asks and not beside:
+            self._print(f"{'':>7}{_spread(clients)}")
         self._await(metrics.round + 1)
 
     def finished(self, summary: Summary, totals: Totals) -> None:
@@ -147,6 +153,10 @@ class Console(Observer):
             self._bar.start()
         self._bar.reset(self._bar.task_ids[0], description=f"{round}/{self._info.rounds}")
 
+    def _has_room(self, columns: tuple[tuple[str, str, int], ...]) -> bool:
+        """Tell whether so many columns fit into a line. A file has room for all."""
+        return not self.out.file.isatty() or sum(width + 2 for _, _, width in columns) <= self.out.width
+
     def _align(self, texts: list[str]) -> str:
         assert self._info is not None
         widths = [2 * len(str(self._info.rounds)) + 1, *(0 for _ in self._columns[1:])]
@@ -174,9 +184,12 @@ def _clients(summary: Summary) -> list[tuple[str, str]]:
     if summary.clients_accuracy is None:
         return []
     single = summary.worst_client, summary.median_client, summary.best_client
-    worst, median, best = map(units.percent, single)
-    text = f"{units.percent(summary.clients_accuracy)} of held-out images; worst {worst}, median {median}, best {best}"
-    return [("clients", text)]
+    head = f"{units.percent(summary.clients_accuracy)} of held-out images"
+    return [("clients", head), ("each client", _spread([*map(units.percent, single)]))]
+
+
+def _spread(clients: list[str]) -> str:
+    return "worst {}, median {}, best {}".format(*clients)
 
 
 def in_file(file: IO[str]) -> rich.console.Console:
@@ -185,9 +198,31 @@ def in_file(file: IO[str]) -> rich.console.Console:
 
 
 def print_whole(out: rich.console.Console, table: Table) -> None:
-    """Print a table at its own width: in a pipe rich takes 80 columns for granted and would cut what does not fit."""
-    table.width = Measurement.get(out, out.options.update(max_width=10_000), table).maximum
-    out.print(table, crop=False)
+    """Print a table at its own width: in a pipe rich takes 80 columns for granted and would cut what does not fit. On a
+    terminal that is narrower, columns that have no room stand below, beside the first one again."""
+    rest = table.columns[1:]
+    while True:
+        count = len(rest)
+        while count > 1 and out.file.isatty() and _width(out, _part(table, rest[:count])) > out.width:
+            count -= 1
+        part = _part(table, rest[:count])
+        part.width = min(_width(out, part), out.width) if out.file.isatty() else _width(out, part)
+        out.print(part, crop=False)
+        rest = rest[count:]
+        if not rest:
+            return
+        out.print()
+
+
+def _width(out: rich.console.Console, table: Table) -> int:
+    return Measurement.get(out, out.options.update(max_width=10_000), table).maximum
+
+
+def _part(table: Table, columns: list[Column]) -> Table:
+    """Return a table with the first of its columns and these others."""
+    part = copy.copy(table)
+    part.columns = [replace(column, _index=n) for n, column in enumerate([*table.columns[:1], *columns])]
+    return part
 
 
 def _if_known(summary: Summary) -> Iterator[tuple[str, str]]:

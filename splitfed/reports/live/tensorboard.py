@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from splitfed.reports.live.tags import MEGABYTE, by, description, layout
 from splitfed.run.client_scores import Score, read_scores
 from splitfed.run.ledger import Totals, read_rows
 from splitfed.run.metrics import Metrics
@@ -16,41 +17,28 @@ from splitfed.run.summary import Summary
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-# Charts of several curves, under TensorBoard's "custom scalars": what belongs together is read together.
-LAYOUT = {
-    "clients": {
-        "accuracy on what they hold out": ["Multiline", ["clients/(accuracy|worst|median|best)"]],
-    },
-    "bytes per round": {
-        "up, by role": ["Multiline", ["bytes/up/.*"]],
-        "down, by role": ["Multiline", ["bytes/down/.*"]],
-    },
-    "bytes so far": {
-        "cut and total": ["Multiline", ["bytes/cut_total", "bytes/total"]],
-        "smashed, raw to sent": ["Multiline", ["stages/up/smashed/.*"]],
-        "cut_gradient, raw to sent": ["Multiline", ["stages/down/cut_gradient/.*"]],
-    },
-}
-
 
 class Curves(Observer):
-    """Writes `<run folder>/tensorboard`. Steps are rounds, or under `by_cut_bytes/` and `by_total_bytes/` the bytes
-    so far, exact; values have the 24 bits of float32, also those in bytes. To compute with, read the CSV files."""
+    """Writes `<run folder>/tensorboard/<its name>`: TensorBoard names a run by its folder, however far up it is told to
+    look. Steps are rounds, or in `by_cut_bytes` and `by_total_bytes` the bytes so far, exact; values have the 24
+    bits of float32. To compute with, read the CSV files."""
 
     def __init__(self) -> None:
         self._writer: SummaryWriter | None = None
         self._began = 0.0
+        self._clients = self._laid_out = False
 
     def started(self, info: Started) -> None:
         """Open the folder; a resumed run writes its history anew, so that nothing after its checkpoint is left."""
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = info.folder / "tensorboard"
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
+        folder = curves_of(info.folder)
+        for place in (folder, folder.parent):  # beside it is where earlier versions wrote
+            for old in place.glob("events.out.tfevents.*"):
+                old.unlink()
         # The purge mark tells a TensorBoard that is open meanwhile to drop what it read from the deleted files.
         self._writer = SummaryWriter(str(folder), purge_step=0)
-        self._writer.add_custom_scalars(LAYOUT)
+        self._clients, self._laid_out = info.asks, False
         # Rounds are dated back, so that TensorBoard's relative time is the run's own, without the pause.
         self._began = time.time() - (info.history[-1][0].seconds if info.history else 0.0)
         finished = _before_round_one(info.folder) if info.history else Totals()
@@ -78,15 +66,17 @@ class Curves(Observer):
         from torch.utils.tensorboard.summary import hparams
 
         assert self._writer is not None
-        at = self._began + summary.seconds
-        for name, value in (("test/accuracy", summary.test_accuracy), ("test/loss", summary.test_loss)):
-            self._add(name, value, summary.rounds, at)
-            if summary.cut_bytes:
-                self._add(f"by_cut_bytes/{name}", value, summary.cut_bytes, at)
-            self._add(f"by_total_bytes/{name}", value, summary.total_bytes, at)
-        self._add("bytes/wasted", summary.bytes_wasted, summary.rounds, at)
+        for name, value in (
+            ("test_accuracy", summary.test_accuracy),
+            ("test_loss", summary.test_loss),
+            ("wasted_MB", summary.bytes_wasted / MEGABYTE),
+        ):
+            # From end to end: a single point is lost among curves.
+            for step, at in ((0, self._began), (summary.rounds, self._began + summary.seconds)):
+                self._add(f"final/{name}", value, step, at)
         names = ("scenario", "seed", "engine", "mode", "reducer")
-        shown = ("test/accuracy", "bytes/cut_total", "bytes/total", "factor/cut", "factor/total", "time/seconds")
+        shown = ["final/test_accuracy", "sum_MB/total", "factor/total", "time/seconds"]
+        shown[1:1] = ["sum_MB/cut", "factor/cut"] if summary.cut_bytes else []
         # Written by hand: `add_hparams` would open a run of its own beside this one.
         for part in hparams({name: str(getattr(summary, name)) for name in names}, dict.fromkeys(shown, 0)):
             self._writer._get_file_writer().add_summary(part)
@@ -103,11 +93,15 @@ class Curves(Observer):
             self._writer = None
 
     def _write(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:
+        assert self._writer is not None
+        if not self._laid_out:  # known with the first round: whether there is a cut
+            self._writer.add_custom_scalars(layout(cut=metrics.cut_bytes > 0, clients=self._clients))
+            self._laid_out = True
         at, step = self._began + metrics.seconds, metrics.round
         for name, value in (
-            ("train/loss", metrics.train_loss),
-            ("eval/loss", metrics.eval_loss),
-            ("eval/accuracy", metrics.eval_accuracy),
+            ("loss/train", metrics.train_loss),
+            ("loss/eval", metrics.eval_loss),
+            ("accuracy/eval", metrics.eval_accuracy),
             ("clients/accuracy", metrics.clients_accuracy),
             ("clients/worst", metrics.worst_client),
             ("clients/median", metrics.median_client),
@@ -116,17 +110,18 @@ class Curves(Observer):
             if value is not None:
                 self._add(name, value, step, at)
                 if metrics.cut_bytes:  # else there is no cut
-                    self._add(f"by_cut_bytes/{name}", value, metrics.cut_bytes, at)
-                self._add(f"by_total_bytes/{name}", value, metrics.total_bytes, at)
+                    self._add(by("by_cut_bytes", name), value, metrics.cut_bytes, at)
+                self._add(by("by_total_bytes", name), value, metrics.total_bytes, at)
         # Of all roles seen so far: one that pauses for a round has a point at zero there, not a line drawn over it.
         for direction, role in sorted({(direction, role) for _, direction, role in finished.sums}):
-            self._add(f"bytes/{direction}/{role}", sent.select(direction=direction, role=role).sent, step, at)
+            of_round = sent.select(direction=direction, role=role).sent
+            self._add(f"round_MB/{direction}/{role}", of_round / MEGABYTE, step, at)
             sizes = finished.select(direction=direction, role=role)
             for stage in ("raw", "reduced", "coded", "sent"):
-                self._add(f"stages/{direction}/{role}/{stage}", getattr(sizes, stage), step, at)
-        for name, tag, sizes in (("cut", "bytes/cut_total", finished.cut), ("total", "bytes/total", finished.total)):
-            self._add(tag, sizes.sent, step, at)
+                self._add(f"stages_MB/{direction}/{role}/{stage}", getattr(sizes, stage) / MEGABYTE, step, at)
+        for name, sizes in (("cut", finished.cut), ("total", finished.total)):
             if sizes.sent:
+                self._add(f"sum_MB/{name}", sizes.sent / MEGABYTE, step, at)
                 self._add(f"factor/{name}", sizes.raw / sizes.sent, step, at)
         self._add("lr/client", metrics.client_lr, step, at)
         self._add("lr/server", metrics.server_lr, step, at)
@@ -137,8 +132,17 @@ class Curves(Observer):
 
     def _add(self, tag: str, value: float, step: int, at: float) -> None:
         assert self._writer is not None
-        # Not `double_precision`: TensorBoard's fast loader, which it uses unless told otherwise, leaves doubles out.
-        self._writer.add_scalar(tag, value, step, walltime=at, new_style=True)
+        from torch.utils.tensorboard.summary import scalar
+
+        # Not in double precision: TensorBoard's fast loader, which it uses unless told otherwise, leaves doubles out.
+        point = scalar(tag, value, new_style=True)
+        point.value[0].metadata.summary_description = description(tag)
+        self._writer._get_file_writer().add_summary(point, step, at)
+
+
+def curves_of(run: Path) -> Path:
+    """Return the folder of a run's curves."""
+    return run / "tensorboard" / run.resolve().name
 
 
 def _before_round_one(folder: Path) -> Totals:

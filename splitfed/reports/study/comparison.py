@@ -65,7 +65,7 @@ class Grouped:
                 *([_range(one)] if several else []),
                 *([] if at is None else [units.percent(reached.mean) if reached else units.NONE]),
                 *(units.size(one.sent(of)) for of in columns),
-                units.NONE if one.ratio is None else f"{one.ratio:.3f}",
+                units.NONE if one.ratio is None else units.decimal(one.ratio, 3),
                 *(units.factor(one.raw(of), one.sent(of)) for of in columns),
                 units.duration(one.spread(lambda run: run.summary.seconds).mean),
                 *([units.NONE if one.simulated is None else units.duration(one.simulated)] if simulated else []),
@@ -74,7 +74,11 @@ class Grouped:
 
     def show(self, out: rich.console.Console | None = None, *, at: int | None = None) -> None:
         """Print the table and, below it, each folder that is not in it with the reason."""
-        show(self.table(at), [f"{folder}: {reason}" for folder, reason in self.left_out], out)
+        notes = [f"{folder}: {reason}" for folder, reason in self.left_out]
+        if at is not None:
+            dashes = [(one.label, one.why_not_at(at, self.of)) for one in self.groups if not one.at(at, self.of)]
+            notes = [*_why_dashes(dashes, at, self.of), *notes]
+        show(self.table(at), notes, out)
 
     def to_csv(self, *, at: int | None = None) -> str:
         """Return the groups as CSV, figures in full. What was reached `at` so many cut bytes is in columns `at_*`, at
@@ -109,6 +113,12 @@ def _at_heads(at: int | None, of: Counted) -> list[str]:
     return at_heads(at, " total" if of == "total" else "")
 
 
+def _why_dashes(reasons: list[tuple[str, str]], at: int, of: Counted) -> list[str]:
+    """Return the reason for each dash in the column of what was reached, below a line that says what they are."""
+    head = f"no validation accuracy at {units.size(at)} of {of} bytes:"
+    return [head, *(f"  {name}: {why}" for name, why in reasons)] if reasons else []
+
+
 def _prefix(of: Counted) -> str:
     return "at_total_" if of == "total" else "at_"
 
@@ -135,7 +145,7 @@ class Comparison:
                 str(summary.seed),
                 str(summary.rounds),
                 units.percent(summary.test_accuracy),
-                *([] if at is None else [units.percent(Run(folder, summary).at(at, of))]),
+                *([] if at is None else [units.percent(_reached(folder, summary, at, of)[0])]),
                 units.size(summary.cut_bytes),
                 units.size(summary.total_bytes),
                 units.factor(summary.raw_bytes, summary.cut_bytes),
@@ -148,7 +158,11 @@ class Comparison:
 
     def show(self, out: rich.console.Console | None = None, *, at: int | None = None, of: Counted = "cut") -> None:
         """Print the table and, below it, each folder that is not in it with the reason."""
-        show(self.table(at, of), [f"{folder}: {reason}" for folder, reason in self.left_out], out)
+        notes = [f"{folder}: {reason}" for folder, reason in self.left_out]
+        if at is not None:
+            found = [(str(folder), _reached(folder, summary, at, of)[1]) for folder, summary in self.runs]
+            notes = [*_why_dashes([(name, why) for name, why in found if why], at, of), *notes]
+        show(self.table(at, of), notes, out)
 
     def to_csv(self, *, at: int | None = None, of: Counted = "cut") -> str:
         """Return the finished runs as CSV: the folder, then every key of `summary.json`, bytes and seconds in full;
@@ -156,7 +170,7 @@ class Comparison:
         `at_total_eval_accuracy`."""
         rows, more = [], [f"{_prefix(of)}{name}" for name in ("bytes", "eval_accuracy")] if at is not None else []
         for folder, summary in self.runs:
-            reached = [] if at is None else [at, Run(folder, summary).at(at, of)]
+            reached = [] if at is None else [at, _reached(folder, summary, at, of)[0]]
             rows.append({"folder": str(folder), **asdict(summary), **dict(zip(more, reached, strict=True))})
         return to_csv(["folder", *(field.name for field in fields(Summary)), *more], rows)
 
@@ -215,6 +229,16 @@ def _no_run(folder: Path) -> str | None:
     if below and not (folder / "scenario.yaml").exists():
         return f"is not the folder of a run, but holds such folders: name them, for instance {below[0]}"
     return None
+
+
+def _reached(folder: Path, summary: Summary, at: int, of: Counted) -> tuple[float | None, str]:
+    """Return the accuracy of a run after so many bytes, or why there is none."""
+    run = Run(folder, summary)
+    try:
+        found = run.at(at, of)
+        return found, "" if found is not None else run.why_not_at(at, of)
+    except RunError as error:
+        return None, _reason(folder, error)
 
 
 def _reason(folder: Path, error: RunError) -> str:

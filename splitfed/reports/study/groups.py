@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from splitfed.errors import RunError, ScenarioError
+from splitfed.reports import units
+from splitfed.reports.study.labels import distinct
 from splitfed.run.ledger import Totals, totals_by_round
 from splitfed.run.metrics import Metrics, read_metrics
 from splitfed.run.summary import Summary
-from splitfed.scenario.document import read, shown
+from splitfed.scenario.document import read
 
 # Which bytes are counted: those of the data plane, or those of both planes.
 Counted = Literal["cut", "total"]
@@ -34,7 +36,7 @@ class Spread:
         """Sum up one value or more."""
         found = list(values)
         low, high = min(found), max(found)
-        # Rounded: figures are shown cut off, and a sum's last bit would turn 57.3 % into 57.2 %.
+        # Rounded: the last bits of a mean are noise, and would show in a CSV.
         return cls(min(max(round(math.fsum(found) / len(found), 12), low), high), low, high)
 
 
@@ -100,12 +102,29 @@ class Run:
         """Return the accuracy on the validation split after so many bytes, on a straight line between the rounds
         around them that were evaluated: methods whose rounds differ in bytes are so compared at the same bytes. None
         before the first such round and after the last."""
-        points = [(so_far(row, of), row.eval_accuracy) for row in self.rounds if row.eval_accuracy is not None]
+        points = self._evaluated(of)
         # The first twice: it is a line of its own where there is no other.
         for (before, low), (after, high) in pairwise([*points[:1], *points]):
             if before <= sent <= after:
                 return low + (high - low) * ((sent - before) / (after - before) if after > before else 1.0)
         return None
+
+    def why_not_at(self, sent: int, of: Counted = "cut") -> str:
+        """Return why there is no accuracy after so many bytes."""
+        points = self._evaluated(of)
+        if not points:
+            return "never evaluated on the validation split"
+        (first, _), (last, _) = points[0], points[-1]
+        if not last:
+            return "has no cut to send bytes across"
+        return (
+            f"first evaluated after {units.size(first)}"
+            if sent < first
+            else f"shorter, last evaluated after {units.size(last)}"
+        )
+
+    def _evaluated(self, of: Counted) -> list[tuple[int, float]]:
+        return [(so_far(row, of), row.eval_accuracy) for row in self.rounds if row.eval_accuracy is not None]
 
 
 @dataclass(frozen=True)
@@ -153,10 +172,21 @@ class Group:
         found = [run.at(sent, of) for run in self.runs]
         return None if None in found else Spread.of(one for one in found if one is not None)
 
+    def why_not_at(self, sent: int, of: Counted = "cut") -> str:
+        """Return why there is no accuracy after so many bytes: of the first run that has none there, which is named
+        where there are several."""
+        run = next(run for run in self.runs if run.at(sent, of) is None)
+        return f"{f'seed {run.summary.seed} ' if len(self.runs) > 1 else ''}{run.why_not_at(sent, of)}"
+
     @property
     def settings(self) -> dict[str, Any]:
         """What the runs share."""
         return self.runs[0].settings
+
+    @property
+    def name(self) -> str:
+        """What their scenario calls itself."""
+        return self.runs[0].summary.scenario
 
 
 def group(runs: list[Run]) -> list[Group]:
@@ -166,26 +196,6 @@ def group(runs: list[Run]) -> list[Group]:
         found.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
     names = [(members[0].summary.scenario, members[0].settings) for members in found.values()]
     return [Group(label, members) for label, members in zip(distinct(names), found.values(), strict=True)]
-
-
-def distinct(named: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Return a label for each of some named settings: the name, and where several share it, what tells them apart."""
-    labels = []
-    for name, settings in named:
-        same = [other for title, other in named if title == name]
-        telling = [key for key in settings if any(other.get(key, ...) != settings[key] for other in same)]
-        parts = dict.fromkeys(f"{_short(key)}={_text(settings[key])}" for key in telling)
-        labels.append(f"{name}: {', '.join(parts)}" if parts else name)
-    return labels
-
-
-def _short(key: str) -> str:
-    *around, last = key.split(".")
-    return around[-1] if last == "kind" and around else last
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else shown(value)
 
 
 def flat(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:

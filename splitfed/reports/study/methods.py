@@ -3,20 +3,32 @@
 import json
 from typing import Any
 
-from splitfed.reports.study.groups import Group, distinct
+from splitfed.reports.study.groups import Group
 
-UNCOMPRESSED = "uncompressed"
-WHOLE = "fl"  # the mode without a cut
+_NO_LOSS = "float32"
 
 
-def families(groups: list[Group]) -> dict[str, list[Group]]:
-    """Put groups together that share all settings but numbers under `compression`, in the order given, under a name for
-    each: its reducer and its codec, and whatever else tells it from another of the same name."""
+def families(groups: list[Group]) -> list[list[Group]]:
+    """Put groups together that share all settings but numbers under `compression`, in the order given."""
     found: dict[str, list[Group]] = {}
     for one in groups:
         found.setdefault(json.dumps(_method(one.settings), sort_keys=True), []).append(one)
-    named = [(_name(members[0]), _method(members[0].settings)) for members in found.values()]
-    return dict(zip(distinct(named), found.values(), strict=True))
+    return list(found.values())
+
+
+def uncompressed(settings: dict[str, Any]) -> bool:
+    """Tell whether nothing that crossed lost anything: no reducer, and float32 for all that was sent, either way,
+    weights too. Lossless stages may have made it smaller."""
+    roles = ["front_weights"]
+    if settings.get("federation.mode") != "fl":
+        private = settings.get("federation.labels") == "private"
+        roles += ["smashed", "cut_gradient", *(["tail_smashed", "tail_gradient"] if private else ["targets"])]
+        if settings.get("compression.reducer.kind") != "none":
+            return False
+    # As differences even float32 loses the last bits.
+    whole = settings.get("compression.front_weights.delta", False) is False
+    whole &= not any(key.startswith("compression.front_weights.delta.") for key in settings)
+    return whole and all(settings.get(f"compression.{role}.codec.kind") == _NO_LOSS for role in roles)
 
 
 def _method(settings: dict[str, Any]) -> dict[str, Any]:
@@ -32,13 +44,3 @@ def _strength(key: str, value: Any) -> bool:
 
 def _number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _name(one: Group) -> str:
-    if one.settings.get("federation.mode") == WHOLE:
-        return WHOLE
-    reducer, codec = (one.settings.get(f"compression.{part}.kind") for part in ("reducer", "smashed.codec"))
-    if reducer is None:
-        return one.label
-    parts = [part for part, nothing in ((reducer, "none"), (codec, "float32")) if part not in (nothing, None)]
-    return " + ".join(parts) or UNCOMPRESSED

@@ -1,62 +1,56 @@
 """Pictures of a comparison, for a column of a paper: 3.3 inches wide, told apart without colour too.
 
-Three of them: accuracy against bytes as they were spent, accuracy against the factor, and bytes by role. Bytes are
-those of the cut, or those of both planes. Colours are those of Okabe and Ito, which people with any colour vision can
-tell apart.
+Four of them: accuracy against the bytes of the cut as they were spent, the same against those of both planes, accuracy
+against the factor, and bytes by role. A group has the same label and the same look in each.
 """
 
 from collections import Counter
-from collections.abc import Callable
-from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
 from splitfed.errors import RunError
 from splitfed.reports import units
-from splitfed.reports.plain import PLAIN_STYLE, legend_label
+from splitfed.reports.plain import legend_label
+from splitfed.reports.study.fitting import add_legend, columns, set_ticks, text_width
 from splitfed.reports.study.groups import Counted, Group, Spread, so_far
-from splitfed.reports.study.methods import UNCOMPRESSED, families
+from splitfed.reports.study.labels import short
+from splitfed.reports.study.looks import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    STYLE,
+    VERMILION,
+    WIDTH,
+    YELLOW,
+    Look,
+    look,
+)
+from splitfed.reports.study.methods import families, uncompressed
 
-NAMES = ("curves", "factors", "roles")
+NAMES = ("curves", "total", "factors", "roles")
 SUFFIXES = (".png", ".pdf", ".svg")
 
-WIDTH, _HEIGHT, _ROW = 3.3, 2.2, 0.14
-BLUE, VERMILION, _GREEN, _PURPLE, ORANGE, _SKY, _BLACK, _YELLOW = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442",
-)  # fmt: skip
-# A method's colour and marker: 7 and 9, so that 63 methods differ in one of them. Yellow is too light for lines.
-_METHODS = list(zip(
-    (BLUE, VERMILION, _GREEN, _PURPLE, ORANGE, _SKY, _BLACK) * 9, ("o", "s", "^", "D", "v", "P", "X", "<", ">") * 7,
-    strict=True,
-))  # fmt: skip
-# The settings of one method, in their order: a line and whether markers are filled.
-_MEMBERS = (("-", "full"), ("--", "none"), (":", "full"), ("-.", "none"))
+_HEIGHT, _ROW = 2.2, 0.14  # inches: of axes with what they are labelled with, and of a row of a legend
+_LABEL = 110.0  # points: half of the width, so that bars have the other
+_SLICE = 0.01  # of the width of the axes: less would not be seen
 _BOTH_WAYS = ("parts", "front_weights", "back_weights", "tail_weights")
 _STACKS = (
-    ("smashed", BLUE, ""), ("targets", ORANGE, ""), ("side", VERMILION, ""), ("cut_gradient", _SKY, "/////"),
-    ("tail_gradient", BLUE, "....."), ("tail_smashed", _SKY, "....."),
-    ("parts, up", _PURPLE, ""), ("parts, down", _PURPLE, "/////"),
-    ("front_weights, up", _GREEN, ""), ("front_weights, down", _GREEN, "/////"),
-    ("tail_weights, up", _GREEN, "....."), ("tail_weights, down", _GREEN, "xxxxx"),
+    ("smashed", BLUE, ""), ("targets", ORANGE, ""), ("side", VERMILION, ""), ("cut_gradient", SKY, "/////"),
+    ("tail_gradient", BLUE, "....."), ("tail_smashed", SKY, "....."),
+    ("parts, up", PURPLE, ""), ("parts, down", PURPLE, "/////"),
+    ("front_weights, up", GREEN, ""), ("front_weights, down", GREEN, "/////"),
+    ("tail_weights, up", GREEN, "....."), ("tail_weights, down", GREEN, "xxxxx"),
     ("back_weights, up", VERMILION, "....."), ("back_weights, down", VERMILION, "/////"),
-    ("other", _YELLOW, ""), ("wasted", _BLACK, ""),
+    ("other", YELLOW, ""), ("wasted", BLACK, ""),
 )  # fmt: skip
 _NAMES = {name for name, _, _ in _STACKS}
-STYLE: Any = {
-    "font.size": 7, "axes.labelsize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "legend.fontsize": 6.5,
-    "font.family": "sans-serif", "axes.linewidth": 0.6, "lines.linewidth": 0.9, "lines.markersize": 2.8,
-    "lines.markeredgewidth": 0.7,
-    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.minor.width": 0.4, "xtick.minor.size": 1.5,
-    "xtick.major.size": 2.5, "ytick.major.size": 2.5, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "grid.linewidth": 0.4, "grid.color": "#dddddd", "axes.axisbelow": True, "hatch.linewidth": 0.4,
-    "legend.frameon": False, "savefig.dpi": 300, "pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "splitfed",
-    "axes.unicode_minus": False, **PLAIN_STYLE,
-}  # fmt: skip
 
 
 def check_path(path: Path) -> None:
@@ -66,13 +60,14 @@ def check_path(path: Path) -> None:
 
 
 def draw(groups: list[Group], path: Path, of: Counted = "cut") -> list[Path]:
-    """Write the three pictures beside each other, `figure.png` as `figure-curves.png`, `figure-factors.png` and
-    `figure-roles.png`, and return their paths. The first two are `of` the cut, or of both planes (`total`). Raises
-    RunError where they cannot be written."""
+    """Write the four pictures beside each other, `figure.png` as `figure-curves.png` (by cut bytes),
+    `figure-total.png`, `figure-factors.png` and `figure-roles.png`, and return their paths. Factors are `of` the cut,
+    or of both planes (`total`). Raises RunError where they cannot be written."""
     check_path(path)
     written = []
     with matplotlib.rc_context(STYLE):
-        for name, figure in zip(NAMES, (curves(groups, of), factors(groups, of), roles(groups)), strict=True):
+        figures = curves(groups), curves(groups, "total"), factors(groups, of), roles(groups)
+        for name, figure in zip(NAMES, figures, strict=True):
             target = path.with_name(f"{path.stem}-{name}{path.suffix}")
             save(figure, target)
             written.append(target)
@@ -90,98 +85,113 @@ def save(figure: Figure, path: Path) -> None:
         raise RunError(f"{path}: cannot be written ({error.strerror})") from error
 
 
+def short_labels(groups: list[Group]) -> list[str]:
+    """Return what groups are called in the pictures, no two alike: their labels, or something shorter."""
+    size = STYLE["legend.fontsize"]
+    named = [(one.name, one.settings) for one in groups]
+    return short([one.label for one in groups], named, lambda text: text_width(text, size) <= _LABEL)
+
+
+@matplotlib.rc_context(STYLE)
 def curves(groups: list[Group], of: Counted = "cut") -> Figure:
     """Draw validation accuracy against cumulative bytes, those of the cut or of both planes: a line for each group, the
     mean over its seeds after each round that all of them have, in a band from the lowest to the highest. Each method
     has its colour and marker. Where nothing crosses the cut, a dotted line stands at the height of the last round. What
     an interrupted run wasted belongs to no round and moves no point."""
-    figure, axes = _figure([one.label for one in groups])
-    for (colour, marker), members in zip(_METHODS, families(groups).values(), strict=False):
-        for one, (line, fill) in zip(members, cycle(_MEMBERS), strict=False):
-            points, label = _curve(one, of), legend_label(one.label)
-            if not one.sent(of):
-                axes.axhline(points[-1][1].mean, color=colour, linestyle=":", label=label)
-                continue
-            spent, accuracy = [x for x, _ in points], [y for _, y in points]
-            face = "white" if fill == "none" else colour
-            axes.plot(spent, [y.mean for y in accuracy], line, color=colour, marker=marker, mfc=face, label=label)
-            if len(one.runs) > 1:
-                low, high = [y.low for y in accuracy], [y.high for y in accuracy]
-                axes.fill_between(spent, low, high, color=colour, alpha=0.2, linewidth=0)
+    labels = short_labels(groups)
+    figure, axes = _figure(labels)
     axes.set_xscale("log")
-    _decades(axes, _short)
+    for one, label, (seen, _) in zip(groups, labels, _looks(groups), strict=True):
+        points = _curve(one, of)
+        if points and not one.sent(of):
+            axes.axhline(points[-1][1].mean, color=seen.colour, linestyle=":", label=legend_label(label))
+            continue
+        spent, accuracy = [x for x, _ in points], [y for _, y in points]
+        axes.plot(spent, [y.mean for y in accuracy], linestyle=seen.line, label=legend_label(label), **seen.points)
+        if len(one.runs) > 1:
+            low, high = [y.low for y in accuracy], [y.high for y in accuracy]
+            axes.fill_between(spent, low, high, color=seen.colour, alpha=0.2, linewidth=0)
     _accuracy_on(axes, "validation accuracy")
     axes.set_xlabel(f"{of} bytes sent so far")
-    _legend(figure, axes)
+    add_legend(figure, axes)
+    set_ticks(figure, axes, _size)
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def factors(groups: list[Group], of: Counted = "cut") -> Figure:
     """Draw test accuracy against the factor of the cut, or of both planes with what was wasted, with bars from the
     lowest seed to the highest. A line joins what differs only in numbers of its compression; a dotted one goes on at
     the height of uncompressed runs, and of those without a cut, which have no factor of it."""
-    found = families(groups)
-    figure, axes = _figure(list(found))
-    for (colour, marker), (name, members) in zip(_METHODS, found.items(), strict=False):
-        label = legend_label(name)
-        if not members[0].sent(of):
-            axes.axhline(members[0].accuracy.mean, color=colour, linestyle=":", label=label)
-            continue
-        points = sorted(((_factor(one, of), one.accuracy) for one in members), key=lambda point: point[0])
-        x, y = [factor for factor, _ in points], [accuracy.mean for _, accuracy in points]
-        axes.plot(x, y, color=colour, marker=marker, label=label)
-        if any(len(one.runs) > 1 for one in members):
-            below, above = [a.mean - a.low for _, a in points], [a.high - a.mean for _, a in points]
-            axes.errorbar(x, y, [below, above], fmt="none", ecolor=colour, elinewidth=0.7, capsize=1.5, capthick=0.7)
-        if name.startswith(UNCOMPRESSED):
-            axes.axhline(y[0], color=colour, linestyle=":", linewidth=0.7, zorder=1)
+    labels, seen = short_labels(groups), _looks(groups)
+    figure, axes = _figure(labels)
     axes.set_xscale("log")
-    _decades(axes, lambda value: f"{value:g}x")
+    for method in dict.fromkeys(method for _, method in seen):
+        points = sorted((_factor(one, of), one.accuracy.mean, its.colour)
+                        for one, (its, of_method) in zip(groups, seen, strict=True)
+                        if of_method == method and one.sent(of))  # fmt: skip
+        if len(points) > 1:
+            x, y, colours = zip(*points, strict=True)
+            axes.plot(x, y, color=colours[0], linewidth=0.7, zorder=1.5)
+    for one, label, (its, _) in zip(groups, labels, seen, strict=True):
+        accuracy = one.accuracy
+        if not one.sent(of):
+            axes.axhline(accuracy.mean, color=its.colour, linestyle=":", label=legend_label(label))
+            continue
+        factor = _factor(one, of)
+        axes.plot([factor], [accuracy.mean], linestyle="none", label=legend_label(label), **its.points)
+        if len(one.runs) > 1:
+            bars = [[accuracy.mean - accuracy.low], [accuracy.high - accuracy.mean]]
+            axes.errorbar([factor], [accuracy.mean], bars, fmt="none", ecolor=its.colour, elinewidth=0.7, capsize=1.5,
+                          capthick=0.7)  # fmt: skip
+        if uncompressed(one.settings):
+            axes.axhline(accuracy.mean, color=its.colour, linestyle=":", linewidth=0.7, zorder=1)
     _accuracy_on(axes, "test accuracy")
     axes.set_xlabel(f"{of} factor: uncompressed bytes / sent bytes")
-    _legend(figure, axes)
+    add_legend(figure, axes)
+    set_ticks(figure, axes, lambda value: f"{value:g}x")
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def roles(groups: list[Group]) -> Figure:
     """Draw total bytes as a bar for each group, the mean over its seeds, stacked by role: plain is sent up, hatched
-    comes down; dots are of a tail, or of a back that clients hold. `other` are metrics and framing."""
+    comes down; dots are of a tail, or of a back that clients hold. `other` are metrics and framing. A bar is as long as
+    its bytes; within it, what is too little to see takes a hundredth of the axes from what is most."""
     sums = [_by_role(one) for one in groups]
     present = [stack for stack in _STACKS if any(found.get(stack[0]) for found in sums)]
-    figure, axes = _figure([name for name, _, _ in present], height=0.55 + 0.19 * len(groups))
+    shown = _seen(sums)
+    labels = [name for name, _, _ in present]
+    figure, axes = _figure(labels, height=0.55 + 0.19 * len(groups))
     y, left = list(range(len(groups))), [0.0] * len(groups)
     for name, colour, hatch in present:
-        width = [found.get(name, 0.0) for found in sums]
+        width = [found.get(name, 0.0) for found in shown]
         axes.barh(y, width, 0.7, left, label=name, color=colour, hatch=hatch, edgecolor="white", linewidth=0.3)
         left = [before + more for before, more in zip(left, width, strict=True)]
-    axes.set_yticks(y, [one.label for one in groups])
+    axes.set_yticks(y, short_labels(groups))
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.tick_params("y", length=0)
     axes.grid(False, axis="y")
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     axes.set_xlabel("bytes sent, both ways")
-    _legend(figure, axes)
+    add_legend(figure, axes)
+    set_ticks(figure, axes, _size)
     return figure
 
 
 def _figure(labels: list[str], height: float = _HEIGHT) -> tuple[Figure, Axes]:
     """Return a figure with room for a legend of these labels below its axes."""
-    rows = -(-len(labels) // _columns(labels))
+    rows = -(-len(labels) // columns(labels, WIDTH))
     figure = Figure((WIDTH, height + _ROW * rows), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _columns(labels: list[str]) -> int:
-    """Return how many entries of a legend fit into a row."""
-    return 1 if max(map(len, labels), default=0) > 26 else 2
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=_columns(labels), handlelength=2.6, columnspacing=1.2
-    )
+def _looks(groups: list[Group]) -> list[tuple[Look, int]]:
+    """Return the look of each group, and the number of its method."""
+    found = {
+        id(one): (look(method, setting), method)
+        for method, members in enumerate(families(groups)) for setting, one in enumerate(members)
+    }  # fmt: skip
+    return [found[id(one)] for one in groups]
 
 
 def _curve(one: Group, of: Counted) -> list[tuple[float, Spread]]:
@@ -210,12 +220,19 @@ def _by_role(one: Group) -> dict[str, float]:
     return dict(found)
 
 
-def _decades(axes: Axes, text: Callable[[float], str]) -> None:
-    low, high = axes.get_xlim()
-    subs = (1.0,) if high / low > 300 else (1.0, 3.0) if high / low > 30 else (1.0, 2.0, 5.0)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+def _seen(sums: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Return how wide the slices of each bar are drawn, in bytes."""
+    least = _SLICE * max((sum(found.values()) for found in sums), default=0.0)
+    shown = []
+    for found in sums:
+        # A short bar has no room for as much: there it is half of an equal share.
+        enough = min(least, sum(found.values()) / (2 * max(1, len(found))))
+        wide = {name: max(size, enough) if size else 0.0 for name, size in found.items()}
+        most = max(found, key=lambda name: found[name], default="")
+        if most:
+            wide[most] -= sum(wide.values()) - sum(found.values())
+        shown.append(wide)
+    return shown
 
 
 def _accuracy_on(axes: Axes, name: str) -> None:
@@ -223,6 +240,6 @@ def _accuracy_on(axes: Axes, name: str) -> None:
     axes.set_ylabel(name)
 
 
-def _short(value: float) -> str:
+def _size(value: float) -> str:
     number, unit = units.size(round(value)).split()
     return f"{float(number):g} {unit}"

@@ -355,16 +355,18 @@ def test_compare_groups_at_a_budget_and_draws(run: Run, tmp_path: Path) -> None:
     assert (ended.code, ended.err) == (0, "")
     assert "at 1.00 kB" in ended.out
     assert "50.0 %" in ended.out
-    written = [f"figure-{name}.svg" for name in ("curves", "factors", "roles")]
-    assert ended.out.splitlines()[-3:] == written
+    written = [f"figure-{name}.svg" for name in ("curves", "total", "factors", "roles")]
+    assert ended.out.splitlines()[-4:] == written
     assert all(Path(name).stat().st_size > 1000 for name in written)
     assert Path("table.csv").read_text().startswith("scenario,seeds,test_accuracy,")
     by_total = run("compare", done, "--by", "total", "--at", "2kB", "--csv", "total.csv", "--out", "total.svg")
     assert "at 2.00 kB total" in by_total.out
     assert "50.0 %" in by_total.out
     assert "at_total_bytes" in Path("total.csv").read_text()
-    assert "total bytes sent so far" in Path("total-curves.svg").read_text()
-    assert "cut bytes sent so far" in Path("figure-curves.svg").read_text()
+    assert "total bytes sent so far" in Path("figure-total.svg").read_text()
+    assert "cut bytes sent so far" in Path("total-curves.svg").read_text()
+    for name, of in (("figure", "cut"), ("total", "total")):
+        assert f"{of} factor: uncompressed bytes" in Path(f"{name}-factors.svg").read_text()
     refused(run("compare", done, "--at", "much"), "--at much: write a number of bytes, such as 50MB")
     refused(run("compare", done, "--at", "0"), "--at 0: ")
     refused(run("compare", done, "--out", "figure.bmp"), "--out figure.bmp: pictures are named *.png, *.pdf, *.svg")

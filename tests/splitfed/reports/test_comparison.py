@@ -46,7 +46,7 @@ def test_a_row_shows_what_a_run_reached_and_cost(tmp_path: Path) -> None:
     assert [re.split(r"\s{2,}", line.strip()) for line in (lines[0], lines[1], lines[3])] == [
         ["cut", "total", "cut", "total"],
         ["scenario", "seed", "rounds", "accuracy", "bytes", "bytes", "factor", "factor", "time", "waste", "run folder"],
-        ["digits", "0", "12", "86.1 %", "1.29 MB", "19.13 MB", "18.6x", "5.02x", "1 min 16 s", "5.00 kB", str(folder)],
+        ["digits", "0", "12", "86.2 %", "1.29 MB", "19.13 MB", "18.6x", "5.02x", "1 min 16 s", "5.00 kB", str(folder)],
     ]
     assert len(lines) == 4
 
@@ -58,6 +58,27 @@ def test_no_width_cuts_a_row(tmp_path: Path, width: int) -> None:
     assert lines == shown([folder], 80)
     assert lines[3].rstrip().endswith(str(folder))
     assert "[red]name" in lines[3]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("width", [40, 80, 300])
+def test_on_a_terminal_columns_without_room_stand_below(tmp_path: Path, width: int) -> None:
+    folders = [run(tmp_path / name) for name in "ab"]
+    file = Terminal()
+    compare(folders).show(rich.console.Console(file=file, width=width, color_system=None))
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    whole = shown(folders)
+    found = [word for line in lines for word in re.split(r"\s{2,}", line.strip())]
+    for cell in re.split(r"\s{2,}", whole[3].strip())[1:-1]:
+        assert found.count(cell) == 2, "each figure once for each run, whole"
+    blocks = [line for line in lines if line.strip().startswith("scenario")]
+    assert (len(blocks) > 1) == (width < len(whole[0]))
+    assert sum(line.strip().startswith("digits") for line in lines) == 2 * len(blocks)
 
 
 def test_rows_stand_in_the_order_given(tmp_path: Path) -> None:
@@ -175,8 +196,8 @@ def test_seeds_of_the_same_settings_are_one_row(tmp_path: Path) -> None:
     )
     assert rows == [
         ["adc", "0, 1", "3 to 4", "55.0 %", "50.0 to 60.0 %", "3.15 MB", "6.30 MB", "0.300", "3.17x", "1.90x",
-         "1 min 00 s"],
-        ["light", "0", "3", "75.0 %", "-", "9.00 MB", "18.00 MB", "0.675", "1.11x", "0.66x", "1 min 00 s"],
+         "1 min 01 s"],
+        ["light", "0", "3", "75.0 %", "-", "9.00 MB", "18.00 MB", "0.675", "1.11x", "0.67x", "1 min 00 s"],
     ]  # fmt: skip
 
 
@@ -197,22 +218,53 @@ def test_an_order_that_there_is_not(tmp_path: Path) -> None:
 
 
 def test_what_was_reached_at_a_budget(tmp_path: Path) -> None:
-    """On a straight line between evaluated rounds, of a run and of all seeds of a group; a dash outside of them."""
+    """On a straight line between evaluated rounds, of a run and of all seeds of a group; outside of them a dash, and
+    below why."""
     folders = [study(tmp_path, "adc", 0.4, seed, 0.5 + seed / 10, 3_000_000 + 300 * seed) for seed in (0, 1)]
     for at, mean, runs in (
         (2_000_000, "-", ["25.0 %", "-"]),
         (2_000_200, "30.0 %", ["25.0 %", "35.0 %"]),
-        (2_500_100, "36.2 %", ["31.2 %", "41.2 %"]),
-        (3_000_000, "42.4 %", ["37.5 %", "47.4 %"]),
-        (3_000_200, "-", ["-", "47.4 %"]),
+        (2_500_100, "36.2 %", ["31.3 %", "41.2 %"]),
+        (3_000_000, "42.5 %", ["37.5 %", "47.5 %"]),
+        (3_000_200, "-", ["-", "47.5 %"]),
     ):
-        head, below, _, row = grouped(folders, at=at)
+        head, below, _, row, *why = grouped(folders, at=at)
         assert head[1:3] == ["validation", "cut"]
         assert below[5] == f"at {at / 1e6:.2f} MB"
         assert row[5] == mean
+        reasons = {2_000_000: "adc: seed 1 first evaluated after 2.00 MB",
+                   3_000_200: "adc: seed 0 shorter, last evaluated after 3.00 MB"}  # fmt: skip
+        said = [[f"no validation accuracy at {at / 1e6:.2f} MB of cut bytes:"], [reasons[at]]] if at in reasons else []
+        assert why == said
         file = io.StringIO()
         compare(folders).show(rich.console.Console(file=file), at=at)
-        assert [re.split(r"\s{2,}", line.strip())[4] for line in file.getvalue().splitlines()[3:]] == runs
+        lines = file.getvalue().splitlines()[3:]
+        assert [re.split(r"\s{2,}", line.strip())[4] for line in lines[:2]] == runs
+        assert len(lines) == 2 + 2 * ("-" in runs)
+
+
+def test_a_dash_says_why(tmp_path: Path) -> None:
+    """Also of a run that has no curve at all; the others are shown."""
+    whole, blind, uncut, bare = (study(tmp_path, name, 0.4, 0, 0.5, 3_000_000) for name in "abcd")
+    for folder, change in ((blind, {"eval_accuracy": None}), (uncut, {"cut_bytes": 0})):
+        rows = [replace(row, **change) for row in read_metrics(folder / "metrics.csv")]  # type: ignore[arg-type]
+        (folder / "metrics.csv").write_text(HEADER + "".join(row.line() for row in rows))
+    (bare / "metrics.csv").unlink()
+    file = io.StringIO()
+    found = compare([whole, blind, uncut, bare])
+    found.show(rich.console.Console(file=file, width=80), at=2_500_000)
+    table, _, notes = file.getvalue().partition("no validation accuracy at 2.50 MB of cut bytes:\n")
+    assert [re.split(r"\s{2,}", line.strip())[4] for line in table.splitlines()[3:]] == ["31.3 %", "-", "-", "-"]
+    assert notes.splitlines() == [
+        f"  {blind}: never evaluated on the validation split",
+        f"  {uncut}: has no cut to send bytes across",
+        f"  {bare}: metrics.csv: cannot be read (No such file or directory)",
+    ]
+    rows = list(csv.DictReader(io.StringIO(found.to_csv(at=2_500_000))))
+    assert [row["at_eval_accuracy"] for row in rows] == ["0.3125", "", "", ""]
+    whole_table = io.StringIO()
+    found.show(rich.console.Console(file=whole_table, width=80))
+    assert "no validation" not in whole_table.getvalue()
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
@@ -291,21 +343,21 @@ def test_a_budget_by_total_is_one_of_both_planes_without_the_waste(tmp_path: Pat
     for at, mean, each in (
         (7_999_999, "-", ["-", "-"]),
         (8_000_000, "37.5 %", ["25.0 %", "50.0 %"]),
-        (10_000_000, "43.7 %", ["31.2 %", "56.2 %"]),
+        (10_000_000, "43.8 %", ["31.3 %", "56.3 %"]),
         (12_000_000, "50.0 %", ["37.5 %", "62.5 %"]),
         (12_000_001, "-", ["-", "-"]),
     ):
-        head, below, _, row = grouped(runs, "total", at)
+        head, below, _, row, *_ = grouped(runs, "total", at)
         assert (head[1], below[5]) == ("validation", f"at {at / 1e6:.2f} MB total")
         assert row[5] == mean
         file = io.StringIO()
         compare(runs).show(rich.console.Console(file=file), at=at, of="total")
         lines = [re.split(r"\s{2,}", line.strip()) for line in file.getvalue().splitlines()]
         assert lines[1][4] == f"at {at / 1e6:.2f} MB total"
-        assert [line[4] for line in lines[3:]] == each
+        assert [line[4] for line in lines[3:5]] == each
     # The same number means the cut for every other order.
-    assert [row[5] for row in grouped(runs, "bytes", 2_500_000)[3:]] == ["43.7 %"]
-    assert [row[5] for row in grouped(runs, "bytes", 10_000_000)[3:]] == ["-"]
+    assert [row[5] for row in grouped(runs, "bytes", 2_500_000)[3:]] == ["43.8 %"]
+    assert [row[5] for row in grouped(runs, "bytes", 10_000_000)[3:4]] == ["-"]
 
 
 def test_the_csv_names_a_budget_of_both_planes(tmp_path: Path) -> None:

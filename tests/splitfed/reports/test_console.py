@@ -3,6 +3,7 @@
 import io
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_every_round_is_one_line_of_the_same_columns(tmp_path: Path) -> None:
     out.round(late, sums(), sums())
     first, last = file.getvalue()[start:].splitlines()
     assert cells(first) == ["1/100", "2.3026", "-", "-", "440.04 kB", "737.04 kB", "44.0 %", "6.3"]
-    assert cells(last) == ["100/100", "nan", "1.0e-07", "99.9 %", "1.00 GB", "1.00 TB", "99999.9 %", "86400.0"]
+    assert cells(last) == ["100/100", "nan", "1.0e-07", "100.0 %", "1.00 GB", "1.00 TB", "99999.9 %", "86400.0"]
     above, below = file.getvalue()[:start].splitlines()[-2:]
     assert cells(below) == ["round", "loss", "loss", "accuracy", "bytes", "bytes", "budget", "seconds"]
     for column in ("accuracy", "budget"):
@@ -113,24 +114,45 @@ def test_without_a_budget_its_column_stays(tmp_path: Path) -> None:
     assert cells(file.getvalue().splitlines()[-1])[6] == "-"
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_what_clients_found_stands_beside_or_below(tmp_path: Path, width: int) -> None:
+    file = Terminal()
+    out = Console(rich.console.Console(file=file, width=width, color_system=None, force_interactive=False))
+    told = {"clients_accuracy": 1.0, "worst_client": 1.0, "median_client": 1.0, "best_client": 1.0}
+    out.started(replace(info(tmp_path), asks=True))
+    start = len(file.getvalue())
+    out.round(replace(METRICS, eval_accuracy=0.5, **told), sums(), sums())
+    out.finished(replace(SUMMARY, **told), sums())
+    rows = [line for line in file.getvalue()[start:].splitlines() if str(tmp_path) not in line]
+    assert max(map(len, rows)) <= width
+    assert sum("100.0 %" in line for line in rows[:2]) == 1
+    assert ("best 100.0 %" in rows[1]) == (width == 80)
+    assert ["each client", "worst 100.0 %, median 100.0 %, best 100.0 %"] in [cells(line) for line in rows]
+
+
 def test_the_final_table_adds_up(tmp_path: Path) -> None:
     text = piped(tmp_path)
     table = [cells(line) for line in text.splitlines()]
     wanted = [
         ["bytes", "role", "raw", "reduced", "coded", "sent", "factor"],
-        ["up", "smashed", "4.00 MB", "1.00 MB", "250.00 kB", "240.00 kB", "16.6x"],
+        ["up", "smashed", "4.00 MB", "1.00 MB", "250.00 kB", "240.00 kB", "16.7x"],
         ["up", "envelope", "40 B", "40 B", "40 B", "40 B", "1.00x"],
         ["down", "cut_gradient", "4.00 MB", "1.00 MB", "250.00 kB", "200.00 kB", "20.0x"],
-        ["cut", "8.00 MB", "2.00 MB", "500.04 kB", "440.04 kB", "18.1x"],
+        ["cut", "8.00 MB", "2.00 MB", "500.04 kB", "440.04 kB", "18.2x"],
         ["up", "front_weights", "600.00 kB", "600.00 kB", "150.00 kB", "148.00 kB", "4.05x"],
-        ["down", "front_weights", "600.00 kB", "600.00 kB", "150.00 kB", "149.00 kB", "4.02x"],
+        ["down", "front_weights", "600.00 kB", "600.00 kB", "150.00 kB", "149.00 kB", "4.03x"],
         ["control", "1.20 MB", "1.20 MB", "300.00 kB", "297.00 kB", "4.04x"],
         ["wasted", "3.00 kB"],
         ["total", "9.20 MB", "3.20 MB", "800.04 kB", "740.04 kB", "12.4x"],
-        ["test accuracy", "86.9 %"],
+        ["test accuracy", "87.0 %"],
         ["bytes up", "388.04 kB"],
         ["bytes down", "349.00 kB"],
-        ["cut factor", "18.1x"],
+        ["cut factor", "18.2x"],
         ["total factor", "12.4x"],
         ["time", "1 min 16 s"],
         ["rounds", "2"],
@@ -223,7 +245,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     assert text.endswith(f"  splitfed simulate --resume '{folder}'\n")
     rows = [cells(line) for line in text.splitlines()]
     assert ["wasted", "1.23 kB"] in rows
-    assert ["total", "9.20 MB", "3.20 MB", "800.04 kB", "738.27 kB", "12.4x"] in rows
+    assert ["total", "9.20 MB", "3.20 MB", "800.04 kB", "738.27 kB", "12.5x"] in rows
 
 
 def test_an_interruption_before_the_first_round_is_no_error(tmp_path: Path) -> None:

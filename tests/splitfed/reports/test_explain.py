@@ -1,5 +1,6 @@
 """Explanations: what they say against what a run really planned, what is drawn, and what TensorBoard finds."""
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from splitfed.errors import DataError, RunError
 from splitfed.reports.explanation.explain import Explanation
 from splitfed.reports.explanation.picture import dimmed, draw, layout, png
 from splitfed.reports.explanation.tensorboard import show_in_tensorboard
-from splitfed.reports.live.tensorboard import Curves
+from splitfed.reports.live.tensorboard import Curves, curves_of
 from splitfed.run.ledger import Sizes
 from splitfed.run.observer import Started
 from splitfed.seeds import Key
@@ -152,11 +153,28 @@ def test_the_file_shows_discarded_patches_dark() -> None:
     for sample, axes in enumerate(images):
         box = axes.get_position()
         for patch in range(4):
-            x = box.x0 + box.width * (0.25 + 0.5 * (patch % 2))
-            y = box.y1 - box.height * (0.25 + 0.5 * (patch // 2))
-            assert pixels[int((1 - y) * height), int(x * width)] == pytest.approx(
-                1.0 if kept[sample][1 + patch] else 0.3, abs=0.02
-            )
+            left = int(width * (box.x0 + box.width * (0.05 + 0.5 * (patch % 2))))
+            top = int(height * (1 - box.y1 + box.height * (0.05 + 0.5 * (patch // 2))))
+            of = pixels[top : top + int(0.4 * box.height * height), left : left + int(0.4 * box.width * width)]
+            whole = bool(kept[sample][1 + patch])
+            assert np.median(of) == pytest.approx(1.0 if whole else 0.3, abs=0.02)
+            assert (of.std() < 1e-3) == whole, "what is discarded is hatched"
+
+
+def test_a_tiny_image_is_made_larger_and_what_is_black_and_discarded_is_hatched() -> None:
+    """Digits are mostly black, and nothing is darker than that."""
+    found = replace(made([[1.0, 1, 0, 0, 1]], [0], [0]), images=torch.zeros(1, 3, 8, 8), patch=(4, 4))
+    large = dimmed(replace(found, images=torch.rand(1, 3, 8, 8)), 0, 8)
+    assert large.shape == (64, 64, 3)
+    figure = draw(found, 16)
+    pixels = np.asarray(Image.open(BytesIO(png(figure))).convert("L"), dtype=float) / 255
+    height, width = pixels.shape
+    box = figure.axes[0].get_position()
+    left, right = (int(width * x) for x in (box.x0 + 0.55 * box.width, box.x0 + 0.95 * box.width))
+    top, bottom = (int(height * (1 - y)) for y in (box.y1 - 0.05 * box.height, box.y1 - 0.45 * box.height))
+    assert pixels[top:bottom, left:right].std() > 0.1, "the second patch, which is discarded"
+    assert pixels[top:bottom, int(width * box.x0) + 6 : left - 20].std() < 0.01, "the first one, which is kept"
+    assert "dark, hatched: discarded" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_shares_of_tokens_become_brightness() -> None:
@@ -202,7 +220,7 @@ def images_in(folder: Path) -> dict[int, bytes]:
 
 def test_tensorboard_finds_one_image_a_round_and_its_curves_stay(run: Path, tmp_path: Path) -> None:
     folder = run / "tensorboard"
-    (curves,) = folder.glob("events*")
+    (curves,) = curves_of(run).glob("events*")
     before = curves.read_bytes()
     for number in (2, 1, 2):
         picture = png(draw(explain(run, round=number), 4))
@@ -210,7 +228,7 @@ def test_tensorboard_finds_one_image_a_round_and_its_curves_stay(run: Path, tmp_
         assert images_in(folder / "explain")[number] == picture
     assert list(images_in(folder / "explain")) == [1, 2]
     assert curves.read_bytes() == before
-    assert [path.name for path in folder.iterdir() if path.is_file()] == [curves.name]
+    assert list(curves_of(run).iterdir()) == [curves]
 
     show_in_tensorboard(tmp_path, 7, picture)
     resumed = Curves()

@@ -1,6 +1,7 @@
 """The event files hold every point that a run reported, and nothing else."""
 
 import random
+import re
 import subprocess
 import sys
 import time
@@ -11,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
-from splitfed.reports.live.tensorboard import Curves
+from splitfed.reports.live.tensorboard import Curves, curves_of
 from splitfed.run.ledger import Ledger, Row, Sizes, Totals
 from splitfed.run.metrics import Metrics
 from splitfed.run.observer import Started
@@ -77,21 +80,21 @@ def expected(rounds: Rounds, end: Summary | None = None) -> Points:
     seen: set[tuple[str, str]] = {("down", "metrics")}
     for metrics, sent, sums in rounds:
         at = {"": metrics.round, "by_cut_bytes/": metrics.cut_bytes, "by_total_bytes/": metrics.total_bytes}
-        for prefix, step in at.items():
-            for name in ("train/loss", "eval/loss", "eval/accuracy"):
-                value = getattr(metrics, name.replace("/", "_"))
+        for axis, step in at.items():
+            for group, name in (("loss", "train"), ("loss", "eval"), ("accuracy", "eval")):
+                value = getattr(metrics, f"{name}_{group}")
                 if value is not None:
-                    points[prefix + name].append((step, value))
+                    points[f"{group}/{axis}{name}"].append((step, value))
         seen |= {(direction, role) for _, direction, role in sent.sums}
         for direction, role in seen:
             of_role = [s for (_, d, r), s in sent.sums.items() if (d, r) == (direction, role)]
-            points[f"bytes/{direction}/{role}"].append((metrics.round, sum(s.sent for s in of_role)))
+            points[f"round_MB/{direction}/{role}"].append((metrics.round, sum(s.sent for s in of_role) / 1e6))
             so_far = [s for (_, d, r), s in sums.sums.items() if (d, r) == (direction, role)]
             for stage in ("raw", "reduced", "coded", "sent"):
                 total = sum(getattr(s, stage) for s in so_far)
-                points[f"stages/{direction}/{role}/{stage}"].append((metrics.round, total))
+                points[f"stages_MB/{direction}/{role}/{stage}"].append((metrics.round, total / 1e6))
         for tag, value in (
-            ("bytes/cut_total", metrics.cut_bytes), ("bytes/total", metrics.total_bytes),
+            ("sum_MB/cut", metrics.cut_bytes / 1e6), ("sum_MB/total", metrics.total_bytes / 1e6),
             ("factor/cut", metrics.cut_raw_bytes / metrics.cut_bytes),
             ("factor/total", metrics.total_raw_bytes / metrics.total_bytes),
             ("lr/client", metrics.client_lr), ("lr/server", metrics.server_lr), ("time/seconds", metrics.seconds),
@@ -99,17 +102,19 @@ def expected(rounds: Rounds, end: Summary | None = None) -> Points:
         ):  # fmt: skip
             points[tag].append((metrics.round, value))
     if end is not None:
-        at = {"": end.rounds, "by_cut_bytes/": end.cut_bytes, "by_total_bytes/": end.total_bytes}
-        for prefix, step in at.items():
-            points[f"{prefix}test/accuracy"].append((step, end.test_accuracy))
-            points[f"{prefix}test/loss"].append((step, end.test_loss))
-        points["bytes/wasted"].append((end.rounds, end.bytes_wasted))
+        for name, value in (
+            ("test_accuracy", end.test_accuracy), ("test_loss", end.test_loss), ("wasted_MB", end.bytes_wasted / 1e6)
+        ):  # fmt: skip
+            points[f"final/{name}"] = [(0, value), (end.rounds, value)]
     return {tag: [(step, float(np.float32(value))) for step, value in series] for tag, series in points.items()}
 
 
+def read(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(curves_of(folder)), size_guidance={"tensors": 0}).Reload()
+
+
 def written(folder: Path) -> Points:
-    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0})
-    events.Reload()
+    events = read(folder)
     tags = [tag for tag in events.Tags()["tensors"] if events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"]
     return {tag: [(e.step, make_ndarray(e.tensor_proto).item()) for e in events.Tensors(tag)] for tag in tags}
 
@@ -132,10 +137,10 @@ def test_the_last_points_are_the_sums_of_the_ledger(tmp_path: Path) -> None:
     curves.close()
     points, sums = written(tmp_path), rounds[-1][2]
     assert sums.total.sent > 2**32, "more than float32 can hold, or the test shows nothing"
-    assert points["by_total_bytes/train/loss"][-1][0] == sums.total.sent
-    assert points["by_cut_bytes/train/loss"][-1][0] == sums.cut.sent
-    assert points["bytes/total"][-1][1] == np.float32(sums.total.sent)
-    assert points["bytes/cut_total"][-1][1] == np.float32(sums.cut.sent)
+    assert points["loss/by_total_bytes/train"][-1][0] == sums.total.sent
+    assert points["loss/by_cut_bytes/train"][-1][0] == sums.cut.sent
+    assert points["sum_MB/total"][-1][1] == np.float32(sums.total.sent / 1e6)
+    assert points["sum_MB/cut"][-1][1] == np.float32(sums.cut.sent / 1e6)
 
 
 def test_a_round_can_be_seen_when_it_is_reported(tmp_path: Path) -> None:
@@ -170,11 +175,84 @@ def test_the_relative_time_is_that_of_the_run(tmp_path: Path) -> None:
     for each in rounds[2:]:
         curves.round(*each)
     curves.interrupted(tmp_path, 4, rounds[-1][2])
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    times = [event.wall_time for event in events.Tensors("train/loss")]
+    times = [event.wall_time for event in read(tmp_path).Tensors("loss/train")]
     assert [round(at - times[0], 3) for at in times] == [0.0, 1.5, 3.0, 4.5]
     assert 0 <= times[1] - now < 60, "the last round before the pause ended when the run goes on"
+
+
+def charts(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """The charts of the layout: category, title, the tags that each shows."""
+    events = read(folder)
+    found = Layout.FromString(make_ndarray(events.Tensors("custom_scalars__config__")[0].tensor_proto).item())
+    tags = written(folder)
+    return {
+        category.title: {
+            chart.title: [tag for tag in tags for pattern in chart.multiline.tag if re.match(pattern, tag)]
+            for chart in category.chart
+        }
+        for category in found.category
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("asks", "cut"), [(False, True), (True, True), (False, False)])
+def test_the_layout_begins_with_accuracy_by_total_bytes_and_has_nothing_empty(
+    tmp_path: Path, asks: bool, cut: bool
+) -> None:
+    rounds = make_rounds(tmp_path, 4)
+    curves = Curves()
+    curves.started(Started("digits", tmp_path, 9, "inline", 0, [], None, asks))
+    for metrics, sent, sums in rounds:
+        planes = {key: sizes for key, sizes in sums.sums.items() if cut or key[0] != "data"}
+        told = {"clients_accuracy": 0.5, "worst_client": 0.1, "median_client": 0.5, "best_client": 0.9} if asks else {}
+        curves.round(replace(metrics, **told, **({} if cut else {"cut_bytes": 0})), sent, Totals(planes))
+    curves.finished(summary(rounds), rounds[-1][2])
+    found = charts(tmp_path)
+    first = next(iter(found))
+    assert (first, next(iter(found[first].values()))) == ("accuracy", ["accuracy/by_total_bytes/eval"])
+    assert all(tags for of in found.values() for tags in of.values())
+    assert any("clients" in category for category in found) == asks
+    groups = {tag.split("/")[0] for of in found.values() for tags in of.values() for tag in tags}
+    assert {"round_MB", "sum_MB"} <= groups
+    for of in found.values():
+        for tags in of.values():
+            kinds = {tag.split("/")[0] for tag in tags}
+            assert len(kinds) == 1, "sums so far and bytes of a round do not stand in one chart"
+
+
+def test_every_tag_says_what_it_is_and_accuracy_comes_first(tmp_path: Path) -> None:
+    rounds = make_rounds(tmp_path, 4)
+    curves = start(tmp_path)
+    for each in rounds:
+        curves.round(*each)
+    curves.finished(summary(rounds), rounds[-1][2])
+    tags, events = written(tmp_path), read(tmp_path)
+    assert sorted(tags)[0].startswith("accuracy/"), "TensorBoard shows groups in the order of their names"
+    for tag in tags:
+        said = events.SummaryMetadata(tag).summary_description
+        assert said.endswith("."), tag
+        assert ("MB" in said) == ("MB" in tag), tag
+        assert ("smoothing" in said) == tag.startswith(("sum_MB/", "stages_MB/", "time/")), tag
+    assert all(len(points) > 1 for tag, points in tags.items() if tag.startswith("final/")), "no lone dots"
+
+
+def test_the_table_of_runs_names_curves_that_there_are(tmp_path: Path) -> None:
+    rounds = make_rounds(tmp_path, 4)
+    curves = start(tmp_path)
+    for each in rounds:
+        curves.round(*each)
+    curves.finished(summary(rounds), rounds[-1][2])
+    content = read(tmp_path).SummaryMetadata("_hparams_/experiment").plugin_data.content
+    metrics = [info.name.tag for info in HParamsPluginData.FromString(content).experiment.metric_infos]
+    assert "final/test_accuracy" in metrics
+    assert set(metrics) <= set(written(tmp_path))
+
+
+def test_what_an_earlier_version_wrote_is_replaced_too(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events.out.tfevents.1.host").touch()
+    curves = start(tmp_path, make_rounds(tmp_path, 2))
+    curves.close()
+    assert list((tmp_path / "tensorboard").iterdir()) == [curves_of(tmp_path)]
 
 
 def test_tensorboards_own_loader_shows_all_points(tmp_path: Path) -> None:
@@ -200,7 +278,7 @@ def test_tensorboards_own_loader_shows_all_points(tmp_path: Path) -> None:
     found = ingester.data_provider.read_scalars(
         context.RequestContext(), experiment_id="", plugin_name="scalars", downsample=1000
     )
-    points = {tag: [(p.step, p.value) for p in series] for tag, series in found["tensorboard"].items()}
+    points = {tag: [(p.step, p.value) for p in series] for tag, series in found[f"tensorboard/{tmp_path.name}"].items()}
     assert points == expected(rounds, end)
 
 
