@@ -35,7 +35,7 @@ def blobs(points: int, length: int, count: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("length", "count"), [(4, 8), (8, 16), (2, 3)])
 def test_codebooks_are_as_good_as_those_of_scikit_learn(length, count):
-    groups = torch.stack([blobs(3000, length, 3 * count), torch.randn(3000, length) + 100])
+    groups = torch.stack([blobs(3000, length, 3 * count), torch.randn(3000, length, generator=KEY.generator()) + 100])
     centroids, numbers = fit(groups, count, KEY, 50)
     for points, book, own in zip(groups, centroids, numbers, strict=True):
         inertia = float((points - book[own]).square().sum())
