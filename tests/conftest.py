@@ -1,9 +1,12 @@
-"""What holds for all tests: no network, one thread, and no cache of the user's."""
+"""What holds for all tests: no network, one thread, no cache of the user's, and no plug-in of the environment's."""
 
 import atexit
 import os
+import runpy
 import shutil
+import sys
 import tempfile
+from pathlib import Path
 
 # Before anything imports these libraries: they read their settings once. Processes that tests start inherit them.
 _home = tempfile.mkdtemp(prefix="splitfed-tests-")
@@ -20,6 +23,11 @@ os.environ |= {
 }
 for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE"):
     os.environ.pop(name, None)
+
+_alone = Path(__file__).parent / "alone"
+os.environ["SPLITFED_TESTS_HIDE"] = os.pathsep.join(sys.path)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_alone), os.environ.get("PYTHONPATH")]))
+runpy.run_path(str(_alone / "sitecustomize.py"))  # this process has started already
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoints
 from pathlib import Path
 
 import pytest
-from places import ROOT
+from places import ROOT, python_path
 from pydantic import TypeAdapter, ValidationError
 
 from splitfed.compression import plugins
@@ -205,7 +205,7 @@ print(json.dumps(found))
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    environment = {**os.environ, "PYTHONPATH": python_path(folder, ROOT)}
     return subprocess.run(
         [sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True, timeout=120
     )

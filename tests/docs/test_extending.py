@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from places import ROOT
+from places import ROOT, python_path
 
 TOKENS, KEPT, WIDTH = 17, 8, 64  # of the scenario's model: 16 patches and the class token
 
@@ -20,7 +20,7 @@ def examples() -> dict[str, str]:
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
-    path = os.pathsep.join([str(folder / "installed"), str(ROOT)])
+    path = python_path(folder / "installed", ROOT)
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
         [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=280

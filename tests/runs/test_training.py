@@ -167,11 +167,11 @@ def test_reducers_and_codecs_go_together(reducer, codec, tmp_path):
 
 def test_training_learns(tmp_path):
     """Well above the 10 % of chance on ten classes, with everything compressed too."""
+    rates = [f"training.{side}.optimiser.lr=5e-3" for side in ("client", "server")]
+    easy = ["federation.clients=1", "federation.rounds=6", "training.batch_size=8", "data.limit=500"]
     for compression in (PLAIN, ADC):
-        rates = [f"training.{side}.optimiser.lr=5e-3" for side in ("client", "server")]
-        plan = small(*compression, *rates, "data.limit=500", "federation.rounds=6", "training.batch_size=8")
-        rounds = simulate(plan, runs=tmp_path).rounds
-        assert rounds[-1].eval_accuracy > 0.25, compression
+        summary = simulate(small(*compression, *rates, *easy, "data.test_limit=300"), runs=tmp_path).summary
+        assert summary.test_accuracy > 0.25, compression  # the least of three seeds was 49 %
 
 
 def test_divergence_is_one_clear_error(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import BASE, small
-from places import ROOT
+from places import ROOT, python_path
 
 import splitfed.reports.live.notebook
 from splitfed import Observer, Scenario, estimate, simulate, simulation
@@ -142,9 +142,8 @@ def test_notebooks_run(path: Path, tmp_path: Path) -> None:
     import nbformat
     from nbclient import NotebookClient
 
-    python = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
-    client.execute(env={**os.environ, "PYTHONPATH": python})
+    client.execute(env={**os.environ, "PYTHONPATH": python_path(ROOT)})
     assert all(output.output_type != "error" for cell in notebook.cells for output in cell.get("outputs", []))
     assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 2

@@ -1,6 +1,12 @@
-"""Where the project lies, and the real data beside it, which need not be there."""
+"""Where the project lies, and the real data beside it, which need not be there; where processes find modules."""
 
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
+
+
+def python_path(*folders: Path | str) -> str:
+    """Return a PYTHONPATH with some folders before those that it has."""
+    return os.pathsep.join(filter(None, [*map(str, folders), os.environ.get("PYTHONPATH", "")]))

@@ -35,14 +35,17 @@ def blobs(points: int, length: int, count: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("length", "count"), [(4, 8), (8, 16), (2, 3)])
 def test_codebooks_are_as_good_as_those_of_scikit_learn(length, count):
-    groups = torch.stack([blobs(3000, length, 3 * count), torch.randn(3000, length) + 100])
-    centroids, numbers = fit(groups, count, KEY, 50)
-    for points, book, own in zip(groups, centroids, numbers, strict=True):
-        inertia = float((points - book[own]).square().sum())
-        theirs = KMeans(count, n_init=5, init="random", random_state=0).fit(points.numpy())
-        assert inertia < 1.15 * theirs.inertia_
-        nearest = torch.cdist(points.double(), book.double()).amin(1).square().sum()
-        assert inertia < 1.02 * float(nearest) + 1e-3, "points belong to other centroids than their nearest"
+    groups = torch.stack([blobs(3000, length, 3 * count), torch.randn(3000, length, generator=KEY.generator()) + 100])
+    theirs = [KMeans(count, n_init=5, init="random", random_state=0).fit(points.numpy()).inertia_ for points in groups]
+    best = [float("inf")] * len(groups)
+    for start in range(5):  # as many as theirs: where k-means ends depends on where it starts
+        for place, (points, book, own) in enumerate(zip(groups, *fit(groups, count, KEY.at(start), 50), strict=True)):
+            inertia = float((points - book[own]).square().sum())
+            best[place] = min(best[place], inertia)
+            nearest = torch.cdist(points.double(), book.double()).amin(1).square().sum()
+            assert inertia < 1.02 * float(nearest) + 1e-3, "points belong to other centroids than their nearest"
+    # Stopped after its first iteration it is 12 % worse with many blobs.
+    assert all(one < 1.08 * other for one, other in zip(best, theirs, strict=True))
 
 
 def test_each_centroid_is_the_mean_of_its_points():

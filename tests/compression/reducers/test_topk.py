@@ -160,7 +160,7 @@ def test_the_share_of_others_is_what_the_docstring_says():
     top = plan_for(TopK(0.01), activations, Key(0)).places
     drawn = plan_for(RandomTopK(0.01, 0.1), activations, Key(1)).places
     others = sum(len(set(d) - set(t)) for d, t in zip(drawn.tolist(), top.tolist(), strict=True)) / drawn.numel()
-    assert others == pytest.approx(0.187, abs=0.025)
+    assert others == pytest.approx(0.187, abs=0.04)  # five standard deviations of 2,560 draws
     assert abs(0.187 + 0.1 / 0.9 * math.log(0.187)) < 1e-3
 
 

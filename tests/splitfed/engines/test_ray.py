@@ -203,6 +203,7 @@ def test_the_same_numbers_as_in_one_process(mode: str, tmp_path: Path):
     assert (here.folder / "clients.csv").read_text() == (there.folder / "clients.csv").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_is_up")
 def test_clients_that_train_a_shared_back_at_once_do_not_wait_for_each_other(tmp_path: Path):
     changes = ["federation.mode=sfl-v2", "federation.order=arrival", "federation.clients=6", "federation.rounds=1"]

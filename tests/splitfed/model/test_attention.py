@@ -72,7 +72,8 @@ def test_it_reads_under_bfloat16_autocast(args, images):
     outside = attention.read()
     assert inside.dtype == outside.dtype == torch.float32
     assert torch.equal(inside, outside)
-    torch.testing.assert_close(inside, exact, rtol=0, atol=0.03)
+    # Rounding to bfloat16 moves it by 0.02, another image's map is 0.3 off.
+    torch.testing.assert_close(inside, exact, rtol=0, atol=0.1)
     torch.testing.assert_close(inside.sum(1), torch.ones(6))
 
 

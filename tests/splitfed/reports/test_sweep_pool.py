@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers import BASE, table
-from places import ROOT
+from places import ROOT, python_path
 
 from splitfed import compare, simulate, sweep
 from splitfed.errors import RunError
@@ -251,7 +251,7 @@ def test_points_end_when_their_sweep_is_killed(tmp_path: Path) -> None:
     folder = tmp_path / "study" / "a-seed0"
     parent = os.posix_spawn(
         sys.executable, [sys.executable, "-m", "splitfed", "sweep", str(path), "--runs", str(tmp_path)],
-        {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        {**os.environ, "PYTHONPATH": python_path(*sys.path)},
     )  # fmt: skip
     _until(lambda: rounds_done(folder) >= 1)
     os.kill(parent, signal.SIGKILL)

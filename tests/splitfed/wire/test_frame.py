@@ -3,7 +3,6 @@
 import resource
 import struct
 import sys
-import time
 import tracemalloc
 
 import msgpack
@@ -221,17 +220,15 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_header_bombs_are_refused_in_little_memory_and_time(name):
+def test_header_bombs_are_refused_in_little_memory(name):
     buffer = forge(BOMBS[name])
     tracemalloc.start()
-    started = time.perf_counter()
     try:
         with pytest.raises(WireError):
             read(buffer)
         assert tracemalloc.get_traced_memory()[1] < 2 << 20
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - started < 1
 
 
 def test_a_bomb_in_a_tensor_takes_no_memory():
