@@ -58,7 +58,7 @@ class Rounds:
             self._finish()
         except BaseException as error:
             self.phases.train.stop()
-            self.records.drop_round()
+            self.records.give_up()
             if isinstance(error, KeyboardInterrupt):
                 self.records.interrupted()
             raise

@@ -3,7 +3,6 @@
 import logging
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from splitfed.engines.deployment.flower_tasks import bundle
@@ -13,7 +12,8 @@ from splitfed.engines.deployment.tls import ServerFiles, check_host, read_server
 from splitfed.engines.runtime import Runtime, lent
 from splitfed.errors import RunError, SplitfedError
 from splitfed.model.optim import pick_device
-from splitfed.run.folder import attempt, check_resumable, create
+from splitfed.run.folder import attempt, begun, check_resumable, create
+from splitfed.run.log import SpareFile
 from splitfed.run.observer import Observer
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Remote
@@ -22,12 +22,12 @@ from splitfed.scenario.rules import broken
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 PORT, SPLIT_PORT = 9092, 9093
 
-# Makes, for as long as a run lasts, the observers that write into its folder.
-Record = Callable[[Path], AbstractContextManager[tuple[Observer, ...]]]
+# Makes of a run's log the observers that write into its folder.
+Record = Callable[[SpareFile], tuple[Observer, ...]]
 
 
-def _nothing(folder: Path) -> AbstractContextManager[tuple[Observer, ...]]:
-    return nullcontext(())
+def _nothing(log: SpareFile) -> tuple[Observer, ...]:
+    return ()
 
 
 def serve(
@@ -41,7 +41,7 @@ def serve(
     Flower's messages take `port`, mini-batches `split_port`, which stays closed where none cross. `tls` is the folder
     that `splitfed certs` made; without it everything is plain text, which must be wanted (`insecure`) anywhere but on
     this machine. The run begins when `enough` clients are there (None: all); `clients` replaces the scenario's number.
-    `observers` see all of it, and those that `record` makes of the run folder see the run.
+    `observers` see all of it, and those that `record` makes of its log see the run.
     Raises a SplitfedError for the user's mistakes, and KeyboardInterrupt after an orderly stop.
     """
     if tls is None and host not in LOOPBACK and not insecure:
@@ -68,10 +68,10 @@ def serve(
         training = scenario.training
         sides = {"client": training.client, "server": training.server}
         devices = {side: str(pick_device(settings.device)) for side, settings in sides.items()}
-        with attempt(scenario, folder, devices), record(folder) as own:
-            _serve(scenario, folder.resolve(), files, (host, port, split_port), enough, observers, own)
+        with attempt(scenario, folder, devices) as log:
+            _serve(scenario, folder.resolve(), files, (host, port, split_port), enough, observers, record(log))
     except SplitfedError:
-        if resume is None and not (folder / "checkpoints").exists():
+        if resume is None and not begun(folder):
             shutil.rmtree(folder, ignore_errors=True)  # a mistake in data, weights, ports or keys: nothing ran
         raise
     shutil.rmtree(folder / "flower", ignore_errors=True)

@@ -58,7 +58,7 @@ def serve(
     """Run a scenario with clients on other machines, who 'splitfed join'."""
     import splitfed
     from splitfed.reports.live.console import Console
-    from splitfed.reports.live.log import recorded
+    from splitfed.reports.live.log import recorders
     from splitfed.server.deployment.serve import serve
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as orderly as Ctrl-C: what systemd sends to stop
@@ -75,7 +75,7 @@ def serve(
     loaded = splitfed.Scenario.load(scenario, changes) if scenario is not None else None
     serve(
         loaded, host=host, port=port, split_port=split_port, tls=tls, insecure=insecure, clients=clients,
-        enough=start_with, runs=runs, resume=resume, observers=(Console(),), record=recorded,
+        enough=start_with, runs=runs, resume=resume, observers=(Console(),), record=recorders,
     )  # fmt: skip
 
 
