@@ -81,7 +81,8 @@ def main(grid: Grid, context: Context) -> None:
             scenario, dispatch, split, listener, exchanges[MessageType.EVALUATE], roster, attendance, align
         )  # fmt: skip
         checkpoints.register(
-            model=model, strategy=strategy, weights=exchanges[MessageType.TRAIN], roster=roster, alignment=align
+            model=model, strategy=strategy, weights=exchanges[MessageType.TRAIN], roster=roster, alignment=align,
+            training=train,
         )  # fmt: skip
         if recovered.checkpoint:
             checkpoints.restore(recovered.checkpoint)

@@ -107,7 +107,7 @@ class Rounds:
         taken = list(trained(replies))
         if not taken and self._starts_again(round, replies):
             return
-        self.phases.train.close(taken)
+        self.phases.train.close(round, taken)
         loss = None
         if taken:
             arrays, loss = self.phases.train.aggregate(round, cohort, replies, before)

@@ -1,7 +1,6 @@
 """The command line; each command calls what `import splitfed` offers, and imports it only when it runs."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer.core
 from splitfed.cli.align import align
 from splitfed.cli.data import data
 from splitfed.cli.deployment import certs, join, serve
+from splitfed.cli.ending import ending
 from splitfed.cli.explain import explain
 from splitfed.cli.export import export, schema
 from splitfed.cli.options import SCENARIO, Overrides, ScenarioName
@@ -135,19 +135,12 @@ app.command(epilog="SERVER is the host of 'splitfed serve', and its port after a
 
 
 def main() -> None:
-    """Run the command line; mistakes of the user's end with their text and exit code 2."""
+    """Run the command line, and end as `splitfed.cli.ending` says."""
     # Before torch is loaded: its idle threads spin for so long that two processes on the same cores would stop each
     # other; with less they cost nothing alone (benchmarks/threads.py).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     keep_freed_memory()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs of a broken stream, our own lines say
-    try:
+    with ending(lambda: _debug):
         app(standalone_mode=True)
-    except SplitfedError as error:
-        if _debug:
-            raise
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)

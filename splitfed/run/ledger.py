@@ -48,8 +48,8 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of `ledger.csv`; `client` is -1 for a node that has not said which it is; `step` counts a client's mini-batches of a round from 1, its end as one more, and is 0 on
-    the control plane."""
+    """A line of `ledger.csv`; `client` is -1 for a node that has not said who it is; `step` counts a client's
+    mini-batches of a round from 1, its end as one more, and is 0 on the control plane."""
 
     round: int
     step: int
