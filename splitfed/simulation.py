@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitfed.engines.runtime import Runtime, lent
-from splitfed.errors import RunError, SplitfedError
+from splitfed.errors import RunError, SplitfedError, WriteError
 from splitfed.model.optim import pick_device
 from splitfed.reports.live.log import recorders
 from splitfed.reports.live.notebook import Notebook, in_notebook
@@ -60,8 +60,8 @@ def simulate(
     folder = create(scenario, Path(runs)) if resume is None else Path(resume)
     try:
         return _run(scenario, folder.resolve(), tuple(observers))
-    except SplitfedError:
-        if resume is None and not begun(folder):
+    except SplitfedError as error:
+        if resume is None and not begun(folder) and not isinstance(error, WriteError):
             shutil.rmtree(folder, ignore_errors=True)  # a mistake in data, weights or device: nothing ran
         raise
 

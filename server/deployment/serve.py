@@ -10,7 +10,7 @@ from splitfed.engines.deployment.processes import Child, check_port, superlink_c
 from splitfed.engines.deployment.proof import make_secret
 from splitfed.engines.deployment.tls import ServerFiles, check_host, read_server
 from splitfed.engines.runtime import Runtime, lent
-from splitfed.errors import RunError, SplitfedError
+from splitfed.errors import RunError, SplitfedError, WriteError
 from splitfed.model.optim import pick_device
 from splitfed.run.folder import attempt, begun, check_resumable, create
 from splitfed.run.log import SpareFile
@@ -70,8 +70,8 @@ def serve(
         devices = {side: str(pick_device(settings.device)) for side, settings in sides.items()}
         with attempt(scenario, folder, devices) as log:
             _serve(scenario, folder.resolve(), files, (host, port, split_port), enough, observers, record(log))
-    except SplitfedError:
-        if resume is None and not begun(folder):
+    except SplitfedError as error:
+        if resume is None and not begun(folder) and not isinstance(error, WriteError):
             shutil.rmtree(folder, ignore_errors=True)  # a mistake in data, weights, ports or keys: nothing ran
         raise
     shutil.rmtree(folder / "flower", ignore_errors=True)

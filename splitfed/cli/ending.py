@@ -19,7 +19,7 @@ def ending(debug: Callable[[], bool]) -> Iterator[None]:
     """Let the program end as its users expect: code 2 for a mistake and for a file that cannot be read or written, with
     one line on stderr, or with a traceback where `debug` says so; 130 after Ctrl-C; and silently where nobody reads any
     more what it prints."""
-    with redirect_stdout(_Piped(sys.stdout)), redirect_stderr(_Piped(sys.stderr)):  # type: ignore[type-var]
+    with redirect_stdout(_Piped(sys.stdout)), redirect_stderr(_Piped(sys.stderr)):
         try:
             try:
                 yield

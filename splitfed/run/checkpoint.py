@@ -64,7 +64,8 @@ class Progress:
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            value, kind = getattr(self, one.name), {"seconds": (int, float), "sha256": dict}.get(one.name, int)
+            value = getattr(self, one.name)
+            kind: Any = {"seconds": int | float, "sha256": dict}.get(one.name, int)
             if not isinstance(value, kind) or isinstance(value, bool) or (kind is not dict and value < 0):
                 raise ValueError(f"{one.name} is {value!r}")
 

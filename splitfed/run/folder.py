@@ -123,24 +123,19 @@ def attempt(scenario: Scenario, folder: Path, devices: dict[str, str]) -> Iterat
         with locked(folder), logged(folder) as log:
             write_environment(folder, torch.get_num_threads(), devices)
             yield log
-    except (OSError, WriteError) as error:
-        raise RunError(f"{_line(error)}{_how_to_go_on(scenario, folder)}") from error
+    except WriteError as error:
+        raise WriteError(f"{error}; {_how_to_go_on(scenario, folder)}") from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        how = f"; {_how_to_go_on(scenario, folder)}" if begun(folder) else ""
+        raise RunError(f"{where}{reason(error)}{how}") from error
     finally:
         torch.set_num_threads(threads)
 
 
-def _line(error: OSError | WriteError) -> str:
-    """Return what a system's error says in a line, with the file that it is about."""
-    if isinstance(error, WriteError) or not error.filename:
-        return str(error) if isinstance(error, WriteError) else reason(error)
-    return f"{error.filename}: {reason(error)}"
-
-
 def _how_to_go_on(scenario: Scenario, folder: Path) -> str:
-    if not begun(folder):
-        return ""
     command = "serve" if isinstance(scenario.engine, Deployment) else "simulate"
-    return f"; once that is mended, this goes on: splitfed {command} --resume {shlex.quote(str(folder))}"
+    return f"once that is mended, this goes on: splitfed {command} --resume {shlex.quote(str(folder))}"
 
 
 def write_environment(folder: Path, threads: int, devices: dict[str, str]) -> None:

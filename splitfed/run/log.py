@@ -54,7 +54,7 @@ class SpareFile:
 def logged(folder: Path) -> Iterator[SpareFile]:
     """Yield a run's `log.txt`, and append to it what this package warns of, which the terminal shows too."""
     file = SpareFile(folder / "log.txt", "a")
-    handlers = logging.StreamHandler(file), logging.StreamHandler()  # type: ignore[type-var]
+    handlers = logging.StreamHandler(file), logging.StreamHandler()
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
         log.addHandler(handler)
