@@ -165,9 +165,13 @@ class Checkpoints:
                 "more stay with checkpoints.keep"
             )
         chosen = rounds[-1] if round is None else round
-        folder = self.path(chosen)
+        return chosen, self.model(chosen)
+
+    def model(self, round: int) -> dict[str, Tensor]:
+        """Read the model alone of one of `rounds`, under timm's names. Raises RunError where it is broken."""
+        folder = self.path(round)
         try:
-            return chosen, _read(folder / _MODEL, _said(folder)[2].get(_MODEL, ""))
+            return _read(folder / _MODEL, _said(folder)[2].get(_MODEL, ""))
         except Damaged as error:
             raise RunError(f"{error}; name another --round, or run again") from error
 

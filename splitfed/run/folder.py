@@ -70,8 +70,6 @@ def begun(folder: Path) -> bool:
 def stored_scenario(folder: Path) -> Scenario:
     """Read the scenario of a run. Raises RunError where this is no run folder."""
     path = folder / "scenario.yaml"
-    if not folder.is_dir():
-        raise RunError(f"{folder}: {'is a file' if folder.exists() else 'there is no such folder'}, not a run's folder")
     if not path.is_file():
         raise RunError(f"{folder}: no scenario.yaml in it, so this is no run folder")
     return Scenario.load(str(path))

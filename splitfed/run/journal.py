@@ -1,6 +1,7 @@
 """Files that only grow: how far one has come, and whether so much of it is still what was written."""
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,27 @@ class Journal:
         append(self.path, text)
         self._length += len(text.encode())
         self._hash.update(text.encode())
+
+
+def check_finished(folder: Path, name: str, *, more: bool = False) -> None:
+    """Raise RunError where a file of a finished run is not what its last checkpoint says, or its last line is cut;
+    `more` may follow. Without checkpoints, and in runs of earlier versions, the last line alone tells."""
+    path, states = folder / name, sorted(folder.glob("checkpoints/round-*/state.json"))
+    try:
+        said = json.loads(states[-1].read_bytes()) if states else {}
+        mark = Mark(int(said.get(f"{path.stem}_bytes", 0)), said.get("sha256", {}).get(name, ""))
+    except (OSError, ValueError, TypeError, AttributeError):
+        mark = Mark()  # a checkpoint that is broken tells nothing
+    mark.check(path)
+    try:
+        size = path.stat().st_size
+        cut = not path.read_bytes().endswith(b"\n")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({reason(error)})") from error
+    if cut or (mark.sha256 and size > mark.length and not more):
+        raise Damaged(
+            f"{path}: is not what was written: {'its last line is cut' if cut else 'there are rows too many'}"
+        )
 
 
 def _hashed(path: Path, length: int) -> "hashlib._Hash":

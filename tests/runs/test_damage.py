@@ -180,7 +180,9 @@ def test_a_scenario_that_was_changed_is_refused(tmp_path: Path) -> None:
 
 def test_a_finished_run_whose_files_are_damaged_is_told(tmp_path: Path) -> None:
     folder = simulate(scenario(), runs=tmp_path / "run").folder
-    for name, how in ((n, h) for n in ("summary.json", "metrics.csv", "ledger.csv") for h in ("cut", "zero", "folder")):
+    for name, how in (
+        (n, h) for n in ("summary.json", "metrics.csv", "ledger.csv") for h in ("cut", "double", "folder")
+    ):
         one = Path(shutil.copytree(folder, tmp_path / f"{name}-{how}"))
         harm(one / name, how, 0.5)
         with pytest.raises(SplitfedError, match=name):
@@ -201,18 +203,15 @@ def test_a_run_folder_is_there_with_its_scenario_or_not_at_all(tmp_path: Path, m
     assert (second / "scenario.yaml").is_file()
 
 
-@pytest.mark.parametrize("limit", [0, 12, 40])
-def test_a_full_disk_is_a_line_and_the_run_goes_on_later(limit: int, tmp_path: Path) -> None:
-    """Files can have so many kB: the first file fails, or the log, or the checkpoint."""
+def test_a_full_disk_is_a_line_and_the_run_goes_on_later(tmp_path: Path) -> None:
+    """Files can have 12 kB: the curves fail first, then the checkpoint."""
     (tmp_path / "small.yaml").write_text(scenario().to_yaml())
-    command = f"ulimit -f {limit}; exec {sys.executable} -m splitfed simulate small.yaml"
+    command = f"ulimit -f 12; exec {sys.executable} -m splitfed simulate small.yaml"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    (folder,) = (tmp_path / "runs").iterdir()
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert "cannot be " in done.stderr.splitlines()[-1]
-    if not limit:
-        return
-    (folder,) = (tmp_path / "runs").iterdir()
+    assert "safetensors: cannot be written (File too large); " in done.stderr.splitlines()[-1]
     assert done.stderr.splitlines()[-1].endswith(f"splitfed simulate --resume {folder}")
     simulate(resume=folder)
 
