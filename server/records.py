@@ -85,9 +85,13 @@ class RunRecords:
             ledger.NAME: self.ledger.mark, metrics.NAME: self._metrics.mark, client_scores.NAME: self._scores.mark,
             ledger.WASTED: Mark.of(self.folder / ledger.WASTED),
         }  # fmt: skip
-        sha256 = {name: mark.sha256 for name, mark in grown.items() if mark.length} | self._fixed
-        lengths = (mark.length for mark in grown.values())
-        self._checkpoints.save(Progress(round, self.ledger.attempt, self.seconds, *lengths, sha256=sha256))
+        self._checkpoints.save(
+            Progress(
+                round, self.ledger.attempt, self.seconds, grown[ledger.NAME].length, grown[metrics.NAME].length,
+                grown[client_scores.NAME].length, grown[ledger.WASTED].length,
+                {name: mark.sha256 for name, mark in grown.items() if mark.length} | self._fixed,
+            )
+        )  # fmt: skip
         self.finished = round
         self.ledger.forget_open()
 
