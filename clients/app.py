@@ -19,6 +19,7 @@ from splitfed.split.weight_differences import base_of
 from splitfed.wire.messages import (
     CONFIG,
     LACKING,
+    LOST,
     METRICS,
     VANISHED,
     WIRE,
@@ -72,16 +73,21 @@ def train(message: Message, context: Context) -> Message:
     sent = Weights.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
-        exchange = RoundWeights(worker.wire, worker.once, ClientState(states, client), round, client)
+        state = worker.state(states, client)
+        exchange = RoundWeights(worker.wire, worker.once, state, round, client, order.trained)
         try:
             weights, frozen = exchange.down(sent.weights, sent.once)
         except Lacking as lacking:
             return Message(Error(LACKING, str(lacking)), reply_to=message)
         worker.part.load_frozen(frozen)
         reach = settings.reach(worker.scenario.engine)
-        trained = worker.train(
-            client, round, weights, order.invitation, reach, states, order.proximal, order.vanishes_after
-        )  # fmt: skip
+        try:
+            trained = worker.train(
+                client, round, weights, order.invitation, reach, states, order.proximal, order.vanishes_after,
+                order.trained,
+            )  # fmt: skip
+        except Lacking as lost:
+            return Message(Error(LOST, str(lost)), reply_to=message)
         if trained is None:
             return Message(Error(VANISHED, "it has vanished"), reply_to=message)
         packed = exchange.up(trained.weights, worker.key.at("front_weights", "up", round, client))
@@ -96,7 +102,7 @@ def evaluate(message: Message, context: Context) -> Message:
     sent = Weights.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
-        exchange = RoundWeights(worker.wire, worker.once, ClientState(states, client), round, client)
+        exchange = RoundWeights(worker.wire, worker.once, worker.state(states, client), round, client)
         try:
             worker.part.load_frozen(exchange.frozen(sent.once))
         except Lacking as lacking:

@@ -2,30 +2,34 @@
 it has fitted to its images, its encoder; with weights that cross as differences, those that it was sent and what its
 own lacked; with an adapter, what is never trained; with images of its own, the scenario's class names.
 
-Each round's optimiser is a file of its own, and so are its weights. A round that is run again after an interruption
-finds the state from before it, because only older files are read; the newest two are kept.
+Each round's optimiser is a file of its own, and so are its weights. A round that is run again finds the state from
+before it, because only older files are read; as many are kept as the server keeps checkpoints to go back to. A file
+tells the SHA-256 of what is in it.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from splitfed.errors import RunError
-from splitfed.files import replace_with, sync
+from splitfed.errors import Lacking, RunError
+from splitfed.files import told, write
 from splitfed.model.optim import OptimiserState, flatten, unflatten
 
 
 class ClientState:
-    """What one client of one run has stored: optimiser tensors by round, its encoder, and class names."""
+    """What one client of one run has stored: optimiser tensors by round, its encoder, and class names. `keep` is how
+    many checkpoints the server has: from each of them the run may go on."""
 
-    def __init__(self, folder: Path, client: int) -> None:
+    def __init__(self, folder: Path, client: int, keep: int = 1) -> None:
         self._folder, self._shared = folder / f"{client:06d}", folder / "frozen.safetensors"
+        self._keep = keep
 
     def _rounds(self, kind: str = "") -> list[int]:
         stems = [path.stem.removeprefix(kind) for path in self._folder.glob(f"{kind}*.safetensors")]
@@ -34,111 +38,100 @@ class ClientState:
     def _path(self, round: int, kind: str = "") -> Path:
         return self._folder / f"{kind}{round:06d}.safetensors"
 
-    def _save(self, round: int, tensors: dict[str, Tensor], kind: str = "") -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with replace_with(self._path(round, kind)) as scratch:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch)
-        for old in [r for r in self._rounds(kind) if r < round][:-1]:
-            self._path(old, kind).unlink()
+    def _newest(self, round: int, trained: int | None, kind: str = "") -> Path | None:
+        """Return the newest file from before a round; None where there is none, nor should be. Raises Lacking where
+        that of the round in which this client was last `trained` is gone."""
+        older = [r for r in self._rounds(kind) if r < round]
+        if trained is not None and (not older or older[-1] < trained):
+            raise Lacking(f"{self._path(trained, kind)}: what this client kept of round {trained} is gone")
+        return self._path(older[-1], kind) if older else None
 
-    def before(self, round: int, optimiser: torch.optim.Optimizer) -> OptimiserState:
+    def _save(self, round: int, tensors: dict[str, Tensor], kind: str = "") -> None:
+        with told(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_tensors(self._path(round, kind), tensors)
+            # In this round there are checkpoints of so many before it, and from each the newest older file is read.
+            needed = max(0, round - self._keep)
+            for old in [r for r in self._rounds(kind) if r <= needed][:-1]:
+                self._path(old, kind).unlink()
+
+    def before(self, round: int, optimiser: torch.optim.Optimizer, trained: int | None = None) -> OptimiserState:
         """Return the newest state from before a round; empty where there is none.
 
-        Raises RunError for one that cannot be read, or is not this optimiser's.
+        Raises RunError for one that cannot be read, or is not this optimiser's, and Lacking where that of the round in
+        which this client was last `trained` is gone.
         """
-        older = [r for r in self._rounds() if r < round]
-        if not older:
+        path = self._newest(round, trained)
+        if path is None:
             return {}
-        path = self._path(older[-1])
         try:
-            state = unflatten(load_file(path))
-        except (OSError, ValueError, SafetensorError) as error:
+            state = unflatten(load_tensors(path))
+        except _BROKEN as error:
             raise RunError(f"{path}: this client's optimiser cannot be read ({error}); {_OUT}") from None
         if not _fits(state, optimiser):
             raise RunError(f"{path}: this client's optimiser is that of another model; {_OUT}")
         return state
 
     def save(self, round: int, state: OptimiserState) -> None:
-        """Store the state that a round left, and delete all but the one before it. Raises RunError."""
-        try:
-            self._save(round, flatten(state))
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"{self._folder}: this client's optimiser cannot be kept there ({error})") from None
+        """Store the state that a round left, and delete those that no checkpoint needs. Raises WriteError."""
+        self._save(round, flatten(state))
 
     def known(self, round: int) -> dict[str, Tensor] | None:
         """Return the weights that this client was sent in a round; None where they are not kept. Raises RunError for a
         file that cannot be read."""
-        return _under(_KNOWN, self._weights(round)) if round in self._rounds(_WEIGHTS) else None
+        return _under(_KNOWN, _weights(self._path(round, _WEIGHTS))) if round in self._rounds(_WEIGHTS) else None
 
-    def residual(self, round: int) -> dict[str, Tensor]:
+    def residual(self, round: int, trained: int | None = None) -> dict[str, Tensor]:
         """Return what this client's weights lacked that it returned in its last round before this one; nothing before
-        the first. Raises RunError for a file that cannot be read."""
-        older = [r for r in self._rounds(_WEIGHTS) if r < round]
-        return _under(_RESIDUAL, self._weights(older[-1])) if older else {}
+        the first. Raises RunError for a file that cannot be read, and Lacking where that of the round in which it was
+        last `trained` is gone."""
+        path = self._newest(round, trained, _WEIGHTS)
+        return _under(_RESIDUAL, _weights(path)) if path else {}
 
     def save_weights(self, round: int, known: dict[str, Tensor], residual: dict[str, Tensor]) -> None:
-        """Store the weights that came in a round and what those that went back lack, and delete all but those of the
-        round before it. Raises RunError."""
+        """Store the weights that came in a round and what those that went back lack, and delete those that no
+        checkpoint needs. Raises WriteError."""
         tensors = {_KNOWN + name: tensor for name, tensor in known.items()}
-        tensors |= {_RESIDUAL + name: tensor for name, tensor in residual.items()}
-        try:
-            self._save(round, tensors, _WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"{self._folder}: this client's weights cannot be kept there ({error})") from None
-
-    def _weights(self, round: int) -> dict[str, Tensor]:
-        path = self._path(round, _WEIGHTS)
-        try:
-            return load_file(path)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise RunError(
-                f"{path}: the weights that this client was sent cannot be read ({error}); delete this file, and the "
-                "server sends them again"
-            ) from None
+        self._save(round, tensors | {_RESIDUAL + name: tensor for name, tensor in residual.items()}, _WEIGHTS)
 
     def frozen(self) -> dict[str, Tensor] | None:
         """Return the weights that are never trained; None where they are not kept, or not readable: the server sends
         them again."""
         try:
-            return load_file(self._shared)
-        except (OSError, ValueError, SafetensorError):
+            return load_tensors(self._shared)
+        except _BROKEN:
             return None
 
     def save_frozen(self, weights: dict[str, Tensor]) -> None:
         """Store what is never trained, in one file for all of the run's clients that share this folder. Raises
-        RunError."""
+        WriteError."""
         kept = self.frozen()
         if kept is not None and kept.keys() == weights.keys() and all(kept[n].equal(t) for n, t in weights.items()):
             return
-        try:
+        with told(self._shared):
             self._folder.mkdir(parents=True, exist_ok=True)
             scratch = self._folder / ".frozen.new"  # another client may be at it too
-            save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, scratch)
-            sync(scratch)
+            save_tensors(scratch, weights)
             os.replace(scratch, self._shared)
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"{self._shared}: this client's weights cannot be kept there ({error})") from None
 
     def encoder(self) -> dict[str, Tensor]:
         """Return the encoder that this client has fitted to its images. Raises RunError where it has none any more."""
         path = self._folder / "encoder.safetensors"
         try:
-            return load_file(path)
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = "it is not there" if isinstance(error, FileNotFoundError) else error
+            return load_tensors(path)
+        except _BROKEN as error:
+            why = "it is not there" if isinstance(error, FileNotFoundError) else error
             raise RunError(
-                f"{path}: the encoder that this client fitted to its images is lost ({reason}): bring the file back, "
+                f"{path}: the encoder that this client fitted to its images is lost ({why}): bring the file back, "
                 "or start a new run"
             ) from None
 
     def save_encoder(self, encoder: dict[str, Tensor]) -> None:
-        """Store the encoder; an interrupted round that is run again fits it again. Raises RunError."""
-        try:
+        """Store the encoder; an interrupted round that is run again fits it again. Raises WriteError."""
+        path = self._folder / "encoder.safetensors"
+        with told(path):
             self._folder.mkdir(parents=True, exist_ok=True)
-            with replace_with(self._folder / "encoder.safetensors") as scratch:
-                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in encoder.items()}, scratch)
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"{self._folder}: this client's encoder cannot be kept there ({error})") from None
+            save_tensors(path, encoder)
 
     def classes(self) -> list[str]:
         """Return the class names that the server told this client. Raises RunError where it has not."""
@@ -152,13 +145,42 @@ class ClientState:
             ) from None
 
     def save_classes(self, classes: Sequence[str]) -> None:
-        """Store the class names; they are told once, and this process may be started again. Raises RunError."""
-        try:
+        """Store the class names; they are told once, and this process may be started again. Raises WriteError."""
+        path = self._folder / "classes.json"
+        with told(path):
             self._folder.mkdir(parents=True, exist_ok=True)
-            with replace_with(self._folder / "classes.json") as scratch:
-                scratch.write_text(json.dumps(list(classes)))
-        except OSError as error:
-            raise RunError(f"{self._folder}: nothing can be kept there ({error.strerror})") from None
+            write(path, json.dumps(list(classes)))
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as safetensors, replaced atomically, with the SHA-256 of what is in them. Raises WriteError."""
+    found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write(path, save(found, {_SHA256: _sha256(found)}))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what `save_tensors` wrote. Raises OSError, SafetensorError, and ValueError for something else."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        told = (file.metadata() or {}).get(_SHA256)  # earlier versions did not
+    if told is not None and told != _sha256(tensors):
+        raise ValueError("it is not what was written")
+    return tensors
+
+
+def _sha256(tensors: dict[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_tensors(path)
+    except _BROKEN as error:
+        raise RunError(f"{path}: the weights that this client was sent cannot be read ({error}); {_OUT}") from None
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -166,7 +188,9 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 _WEIGHTS, _KNOWN, _RESIDUAL = "weights-", "held/", "residual/"
-_OUT = "delete this file, and the client goes on from the one before it, or anew"
+_SHA256 = "sha256"
+_BROKEN = (OSError, ValueError, SafetensorError)
+_OUT = "bring back the one that was there; without it a client of a deployment begins anew, and a simulation ends"
 
 
 def _fits(state: OptimiserState, optimiser: torch.optim.Optimizer) -> bool:

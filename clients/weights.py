@@ -11,11 +11,17 @@ from splitfed.wire.frame import Packed
 
 
 class RoundWeights:
-    """One client's weights in one round: `down` first, then `up`. `once` is the wire of what is never trained."""
+    """One client's weights in one round: `down` first, then `up`. `once` is the wire of what is never trained;
+    `trained` is the last round before in which the server took this client's weights."""
 
-    def __init__(self, wire: WeightWire, once: WeightWire, state: ClientState, round: int, client: int) -> None:
+    def __init__(
+        self, wire: WeightWire, once: WeightWire, state: ClientState, round: int, client: int,
+        trained: int | None = None,
+    ) -> None:  # fmt: skip
         self._wire, self._once, self._state, self._round, self._client = wire, once, state, round, client
+        self._trained = trained
         self._known: Weights = {}
+        self._missing: Weights = {}  # what its weights lacked that it returned last
 
     def down(self, buffer: bytes, once: bytes = b"") -> tuple[Weights, Weights]:
         """Return the weights that a frame of the server's stands for, and those that are never trained: from a frame
@@ -27,6 +33,9 @@ class RoundWeights:
         if (base := base_of(frame)) is not None:
             weights = restored(self._base(base), weights)
         self._known = weights
+        # Asked for before the client trains: where it is gone, the server can be told.
+        if self._wire.delta and self._wire.lossy:
+            self._missing = self._state.residual(self._round, self._trained)
         return weights, frozen
 
     def up(self, weights: dict[str, Tensor], key: Key) -> Packed:
@@ -34,10 +43,9 @@ class RoundWeights:
         wire, round, client = self._wire, self._round, self._client
         if not wire.delta:
             return wire.pack(weights, key, round, client)
-        missing = self._state.residual(round) if wire.lossy else {}
-        if missing and not fits(wire, missing):
+        if self._missing and not fits(wire, self._missing):
             raise RunError(f"the weights that client {client} has kept are another model's: start a new run")
-        sent = send(wire, weights, Base(round, self._known), key, round, client, missing)
+        sent = send(wire, weights, Base(round, self._known), key, round, client, self._missing)
         self._state.save_weights(round, self._known, sent.residual if wire.lossy else {})
         return sent.packed
 

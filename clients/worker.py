@@ -73,7 +73,7 @@ class Worker:
 
     def train(
         self, client: int, round: int, weights: dict[str, Tensor], invitation: Invitation, reach: Reach, states: Path,
-        proximal: float = 0.0, vanishes_after: int | None = None,
+        proximal: float = 0.0, vanishes_after: int | None = None, trained: int | None = None,
     ) -> Trained | None:  # fmt: skip
         """Train what a client holds for a round, mini-batch by mini-batch, against the split server that invites it;
         alone where that is the whole model.
@@ -83,14 +83,15 @@ class Worker:
         have to vanish after so many mini-batches: it leaves without a word, keeps nothing, and None is returned.
 
         Raises WireError where the server's replies are not what was asked for, Diverged for numbers that are not finite
-        any more, and CodecError for what else cannot be sent.
+        any more, CodecError for what else cannot be sent, and Lacking where what it kept of the round in which it was
+        last `trained` is gone.
         """
         training, federation = self.scenario.training, self.scenario.federation
         self.load(weights, states, client)
         optimiser = training.client.optimiser_for(self.part)
-        keep = ClientState(states, client) if training.client_state == "keep" else None
+        keep = self.state(states, client) if training.client_state == "keep" else None
         if keep:
-            write_optimiser(optimiser, keep.before(round, optimiser))
+            write_optimiser(optimiser, keep.before(round, optimiser, trained))
         set_lr(optimiser, training.client.lr(round, federation.rounds))
         rows = self.holding.rows(client)
         losses, step, up, down = 0.0, 0, 0, 0
@@ -117,12 +118,16 @@ class Worker:
             keep.save(round, read_optimiser(optimiser))
         return Trained(self.part.travelling(), losses / max(1, step), step, len(rows))
 
+    def state(self, states: Path, client: int) -> ClientState:
+        """Return what a client keeps between rounds."""
+        return ClientState(states, client, self.scenario.checkpoints.keep)
+
     def load(self, weights: dict[str, Tensor], states: Path, client: int) -> None:
         """Take over a client's weights: those that came, and the encoder that it has fitted, if it has one. Raises
         RunError where that is not there any more."""
         self.part.load_travelling(weights)
         if self.fitting:
-            self._take_encoder(ClientState(states, client).encoder())
+            self._take_encoder(self.state(states, client).encoder())
 
     def stream(self, invitation: Invitation, client: int, round: int, reach: Reach) -> AbstractContextManager:
         """Open a client's stream to the split server; None stands for it where the client holds the whole model."""
@@ -148,7 +153,7 @@ class Worker:
                 epochs=self.fitting.epochs,
             )
         )  # fmt: skip
-        ClientState(states, client).save_encoder(self.front.encoder.state_dict())
+        self.state(states, client).save_encoder(self.front.encoder.state_dict())
         return {DECODER + name: tensor for name, tensor in self.decoder.state_dict().items()}, len(rows)
 
     def _take_encoder(self, encoder: dict[str, Tensor]) -> None:

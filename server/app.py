@@ -1,9 +1,6 @@
 """The ServerApp: reads a run folder, puts the server's parts together, and runs the rounds."""
 
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -51,11 +48,6 @@ def main(grid: Grid, context: Context) -> None:
     """Run, or go on with, the run in the folder that `run_config` names."""
     folder = Path(str(context.run_config["run"]))
     scenario, lent = stored_scenario(folder), runtime()
-    with _warnings_to(folder / "log.txt"):
-        _run(scenario, folder, grid, lent)
-
-
-def _run(scenario: Scenario, folder: Path, grid: Grid, lent: Runtime) -> None:
     federation, key = scenario.federation, Key(scenario.seed)
     strategy = Aggregation(federation.strategy)
     with waiting("loading the data"):
@@ -92,7 +84,8 @@ def _run(scenario: Scenario, folder: Path, grid: Grid, lent: Runtime) -> None:
             scenario, dispatch, split, listener, exchanges[MessageType.EVALUATE], roster, attendance, align
         )  # fmt: skip
         checkpoints.register(
-            model=model, strategy=strategy, weights=exchanges[MessageType.TRAIN], roster=roster, alignment=align
+            model=model, strategy=strategy, weights=exchanges[MessageType.TRAIN], roster=roster, alignment=align,
+            training=train,
         )  # fmt: skip
         if recovered.checkpoint:
             checkpoints.restore(recovered.checkpoint)
@@ -135,19 +128,3 @@ def _listener(scenario: Scenario, split: SplitServer, run: str, attempt: int, le
         split, host=lent.host, port=lent.port, tls=lent.tls, run=run, attempt=attempt,
         streams=max(federation.sampled, asked), deadline=engine.deadline, public=lent.public,
     )  # fmt: skip
-
-
-@contextmanager
-def _warnings_to(path: Path) -> Iterator[None]:
-    """Append what this package warns of to a log, as well as showing it on the terminal."""
-    logger = logging.getLogger("splitfed")
-    with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-        handlers = logging.StreamHandler(file), logging.StreamHandler()
-        for handler in handlers:
-            handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-            logger.addHandler(handler)
-        try:
-            yield
-        finally:
-            for handler in handlers:
-                logger.removeHandler(handler)

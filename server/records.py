@@ -2,14 +2,18 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from splitfed.errors import WriteError
+from splitfed.run import client_scores, ledger, metrics
 from splitfed.run.checkpoint import Checkpoints, Progress
-from splitfed.run.client_scores import Score, append_scores, length
+from splitfed.run.client_scores import Score
+from splitfed.run.journal import Journal, Mark
 from splitfed.run.ledger import Totals
-from splitfed.run.metrics import Metrics, append
+from splitfed.run.metrics import Metrics
 from splitfed.run.observer import Observer, Started
-from splitfed.run.recovery import Recovered, wasted_bytes
+from splitfed.run.recovery import Recovered, fixed, wasted_bytes
 from splitfed.run.summary import Summary
 from splitfed.scenario import Scenario
 
@@ -25,7 +29,9 @@ class RunRecords:
     ) -> None:  # fmt: skip
         self.scenario, self.folder, self.observer = scenario, folder, observer
         self.ledger, self.history = recovered.ledger, recovered.history
-        self._checkpoints = checkpoints
+        self._checkpoints, self._fixed = checkpoints, fixed(folder)
+        self._metrics = Journal(folder / metrics.NAME, metrics.HEADER)
+        self._scores = Journal(folder / client_scores.NAME, client_scores.HEADER)
         progress = recovered.checkpoint.progress if recovered.checkpoint else None
         self.finished = progress.round if progress else -1
         self._before = progress.seconds if progress else 0.0
@@ -63,26 +69,40 @@ class RunRecords:
         """Write a round down: its rows of the ledger, what `row` makes of the bytes of all finished rounds, the scores
         of clients, if they were `asked`, and the checkpoint; then tell of it."""
         sent = self.ledger.commit()
-        metrics = row(self.ledger.finished)
-        append_scores(self.folder, scores)
-        append(self.folder / "metrics.csv", metrics)
-        self.history.append((metrics, sent))
-        self.checkpoint(metrics.round)
+        told = row(self.ledger.finished)
+        if scores:  # the first ones make the file
+            self._scores.append("".join(score.line() for score in scores))
+        self._metrics.append(told.line())
+        self.history.append((told, sent))
+        self.checkpoint(told.round)
         if asked:
-            self.observer.evaluated(metrics.round, scores)
-        self.observer.round(metrics, sent, self.ledger.finished)
+            self.observer.evaluated(told.round, scores)
+        self.observer.round(told, sent, self.ledger.finished)
 
     def checkpoint(self, round: int) -> None:
         """Write a checkpoint; the round is finished once it is on disk."""
-        ledger, metrics = ((self.folder / name).stat().st_size for name in ("ledger.csv", "metrics.csv"))
-        scores = length(self.folder)
-        self._checkpoints.save(Progress(round, self.ledger.attempt, self.seconds, ledger, metrics, scores))
+        grown = {
+            ledger.NAME: self.ledger.mark, metrics.NAME: self._metrics.mark, client_scores.NAME: self._scores.mark,
+            ledger.WASTED: Mark.of(self.folder / ledger.WASTED),
+        }  # fmt: skip
+        self._checkpoints.save(
+            Progress(
+                round, self.ledger.attempt, self.seconds, grown[ledger.NAME].length, grown[metrics.NAME].length,
+                grown[client_scores.NAME].length, grown[ledger.WASTED].length,
+                {name: mark.sha256 for name, mark in grown.items() if mark.length} | self._fixed,
+            )
+        )  # fmt: skip
         self.finished = round
         self.ledger.forget_open()
 
     def drop_round(self) -> None:
         """Move what the open round has sent to the waste."""
         self.ledger.waste()
+
+    def give_up(self) -> None:
+        """Drop the open round as the run ends; where the disk takes no more, whoever resumes it does so."""
+        with suppress(WriteError):
+            self.drop_round()
 
     def interrupted(self) -> None:
         """Tell that the user stopped the run."""

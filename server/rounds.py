@@ -59,7 +59,7 @@ class Rounds:
             self._finish()
         except BaseException as error:
             self.phases.train.stop()
-            self.records.drop_round()
+            self.records.give_up()
             if isinstance(error, KeyboardInterrupt):
                 self.records.interrupted()
             raise
@@ -108,7 +108,7 @@ class Rounds:
         taken = list(trained(replies))
         if not taken and self._starts_again(round, replies):
             return
-        self.phases.train.close(taken)
+        self.phases.train.close(round, taken)
         loss = None
         if taken:
             arrays, loss = self.phases.train.aggregate(round, cohort, replies, before)

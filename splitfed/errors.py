@@ -48,5 +48,9 @@ class RunError(SplitfedError):
     """A run folder that cannot be created, locked, resumed or read."""
 
 
+class WriteError(RunError):
+    """A file that cannot be written: the disk is full, the folder is read-only, a folder stands in its place."""
+
+
 class TlsError(SplitfedError):
     """Certificates or keys that are missing, broken, expired, readable by others, or not made for each other."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitfed.engines.runtime import Runtime, lent
-from splitfed.errors import RunError, SplitfedError
+from splitfed.errors import RunError, SplitfedError, WriteError
 from splitfed.model.optim import pick_device
-from splitfed.reports.live.log import recorded
+from splitfed.reports.live.log import recorders
 from splitfed.reports.live.notebook import Notebook, in_notebook
-from splitfed.run.folder import attempt, check_resumable, create, store
+from splitfed.run.folder import attempt, begun, check_resumable, create, store
 from splitfed.run.ledger import Totals, totals_by_round
 from splitfed.run.metrics import Metrics, read_metrics
 from splitfed.run.observer import Observer
@@ -35,11 +35,9 @@ class Result:
 
     @property
     def totals(self) -> Totals:
-        """Bytes of all finished rounds by plane, direction and role, as `ledger.csv` has them."""
-        total = Totals()
-        for totals in totals_by_round(self.folder / "ledger.csv").values():
-            total = total + totals
-        return total
+        """Bytes of all finished rounds by plane, direction and role, as `ledger.csv` has them. Raises RunError where
+        that is broken."""
+        return sum(totals_by_round(self.folder / "ledger.csv").values(), Totals())
 
 
 def simulate(
@@ -70,8 +68,8 @@ def simulate(
     scenario, folder = _started(scenario, Path(runs), None if resume is None else Path(resume), data, weights)
     try:
         return _run(scenario, folder.resolve(), tuple(observers))
-    except SplitfedError:
-        if resume is None and not (folder / "checkpoints").exists():
+    except SplitfedError as error:
+        if resume is None and not begun(folder) and not isinstance(error, WriteError):
             shutil.rmtree(folder, ignore_errors=True)  # a mistake in data, weights or device: nothing ran
         raise
 
@@ -103,7 +101,7 @@ def _run(scenario: Scenario, folder: Path, observers: tuple[Observer, ...]) -> R
         "server": str(pick_device(scenario.training.server.device)),
     }
     config: UserConfig = {"scenario": (folder / "scenario.yaml").read_text(encoding="utf-8"), "run": str(folder)}
-    with attempt(scenario, folder, devices), recorded(folder) as own, lent(Runtime((*observers, *own))):
+    with attempt(scenario, folder, devices) as log, lent(Runtime((*observers, *recorders(log)))):
         if isinstance(engine, Ray):
             with waiting("loading Ray"):
                 from splitfed.engines.ray.engine import run_ray

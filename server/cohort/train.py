@@ -5,10 +5,12 @@ import math
 import time
 from dataclasses import dataclass
 from logging import getLogger
+from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
+from splitfed.errors import RunError
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Remote
 from splitfed.server.back.server import SplitServer
@@ -19,7 +21,7 @@ from splitfed.server.cohort.replies import checked
 from splitfed.server.weights.exchange import WeightExchange
 from splitfed.server.weights.strategy import Aggregation
 from splitfed.wire.channel import Listener
-from splitfed.wire.messages import ARRAYS, CONFIG, LACKING, VANISHED, Order, TrainMetrics
+from splitfed.wire.messages import ARRAYS, CONFIG, LACKING, LOST, VANISHED, Order, TrainMetrics
 
 log = getLogger("splitfed")
 
@@ -58,10 +60,13 @@ class TrainPhase:
         self._together = federation.mode == "psl" and not isinstance(engine, Remote)
         self._grace = engine.grace if isinstance(engine, Remote) else 0.0
         # A simulation's plan says who finishes first and in time; in a deployment that is seen.
-        deployed = isinstance(engine, Deployment)
-        self._enough = federation.cohort_size if deployed else federation.clients
-        self._seconds = federation.deadline if deployed else None
-        self.forgetful = set[int]()  # clients that lacked, in the last round, what its weights are measured from
+        self._deployed = isinstance(engine, Deployment)
+        self._enough = federation.cohort_size if self._deployed else federation.clients
+        self._seconds = federation.deadline if self._deployed else None
+        self.forgetful = set[int]()  # clients that lacked, in the last round, what it built on
+        # In which round each client was last taken, where it keeps something of that.
+        self._keeps = scenario.training.client_state == "keep" or bool(scenario.compression.front_weights.delta)
+        self._taken: dict[int, int] = {}
 
     def run(self, round: int, server_lr: float, cohort: Cohort, weights: ArrayRecord, plan: RoundPlan) -> Replies:
         """Let the cohort train from these weights, the back at this learning rate, and return the replies in order of
@@ -76,9 +81,24 @@ class TrainPhase:
         """End an open round: streams that are still there count nothing more."""
         self.split.end_round()
 
-    def close(self, trained: list[int]) -> None:
+    def close(self, round: int, trained: list[int]) -> None:
         """End a round of which these clients were taken."""
         self.exchange.close(trained)
+        if self._keeps:
+            self._taken |= dict.fromkeys(trained, round)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return in which round each client was last taken, where it keeps something of that."""
+        return {"taken": sorted(map(list, self._taken.items()))} if self._taken else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what an earlier attempt's `state_dict` returned."""
+        self._taken = dict(state["taken"])
+
+    def _forget(self, client: int) -> bool:
+        """Hear that a client lacks what it was thought to have. Return whether it can begin anew."""
+        sent_again = self.exchange.forget(client)
+        return self._taken.pop(client, None) is not None or sent_again
 
     def aggregate(
         self, round: int, cohort: Cohort, replies: Replies, before: ArrayRecord
@@ -100,13 +120,17 @@ class TrainPhase:
         configured = self.strategy.configure(round, arrays, Order.blank(), [nodes[client] for client in examples])
         messages = {client: configured[nodes[client]] for client in examples}
         for client, message in messages.items():
-            invite(message, self.listener, round, client, plan.vanish[client])
+            invite(message, self.listener, round, client, plan.vanish[client], self._taken.get(client))
         replies: Replies = {}
         self.forgetful = set()
 
         def settle(client: int, reply: Message | None) -> None:
-            lacking = reply is not None and reply.has_error() and reply.error.code == LACKING
-            if reply is not None and lacking and self.exchange.forget(client):
+            code = reply.error.code if reply is not None and reply.has_error() else None
+            if reply is not None and code == LOST and not self._deployed:
+                raise RunError(
+                    f"round {round}: client {client}: {reply.error.reason}: bring it back, or start a new run"
+                )
+            if reply is not None and code in (LACKING, LOST) and self._forget(client):
                 log.warning("round %d: client %d: %s", round, client, reply.error.reason)
                 self.forgetful.add(client)
                 reply = None
@@ -149,13 +173,14 @@ class TrainPhase:
 
 
 def invite(
-    message: Message, listener: Listener, round: int, client: int, vanishes_after: int | None = None
+    message: Message, listener: Listener, round: int, client: int, vanishes_after: int | None = None,
+    trained: int | None = None,
 ) -> None:  # fmt: skip
-    """Give a message, whose content is shared among all, what is its own client's alone: its invitation, and after how
-    many mini-batches it vanishes."""
+    """Give a message, whose content is shared among all, what is its own client's alone: its invitation, after how many
+    mini-batches it vanishes, and in which round it was last taken."""
     content = RecordDict(dict(message.content))
     told = message.content.config_records[CONFIG]
-    content[CONFIG] = Order.addressed(told, listener.invite(client, round), vanishes_after)
+    content[CONFIG] = Order.addressed(told, listener.invite(client, round), vanishes_after, trained)
     message.content = content
 
 

@@ -3,7 +3,6 @@
 import logging
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from splitfed.engines.deployment.flower_tasks import bundle
@@ -11,9 +10,10 @@ from splitfed.engines.deployment.processes import Child, check_port, port_number
 from splitfed.engines.deployment.proof import make_secret
 from splitfed.engines.deployment.tls import ServerFiles, check_host, read_server
 from splitfed.engines.runtime import Runtime, lent
-from splitfed.errors import RunError, SplitfedError
+from splitfed.errors import RunError, SplitfedError, WriteError
 from splitfed.model.optim import pick_device
-from splitfed.run.folder import attempt, check_resumable, create, store
+from splitfed.run.folder import attempt, begun, check_resumable, create, store
+from splitfed.run.log import SpareFile
 from splitfed.run.observer import Observer
 from splitfed.run.origin import continued, pinned
 from splitfed.scenario import Scenario
@@ -24,12 +24,12 @@ from splitfed.scenario.rules import broken
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 PORT, SPLIT_PORT = 9092, 9093
 
-# Makes, for as long as a run lasts, the observers that write into its folder.
-Record = Callable[[Path], AbstractContextManager[tuple[Observer, ...]]]
+# Makes of a run's log the observers that write into its folder.
+Record = Callable[[SpareFile], tuple[Observer, ...]]
 
 
-def _nothing(folder: Path) -> AbstractContextManager[tuple[Observer, ...]]:
-    return nullcontext(())
+def _nothing(log: SpareFile) -> tuple[Observer, ...]:
+    return ()
 
 
 def serve(
@@ -44,7 +44,7 @@ def serve(
     that `splitfed certs` made; without it everything is plain text, which must be wanted (`insecure`) anywhere but on
     this machine. The run begins when `enough` clients are there (None: all); `clients` replaces the scenario's number.
     `data` and `weights` are where the data of a run and its file of weights lie by now, to go on with the same.
-    `observers` see all of it, and those that `record` makes of the run folder see the run.
+    `observers` see all of it, and those that `record` makes of its log see the run.
     Raises a SplitfedError for the user's mistakes, and KeyboardInterrupt after an orderly stop.
     """
     for name, number in (("--port", port), ("--split-port", split_port)):
@@ -80,10 +80,10 @@ def serve(
         training = scenario.training
         sides = {"client": training.client, "server": training.server}
         devices = {side: str(pick_device(settings.device)) for side, settings in sides.items()}
-        with attempt(scenario, folder, devices), record(folder) as own:
-            _serve(scenario, folder.resolve(), files, (host, port, split_port), enough, observers, own)
-    except SplitfedError:
-        if resume is None and not (folder / "checkpoints").exists():
+        with attempt(scenario, folder, devices) as log:
+            _serve(scenario, folder.resolve(), files, (host, port, split_port), enough, observers, record(log))
+    except SplitfedError as error:
+        if resume is None and not begun(folder) and not isinstance(error, WriteError):
             shutil.rmtree(folder, ignore_errors=True)  # a mistake in data, weights, ports or keys: nothing ran
         raise
     shutil.rmtree(folder / "flower", ignore_errors=True)

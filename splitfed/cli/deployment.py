@@ -61,7 +61,7 @@ def serve(
     import splitfed
     from splitfed.engines.deployment.processes import port_number
     from splitfed.reports.live.console import Console
-    from splitfed.reports.live.log import recorded
+    from splitfed.reports.live.log import recorders
     from splitfed.server.deployment.serve import serve
     from splitfed.split.mistakes import BEFORE_A_RUN
 
@@ -81,7 +81,7 @@ def serve(
     loaded = splitfed.Scenario.load(scenario, changes, also=BEFORE_A_RUN) if scenario is not None else None
     serve(
         loaded, host=host, **ports, tls=tls, insecure=insecure, clients=clients,
-        enough=start_with, runs=runs, resume=resume, observers=(Console(),), record=recorded,
+        enough=start_with, runs=runs, resume=resume, observers=(Console(),), record=recorders,
         data=data, weights=weights,
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ import typer.core
 from splitfed.cli.align import align
 from splitfed.cli.data import data
 from splitfed.cli.deployment import certs, join, serve
+from splitfed.cli.ending import ending
 from splitfed.cli.explain import explain
 from splitfed.cli.export import export, schema
 from splitfed.cli.options import SCENARIO, DataPlace, Overrides, WeightsPlace, check_moved
@@ -126,7 +127,7 @@ app.command(epilog="SERVER is the host of 'splitfed serve', and its port after a
 
 
 def main() -> None:
-    """Run the command line; mistakes of the user's end with their text and exit code 2."""
+    """Run the command line, and end as `splitfed.cli.ending` says."""
     # Before torch is loaded: its idle threads spin for so long that two processes on the same cores would stop each
     # other; with less they cost nothing alone (benchmarks/threads.py).
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -136,13 +137,5 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs of a broken stream, our own lines say
-    try:
-        with speak(lambda line: print(line, file=sys.stderr, flush=True)):
-            app(standalone_mode=True)
-    except SplitfedError as error:
-        if _debug:
-            raise
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with ending(lambda: _debug), speak(lambda line: print(line, file=sys.stderr, flush=True)):
+        app(standalone_mode=True)

@@ -1,15 +1,13 @@
 """What clients found on the images that they hold out: the lines of `clients.csv`, and what they come to."""
 
-import csv
 import math
-import os
 from collections import defaultdict
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import Self
 
-from splitfed.errors import RunError
+from splitfed.run.table import count, read_table
 
 NAME = "clients.csv"
 
@@ -29,7 +27,8 @@ class Score:
         return ",".join(map(repr, astuple(self))) + "\n"
 
 
-HEADER = ",".join(field.name for field in fields(Score)) + "\n"
+COLUMNS = tuple(field.name for field in fields(Score))
+HEADER = ",".join(COLUMNS) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,35 +55,16 @@ class Standing:
 STANDING = tuple(field.name for field in fields(Standing))
 
 
-def append_scores(folder: Path, scores: list[Score]) -> None:
-    """Add rows to a run's `clients.csv`; they are on disk when this returns. The first ones make the file."""
-    if not scores:
-        return
-    path = folder / NAME
-    with open(path, "a") as file:
-        file.write(("" if file.tell() else HEADER) + "".join(score.line() for score in scores))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def length(folder: Path) -> int:
-    """Return the bytes of a run's `clients.csv`; 0 where no client was asked yet."""
-    path = folder / NAME
-    return path.stat().st_size if path.exists() else 0
-
-
 def read_scores(folder: Path) -> dict[int, list[Score]]:
     """Read a run's `clients.csv` by round, without a last line that is still being written; nothing where no client
     was asked. Raises RunError where it is broken."""
     path = folder / NAME
     found: dict[int, list[Score]] = defaultdict(list)
-    if not path.exists():
-        return {}
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    try:
-        for row in csv.DictReader(lines):
-            values = {field.name: (float if field.type is float else int)(row[field.name]) for field in fields(Score)}
-            found[int(values["round"])].append(Score(**values))  # type: ignore[arg-type]
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path}: broken ({error})") from error
+    for score in read_table(path, _row, COLUMNS) if path.exists() else ():
+        found[score.round].append(score)
     return dict(found)
+
+
+def _row(line: dict[str, str]) -> Score:
+    values = {field.name: (float if field.type is float else count)(line[field.name]) for field in fields(Score)}
+    return Score(**values)  # type: ignore[arg-type]

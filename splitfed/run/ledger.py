@@ -1,13 +1,18 @@
 """The ledger: one row for every role of every frame that crosses, and the sums that budgets and tables read."""
 
-import csv
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from threading import Lock
-from typing import IO, Literal
+from typing import Literal, get_args
+
+from splitfed.errors import WriteError
+from splitfed.files import add, append, told, write
+from splitfed.run.journal import Journal, Mark
+from splitfed.run.table import count, read_table
 
 Direction = Literal["up", "down"]
 Plane = Literal["data", "control"]
@@ -20,6 +25,9 @@ ROLES = (
 COLUMNS = (
     "round", "step", "client", "direction", "plane", "role", "raw_bytes", "reduced_bytes", "coded_bytes", "sent_bytes",
 )  # fmt: skip
+NAME, WASTED = "ledger.csv", "wasted.csv"
+HEADER = ",".join(COLUMNS) + "\n"
+WASTED_HEADER = f"attempt,{HEADER}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +48,8 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of `ledger.csv`; `step` counts a client's mini-batches of a round from 1, its end as one more, and is 0 on
-    the control plane."""
+    """A line of `ledger.csv`; `client` is -1 for a node that has not said who it is; `step` counts a client's
+    mini-batches of a round from 1, its end as one more, and is 0 on the control plane."""
 
     round: int
     step: int
@@ -107,36 +115,52 @@ class Ledger:
     Rows of the open round go at once to `open-<attempt>.csv`, so that a killed process loses none. `commit` appends a
     finished round to `ledger.csv`, by plane, client and step, whoever came first. `waste` moves an unfinished one to
     `wasted.csv`, where each row begins with the attempt that sent it; `retried` counts there what was sent once more.
-    Safe to call from threads.
+    Safe to call from threads. What cannot be written is a WriteError, there and at the end of the round: the caller may
+    be a thread that serves one client.
     """
 
     def __init__(self, folder: Path, attempt: int, totals: Totals | None = None) -> None:
         self.folder, self.attempt = folder, attempt
         self.finished = totals or Totals()
         self.open = Totals()
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
+        self._failed: WriteError | None = None
         self._lock = Lock()
-        for name, header in (("ledger.csv", COLUMNS), ("wasted.csv", ("attempt", *COLUMNS))):
-            if not (folder / name).exists():
-                (folder / name).write_text(",".join(header) + "\n")
+        self._journal = Journal(folder / NAME, HEADER)
+        self._journal.start()
+        if not (folder / WASTED).exists():
+            write(folder / WASTED, WASTED_HEADER)
 
     @property
     def _open_path(self) -> Path:
         return self.folder / f"open-{self.attempt}.csv"
 
+    @property
+    def mark(self) -> Mark:
+        """How far `ledger.csv` has come."""
+        return self._journal.mark
+
     def add(self, rows: list[Row]) -> None:
-        """Count the rows of one frame or message; they reach the file in one write."""
-        with self._lock:
+        """Count the rows of one frame or message; they reach the file in one write. Raises WriteError."""
+        with self._lock, self._remembered(), told(self._open_path):
             if self._file is None:
                 self._file = open(self._open_path, "ab", buffering=0)  # noqa: SIM115 - open until the round ends
+            add(self._file, "".join(row.line() for row in rows))
             for row in rows:
                 self.open.add(row)
-            self._file.write("".join(row.line() for row in rows).encode())
 
     def retried(self, rows: list[Row]) -> None:
-        """Count rows that were sent once more, after a stream had broken: as wasted."""
-        with self._lock, open(self.folder / "wasted.csv", "ab", buffering=0) as wasted:
-            wasted.write("".join(f"{self.attempt},{row.line()}" for row in rows).encode())
+        """Count rows that were sent once more, after a stream had broken: as wasted. Raises WriteError."""
+        with self._lock, self._remembered():
+            append(self.folder / WASTED, "".join(f"{self.attempt},{row.line()}" for row in rows))
+
+    @contextmanager
+    def _remembered(self) -> Iterator[None]:
+        try:
+            yield
+        except WriteError as error:
+            self._failed = error
+            raise
 
     def _close(self) -> None:
         if self._file is not None:
@@ -144,14 +168,14 @@ class Ledger:
             self._file = None
 
     def commit(self) -> Totals:
-        """End the open round: append its rows to `ledger.csv`, on disk when this returns, and return its sums."""
+        """End the open round: append its rows to `ledger.csv`, on disk when this returns, and return its sums. Raises
+        WriteError."""
         self._close()
+        if self._failed:
+            raise self._failed
         if self._open_path.exists():
-            lines = sorted(self._open_path.read_text().splitlines(keepends=True), key=_place)
-            with open(self.folder / "ledger.csv", "ab") as ledger:
-                ledger.write("".join(lines).encode())
-                ledger.flush()
-                os.fsync(ledger.fileno())
+            lines = self._open_path.read_text(encoding="utf-8").splitlines(keepends=True)
+            self._journal.append("".join(sorted(lines, key=_place)))
         ended, self.open = self.open, Totals()
         self.finished = self.finished + ended
         return ended
@@ -162,7 +186,7 @@ class Ledger:
 
     def waste(self) -> None:
         """End the open round without counting it: its rows go to `wasted.csv`. What follows is another attempt, so that
-        two tries of a round can be told apart."""
+        two tries of a round can be told apart. Raises WriteError; the rows then wait for whoever resumes the run."""
         self._close()
         move_to_wasted(self.folder, self._open_path, self.attempt)
         self.open = Totals()
@@ -175,36 +199,57 @@ def _place(line: str) -> tuple[str, int, int]:
 
 
 def move_to_wasted(folder: Path, open_file: Path, attempt: int) -> None:
-    """Append the whole rows of an attempt's open round to `wasted.csv`, replaced atomically, and delete the file."""
-    if not open_file.exists():
-        return
-    lines = [line for line in open_file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    wasted = folder / "wasted.csv"
-    before = wasted.read_text()
-    mark = f"{attempt},"
-    moved = "".join(mark + line for line in lines)
-    # A crash between the two steps below leaves both files; the rows are then there already.
-    if lines and f"\n{moved}" not in before:
-        scratch = folder / "wasted.csv.new"
-        scratch.write_text(before + moved)
-        os.replace(scratch, wasted)
-    open_file.unlink()
+    """Append the whole rows of an attempt's open round to `wasted.csv` and delete the file. Raises WriteError."""
+    if open_file.exists():
+        add_to_wasted(folder, open_file.read_text(encoding="utf-8"), attempt)
+        open_file.unlink()
+
+
+def add_to_wasted(folder: Path, rows: str, attempt: int) -> None:
+    """Append the whole ones of some lines to `wasted.csv`, as an attempt's, unless they are there: whoever moved them
+    may have died before they were deleted elsewhere. It is replaced atomically. Raises WriteError."""
+    moved = "".join(f"{attempt},{line}" for line in rows.splitlines(keepends=True) if line.endswith("\n"))
+    before = (folder / WASTED).read_text(encoding="utf-8")
+    if moved and f"\n{moved}" not in before:
+        write(folder / WASTED, before + moved)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Read `ledger.csv`, or `wasted.csv` without its attempts."""
-    with open(path, newline="") as file:
-        for line in csv.DictReader(file):
-            sizes = Sizes(*(int(line[f"{stage}_bytes"]) for stage in ("raw", "reduced", "coded", "sent")))
-            yield Row(
-                int(line["round"]), int(line["step"]), int(line["client"]),
-                "up" if line["direction"] == "up" else "down",
-                "data" if line["plane"] == "data" else "control", line["role"], sizes,
-            )  # fmt: skip
+    """Read `ledger.csv`, or `wasted.csv` without its attempts. Raises RunError where it is broken."""
+    return read_table(path, _row, COLUMNS)
+
+
+def read_open(path: Path) -> list[Row]:
+    """Read the rows of an open round, which have no header. Raises RunError where it is broken."""
+    return list(read_table(path, _row, COLUMNS, header=False))
+
+
+def read_attempts(path: Path) -> list[int]:
+    """Return the attempt of each row of `wasted.csv`. Raises RunError where it is broken."""
+    return list(read_table(path, lambda line: (_row(line), count(line["attempt"]))[1], ("attempt", *COLUMNS)))
+
+
+def is_row(line: str) -> bool:
+    """Return whether a line of text is a whole row."""
+    try:
+        _row(dict(zip(COLUMNS, line.removesuffix("\n").split(","), strict=True)))
+    except ValueError:
+        return False
+    return line.endswith("\n")
+
+
+def _row(line: dict[str, str]) -> Row:
+    sizes = Sizes(*(count(line[f"{stage}_bytes"]) for stage in ("raw", "reduced", "coded", "sent")))
+    number, step = count(line["round"]), count(line["step"])
+    client = -1 if line["client"] == "-1" else count(line["client"])
+    direction, plane, role = line["direction"], line["plane"], line["role"]
+    if direction not in get_args(Direction) or plane not in get_args(Plane) or not role.isidentifier():
+        raise ValueError(f"no row of a ledger has {direction!r}, {plane!r}, {role!r}")
+    return Row(number, step, client, direction, plane, role, sizes)  # type: ignore[arg-type]
 
 
 def totals_by_round(path: Path) -> dict[int, Totals]:
-    """Sum a ledger file by round."""
+    """Sum a ledger file by round. Raises RunError where it is broken."""
     rounds: dict[int, Totals] = defaultdict(Totals)
     for row in read_rows(path):
         rounds[row.round].add(row)

@@ -1,12 +1,12 @@
 """What a finished round is reported as: a line of `metrics.csv`."""
 
-import csv
-import os
-from dataclasses import MISSING, Field, astuple, dataclass, fields
+from dataclasses import MISSING, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from splitfed.errors import RunError
+from splitfed.run.table import count, read_table
+
+NAME = "metrics.csv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,34 +46,21 @@ class Metrics:
 
 
 HEADER = ",".join(field.name for field in fields(Metrics)) + "\n"
-
-
-def append(path: Path, row: Metrics) -> None:
-    """Add a round to `metrics.csv`; it is on disk when this returns."""
-    with open(path, "a") as file:
-        file.write(row.line())
-        file.flush()
-        os.fsync(file.fileno())
+_ALWAYS = tuple(field.name for field in fields(Metrics) if field.default is MISSING)
 
 
 def read_metrics(path: Path) -> list[Metrics]:
     """Read `metrics.csv`, without a last line that is still being written. Raises RunError where it is broken."""
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    try:
-        return [
-            Metrics(**{field.name: _value(field.type, line[field.name]) for field in _of(line)})
-            for line in csv.DictReader(lines)
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path}: broken ({error})") from error
+    return list(read_table(path, _row, _ALWAYS))
 
 
-def _of(line: dict[str, str]) -> list[Field]:
-    """Return the fields to be read: those that must be there, and those that are."""
-    return [field for field in fields(Metrics) if field.name in line or field.default is MISSING]
+def _row(line: dict[str, str]) -> Metrics:
+    return Metrics(
+        **{field.name: _value(field.type, line[field.name]) for field in fields(Metrics) if field.name in line}
+    )
 
 
 def _value(kind: Any, text: str) -> Any:
     if kind is int:
-        return int(text)
+        return count(text)
     return None if text == "" and kind == (float | None) else float(text)

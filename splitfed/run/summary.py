@@ -1,13 +1,14 @@
 """What a whole run came to: `summary.json`, written last, so a run folder that has it is complete."""
 
 import json
-import os
+import math
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from splitfed.errors import RunError
+from splitfed.files import reason, write
 from splitfed.run.client_scores import STANDING
 from splitfed.run.ledger import Totals
 from splitfed.run.metrics import Metrics
@@ -76,30 +77,34 @@ class Summary:
         )  # fmt: skip
 
     def write(self, folder: Path) -> None:
-        """Write `summary.json` atomically."""
-        scratch = folder / f"{NAME}.new"
-        scratch.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        os.replace(scratch, folder / NAME)
+        """Write `summary.json` atomically. Raises WriteError."""
+        write(folder / NAME, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> "Summary":
         """Read the summary of a finished run. Raises RunError where there is none, or it is broken."""
         path = folder / NAME
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_bytes())
             named = [field.name for field in fields(cls) if field.name in values or field.default is MISSING]
             found = cls(**{name: values[name] for name in named})
+            for field in fields(cls):
+                _check(field.name, getattr(found, field.name), field.type)
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(f"{folder}: no {NAME}, so the run is unfinished or this is no run folder") from None
-        except KeyError as error:
-            raise RunError(f"{path}: broken (no {error})") from error
-        except (OSError, ValueError, TypeError) as error:
-            raise RunError(f"{path}: broken ({error})") from error
-        for field in fields(cls):
-            value, kind = getattr(found, field.name), field.type
-            if not isinstance(value, (int | float) if kind is float else kind) or isinstance(value, bool):  # type: ignore[arg-type]
-                raise RunError(f"{path}: broken ({field.name} is {value!r})")
+        except (OSError, LookupError, ValueError, TypeError, RecursionError) as error:
+            why = f"no {error}" if isinstance(error, KeyError) else reason(error)
+            raise RunError(f"{path}: broken ({why}); without it, --resume {folder} writes it again") from error
         return found
+
+
+def _check(name: str, value: Any, kind: Any) -> None:
+    """Raise ValueError for a value of another kind than the field's, and for a number that nothing can come to."""
+    fits = isinstance(value, (int | float) if kind is float else kind) and not isinstance(value, bool)
+    if fits and isinstance(value, int | float) and name != "test_loss":  # what diverged has any loss
+        fits = value >= 0 and math.isfinite(value)
+    if not fits:
+        raise ValueError(f"{name} is {value!r}")
 
 
 def _factor(raw: int, sent: int) -> float:

@@ -32,12 +32,14 @@ ALIGN, REFUSED, GOODBYE = "train.align", "query.refused", "query.goodbye"
 UNTAKEN = 2000  # a reply whose content the server refuses
 VANISHED = 2001  # a client that vanishes as it was told to
 LACKING = 2002  # a client that has not, or not any more, what the server's message builds on
+LOST = 2003  # a client that has not any more what it kept of itself, and that nobody can send it
 
 # Names that strategies read or write too.
 ROUND, PROXIMAL, EXAMPLES, TRAIN_LOSS = "server-round", "proximal-mu", "num-examples", "train-loss"
 
 _PARTITION, _HELD_OUT, _PROBLEM = "partition-id", "held-out", "problem"
 _CHANNEL, _TOKEN, _VANISHES_AFTER, _BOTH = "channel", "token", "vanishes-after", "both"
+_TRAINED = "trained"
 _WEIGHTS, _ONCE = "weights", "once"
 _STEPS, _EVAL_LOSS, _EVAL_ACCURACY = "steps", "eval-loss", "eval-accuracy"
 
@@ -151,13 +153,14 @@ class Refusal:
 @dataclass(frozen=True, slots=True)
 class Order:
     """The order to train or to evaluate: the round, who waits for mini-batches, and the weight of FedProx's proximal
-    term, 0 for none. In a simulation the client may have to vanish after so many mini-batches. What else a strategy
-    sends is not read."""
+    term, 0 for none. In a simulation the client may have to vanish after so many mini-batches. `trained` is the last
+    round in which it was taken, if it keeps something of that. What else a strategy sends is not read."""
 
     round: int
     invitation: Invitation
     proximal: float = 0.0
     vanishes_after: int | None = None
+    trained: int | None = None
 
     @staticmethod
     def blank() -> ConfigRecord:
@@ -166,18 +169,21 @@ class Order:
 
     @staticmethod
     def addressed(
-        config: Mapping[str, Any], invitation: Invitation, vanishes_after: int | None = None
+        config: Mapping[str, Any], invitation: Invitation, vanishes_after: int | None = None,
+        trained: int | None = None,
     ) -> ConfigRecord:  # fmt: skip
         """Return the record `config` of one client: what all are told, and what is its own alone."""
         own: dict[str, Any] = {_CHANNEL: invitation.address, _TOKEN: invitation.token}
         if vanishes_after is not None:
             own[_VANISHES_AFTER] = vanishes_after
+        if trained is not None:
+            own[_TRAINED] = trained
         return ConfigRecord({**config, **own})
 
     def write(self) -> ConfigRecord:
         """Return the record `config`."""
         config: dict[str, Any] = {ROUND: self.round} | ({PROXIMAL: self.proximal} if self.proximal else {})
-        return self.addressed(config, self.invitation, self.vanishes_after)
+        return self.addressed(config, self.invitation, self.vanishes_after, self.trained)
 
     @classmethod
     def read(cls, content: RecordDict) -> Self:
@@ -191,7 +197,10 @@ class Order:
         vanishes_after = _value(config, _VANISHES_AFTER, int) if _VANISHES_AFTER in config else None
         if vanishes_after is not None and vanishes_after < 0:
             raise WireError(f"the message has {vanishes_after} as '{_VANISHES_AFTER}': it counts mini-batches")
-        return cls(round, invitation, proximal, vanishes_after)
+        trained = _value(config, _TRAINED, int) if _TRAINED in config else None
+        if trained is not None and not 0 < trained < round:
+            raise WireError(f"the message for round {round} has {trained} as '{_TRAINED}': it is no round before it")
+        return cls(round, invitation, proximal, vanishes_after, trained)
 
 
 @dataclass(frozen=True, slots=True)

@@ -326,12 +326,12 @@ def test_a_kept_optimiser_lies_with_the_client_and_is_checked(tmp_path):
     for round in (1, 2, 3):
         server.train(round, 32, **node)
     folder = tmp_path / "states" / "run-1" / "000001"
-    assert sorted(path.name for path in folder.iterdir()) == ["000002.safetensors", "000003.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [f"00000{n}.safetensors" for n in (1, 2, 3)]
     newest = folder / "000003.safetensors"
     whole = newest.read_bytes()
     for torn in (b"", whole[:50], whole[:-9], b"\xff" * 100):
         newest.write_bytes(torn)
-        with pytest.raises(RunError, match=r"000003\.safetensors: this client's optimiser cannot be read .*; delete"):
+        with pytest.raises(RunError, match=r"000003\.safetensors: this client's optimiser cannot be read .*; bring"):
             server.train(4, 32, **node)
     newest.unlink()
     (folder / "notes.safetensors").write_bytes(b"not ours")
@@ -351,7 +351,7 @@ def test_an_optimiser_of_another_model_is_refused(tmp_path):
     state.save(1, read_optimiser(mine))
     write_optimiser(mine, state.before(2, mine))
     for other in (adam((4, 4), (2,)), adam((4, 3))):
-        with pytest.raises(RunError, match="is that of another model; delete this file"):
+        with pytest.raises(RunError, match="is that of another model; bring"):
             state.before(2, other)
 
 
@@ -359,7 +359,7 @@ def test_a_place_where_nothing_can_be_kept_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     state = ClientState(tmp_path / "file", 0)
     for keep in (lambda: state.save(1, {}), lambda: state.save_classes(["a"])):
-        with pytest.raises(RunError, match="kept there"):
+        with pytest.raises(RunError, match="cannot be written"):
             keep()
 
 

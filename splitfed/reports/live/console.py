@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import rich.box
 import rich.console
@@ -17,6 +17,7 @@ from rich.text import Text
 from splitfed.reports import units
 from splitfed.reports.plain import PlainTable
 from splitfed.run.ledger import ROLES, Sizes, Totals, read_rows
+from splitfed.run.log import SpareFile
 from splitfed.run.metrics import Metrics
 from splitfed.run.observer import Observer, Started
 from splitfed.run.summary import Summary
@@ -192,9 +193,9 @@ def _spread(clients: list[str]) -> str:
     return "worst {}, median {}, best {}".format(*clients)
 
 
-def in_file(file: IO[str]) -> rich.console.Console:
+def in_file(file: IO[str] | SpareFile) -> rich.console.Console:
     """Return a console that writes plain text to a file, in a notebook too, where rich would show it in the cell."""
-    return rich.console.Console(file=file, color_system=None, force_jupyter=False)
+    return rich.console.Console(file=cast(IO[str], file), color_system=None, force_jupyter=False)
 
 
 def print_whole(out: rich.console.Console, table: Table) -> None:

@@ -1,21 +1,25 @@
 """The curves of a run in TensorBoard: by round, and accuracy and loss by the bytes that they cost as well."""
 
+import os
+import socket
 import time
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from splitfed.reports.live.tags import MEGABYTE, by, description, layout
 from splitfed.run.client_scores import Score, read_scores
 from splitfed.run.ledger import Totals, read_rows
+from splitfed.run.log import SpareFile
 from splitfed.run.metrics import Metrics
 from splitfed.run.observer import Observer, Started
 from splitfed.run.summary import Summary
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+# Of accuracies, a hundredth each.
+_BINS = np.linspace(0.0, 1.0, 101)
 
 
 class Curves(Observer):
@@ -24,20 +28,18 @@ class Curves(Observer):
     bits of float32. To compute with, read the CSV files."""
 
     def __init__(self) -> None:
-        self._writer: SummaryWriter | None = None
+        self._events: _Events | None = None
         self._began = 0.0
         self._clients = self._laid_out = False
 
     def started(self, info: Started) -> None:
         """Open the folder; a resumed run writes its history anew, so that nothing after its checkpoint is left."""
-        from torch.utils.tensorboard import SummaryWriter
-
         folder = curves_of(info.folder)
         for place in (folder, folder.parent):  # beside it is where earlier versions wrote
             for old in place.glob("events.out.tfevents.*"):
-                old.unlink()
-        # The purge mark tells a TensorBoard that is open meanwhile to drop what it read from the deleted files.
-        self._writer = SummaryWriter(str(folder), purge_step=0)
+                with suppress(OSError):
+                    old.unlink()
+        self._events = _Events(folder)
         self._clients, self._laid_out = info.asks, False
         # Rounds are dated back, so that TensorBoard's relative time is the run's own, without the pause.
         self._began = time.time() - (info.history[-1][0].seconds if info.history else 0.0)
@@ -47,25 +49,28 @@ class Curves(Observer):
             finished = finished + sent
             self.evaluated(metrics.round, scores.get(metrics.round, []))
             self._write(metrics, sent, finished)
-        self._writer.flush()
+        self._events.flush()
 
     def evaluated(self, round: int, scores: list[Score]) -> None:
         """Write how the clients' accuracies are spread."""
-        assert self._writer is not None
+        from torch.utils.tensorboard.summary import histogram
+
+        assert self._events is not None
         if scores:
-            self._writer.add_histogram("clients/accuracies", np.array([score.accuracy for score in scores]), round)
+            found = np.array([score.accuracy for score in scores])
+            self._events.add(histogram("clients/accuracies", found, _BINS), round, time.time())
 
     def round(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:
         """Write the points of a round; they are in the file when this returns."""
-        assert self._writer is not None
+        assert self._events is not None
         self._write(metrics, sent, finished)
-        self._writer.flush()
+        self._events.flush()
 
     def finished(self, summary: Summary, totals: Totals) -> None:
         """Write the figures of the test split, what was wasted, and the line of TensorBoard's table of runs."""
         from torch.utils.tensorboard.summary import hparams
 
-        assert self._writer is not None
+        assert self._events is not None
         for name, value in (
             ("test_accuracy", summary.test_accuracy),
             ("test_loss", summary.test_loss),
@@ -79,7 +84,7 @@ class Curves(Observer):
         shown[1:1] = ["sum_MB/cut", "factor/cut"] if summary.cut_bytes else []
         # Written by hand: `add_hparams` would open a run of its own beside this one.
         for part in hparams({name: str(getattr(summary, name)) for name in names}, dict.fromkeys(shown, 0)):
-            self._writer._get_file_writer().add_summary(part)
+            self._events.add(part, 0, time.time())
         self.close()
 
     def interrupted(self, folder: Path, round: int, totals: Totals) -> None:
@@ -88,14 +93,17 @@ class Curves(Observer):
 
     def close(self) -> None:
         """Close the file, also after an error; nothing where none is open."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._events is not None:
+            self._events.close()
+            self._events = None
 
     def _write(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:
-        assert self._writer is not None
+        from torch.utils.tensorboard.summary import custom_scalars
+
+        assert self._events is not None
         if not self._laid_out:  # known with the first round: whether there is a cut
-            self._writer.add_custom_scalars(layout(cut=metrics.cut_bytes > 0, clients=self._clients))
+            charts = layout(cut=metrics.cut_bytes > 0, clients=self._clients)
+            self._events.add(custom_scalars(charts), 0, time.time())
             self._laid_out = True
         at, step = self._began + metrics.seconds, metrics.round
         for name, value in (
@@ -131,18 +139,49 @@ class Curves(Observer):
             self._add("time/simulated", metrics.simulated_seconds, step, at)
 
     def _add(self, tag: str, value: float, step: int, at: float) -> None:
-        assert self._writer is not None
+        assert self._events is not None
         from torch.utils.tensorboard.summary import scalar
 
         # Not in double precision: TensorBoard's fast loader, which it uses unless told otherwise, leaves doubles out.
         point = scalar(tag, value, new_style=True)
         point.value[0].metadata.summary_description = description(tag)
-        self._writer._get_file_writer().add_summary(point, step, at)
+        self._events.add(point, step, at)
 
 
 def curves_of(run: Path) -> Path:
     """Return the folder of a run's curves."""
     return run / "tensorboard" / run.resolve().name
+
+
+class _Events:
+    """An event file. TensorBoard's own writer leaves it to a thread, which has nobody to tell when the disk is full."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter(SpareFile(folder / name, "wb"))
+        self._put(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        # This mark tells a TensorBoard that is open meanwhile to drop what it read from files that were deleted.
+        self._put(Event(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, summary: Any, step: int, at: float) -> None:
+        """Add a summary, dated in seconds since the epoch."""
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._put(Event(wall_time=at, step=step, summary=summary))
+
+    def flush(self) -> None:
+        """Hand what was added to the system."""
+        self._records.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._records.close()
+
+    def _put(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
 
 
 def _before_round_one(folder: Path) -> Totals:

@@ -9,9 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from splitfed.errors import RunError, ScenarioError
+from splitfed.errors import ScenarioError
 from splitfed.reports import units
 from splitfed.reports.study.labels import distinct
+from splitfed.run.journal import check_finished
 from splitfed.run.ledger import Totals, totals_by_round
 from splitfed.run.metrics import Metrics, read_metrics
 from splitfed.run.summary import Summary
@@ -66,24 +67,18 @@ class Run:
     @cached_property
     def rounds(self) -> list[Metrics]:
         """The finished rounds. Raises RunError where they cannot be read."""
-        try:
-            return read_metrics(self.folder / "metrics.csv")
-        except OSError as error:
-            raise RunError(f"{self.folder / 'metrics.csv'}: cannot be read ({error.strerror})") from error
+        return read_metrics(self.folder / "metrics.csv")
 
     @cached_property
     def totals(self) -> Totals:
         """Bytes of all finished rounds. Raises RunError where the ledger cannot be read."""
-        path = self.folder / "ledger.csv"
-        try:
-            return sum(totals_by_round(path).values(), Totals())
-        except OSError as error:
-            raise RunError(f"{path}: cannot be read ({error.strerror})") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{path}: broken ({error})") from error
+        return sum(totals_by_round(self.folder / "ledger.csv").values(), Totals())
 
     def check(self) -> None:
-        """Read all of it. Raises RunError where something cannot be read."""
+        """Read all of it. Raises RunError where something cannot be read, or is not what the run wrote."""
+        check_finished(self.folder, "metrics.csv")
+        # A deployment says goodbye to its clients after the last round.
+        check_finished(self.folder, "ledger.csv", more=self.summary.engine == "deployment")
         _ = self.rounds, self.totals
 
     @property

@@ -1,13 +1,14 @@
 """The run folder of a sweep's point: whether it is new, unfinished or done, and that it is this point's."""
 
-import os
+import shutil
 from enum import StrEnum
 from pathlib import Path
 
-from splitfed.errors import RunError, SplitfedError
+from splitfed.errors import RunError, SplitfedError, WriteError
+from splitfed.files import reason
 from splitfed.reports.study.groups import flat
 from splitfed.reports.sweep.plan import Point
-from splitfed.run.folder import stored_scenario
+from splitfed.run.folder import fill, stored_scenario
 from splitfed.run.metrics import read_metrics
 from splitfed.run.origin import same_data
 from splitfed.run.summary import NAME
@@ -42,20 +43,20 @@ def state(folder: Path, point: Point) -> State:
 
 def prepare(folder: Path, point: Point) -> None:
     """Make a new point's folder, with its scenario in it. Raises RunError where that cannot be done."""
-    scratch = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(folder.with_name(f".{folder.name}.new"), ignore_errors=True)  # of a sweep that was killed
     try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        (scratch / "scenario.yaml").write_text(point.scenario.to_yaml(), encoding="utf-8")
-        os.replace(scratch, folder)  # whole or not at all
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be created ({error.strerror})") from error
+        if folder.exists():
+            folder.rmdir()  # it is empty
+        fill(folder, point.scenario)
+    except (OSError, WriteError) as error:
+        raise RunError(f"{folder}: cannot be created ({reason(error)})") from error
 
 
 def rounds_done(folder: Path) -> int:
     """Return how many rounds a run has finished."""
     try:
         rows = read_metrics(folder / "metrics.csv")
-    except (OSError, RunError):
+    except RunError:
         return 0
     return rows[-1].round if rows else 0
 

@@ -15,7 +15,7 @@ from splitfed.errors import RunError
 from splitfed.reports import units
 from splitfed.reports.sweep.folder import State, prepare, rounds_done, state
 from splitfed.reports.sweep.plan import Point, Sweep
-from splitfed.run.folder import locked
+from splitfed.run.folder import begun, locked
 from splitfed.run.summary import Summary
 
 LOG = "errors.txt"
@@ -135,7 +135,7 @@ class _Pool:
                 f"{units.size(summary.total_bytes):>9} total  {factor:>6}  {units.duration(summary.seconds)}",
             )
         told = lines[-1].strip() if lines else "it said nothing"
-        if code == 2 and not (folder / "checkpoints").exists():
+        if code == 2 and not begun(folder):
             shutil.rmtree(folder)  # a mistake in data, weights or device: nothing ran
         if code == 2:
             return self._failed(point, told)

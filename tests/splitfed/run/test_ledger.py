@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitfed.run import ledger as module
 from splitfed.run.ledger import COLUMNS, ROLES, Ledger, Row, Sizes, Totals, move_to_wasted, read_rows, totals_by_round
 
 COUNT = st.integers(0, 2**60)
@@ -181,7 +180,7 @@ def test_a_crash_while_moving_loses_nothing(tmp_path: Path, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((module.os, "replace", crash) if step == "replace" else (Path, "unlink", crash)))
+        patch.setattr(*((os, "replace", crash) if step == "replace" else (Path, "unlink", crash)))
         with pytest.raises(KeyboardInterrupt):
             ledger.waste()
     assert (tmp_path / "open-1.csv").exists()
@@ -195,6 +194,6 @@ def test_a_commit_is_on_disk_when_it_returns(tmp_path: Path, monkeypatch: pytest
     ledger.add([row(1)])
     synced: list[int] = []
     real = os.fsync
-    monkeypatch.setattr(module.os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_size), real(handle)))
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_size), real(handle)))
     ledger.commit()
     assert synced == [(tmp_path / "ledger.csv").stat().st_size]

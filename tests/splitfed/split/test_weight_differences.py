@@ -91,10 +91,10 @@ def test_residuals_make_up_for_what_few_bits_take(feedback, tmp_path):
     total = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
     for round in range(1, rounds + 1):
         whole = wire().pack(weights(0), KEY, round, -1).buffer
-        crossing = RoundWeights(one, NONE, state, round, 0)
-        known, _ = crossing.down(whole)
         if not feedback:
             state.save_weights(round - 1, {}, {name: torch.zeros(shape) for name, shape in SHAPES.items()})
+        crossing = RoundWeights(one, NONE, state, round, 0)
+        known, _ = crossing.down(whole)
         came, _ = one.unpack(crossing.up(added(known, step), KEY).buffer)
         total = added(total, came)
     worst = max((total[name] - rounds * step[name]).abs().max() for name in SHAPES)

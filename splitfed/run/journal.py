@@ -1,0 +1,122 @@
+"""Files that only grow: how far one has come, and whether so much of it is still what was written."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitfed.errors import RunError
+from splitfed.files import append, reason, write
+
+_BLOCK = 1 << 20
+
+
+class Damaged(RunError):
+    """A file that is not what a checkpoint says of it; an older checkpoint may still fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a file has come: its length in bytes, and the SHA-256 of so much of it in hex; none in runs of earlier
+    versions. A file of no length is not there."""
+
+    length: int = 0
+    sha256: str = ""
+
+    @classmethod
+    def of(cls, path: Path) -> "Mark":
+        """Return the mark of a whole file. Raises OSError where it cannot be read."""
+        return Journal(path, "").mark
+
+    def check(self, path: Path, header: str = "") -> None:
+        """Raise Damaged unless a file begins with what was marked, and RunError where this is below another header."""
+        if not self.length:
+            return
+        try:
+            found, there = _hashed(path, self.length), path.stat().st_size
+            with open(path, "rb") as file:
+                first = file.readline()
+                file.seek(self.length - 1)
+                last = file.read(1)
+        except OSError as error:
+            raise Damaged(f"{path}: cannot be read ({reason(error)})") from None
+        if there < self.length:
+            raise Damaged(f"{path}: is too short: {there} of {self.length} bytes are there")
+        if last != b"\n" or (self.sha256 and found.hexdigest() != self.sha256):
+            raise Damaged(f"{path}: is not what was written: its first {self.length} bytes have another SHA-256")
+        if header and first != header.encode():
+            raise RunError(
+                f"{path}: has other columns, so an earlier version of splitfed began this run, go on with that one or "
+                "start it anew"
+            )
+
+    def cut(self, path: Path, header: str) -> None:
+        """Leave what was marked of a file that was checked. Where that is nothing, leave the `header`, or no file."""
+        if not self.length:
+            if header:
+                write(path, header)
+            else:
+                path.unlink(missing_ok=True)
+        elif path.stat().st_size > self.length:
+            with open(path, "r+b") as file:
+                file.truncate(self.length)
+                os.fsync(file.fileno())
+
+
+class Journal:
+    """A file that only grows, below a header. Its mark is known at any time without reading it again."""
+
+    def __init__(self, path: Path, header: str) -> None:
+        """Go on with a file that is there; the first rows make one that is not."""
+        self.path, self._header = path, header
+        self._length = path.stat().st_size if path.exists() else 0
+        self._hash = _hashed(path, self._length) if self._length else hashlib.sha256()
+
+    @property
+    def mark(self) -> Mark:
+        """How far the file has come."""
+        return Mark(self._length, self._hash.hexdigest()) if self._length else Mark()
+
+    def start(self) -> None:
+        """Make the file, if it is not there. Raises WriteError."""
+        self.append("")
+
+    def append(self, rows: str) -> None:
+        """Add rows; they are on disk when this returns. Raises WriteError, and the file is as it was."""
+        text = rows if self._length else self._header + rows
+        if not text:
+            return
+        append(self.path, text)
+        self._length += len(text.encode())
+        self._hash.update(text.encode())
+
+
+def check_finished(folder: Path, name: str, *, more: bool = False) -> None:
+    """Raise RunError where a file of a finished run is not what its last checkpoint says, or its last line is cut;
+    `more` may follow. Without checkpoints, and in runs of earlier versions, the last line alone tells."""
+    path, states = folder / name, sorted(folder.glob("checkpoints/round-*/state.json"))
+    try:
+        said = json.loads(states[-1].read_bytes()) if states else {}
+        mark = Mark(int(said.get(f"{path.stem}_bytes", 0)), said.get("sha256", {}).get(name, ""))
+    except (OSError, ValueError, TypeError, AttributeError):
+        mark = Mark()  # a checkpoint that is broken tells nothing
+    mark.check(path)
+    try:
+        size = path.stat().st_size
+        cut = not path.read_bytes().endswith(b"\n")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({reason(error)})") from error
+    if cut or (mark.sha256 and size > mark.length and not more):
+        raise Damaged(
+            f"{path}: is not what was written: {'its last line is cut' if cut else 'there are rows too many'}"
+        )
+
+
+def _hashed(path: Path, length: int) -> "hashlib._Hash":
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while length > 0 and (block := file.read(min(length, _BLOCK))):
+            found.update(block)
+            length -= len(block)
+    return found
