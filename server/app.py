@@ -14,7 +14,6 @@ from splitfed.run.folder import stored_scenario
 from splitfed.run.ledger import Ledger
 from splitfed.run.observer import Observers
 from splitfed.run.recovery import recover
-from splitfed.run.waiting import waiting
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Remote
 from splitfed.seeds import Key
@@ -37,6 +36,7 @@ from splitfed.server.weights.strategy import Aggregation
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import EvaluationCut
 from splitfed.split.weights import WeightWire
+from splitfed.waiting import waiting
 from splitfed.wire.channel import InlineListener, Listener
 from splitfed.wire.messages import ALIGN, Question
 

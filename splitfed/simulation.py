@@ -17,12 +17,12 @@ from splitfed.run.metrics import Metrics, read_metrics
 from splitfed.run.observer import Observer
 from splitfed.run.origin import continued, pinned
 from splitfed.run.summary import Summary
-from splitfed.run.waiting import waiting
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Inline, Ray
 from splitfed.scenario.sections import Federation
 from splitfed.split.assembly import check_model
 from splitfed.split.mistakes import BEFORE_A_RUN
+from splitfed.waiting import waiting
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,9 @@ runpy.run_path(str(_alone / "sitecustomize.py"))  # this process has started alr
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-import splitfed.run.waiting  # noqa: E402
+import splitfed.waiting  # noqa: E402
 
-splitfed.run.waiting.PATIENCE = 3600.0  # what a slow machine says on top is nothing that a test waits for
+splitfed.waiting.PATIENCE = 3600.0  # what a slow machine says on top is nothing that a test waits for
 torch.set_num_threads(1)
 
 

@@ -20,8 +20,8 @@ from splitfed.cli.study import compare, list_, sweep
 from splitfed.cli.validate import validate
 from splitfed.engines.allocator import keep_freed_memory
 from splitfed.errors import SplitfedError
-from splitfed.run.waiting import speak
 from splitfed.version import __version__
+from splitfed.waiting import speak
 
 typer.core.HAS_RICH = False  # it would put a backslash before every [default: ...] of the plain help
 

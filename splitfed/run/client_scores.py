@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Self
 
-from splitfed.run.table import count, read_table
+from splitfed.run.journal import count, read_table
 
 NAME = "clients.csv"
 

@@ -11,8 +11,7 @@ from typing import Literal, get_args
 
 from splitfed.errors import WriteError
 from splitfed.files import add, append, told, write
-from splitfed.run.journal import Journal, Mark
-from splitfed.run.table import count, read_table
+from splitfed.run.journal import Journal, Mark, count, read_table
 
 Direction = Literal["up", "down"]
 Plane = Literal["data", "control"]

@@ -38,6 +38,10 @@ class SpareFile:
                 self._file.write(content)
         return len(content)
 
+    def isatty(self) -> bool:
+        """Tell that this is no terminal."""
+        return False
+
     def flush(self) -> None:
         """Hand what was written to the system."""
         if self._file is not None:

@@ -4,7 +4,7 @@ from dataclasses import MISSING, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from splitfed.run.table import count, read_table
+from splitfed.run.journal import count, read_table
 
 NAME = "metrics.csv"
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from splitfed.data.dataset import FederatedData, forget, load
 from splitfed.data.sources.fingerprint import differences
 from splitfed.errors import ModelError
-from splitfed.run.waiting import waiting
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment
 from splitfed.scenario.places import resolved, with_value
 from splitfed.seeds import Key
+from splitfed.waiting import waiting
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 from splitfed.errors import RunError
 from splitfed.federation.availability import TRACE
@@ -17,6 +18,7 @@ from splitfed.run.journal import Damaged, Mark
 from splitfed.run.ledger import Ledger, Row, Totals, read_open, read_rows, totals_by_round
 from splitfed.run.metrics import Metrics, read_metrics
 from splitfed.scenario.document import read
+from splitfed.scenario.places import FINGERPRINTS, PATHS
 
 log = getLogger("splitfed")
 
@@ -174,9 +176,15 @@ def _check_fixed(folder: Path, sha256: Mapping[str, str]) -> None:
 
 
 def _meaning(path: Path) -> bytes:
+    """Return what a scenario says but for the places of its files, which may change, and their fingerprints, which are
+    checked against what lies there."""
     data = read(path.read_text(encoding="utf-8"), str(path)).data
-    if isinstance(data.get("data"), dict):
-        data["data"].pop("path", None)
+    for keys in (*PATHS, *FINGERPRINTS):
+        section: Any = data
+        for key in keys[:-1]:
+            section = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section.pop(keys[-1], None)
     return json.dumps(data, sort_keys=True, default=str).encode()
 
 

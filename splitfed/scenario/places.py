@@ -7,15 +7,15 @@ from typing import Any
 from splitfed.scenario.scenario import Scenario
 
 # Keys whose values are paths of files or folders, by section.
-_PATHS = (("data", "path"), ("model", "weights"), ("compression", "reducer", "weights"),
+PATHS = (("data", "path"), ("model", "weights"), ("compression", "reducer", "weights"),
           ("federation", "availability", "file"))  # fmt: skip
-_FINGERPRINTS = (("data", "fingerprint"), ("model", "fingerprint"))
+FINGERPRINTS = (("data", "fingerprint"), ("model", "fingerprint"))
 
 
 def resolved(scenario: Scenario, near: Path | None = None) -> Scenario:
     """Return the scenario with full paths for all that exists: from the folder `near`, if it is there, else from the
     current one."""
-    for keys in _PATHS:
+    for keys in PATHS:
         value = _get(scenario, keys)
         if isinstance(value, str) and (path := _full(value, near) or _full(value)) and value != "digits":
             scenario = with_value(scenario, keys, path)
@@ -25,9 +25,9 @@ def resolved(scenario: Scenario, near: Path | None = None) -> Scenario:
 def placeless(scenario: Scenario, beside: Scenario) -> Scenario:
     """Return the scenario without fingerprints, and with the paths of another one where they lead to the same
     places."""
-    for keys in _FINGERPRINTS:
+    for keys in FINGERPRINTS:
         scenario = with_value(scenario, keys, None)
-    for keys in _PATHS:
+    for keys in PATHS:
         here, there = _get(scenario, keys), _get(beside, keys)
         if isinstance(here, str) and isinstance(there, str) and (_full(here) or here) == (_full(there) or there):
             scenario = with_value(scenario, keys, there)
@@ -41,7 +41,7 @@ def same_experiment(one: Scenario, other: Scenario) -> bool:
 
 def for_clients(scenario: Scenario) -> Scenario:
     """Return what clients elsewhere are told: the last name of a path alone says nothing of the server's folders."""
-    for keys in _PATHS:
+    for keys in PATHS:
         value = _get(scenario, keys)
         if isinstance(value, str) and value.startswith("/"):
             scenario = with_value(scenario, keys, f"./{Path(value).name}")

@@ -14,9 +14,9 @@ from splitfed.data.settings import DataConfig
 from splitfed.data.sources.hub import looks_like_name
 from splitfed.errors import DataError, ModelError, RunError, ScenarioError, SplitfedError
 from splitfed.model.settings import ModelConfig
-from splitfed.run.waiting import waiting
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
+from splitfed.waiting import waiting
 
 if TYPE_CHECKING:
     from splitfed.model.parts import Front

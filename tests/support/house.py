@@ -14,7 +14,7 @@ ORDER = (
     "base", "compression", "model", "federation", "data", "scenario", "run", "wire", "split", "engines", "sides",
     "reports", "testing", "simulation", "cli",
 )  # fmt: skip
-_BASE = ("version", "config", "errors", "files", "seeds")
+_BASE = ("version", "config", "errors", "files", "seeds", "waiting")
 _SIDES = ("clients", "server")
 _AT_THE_ROOT = ("clients", "server", "compression")
 # The composition roots, which know both sides, inside functions: one hands both apps to an engine, the other starts the

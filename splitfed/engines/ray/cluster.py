@@ -23,8 +23,8 @@ import ray
 from ray._private import ray_constants, worker
 
 from splitfed.errors import RunError
-from splitfed.run.waiting import waiting
 from splitfed.scenario.engine import Ray
+from splitfed.waiting import waiting
 
 _LOOPBACK = "127.0.0.1"
 CONNECT_SECONDS = 5.0  # until a cluster must have answered at its address

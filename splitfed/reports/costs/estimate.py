@@ -13,12 +13,12 @@ from splitfed.reports.costs.operations import Operations, count_step, count_whol
 from splitfed.reports.costs.shares import Shares
 from splitfed.reports.costs.traffic import Traffic
 from splitfed.run.ledger import Totals
-from splitfed.run.waiting import waiting
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Remote
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble, check_fits
 from splitfed.split.cut import Cut
+from splitfed.waiting import waiting
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from typing import Self
 from splitfed.data.batches import count_batches
 from splitfed.data.dataset import load
 from splitfed.data.stratify import count_held_out
-from splitfed.run.waiting import waiting
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
+from splitfed.waiting import waiting
 
 
 @dataclass(frozen=True, slots=True)

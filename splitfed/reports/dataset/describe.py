@@ -8,8 +8,8 @@ from torch import Tensor
 from splitfed.data.dataset import check_all, forget
 from splitfed.data.settings import Counts
 from splitfed.run.origin import load_data
-from splitfed.run.waiting import waiting
 from splitfed.scenario import Scenario
+from splitfed.waiting import waiting
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,7 +204,7 @@ def test_validate_takes_several_files_and_sweeps(run: Run, tmp_path: Path) -> No
     told = ended.err.splitlines()
     places = dict.fromkeys(line.partition(": ")[0] for line in told)
     assert list(places) == ["bad.yaml:1", "bad.yaml:3", "bad.yaml:4", "study.yaml:4", "nowhere.yaml"]
-    assert told[-2].startswith("study.yaml: b: model.cut is 9")
+    assert told[-2].startswith("study.yaml:4: model.cut: is 9")
     (tmp_path / "study.yaml").write_text("scenario: good.yaml\npoints:\n  a:\nseeds: [0, 1]\n")
     assert run("validate", "study.yaml") == Ended(0, "study.yaml: valid (a sweep of 2 runs)\n", "")
 

@@ -5,7 +5,7 @@ from threading import Event
 import pytest
 
 from splitfed.run import waiting as module
-from splitfed.run.waiting import speak, waiting
+from splitfed.waiting import speak, waiting
 
 
 @pytest.fixture
