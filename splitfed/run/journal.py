@@ -112,9 +112,7 @@ def check_finished(folder: Path, name: str, *, more: bool = False) -> None:
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({reason(error)})") from error
     if cut or (mark.sha256 and size > mark.length and not more):
-        raise Damaged(
-            f"{path}: is not what was written: {'its last line is cut' if cut else 'there are rows too many'}"
-        )
+        raise Damaged(f"{path}: broken ({'its last line is cut' if cut else 'it has more rows than were written'})")
 
 
 def _hashed(path: Path, length: int) -> "hashlib._Hash":

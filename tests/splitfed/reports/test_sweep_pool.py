@@ -37,7 +37,9 @@ def stopped(*_):
     (folder / "stopped").touch()
     sys.exit(130)
 signal.signal(signal.SIGINT, stopped)
-if name.startswith("mistake") or (name.startswith("late") and (folder / "checkpoints").mkdir() is None):
+if name.startswith("late"):
+    (folder / "checkpoints" / "round-000000").mkdir(parents=True)
+if name.startswith(("mistake", "late")):
     print("a library says something", file=sys.stderr)
     print("data.path: no such folder", file=sys.stderr)
     sys.exit(2)
