@@ -387,7 +387,9 @@ def test_the_way_to_the_split_port_is_tried(certificates, tmp_path):
     with listen(Door()) as plain:
         where = f"the split port {HOST}:{plain.port}"
         assert tried(f"grpc:{plain.port}") is None
-        assert tried(f"grpc:{plain.port}", ca=ca) == f"{where}: the server speaks plain text, not TLS"
+        assert tried(f"grpc:{plain.port}", ca=ca) == (
+            f"{where}: the server speaks plain text, not TLS: start it with --tls, or join it without"
+        )
     with listen(Door(), tls=files) as secure:
         where = f"the split port {HOST}:{secure.port}"
         assert tried(f"grpc:{secure.port}", ca=ca) is None

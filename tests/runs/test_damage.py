@@ -236,6 +236,7 @@ def test_a_reader_who_leaves_ends_a_run_without_a_word(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(scenario("federation.rounds=50").to_yaml())
     command = f"{sys.executable} -m splitfed simulate small.yaml | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (141, "")
+    assert done.returncode == 141
+    assert all(line.endswith(" ...") for line in done.stderr.splitlines())  # what takes long is said, and no more
     assert len(done.stdout.splitlines()) == 1
     assert os.listdir(tmp_path / "runs")
