@@ -214,12 +214,13 @@ def test_the_gradients_are_those_of_the_model_in_one_piece(reducer, tmp_path):
     expected = nn.functional.cross_entropy(tail(back(restored)), _double(plan.targets(ends.labels, 10)))
     expected.backward()
     assert loss == pytest.approx(float(expected.detach()), abs=1e-5)
+    # The ends compute in float32: steps of about 1 are off by 2e-7 and more, by the CPU.
     names = [name for name, _ in ends.part.named_parameters()]
     for name, mine, whole in zip(names, ends.part.parameters(), expected_part.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad.double(), whole.grad, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(mine.grad.double(), whole.grad, rtol=1e-4, atol=5e-6, msg=name)
     for name, whole in back.named_parameters():
         step = before[name].double() - ends.parts.back.get_parameter(name).double()
-        torch.testing.assert_close(step, whole.grad, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(step, whole.grad, rtol=1e-4, atol=5e-6, msg=name)
 
 
 def _double(targets):
