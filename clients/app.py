@@ -14,6 +14,7 @@ from splitfed.clients.state import ClientState
 from splitfed.clients.weights import RoundWeights, same_round
 from splitfed.clients.worker import Worker
 from splitfed.clients.worker_pool import leased
+from splitfed.data.sources.fingerprint import take
 from splitfed.errors import Lacking, RunError, SplitfedError, WireError
 from splitfed.split.weight_differences import base_of
 from splitfed.wire.messages import (
@@ -57,7 +58,9 @@ def _prepare(question: Question, context: Context, settings: Settings) -> Identi
             raise RunError(f"this is client {settings.partition}, where the run has clients 0 to {clients - 1}")
         states = settings.states_of(_run(context))
         if settings.data is not None:
-            ClientState(states, settings.partition).save_classes(question.classes)
+            state = ClientState(states, settings.partition)
+            state.save_classes(question.classes)
+            state.hold_to(take(worker.holding.images.source, None, question.classes))
         if question.channel:
             probe(question.channel, settings.reach(worker.scenario.engine))
         client, holding = settings.partition, worker.holding

@@ -1,6 +1,7 @@
 """What a client keeps between rounds, on its own disk: with `client_state: keep`, its optimiser; with a reducer that
 it has fitted to its images, its encoder; with weights that cross as differences, those that it was sent and what its
-own lacked; with an adapter, what is never trained; with images of its own, the scenario's class names.
+own lacked; with an adapter, what is never trained; with images of its own, the scenario's class names and what these
+images are.
 
 Each round's optimiser is a file of its own, and so are its weights. A round that is run again finds the state from
 before it, because only older files are read; as many are kept as the server keeps checkpoints to go back to. A file
@@ -18,7 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from splitfed.errors import Lacking, RunError
+from splitfed.data.settings import Fingerprint
+from splitfed.data.sources.fingerprint import differences
+from splitfed.errors import DataError, Lacking, RunError
 from splitfed.files import told, write
 from splitfed.model.optim import OptimiserState, flatten, unflatten
 
@@ -150,6 +153,23 @@ class ClientState:
         with told(path):
             self._folder.mkdir(parents=True, exist_ok=True)
             write(path, json.dumps(list(classes)))
+
+    def hold_to(self, mark: Fingerprint) -> None:
+        """Note what this client's own images are, or compare them with those that it began the run with. Raises
+        DataError where they are others, and WriteError."""
+        path = self._folder / "images.json"
+        try:
+            known = Fingerprint.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):  # it has just come, or the file is damaged
+            with told(path):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                write(path, mark.model_dump_json())
+            return
+        if difference := differences(mark, known):
+            raise DataError(
+                f"this client's images are others than those that it began the run with: {difference}; bring them "
+                "back, or take part with an empty --state"
+            )
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

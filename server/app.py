@@ -89,7 +89,7 @@ def main(grid: Grid, context: Context) -> None:
         )  # fmt: skip
         if recovered.checkpoint:
             checkpoints.restore(recovered.checkpoint)
-        records = RunRecords(scenario, folder, recovered, checkpoints, observer)
+        records = RunRecords(scenario, folder, recovered, checkpoints, observer, data.notes)
         phases = Phases(align, train, evaluate, progress)
         Rounds(scenario, model, wire_grid, roster, attendance, phases, records, lent).run()
 

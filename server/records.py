@@ -1,7 +1,7 @@
 """What is written down of a run, round by round, and told to those who watch it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,12 +22,13 @@ class RunRecords:
     """The files of a run folder as the rounds write them: ledger, metrics, clients' scores, checkpoints, summary.
 
     `finished` is the last round that is on disk, -1 before there is any; `history` has the rows of `metrics.csv`, each
-    with the bytes of its round."""
+    with the bytes of its round. `notes` on the data are told when the rounds begin."""
 
     def __init__(
-        self, scenario: Scenario, folder: Path, recovered: Recovered, checkpoints: Checkpoints, observer: Observer
+        self, scenario: Scenario, folder: Path, recovered: Recovered, checkpoints: Checkpoints, observer: Observer,
+        notes: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        self.scenario, self.folder, self.observer = scenario, folder, observer
+        self.scenario, self.folder, self.observer, self._notes = scenario, folder, observer, tuple(notes)
         self.ledger, self.history = recovered.ledger, recovered.history
         self._checkpoints, self._fixed = checkpoints, fixed(folder)
         self._metrics = Journal(folder / metrics.NAME, metrics.HEADER)
@@ -61,7 +62,7 @@ class RunRecords:
         scenario = self.scenario
         info = Started(
             scenario.name, self.folder, scenario.federation.rounds, scenario.engine.kind, self.finished, self.history,
-            budget, scenario.evaluation.held_out > 0,
+            budget, scenario.evaluation.held_out > 0, self._notes,
         )  # fmt: skip
         self.observer.started(info)
 

@@ -112,7 +112,8 @@ def _load(config: DataConfig, image_size: int, clients: int, key: Key) -> Federa
     column = _column(config, train, rows)
     partitions = config.partition.split(in_training.labels, clients, key.at("partition"), column)
     owners = [str(value) for value in column.known] if column and config.partition.kind == "natural_id" else None
-    notes = [*opened.notes, *_limits(config, counts.train, counts.test)]
+    bad = [f"{mark.bad:,} images are left out: they cannot be decoded, or have no label"] if mark.bad else []
+    notes = [*bad, *opened.notes, *_limits(config, counts.train, counts.test)]
     return FederatedData(in_training, held_out, in_test, partitions, opened.classes, owners, mark, notes)
 
 

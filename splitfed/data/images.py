@@ -31,6 +31,11 @@ class Images:
         return len(self._rows)
 
     @property
+    def source(self) -> Source:
+        """These images as they are stored."""
+        return self._source.of(self._rows)
+
+    @property
     def nbytes(self) -> int:
         """What all these images take in memory, in bytes."""
         return len(self) * 3 * self.image_size**2

@@ -14,7 +14,7 @@ from splitfed.run.summary import Summary
 class Started:
     """What is known before the first round. `resumed` is the last finished round of an earlier attempt, `history` its
     rounds with the bytes of each, and `budget` the cut bytes after which no round starts. `asks`: clients are asked how
-    the model does on images that they hold out."""
+    the model does on images that they hold out. `notes` are what a user should know of the data."""
 
     scenario: str
     folder: Path
@@ -24,6 +24,7 @@ class Started:
     history: list[tuple[Metrics, Totals]]
     budget: int | None
     asks: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Observer:

@@ -93,6 +93,18 @@ def test_a_client_with_images_of_its_own(hospital, tmp_path):
         f"{hospital}: class '3' is not among the classes ('digit 0', 'digit 1', "
     )
     assert "the server has told none" in problem(DIGITS, {"classes": []}, **node)
+
+
+def test_a_client_is_held_to_the_images_that_it_began_with(hospital, tmp_path):
+    node = {"splitfed_data": str(hospital), "splitfed_states": str(tmp_path / "states")}
+    for place in (hospital, shutil.copytree(hospital, tmp_path / "moved")):
+        assert identify(**(node | {"splitfed_data": str(place)}))["num-examples"] == 20
+    next(hospital.rglob("*.png")).unlink()
+    assert problem(**node) == (
+        "this client's images are others than those that it began the run with: it has 19 training images, not 20; "
+        "bring them back, or take part with an empty --state"
+    )
+    assert identify(**(node | {"splitfed_states": str(tmp_path / "other")}))["num-examples"] == 19
     assert problem(splitfed_data=str(tmp_path / "none"), splitfed_states=node["splitfed_states"]) == (
         f"{tmp_path}/none: there is no such file or folder; it should hold this client's images"
     )

@@ -1,6 +1,7 @@
 """Whether two data sets are the same: their sizes, their classes, and hashes of their labels and of some images."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,17 +12,18 @@ from splitfed.data.sources.labels import listed, plain
 _SAMPLE = 16  # images of each split whose bytes are hashed
 
 
-def take(train: Source, test: Source, classes: list[str]) -> Fingerprint:
-    """Return the fingerprint of a data set. It says nothing of its place: a copy has the same one."""
+def take(train: Source, test: Source | None, classes: Sequence[str]) -> Fingerprint:
+    """Return the fingerprint of a data set; a client's own images have no test split. It says nothing of their place: a
+    copy has the same one."""
     labels, images = hashlib.sha256(), hashlib.sha256()
-    for source in (train, test):
+    for source in (train,) if test is None else (train, test):
         numbers = source.labels.numpy().astype("<i8")
         labels.update(len(numbers).to_bytes(8, "little") + numbers.tobytes())
         for row in np.linspace(0, len(source) - 1, min(_SAMPLE, len(source))).astype(int).tolist():
             content = _content(source, row)
             images.update(len(content).to_bytes(8, "little") + content)
     return Fingerprint(
-        train=len(train), test=len(test), classes=tuple(classes), labels=labels.hexdigest()[:32],
+        train=len(train), test=0 if test is None else len(test), classes=tuple(classes), labels=labels.hexdigest()[:32],
         images=images.hexdigest()[:32],
     )  # fmt: skip
 

@@ -25,7 +25,8 @@ from splitfed.waiting import waiting
 class Estimate:
     """The cost of a scenario: bytes of an average round (`sent` before the lossless stage) and those that cross `once`,
     where clients fit a reducer's layers to their images; rounds it will run at most, the budget in cut bytes, memory
-    and operations of each side, bytes of decoded images, and seconds."""
+    and operations of each side, bytes of decoded images, and seconds. `notes` are what a user should know of the
+    data."""
 
     scenario: Scenario
     examples: int
@@ -42,6 +43,7 @@ class Estimate:
     step_seconds: float
     round_seconds: float
     assumed: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def total_sent(self) -> int:
@@ -75,7 +77,7 @@ def estimate(scenario: Scenario) -> Estimate:
     return Estimate(
         scenario, sum(shares.trained), shares.classes, steps, round_bytes, once_bytes, rounds, limit,
         client, _of_all(server, scenario, shares), operations, _kept_images(scenario, shares),
-        step_seconds, steps * step_seconds + evaluation, shares.assumed,
+        step_seconds, steps * step_seconds + evaluation, shares.assumed, shares.notes,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from splitfed.waiting import waiting
 class Shares:
     """Images that each client trains on (who has none is never drawn, and not in the list) and that those hold out who
     do; all `images` of the data set, those of its `validation` split, and its classes. `assumed`: nothing was
-    loaded."""
+    loaded. `notes` are what a user should know of the data."""
 
     trained: list[int]
     held_out: list[int]
@@ -24,12 +24,14 @@ class Shares:
     validation: int
     classes: int
     assumed: bool
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, scenario: Scenario, key: Key) -> Self:
         """Count them. Where `data.expect` says what the data set holds, it is not loaded, and clients are taken to hold
         equal shares. Raises SplitfedError as a run would."""
         clients = scenario.federation.clients
+        notes: tuple[str, ...] = ()
         if (expect := scenario.data.expect) is not None:
             counts, classes = scenario.data.counts(expect.train, expect.test), expect.classes
             share, left = divmod(counts.train, clients)
@@ -38,11 +40,12 @@ class Shares:
         else:
             with waiting("loading the data"):
                 data = load(scenario.data, scenario.model.image_size, clients, key.at("data"))
+            notes = tuple(data.notes)
             each, classes = [len(rows) for rows in data.partitions], len(data.classes)
             images, validation = len(data.train) + len(data.validation) + len(data.test), len(data.validation)
         out = [count_held_out(own, scenario.evaluation.held_out) for own in each]
         trained = [own - aside for own, aside in zip(each, out, strict=True) if own > aside]
-        return cls(trained, [aside for aside in out if aside], images, validation, classes, expect is not None)
+        return cls(trained, [aside for aside in out if aside], images, validation, classes, expect is not None, notes)
 
     def cohort(self, scenario: Scenario) -> int:
         """Return how many clients train in a round, as if all of them stayed."""

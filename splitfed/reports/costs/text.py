@@ -25,6 +25,8 @@ def text(found: Estimate) -> str:
     )
     if found.assumed:
         print("counts of images as data.expect gives them, in equal shares; nothing was loaded", file=out)
+    for note in found.notes:
+        print(note, file=out)
     print("\nbytes of a round, sent = before the lossless stage, so at most:", file=out)
     print_whole(console, breakdown(found.round, 0))
     rows = [

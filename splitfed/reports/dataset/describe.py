@@ -64,5 +64,4 @@ def describe(scenario: Scenario, *, check: bool = False) -> Description:
     held = cells.bincount(minlength=clients * count).view(clients, count)
     counts = Counts(len(data.train), len(data.validation), len(data.test))
     trained = data.train.labels.bincount(minlength=count)
-    notes = [f"{data.bad:,} images are left out: they cannot be decoded, or have no label"] if data.bad else []
-    return Description(scenario, counts, data.classes, held, trained, data.owners, [*notes, *data.notes])
+    return Description(scenario, counts, data.classes, held, trained, data.owners, data.notes)

@@ -66,6 +66,7 @@ class Console(Observer):
             ("engine", info.engine),
             ("run folder", str(info.folder)),
             ("budget", "none" if info.budget is None else f"{units.size(info.budget)} of cut bytes"),
+            *(("data", note) for note in info.notes),
         )
         if info.resumed:
             self._print(f"resumed after round {info.resumed}", "bold")
