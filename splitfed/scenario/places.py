@@ -7,9 +7,9 @@ from typing import Any
 from splitfed.scenario.scenario import Scenario
 
 # Keys whose values are paths of files or folders, by section.
-PATHS = (("data", "path"), ("model", "weights"), ("compression", "reducer", "weights"),
+PATHS: tuple[tuple[str, ...], ...] = (("data", "path"), ("model", "weights"), ("compression", "reducer", "weights"),
           ("federation", "availability", "file"))  # fmt: skip
-FINGERPRINTS = (("data", "fingerprint"), ("model", "fingerprint"))
+FINGERPRINTS: tuple[tuple[str, ...], ...] = (("data", "fingerprint"), ("model", "fingerprint"))
 
 
 def resolved(scenario: Scenario, near: Path | None = None) -> Scenario:

@@ -98,4 +98,4 @@ def _check_transparency(image: Image.Image) -> None:
 
 def _extrema(image: Image.Image) -> list[tuple[float, float]]:
     found = image.getextrema()
-    return list(found) if isinstance(found[0], tuple) else [found]  # type: ignore[list-item, arg-type]
+    return list(found) if isinstance(found[0], tuple) else [found]

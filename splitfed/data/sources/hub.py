@@ -100,7 +100,9 @@ def read_card(folder: Path) -> Card:
         return Card({}, {})
     about = about if isinstance(about, dict) else {}
     files = {
-        _called(one): found for one in _entries(about.get("configs")) if (found := _patterns(one.get("data_files")))
+        _called(one): patterns
+        for one in _entries(about.get("configs"))
+        if (patterns := _patterns(one.get("data_files")))
     }
     return Card(files, {_called(one): _names(one) for one in _entries(about.get("dataset_info"))})
 
