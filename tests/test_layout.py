@@ -212,6 +212,7 @@ for what in {LISTED}:
             id="list",
         ),
         pytest.param("from splitfed.cli.main import app; app(['schema'], standalone_mode=False)", id="schema"),
+        pytest.param("import splitfed.split.mistakes, splitfed.reports.sweep.plan", id="validate"),
     ],
 )
 def test_reading_a_scenario_loads_neither_torch_nor_flower(start: str) -> None:

@@ -1,6 +1,7 @@
 """The settings of a scenario's data, and of what clients hold out for evaluation. Nothing heavy is imported here, so
 that a scenario is read without torch."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,6 +14,14 @@ from splitfed.errors import DataError
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 Rows = Annotated[tuple[NonNegativeInt, ...], BeforeValidator(as_tuple)]
 Augment = Literal["none", "flip", "paper"]
+
+
+_ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+
+def looks_like_name(path: str) -> bool:
+    """Tell whether something is written as names of the Hub are."""
+    return bool(_ON_THE_HUB.fullmatch(path))
 
 
 class Expected(Config):

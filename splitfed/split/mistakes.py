@@ -10,8 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splitfed.data.settings import DataConfig
-from splitfed.data.sources.hub import looks_like_name
+from splitfed.data.settings import DataConfig, looks_like_name
 from splitfed.errors import DataError, ModelError, RunError, ScenarioError, SplitfedError
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario import Scenario

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from splitfed.data.settings import looks_like_name
 from splitfed.data.sources.base import first_line
 from splitfed.errors import DataError
 from splitfed.model.hub import patient_only_online
@@ -19,13 +20,7 @@ if TYPE_CHECKING:
 
     from splitfed.data.settings import DataConfig
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def looks_like_name(path: str) -> bool:
-    """Tell whether something is written as names of the Hub are; quick, as nothing is loaded."""
-    return bool(_NAME.fullmatch(path))
 
 
 def is_name(path: str) -> bool:
