@@ -4,7 +4,7 @@ from threading import Event
 
 import pytest
 
-from splitfed.run import waiting as module
+from splitfed import waiting as module
 from splitfed.waiting import speak, waiting
 
 
