@@ -181,7 +181,7 @@ def test_installed_packages_are_looked_through_once(site, monkeypatch):
 
 
 SCENARIO = """\
-model: {name: vit_tiny_patch16_224, cut: 1, image_size: 8}
+model: {name: vit_tiny_patch16_224, cut: 1, image_size: 16}
 data: {path: digits}
 federation: {clients: 2, rounds: 1}
 compression:
@@ -240,7 +240,7 @@ def test_help_imports_no_plugin_and_a_broken_one_ends_with_code_2_where_it_is_na
     (tmp_path / "f.yaml").write_text(SCENARIO.replace("KIND", "mine"))
     done = run(tmp_path, "-m", "splitfed", "simulate", "f.yaml")
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [
+    assert [line for line in done.stderr.splitlines() if not line.endswith(" ...")] == [
         "f.yaml:7: compression.reducer: 'mine' of loud 1.0 (entry point told:Mine) cannot be used: "
         "ZeroDivisionError: division by zero (told.py:2)"
     ]

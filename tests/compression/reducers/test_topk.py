@@ -12,7 +12,7 @@ from splitfed import estimate, simulate
 from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.registry import ReducerConfig
 from splitfed.compression.reducers.values.topk import RandomTopK, TopK, first_largest
-from splitfed.errors import CodecError, WireError
+from splitfed.errors import Diverged, WireError
 from splitfed.seeds import Key
 from splitfed.testing import arrive, assert_split_equals_whole, cut_for, plan_for, send
 from splitfed.wire.frame import Place
@@ -233,7 +233,7 @@ def test_what_is_not_finite_is_sent_to_the_codec_which_refuses_it(section, value
     activations[3, 2, 1] = value
     cut = cut_for({**section, "ratio": 0.5} if section["kind"] == "topk" else {**section, "ratio": 1.0}, GEOMETRY)
     plan = plan_for(cut.reducer, activations, Key(0))
-    with pytest.raises(CodecError, match="NaN, infinity"):
+    with pytest.raises(Diverged, match="NaN or infinite"):
         send(cut, plan, activations, labels)
 
 
