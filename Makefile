@@ -5,9 +5,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := -m pip install --disable-pip-version-check
 PACKAGES := splitfed clients server compression
 SOURCES := $(PACKAGES) tests benchmarks
 RUN := digits
+LOCK := build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --constraint constraints.txt \
+	--custom-compile-command "make lock"
 # A look into every room, the quick ones of its tests.
 SMOKE := tests/test_layout.py tests/compression/test_lossless.py tests/compression/test_presets.py \
 	tests/compression/codecs/test_rotation.py tests/compression/reducers/test_registry.py \
@@ -22,20 +25,23 @@ TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 FLWR_TELEMETRY_ENABLED=0 FLWR
 	RAY_USAGE_STATS_ENABLED=0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test test-slow test-all lint format types schema notebook wheel clean
+.PHONY: help install demo smoke test test-slow test-all lint format types schema lock notebook wheel clean
 
 help:  ## Show what there is to make, with the times of two cores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(READY)  ## Make .venv and install splitfed and its tools into it: minutes, by the network
 
-# Made anew when what it installs has changed; pip then only fetches what is different.
-$(READY): pyproject.toml constraints.txt
+# Made anew when what it installs has changed; pip then only fetches what is different. torch is apart: which build it is,
+# CPU or CUDA, is left to where pip takes it from, and so is which of the packages beside it in torch.txt are wanted.
+$(READY): pyproject.toml requirements/locked.txt requirements/torch.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "splitfed needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.11"; exit 1; }
 	@echo "installing splitfed and what it needs into $(VENV), 2.4 GB: minutes, by the network"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python $(PIP) --no-deps --require-hashes --requirement requirements/locked.txt
+	$(BIN)/python $(PIP) --constraint requirements/torch.txt torch torchvision
+	$(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(READY)  ## Train on handwritten digits, offline, and show where the bytes went: 1 to 3 minutes
@@ -71,12 +77,25 @@ schema: $(READY)  ## Renew scenarios/schema.json and sweeps/schema.json, by whic
 	$(BIN)/splitfed schema scenario --out scenarios/schema.json
 	$(BIN)/splitfed schema sweep --out sweeps/schema.json
 
+# Versions that stand there already stay, unless pyproject.toml or constraints.txt forbids them. torch is left out of the
+# first file together with all that it alone needs, which then is what is new in the second.
+lock:  ## Renew requirements/ from pyproject.toml and constraints.txt: seconds, by the network
+	mkdir -p build requirements
+	test -x build/lock/bin/python || $(PYTHON) -m venv build/lock
+	build/lock/bin/python $(PIP) --quiet --constraint constraints.txt uv
+	printf "%s; python_version < '3'\n" torch torchvision > build/no-torch.txt
+	$(LOCK) --extra dev --override build/no-torch.txt --generate-hashes --output-file requirements/locked.txt pyproject.toml
+	printf "%s\n" torch torchvision | \
+		$(LOCK) --constraint requirements/locked.txt --no-annotate --output-file requirements/torch.txt -
+	awk 'NR == FNR {locked[$$1]; next} !($$1 in locked) || /^#/' requirements/locked.txt requirements/torch.txt > build/torch.txt
+	mv build/torch.txt requirements/torch.txt
+
 notebook: $(READY)  ## Run the notebook in examples/ again and keep its outputs: a minute
 	cd examples && $(TEST_ENV) $(CURDIR)/$(BIN)/jupyter-execute --inplace --NotebookClient.record_timing=False digits.ipynb
 
 wheel: $(READY)  ## Build the wheel and the source distribution into dist/: half a minute
 	rm -rf dist build/lib build/bdist.*
-	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 clean:  ## Remove what was built; .venv and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

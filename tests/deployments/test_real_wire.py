@@ -8,10 +8,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-import wire_host
 from helpers import PLAIN, small
 from netns import Counts, Network, Unavailable, answer, tell
-from wire_host import CARRIERS
+from network import wire_host
+from network.wire_host import CARRIERS
 
 from splitfed.engines.deployment.certificates import make
 from splitfed.run.ledger import Row, read_rows

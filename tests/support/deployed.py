@@ -61,10 +61,10 @@ class Process:
 
 
 class Deployment:
-    """A server and its clients; `place` is where they meet."""
+    """A server and its clients; `host` is where the clients look for it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.host = folder, "127.0.0.1"
         self.port, self.split_port = free_port(), free_port()
         self.processes: list[Process] = []
 
@@ -89,7 +89,7 @@ class Deployment:
     def join(self, client: int, *more: object, before: str = "") -> Process:
         """Start a client with its share of the scenario's data."""
         own = ["--partition", client, "--state", self.folder / f"state-{client}"]
-        return self._start(f"join{client}", "join", f"127.0.0.1:{self.port}", *own, *more, before=before)
+        return self._start(f"join{client}", "join", f"{self.host}:{self.port}", *own, *more, before=before)
 
 
 @contextmanager
