@@ -113,7 +113,7 @@ class Dispatch:
             now = time.monotonic()
             since = now if len(waiting) < still else since  # clients who began together end together
             if says and now - since > _SAY_SECONDS and (idle := sorted(set(waiting.values()) - set(begun()))):
-                log.warning("still waiting for client %s, who has sent nothing yet", ", ".join(map(str, idle)))
+                log.warning("still waiting for clients that have sent nothing yet: %s", ", ".join(map(str, idle)))
                 says = False
             if waiting:
                 time.sleep(min(_LONGEST_PAUSE, max(_PAUSE, _SHARE * (now - since))))

@@ -142,12 +142,14 @@ def _serve(
     raise_file_limit()
     private = folder / "flower"
     private.mkdir(mode=0o700, exist_ok=True)
+    database = private / "state.db"
+    most_bytes_file(database).touch(0o600)
     for file in private.glob("state.db*"):  # an earlier version left them open to others
         file.chmod(0o600)
     secret_file = private / "secret"
     secret = make_secret(secret_file)
     tls, ca = (files.tls, files.ca) if files else (None, None)
-    engine, database = scenario.engine, private / "state.db"
+    engine = scenario.engine
     assert isinstance(engine, Deployment)
     command = superlink_command(
         host, port, secret_file=secret_file, database=database, tls=tls, ca=ca, silence=engine.silence

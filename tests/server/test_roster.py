@@ -308,3 +308,20 @@ def test_replies_are_settled_as_they_come():
     settled = exchange(nodes, messages, lambda: {2} if looks[0] > 4 else set())
     assert [client for client, _ in settled] == [1, 3, 2, 0]
     assert [reply is None for _, reply in settled] == [False, True, True, False]
+
+
+def test_who_is_waited_for_long_is_named_once(monkeypatch, caplog):
+    clock = count(100.0, 3.0)
+    monkeypatch.setattr(dispatching.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(dispatching.time, "sleep", lambda seconds: None)
+    nodes = Nodes({70: silent, 80: silent, 90: silent})
+    asked = {client: Message(RecordDict(), node, "train") for client, node in enumerate(nodes.answers)}
+    looks = count()
+    replies: dict[int, Message | None] = {}
+
+    def lost() -> set[int]:
+        return {0, 1, 2} if next(looks) > 60 else set()
+
+    Dispatch(Mail(nodes), says=True).exchange(asked, lost, replies.__setitem__, begun=lambda: {1})  # type: ignore[arg-type]
+    assert replies == {0: None, 1: None, 2: None}
+    assert caplog.messages == ["still waiting for clients that have sent nothing yet: 0, 2"]
