@@ -15,13 +15,14 @@ from splitfed.clients.weights import RoundWeights, same_round
 from splitfed.clients.worker import Worker
 from splitfed.clients.worker_pool import leased
 from splitfed.data.sources.fingerprint import take
-from splitfed.errors import Lacking, RunError, SplitfedError, WireError
+from splitfed.errors import Lacking, RunError, SplitfedError, Unreached, WireError
 from splitfed.split.weight_differences import base_of
 from splitfed.wire.messages import (
     CONFIG,
     LACKING,
     LOST,
     METRICS,
+    UNREACHED,
     VANISHED,
     WIRE,
     AlignMetrics,
@@ -91,6 +92,8 @@ def train(message: Message, context: Context) -> Message:
             )  # fmt: skip
         except Lacking as lost:
             return Message(Error(LOST, str(lost)), reply_to=message)
+        except Unreached as away:
+            return Message(Error(UNREACHED, str(away)), reply_to=message)
         if trained is None:
             return Message(Error(VANISHED, "it has vanished"), reply_to=message)
         packed = exchange.up(trained.weights, worker.key.at("front_weights", "up", round, client))
@@ -115,7 +118,11 @@ def evaluate(message: Message, context: Context) -> Message:
         if base_of(frame) is not None:
             raise WireError("the message to evaluate has differences, not weights")
         reach = settings.reach(worker.scenario.engine)
-        loss, accuracy, examples = evaluate_held_out(worker, client, round, weights, order.invitation, reach, states)
+        try:
+            found = evaluate_held_out(worker, client, round, weights, order.invitation, reach, states)
+        except Unreached as away:
+            return Message(Error(UNREACHED, str(away)), reply_to=message)
+    loss, accuracy, examples = found
     return _reply(message, {METRICS: EvaluateMetrics(examples, loss, accuracy).write()})
 
 

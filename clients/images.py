@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from splitfed.errors import DataError
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment
 from splitfed.seeds import Key
+
+log = getLogger("splitfed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,17 @@ def hold(scenario: Scenario, settings: Settings, classes: Sequence[str]) -> Hold
         return Holding(own_images(settings.data, config, size, classes), list(classes), None, out, key)
     if settings.data_path is not None:
         config = config.model_copy(update={"path": settings.data_path})
-    elif isinstance(scenario.engine, Deployment) and config.path != "digits" and not is_name(config.path):
-        # Which of this machine's folders are opened is not the server's to say.
-        raise DataError(
-            f"the scenario's images lie in a folder, {Path(config.path).name}, on the server's machine: say with "
-            "--data where they lie here"
-        )
+    elif isinstance(scenario.engine, Deployment) and config.path != "digits":
+        if not is_name(config.path):
+            # Which of this machine's folders are opened is not the server's to say.
+            raise DataError(
+                f"the scenario's images lie in a folder, {Path(config.path).name}, on the server's machine: say with "
+                "--data where they lie here"
+            )
+        log.warning(
+            "the server names a data set of the Hugging Face Hub, %s: it is loaded from there, or from this machine's "
+            "cache of it; --data names another copy", config.path,
+        )  # fmt: skip
     data = load(config, size, scenario.federation.clients, key.at("data"))
     if classes and list(classes) != data.classes:
         raise DataError(

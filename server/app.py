@@ -60,6 +60,7 @@ def main(grid: Grid, context: Context) -> None:
     with waiting("building the model and loading its weights"):
         model = Model(scenario, data)
     exchanges = _exchanges(scenario, model, key.at("front_weights"))
+    lent.expect(_most_bytes(model))
     wire_grid = WireGrid(grid, exchanges, ledger, key.at("front_weights"))
     split: SplitServer | Unsplit = Unsplit(progress.step)
     listener: Listener = Unheard()
@@ -77,7 +78,8 @@ def main(grid: Grid, context: Context) -> None:
             mail, federation.clients, Question(tuple(data.classes), channel), waits=lent.waits, keys=lent.roster,
             joined=observer.joined, share=scenario.evaluation.held_out,
         )  # fmt: skip
-        dispatch, attendance = Dispatch(mail, roster.meanwhile), Attendance(scenario, folder)
+        dispatch = Dispatch(mail, roster.meanwhile, says=lent.waits)
+        attendance = Attendance(scenario, folder)
         align = AlignPhase(scenario, dispatch, model)
         train = TrainPhase(scenario, dispatch, split, listener, exchanges[MessageType.TRAIN], strategy)
         evaluate = EvaluatePhase(
@@ -102,6 +104,12 @@ def _exchanges(scenario: Scenario, model: Model, key: Key) -> dict[str, WeightEx
     if compression.reducer.alignment():
         exchanges[ALIGN] = WholeWeights(*WeightWire.of_alignment(model.front, model.back.decoder, compression))
     return exchanges
+
+
+def _most_bytes(model: Model) -> int:
+    """Return what no message of a client exceeds: all that it trains, twice over, and what is said of it."""
+    states = (model.client_part.state_dict(), model.front.state_dict(), model.back.decoder.state_dict())
+    return 2 * sum(tensor.nbytes for state in states for tensor in state.values()) + (1 << 20)
 
 
 def _split_server(

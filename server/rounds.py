@@ -5,6 +5,7 @@ outside.
 """
 
 import math
+import time
 from dataclasses import asdict, dataclass
 from logging import getLogger
 
@@ -27,6 +28,8 @@ from splitfed.server.weights.grid import WireGrid
 
 log = getLogger("splitfed")
 
+_LONGEST_PAUSE = 60.0  # seconds
+
 
 @dataclass(frozen=True, slots=True)
 class Phases:
@@ -48,6 +51,7 @@ class Rounds:
     ) -> None:  # fmt: skip
         self.scenario, self.model, self.grid, self.lent = scenario, model, grid, lent
         self.roster, self.attendance, self.phases, self.records = roster, attendance, phases, records
+        self._pause = 1.0  # seconds, until a round that nobody finished starts again
 
     def run(self) -> None:
         """Run to the end, or until the user interrupts: then the open round is dropped and KeyboardInterrupt raised."""
@@ -108,6 +112,7 @@ class Rounds:
         taken = list(trained(replies))
         if not taken and self._starts_again(round, replies):
             return
+        self._pause = 1.0
         self.phases.train.close(round, taken)
         loss = None
         if taken:
@@ -148,17 +153,22 @@ class Rounds:
         return training.client.lr(round, rounds), training.server.lr(round, rounds)
 
     def _starts_again(self, round: int, replies: Replies) -> bool:
-        """Return whether a round that nobody finished is dropped, as it starts again where clients may come back, or
-        where what they lacked is sent to them then. It counts where clients are known to vanish or may be late; else,
-        or if some failed, the run ends here."""
+        """Return whether a round that nobody finished is dropped, as it starts again where clients may come back, after
+        a pause that grows, or where what they lacked is sent to them then. It counts where clients are known to vanish
+        or may be late; else, or if some failed, the run ends here where it waits for nobody."""
         reasons = failures(replies)
         if not reasons and self.attendance.may_end_empty:
             log.warning("round %d: no client finished it; the front stays as it was", round)
             return False
-        if reasons or not (self.lent.waits or self.phases.train.forgetful):
+        if not self.lent.waits and (reasons or not self.phases.train.forgetful):
             raise RunError(f"round {round}: no client finished: {'; '.join(sorted(reasons)) or 'all were lost'}")
-        log.warning("round %d: no client finished it; it starts again", round)
         self.records.drop_round()
+        if self.phases.train.forgetful and not reasons:
+            log.warning("round %d: no client finished it; it starts again", round)
+            return True
+        log.warning("round %d: no client finished it; it starts again in %g s", round, self._pause)
+        time.sleep(self._pause)
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         return True
 
     def _finish(self) -> None:

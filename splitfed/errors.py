@@ -40,6 +40,10 @@ class WireError(SplitfedError):
     """Bytes from a peer that are not a message we accept: truncated, altered, too large or not expected."""
 
 
+class Unreached(WireError):
+    """A peer that does not answer, or not any more."""
+
+
 class Lacking(SplitfedError):
     """A client has not, or not any more, what a message of the server's builds on."""
 

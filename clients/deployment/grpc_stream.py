@@ -7,7 +7,7 @@ from queue import SimpleQueue
 
 import grpc
 
-from splitfed.errors import WireError
+from splitfed.errors import Unreached, WireError
 from splitfed.wire.channel import Stream
 from splitfed.wire.grpc_settings import PATH, PROTOCOL, PROTOCOL_KEY, TOKEN_KEY, Arrivals, entry, options
 
@@ -37,8 +37,8 @@ class GrpcStream(Stream):
     """A client's stream to the split server at `where` (`host:port`), open when it is made.
 
     `ca` (PEM) is what the server's certificate must go back to; None: no TLS. A stream that breaks is opened again for
-    up to `grace` seconds, and the frame that was not answered is sent again. Raises WireError where that does not help,
-    where the server refuses, and where no reply comes within `deadline` seconds.
+    up to `grace` seconds, and the frame that was not answered is sent again. Raises Unreached where that does not help,
+    and where no reply comes within `deadline` seconds; any other WireError where the server refuses.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class GrpcStream(Stream):
                 if patience is None:
                     patience = _Patience(self._grace)
                 elif not patience.pause():
-                    raise WireError(f"the stream to {self._where} breaks again and again: {broken}") from None
+                    raise Unreached(f"the stream to {self._where} breaks again and again: {broken}") from None
                 self._call.close()
                 self._call = self._open(patience)
 
@@ -73,7 +73,7 @@ class GrpcStream(Stream):
                 return _Call(self._where, self._ca, self._metadata, self._deadline, self._most_bytes)
             except _Broken as broken:
                 if not patience.pause():
-                    raise WireError(f"nobody answers at {self._where}: {broken}") from None
+                    raise Unreached(f"nobody answers at {self._where}: {broken}") from None
 
 
 class _Patience:
@@ -120,7 +120,7 @@ class _Call:
         try:
             return self._take(self._deadline)
         except TimeoutError:
-            raise WireError(f"nobody answers at {self._where}: no reply within {self._deadline:g} s") from None
+            raise Unreached(f"nobody answers at {self._where}: no reply within {self._deadline:g} s") from None
 
     def _take(self, seconds: float) -> bytes:
         try:

@@ -3,7 +3,6 @@
 import ipaddress
 import logging
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splitfed.clients.deployment.pulse import beating
+from splitfed.clients.deployment.scratch import scratch
 from splitfed.engines.deployment.diagnosis import hopeless, probe, proxies
 from splitfed.engines.deployment.processes import (
     Child,
@@ -147,10 +148,10 @@ class _Client:
     def run(self) -> None:
         """Keep a SuperNode at the server until the run is over."""
         logging.getLogger("flwr").setLevel(logging.CRITICAL)  # what concerns the user is said by us
-        with tempfile.TemporaryDirectory(prefix="splitfed-") as scratch:
+        with scratch() as private:
             while not self.over.is_set():
                 self._await_server()
-                problem = self._attend(Path(scratch))
+                problem = self._attend(private)
                 if problem is None:
                     continue
                 self.failing = self.failing or time.monotonic()
@@ -177,11 +178,11 @@ class _Client:
         from splitfed.clients.app import app
         from splitfed.clients.deployment.tasks import TaskLoop
 
-        secret, port = make_secret(private / "secret"), free_port()
+        secret, port, home = make_secret(private / "secret"), free_port(), private / "home"
         command = supernode_command(
             self.address, port, secret_file=private / "secret", ca=self.ca, key=self.files.key if self.files else None
         )  # fmt: skip
-        with Child("SuperNode", command, private / "supernode.log", private / "home") as child:
+        with Child("SuperNode", command, private / "supernode.log", home) as child, beating(home):
             try:
                 wait_until_healthy(f"http://127.0.0.1:{port}", child)
                 self.say(f"client {self.joining.client} is at {self.address}")

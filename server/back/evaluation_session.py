@@ -35,6 +35,11 @@ class EvaluationRound:
             session.attach()
             return session
 
+    def begun(self) -> set[int]:
+        """Return the clients who have opened a stream, and are not settled."""
+        with self._lock:
+            return set(self._sessions)
+
     def lost(self, grace: float) -> set[int]:
         """Return the clients who began, did not finish, and have had no stream for more than `grace` seconds."""
         with self._lock:

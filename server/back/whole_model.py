@@ -23,6 +23,10 @@ class Unsplit:
     def start_wave(self, clients: Collection[int]) -> None:
         """Nothing to wait for: no client waits for another."""
 
+    def begun(self) -> set[int]:
+        """Return nobody: no client is heard of before it is done."""
+        return set()
+
     def lost(self, grace: float) -> set[int]:
         """Return nobody: only a node that leaves tells that its client is lost."""
         return set()
@@ -47,6 +51,10 @@ class Unsplit:
 
 class Unasked:
     """An evaluation in which the server is not asked, so whatever a client's reply says is all there is."""
+
+    def begun(self) -> set[int]:
+        """Return nobody: no client is heard of before it is done."""
+        return set()
 
     def lost(self, grace: float) -> set[int]:
         """Return nobody: only a node that leaves tells that its client is lost."""

@@ -1,15 +1,18 @@
 """Sends messages to clients and takes their replies as they come, without waiting for those who are lost."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from logging import getLogger
 
 from flwr.app import Message
 
 from splitfed.server.weights.grid import WireGrid
 
+log = getLogger("splitfed")
+
 # Over HTTP a look costs the server about 10 ms: who has waited long for a reply may find it a twentieth later.
 _PAUSE, _LONGEST_PAUSE, _SHARE = 0.1, 0.5, 0.05
-_LOOK_SECONDS = 2.0
+_LOOK_SECONDS, _SAY_SECONDS = 2.0, 20.0
 
 
 class Mail:
@@ -59,18 +62,20 @@ class Mail:
 
 
 class Dispatch:
-    """Exchanges messages with the clients of a round; `meanwhile` is called now and then while it waits for them."""
+    """Exchanges messages with the clients of a round; `meanwhile` is called now and then while it waits for them. With
+    `says` it tells, once in an exchange, for whom it has waited long."""
 
-    def __init__(self, mail: Mail, meanwhile: Callable[[], object] = lambda: None) -> None:
-        self.mail, self.meanwhile = mail, meanwhile
+    def __init__(self, mail: Mail, meanwhile: Callable[[], object] = lambda: None, says: bool = False) -> None:
+        self.mail, self.meanwhile, self.says = mail, meanwhile, says
 
     def exchange(
         self, messages: dict[int, Message], lost: Callable[[], set[int]], settle: Callable[[int, Message | None], None],
         over: Callable[[], object] = lambda: False, *, together: bool = False,
+        begun: Callable[[], Collection[int]] = tuple,
     ) -> None:  # fmt: skip
         """Send each client its message, and `settle` each reply as it comes; None for a client that is lost or gone,
         and for all who are left once it is `over`. `together` is for clients in one process that wait for each other:
-        else each would be done before the next begins."""
+        else each would be done before the next begins. Those who have `begun` are seen to be at work."""
         mail = self.mail
         waiting: dict[str, int] = {}
 
@@ -92,6 +97,7 @@ class Dispatch:
             take()
         looked = since = time.monotonic()
         away = set[int]()
+        says = self.says
         while waiting:
             gone, still = set(waiting.values()) if over() else lost(), len(waiting)
             if time.monotonic() - looked > _LOOK_SECONDS:
@@ -106,5 +112,8 @@ class Dispatch:
             take()
             now = time.monotonic()
             since = now if len(waiting) < still else since  # clients who began together end together
+            if says and now - since > _SAY_SECONDS and (idle := sorted(set(waiting.values()) - set(begun()))):
+                log.warning("still waiting for clients that have sent nothing yet: %s", ", ".join(map(str, idle)))
+                says = False
             if waiting:
                 time.sleep(min(_LONGEST_PAUSE, max(_PAUSE, _SHARE * (now - since))))

@@ -65,7 +65,7 @@ class EvaluatePhase:
                 if (score := checked_score(reply, round, client, images[client], found)) is not None:
                     scores[client] = score
 
-            self.dispatch.exchange(messages, lambda: evaluation.lost(self._grace), settle)
+            self.dispatch.exchange(messages, lambda: evaluation.lost(self._grace), settle, begun=evaluation.begun)
         self.exchange.close(list(scores))
         return [scores[client] for client in sorted(scores)]
 

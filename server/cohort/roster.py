@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
 
@@ -14,7 +15,7 @@ from splitfed.wire.messages import CONFIG, GOODBYE, REFUSED, Identity, Question,
 
 log = getLogger("splitfed")
 
-_PAUSE, _ASK_AGAIN, _FAREWELL = 0.2, 15.0, 3.0  # seconds
+_PAUSE, _ASK_AGAIN, _LONGEST, _FAREWELL = 0.2, 15.0, 240.0, 3.0  # seconds
 _GOODBYE = 10.0  # seconds; a SuperNode looks every 3
 
 
@@ -41,7 +42,8 @@ class Roster:
         self.held_out: dict[int, int] = {}
         self.nodes: dict[int, int] = {}
         self._known: dict[int, int] = {}
-        self._asked: dict[str, tuple[int, float, float]] = {}
+        self._asked: dict[str, int] = {}
+        self._silent: dict[int, _Silent] = {}
         self._refused: dict[int, tuple[str, float]] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,8 +71,10 @@ class Roster:
         return {client for client in self.nodes if self.examples[client]}
 
     def _take(self) -> None:
-        for number, reply in self.mail.take(set(self._asked)).items():
-            node, _, _ = self._asked.pop(number)
+        came = self.mail.take(set(self._asked))
+        # Of a node that has answered several questions the last answer counts.
+        for node, reply in {self._asked.pop(number): reply for number, reply in came.items()}.items():
+            self._forget(node)
             try:
                 self._admit(node, reply)
             except _Refused as refused:
@@ -118,19 +122,29 @@ class Roster:
 
     def _ask(self, there: set[int]) -> None:
         now = time.monotonic()
-        for number, (node, asked, seen) in list(self._asked.items()):
-            seen = now if node in there else seen
-            self._asked[number] = node, asked, seen
-            # It may have been restarted meanwhile; the answer of one that left at once may still be on its way.
-            if now - seen > _FAREWELL or now - asked > _ASK_AGAIN:
-                del self._asked[number]
-                self.mail.forget(number)
-        busy = {node for node, _, _ in self._asked.values()} | set(self.nodes.values())
+        for node, silent in list(self._silent.items()):
+            silent.seen = now if node in there else silent.seen
+            # Who has left may have been restarted; the answer of one that left at once may still be on its way.
+            if now - silent.seen > _FAREWELL:
+                self._forget(node)
         recently = {node for node, (_, when) in self._refused.items() if now - when < _ASK_AGAIN}
-        for node in sorted(there - busy - recently):
+        for node in sorted(there - set(self.nodes.values()) - recently):
+            silent = self._silent.get(node, _Silent(now, now))
+            if silent.again > now:
+                continue
             message = Message(RecordDict({CONFIG: self.question.write()}), node, MessageType.QUERY)
             if (sent := self.mail.send(message)) is not None:
-                self._asked[sent] = node, now, now
+                # A question may be lost with the process that it was for; an answer to the first counts as well.
+                self._asked[sent] = node
+                silent.again, silent.pause = now + silent.pause, min(2 * silent.pause, _LONGEST)
+                self._silent[node] = silent
+
+    def _forget(self, node: int) -> None:
+        """Wait for no answer of a node's any more."""
+        self._silent.pop(node, None)
+        for number in [number for number, asked in self._asked.items() if asked == node]:
+            del self._asked[number]
+            self.mail.forget(number)
 
     def _admit(self, node: int, reply: Message) -> None:
         """Take a node's answer. Raises _Refused."""
@@ -158,6 +172,15 @@ class Roster:
         self.grid.introduce(node, client)
         if self.waits:
             self.joined(client, examples, sorted(set(range(self.clients)) - set(self.nodes)))
+
+
+@dataclass
+class _Silent:
+    """A node that was asked: when it was last there, when it is asked `again`, and the pause after that."""
+
+    seen: float
+    again: float
+    pause: float = _ASK_AGAIN
 
 
 class _Refused(Exception):

@@ -21,7 +21,7 @@ from splitfed.server.cohort.replies import checked
 from splitfed.server.weights.exchange import WeightExchange
 from splitfed.server.weights.strategy import Aggregation
 from splitfed.wire.channel import Listener
-from splitfed.wire.messages import ARRAYS, CONFIG, LACKING, LOST, VANISHED, Order, TrainMetrics
+from splitfed.wire.messages import ARRAYS, CONFIG, LACKING, LOST, UNREACHED, VANISHED, Order, TrainMetrics
 
 log = getLogger("splitfed")
 
@@ -30,7 +30,7 @@ Replies = dict[int, Message | None]
 # Flower's errors of a client that is not there, as against one that failed.
 _ABSENT = {
     ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE,
-    ErrorCode.CLIENT_APP_CRASHED, VANISHED,
+    ErrorCode.CLIENT_APP_CRASHED, VANISHED, UNREACHED,
 }  # fmt: skip
 
 
@@ -134,6 +134,7 @@ class TrainPhase:
                 log.warning("round %d: client %d: %s", round, client, reply.error.reason)
                 self.forgetful.add(client)
                 reply = None
+            told = f": {reply.error.reason}" if reply is not None and code == UNREACHED else ""
             if (reply := present(reply)) is not None:
                 reply = checked(reply, round, client, examples[client])
             if finish.over():
@@ -144,7 +145,7 @@ class TrainPhase:
                 reply = None
             if reply is None and plan.vanish[client] is None:
                 why = finish.over()
-                log.warning("round %d: client %d is %s", round, client, f"given up: {why}" if why else "lost")
+                log.warning("round %d: client %d is %s", round, client, f"given up: {why}" if why else f"lost{told}")
             finish.taken += taken and reply is not None
             replies[client] = reply
 
@@ -159,7 +160,8 @@ class TrainPhase:
             self.split.start_wave(wave)
             sent = {client: messages[client] for client in wave}
             self.dispatch.exchange(
-                sent, lambda: self.split.lost(self._grace), settle, finish.over, together=self._together
+                sent, lambda: self.split.lost(self._grace), settle, finish.over, together=self._together,
+                begun=self.split.begun,
             )  # fmt: skip
         return {client: replies[client] for client in sorted(replies)}
 

@@ -4,12 +4,15 @@ import logging
 import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from threading import Lock
+from urllib.parse import unquote
 
 import grpc
 
 from splitfed.engines.runtime import ServerTls
 from splitfed.errors import SplitfedError, WireError
+from splitfed.server.deployment.strangers import Strangers, Watch, most_connections, plain
 from splitfed.server.deployment.tickets import Gate, Tickets
 from splitfed.wire.channel import Acceptor, Invitation, Session
 from splitfed.wire.grpc_settings import (
@@ -26,6 +29,7 @@ from splitfed.wire.grpc_settings import (
 
 _log = logging.getLogger(__name__)
 _SECONDS_TO_LEAVE = 0.5
+_HANDSHAKE_MS = 10_000
 
 
 class _Ended(Exception):
@@ -41,28 +45,33 @@ class GrpcListener:
     block; with TLS where its files are given.
 
     `streams` clients are served at once. Tokens are for this attempt of this run. A stream on which nothing arrives for
-    `deadline` seconds is ended. `public` is the host that invitations name, if any. Entering raises SplitfedError where
-    the port cannot be had or the TLS files are unfit.
+    `deadline` seconds is ended; who has no token is bounded as `strangers` says. `public` is the host that invitations
+    name, if any. Entering raises SplitfedError where the port cannot be had or the TLS files are unfit.
     """
 
     def __init__(
         self, acceptor: Acceptor, *, host: str, port: int, tls: ServerTls | None, run: str, attempt: int,
-        streams: int, deadline: float, public: str | None = None,
+        streams: int, deadline: float, public: str | None = None, strangers: Strangers | None = None,
     ) -> None:  # fmt: skip
         self.port = port
         self._acceptor, self._host, self._tls, self._deadline, self._public = acceptor, host, tls, deadline, public
-        self._tickets = Tickets(run, attempt)
+        self._tickets, self._strangers, self._entered = Tickets(run, attempt), strangers or Strangers(), ExitStack()
         self._live: dict[int, Arrivals] = {}
         self._left = False
         self._lock = Lock()
         # Each stream holds a thread. One that was superseded holds its own until its last mini-batch is trained.
         threads = 2 * streams + 8
+        bounds = [
+            ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+            ("grpc.max_allowed_incoming_connections", most_connections()),
+        ]
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="splitfed-stream"),
             handlers=[grpc.method_handlers_generic_handler(
                 SERVICE, {METHOD: grpc.stream_stream_rpc_method_handler(self._exchange)}
             )],
-            interceptors=[Gate(self._tickets)], options=options(acceptor.most_bytes), maximum_concurrent_rpcs=threads,
+            interceptors=[Gate(self._tickets)], options=options(acceptor.most_bytes) + bounds,
+            maximum_concurrent_rpcs=threads,
         )  # fmt: skip
 
     def invite(self, client: int, round: int) -> Invitation:
@@ -82,6 +91,7 @@ class GrpcListener:
                 f"cannot listen at {where} for mini-batches: is the port taken? Choose another"
             ) from None
         self._server.start()
+        self._entered.enter_context(Watch(self.port, self._strangers))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,12 +100,15 @@ class GrpcListener:
             live = list(self._live.values())
         for arrivals in live:
             arrivals.end(_Ended(grpc.StatusCode.ABORTED, "the server has left"))
+        self._entered.close()
         self._server.stop(_SECONDS_TO_LEAVE).wait(10 * _SECONDS_TO_LEAVE)
 
     def _exchange(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """Serve one stream, which the gate has let in; an exception here becomes its status."""
         try:
             ticket = self._tickets.check(entry(context.invocation_metadata(), TOKEN_KEY))
+            with suppress(ValueError):  # no address
+                self._strangers.know(plain(*_address(context.peer())))
             arrivals = self._supersede(ticket.client, requests)
             session = None
             try:
@@ -140,6 +153,12 @@ class GrpcListener:
                 if session:
                     session.close()
         arrivals.close()
+
+
+def _address(peer: str) -> tuple[str, int]:
+    """Split what gRPC calls a peer, such as `ipv6:%5B::1%5D:4711`. Raises ValueError for one without a port."""
+    host, _, port = unquote(peer).partition(":")[2].rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _credentials(tls: ServerTls) -> grpc.ServerCredentials:

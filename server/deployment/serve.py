@@ -6,7 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from splitfed.engines.deployment.flower_tasks import bundle
-from splitfed.engines.deployment.processes import Child, check_port, port_number, superlink_command, wait_until_healthy
+from splitfed.engines.deployment.processes import (
+    Child,
+    check_port,
+    most_bytes_file,
+    port_number,
+    superlink_command,
+    wait_until_healthy,
+)
 from splitfed.engines.deployment.proof import make_secret
 from splitfed.engines.deployment.tls import ServerFiles, check_host, read_server
 from splitfed.engines.runtime import Runtime, lent
@@ -20,6 +27,7 @@ from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Remote
 from splitfed.scenario.places import for_clients
 from splitfed.scenario.rules import broken
+from splitfed.server.deployment.strangers import raise_file_limit
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 PORT, SPLIT_PORT = 9092, 9093
@@ -98,7 +106,9 @@ def deployed(scenario: Scenario, clients: int | None = None) -> Scenario:
         scenario = scenario.with_([f"federation.clients={clients}"])
     old = scenario.engine
     engine = Deployment(threads=old.threads)
-    if isinstance(old, Remote):
+    if isinstance(old, Deployment):
+        engine = old
+    elif isinstance(old, Remote):
         engine = Deployment(threads=old.threads, grace=old.grace, deadline=old.deadline)
     scenario = scenario.model_copy(update={"engine": engine})
     for key, why in broken(scenario):
@@ -129,13 +139,20 @@ def _serve(
     splits = scenario.federation.splits
     for taken in (port, split_port) if splits else (port,):
         check_port("127.0.0.1" if host == "localhost" else host, taken)
+    raise_file_limit()
     private = folder / "flower"
     private.mkdir(mode=0o700, exist_ok=True)
+    database = private / "state.db"
+    most_bytes_file(database).touch(0o600)
+    for file in private.glob("state.db*"):  # an earlier version left them open to others
+        file.chmod(0o600)
     secret_file = private / "secret"
     secret = make_secret(secret_file)
     tls, ca = (files.tls, files.ca) if files else (None, None)
+    engine = scenario.engine
+    assert isinstance(engine, Deployment)
     command = superlink_command(
-        host, port, secret_file=secret_file, database=private / "state.db", tls=tls, ca=ca
+        host, port, secret_file=secret_file, database=database, tls=tls, ca=ca, silence=engine.silence
     )  # fmt: skip
     # Clients are told names, not where its folder and its files lie on this machine.
     app_bundle = bundle({"scenario": for_clients(scenario).to_yaml(), "run": folder.name})
@@ -150,6 +167,7 @@ def _serve(
         runtime = Runtime(
             (*observers, *recorders), host=host, port=split_port, tls=tls,
             roster=None if nodes is None else lambda: nodes, waits=True, enough=enough,
+            expect=lambda most: most_bytes_file(database).write_text(str(most)),
         )  # fmt: skip
         for observer in observers:
             observer.serving(

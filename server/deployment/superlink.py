@@ -3,21 +3,35 @@
 Flower serves everything on one port: the nodes' API, but also those that start and stop runs, register keys and hand
 out tasks. Other machines need the first alone. The rest is open to the process that started this one, which comes from
 this machine and proves that it knows the secret: an address alone says little behind a proxy or a tunnel.
+
+Flower reads a request whole before it asks who sent it. Here it is asked first, of whoever sends more than a little.
 """
 
+import argparse
+import asyncio
 import hmac
 import ipaddress
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitfed.engines.deployment.processes import follow_parent
 from splitfed.engines.deployment.proof import HEADER, proof
+from splitfed.server.deployment.strangers import Peer, Strangers, Watch, plain
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 _NODES = "/v1/fleet/"
 _HEALTH = "/health"
+
+# Of the messages of a SuperNode only weights are larger, and what Flower says of them before.
+SMALL = 64 * 1024
+_MOST_HEADER_BYTES = 32 * 1024
+
+Headers = list[tuple[bytes, bytes]]
 
 
 def _host(address: Any) -> "ipaddress.IPv4Address | ipaddress.IPv6Address | None":
@@ -29,53 +43,123 @@ def _host(address: Any) -> "ipaddress.IPv4Address | ipaddress.IPv6Address | None
 
 
 class Door:
-    """Lets everyone call the nodes' API and ask for health, and only this machine, with the proof, anything else."""
+    """Lets everyone call the nodes' API and ask for health, and only this machine, with the proof, anything else.
 
-    def __init__(self, app: "ASGIApp", secret: bytes) -> None:
+    Everyone else may send `SMALL` bytes at once, and `most()` who has signed a request on the same connection with a
+    key that is known: `knows(headers)` says that, and then `strangers` hear of it.
+    """
+
+    def __init__(
+        self, app: "ASGIApp", secret: bytes, strangers: Strangers, knows: Callable[[Headers], bool],
+        most: Callable[[], int],
+    ) -> None:  # fmt: skip
         self._app, self._proof = app, proof(secret).encode()
+        self._strangers, self._knows, self._most = strangers, knows, most
 
-    def admits(self, scope: "Scope") -> bool:
-        """Return whether an HTTP request may pass."""
-        path = scope["path"]
-        if path.startswith(_NODES) or (path == _HEALTH and scope["method"] == "GET"):
-            return True
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+        elif refusal := await self._refusal(scope):
+            status, body = refusal
+            headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
+            headers += [(b"connection", b"close")]  # so that the rest of the request is not read
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+        else:
+            await self._app(scope, receive, send)
+
+    async def _refusal(self, scope: "Scope") -> tuple[int, bytes] | None:
+        """Return why a request may not pass, as status and text; None where it may."""
+        if self._ours(scope):
+            return None
+        node = scope["path"].startswith(_NODES)
+        if not node and (scope["path"] != _HEALTH or scope["method"] != "GET"):
+            return 403, b"only SuperNodes are served here\n"
+        told = dict(scope["headers"])
+        if b"transfer-encoding" in told:
+            return 411, b"how long is the request?\n"
+        known = node and await self._known(scope)
+        length = told.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > (max(SMALL, self._most()) if known else SMALL):
+            return 413, b"the request is too long\n"
+        return None
+
+    def _ours(self, scope: "Scope") -> bool:
+        """Tell whether the request is that of the process that started this one."""
         peer, here = _host(scope.get("client")), _host(scope.get("server"))
         proofs = [value for name, value in scope["headers"] if name == HEADER.encode()]
         local = peer is not None and (peer.is_loopback or peer == here)
-        return local and len(proofs) == 1 and hmac.compare_digest(proofs[0], self._proof)
+        proven = local and len(proofs) == 1 and hmac.compare_digest(proofs[0], self._proof)
+        if proven and (at := _peer(scope)):
+            self._strangers.know(at)
+        return proven
 
-    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and self.admits(scope)):
-            await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            body = b"only SuperNodes are served here\n"
-            headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
-            await send({"type": "http.response.start", "status": 403, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
-        else:
-            await send({"type": "websocket.close", "code": 1008})
+    async def _known(self, scope: "Scope") -> bool:
+        """Tell whether whoever is at the other end has shown that it has a key that is known."""
+        at = _peer(scope)
+        if at is not None and self._strangers.knows(at):
+            return True
+        known = await asyncio.to_thread(self._knows, scope["headers"])
+        if known and at is not None:
+            self._strangers.know(at)
+        return known
+
+
+def _peer(scope: "Scope") -> Peer | None:
+    with suppress(TypeError, IndexError, ValueError):
+        client: Any = scope.get("client")
+        return plain(str(client[0]), client[1])
+    return None
 
 
 def main() -> None:
-    """Serve until told to end; the arguments are those of `flower-superlink`."""
+    """Serve until told to end; the arguments are those of `flower-superlink`, and our own."""
     follow_parent()
     import uvicorn
+    from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+    from flwr.server.superlink.linkstate import sql_linkstate
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
     from flwr.superlink.main import create_app
+
+    from splitfed.server.deployment.keys import signer
+
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--silence", type=float, required=True)
+    parser.add_argument("--most-bytes", type=Path, required=True)
+    ours, sys.argv[1:] = parser.parse_known_args()
+    # A node counts as online for so many of the intervals that it announces, which are all the same.
+    sql_linkstate.HEARTBEAT_PATIENCE = ours.silence / HEARTBEAT_DEFAULT_INTERVAL
 
     config = _parse_superlink_lifespan_config()
     if config.superexec_auth_secret is None:
         sys.exit("the SuperLink needs --isolation process and --superexec-auth-secret-file")
-    uvicorn.run(
-        Door(create_app(config, SuperLinkLifespan), config.superexec_auth_secret),
-        host=config.host,
-        port=config.port,
-        access_log=False,
-        proxy_headers=False,  # a peer's address is what the socket says
-        ssl_keyfile=config.ssl_keyfile,
-        ssl_certfile=config.ssl_certfile,
-        timeout_graceful_shutdown=1,
-    )
+    app, strangers = create_app(config, SuperLinkLifespan), Strangers()
+
+    def knows(headers: Headers) -> bool:
+        key = signer(headers)
+        return key is not None and app.state.linkstate_factory.state().get_node_id_by_public_key(key) is not None
+
+    def most() -> int:
+        with suppress(OSError, ValueError):  # before the model is built
+            return int(ours.most_bytes.read_text())
+        return SMALL
+
+    with Watch(config.port, strangers):
+        uvicorn.run(
+            Door(app, config.superexec_auth_secret, strangers, knows, most),
+            host=config.host,
+            port=config.port,
+            http="h11",  # the other one takes headers of any length
+            h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
+            log_level="error",  # what a stranger sends fills no log
+            access_log=False,
+            proxy_headers=False,  # a peer's address is what the socket says
+            ssl_keyfile=config.ssl_keyfile,
+            ssl_certfile=config.ssl_certfile,
+            timeout_graceful_shutdown=1,
+        )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class Runtime:
     Clients reach the split server at `host`:`port` (port 0 takes a free one); `public` is set where their training
     messages must name the host too, because they joined none. `roster` returns which client each node is, by its key;
     where there is none, nodes say it themselves. `waits` lets clients come and go: the run begins when `enough` of them
-    (None: all) are there, and tells them when it is over.
+    (None: all) are there, and tells them when it is over. `expect` hears how many bytes a client's message may have.
     """
 
     observers: tuple[Observer, ...] = ()
@@ -35,6 +35,7 @@ class Runtime:
     roster: Callable[[], Mapping[int, int]] | None = None
     waits: bool = False
     enough: int | None = None
+    expect: Callable[[int], object] = lambda most: None
 
 
 _runtime: ContextVar[Runtime | None] = ContextVar("runtime", default=None)

@@ -64,6 +64,10 @@ class Deployment(Remote):
     """Real clients on other machines; set by `splitfed serve`."""
 
     kind: Literal["deployment"] = "deployment"
+    silence: float = Field(60.0, ge=10)
+    """Seconds after which a client that gives no sign of life is away: it is lost to its round, whatever it was asked
+    for, and may come back in a later one. Each client gives one every 4 s, also while it loads and computes; one that
+    lost its power is taken again only after this time."""
 
 
 def _inline_unless_said(value: Any) -> Any:

@@ -33,6 +33,7 @@ UNTAKEN = 2000  # a reply whose content the server refuses
 VANISHED = 2001  # a client that vanishes as it was told to
 LACKING = 2002  # a client that has not, or not any more, what the server's message builds on
 LOST = 2003  # a client that has not any more what it kept of itself, and that nobody can send it
+UNREACHED = 2004  # a client that cannot reach the split server, or not any more
 
 # Names that strategies read or write too.
 ROUND, PROXIMAL, EXAMPLES, TRAIN_LOSS = "server-round", "proximal-mu", "num-examples", "train-loss"

@@ -13,6 +13,7 @@ from helpers import small
 from PIL import Image
 
 from splitfed import __version__
+from splitfed.clients import images
 from splitfed.clients import worker_pool as workers
 from splitfed.clients.app import app
 from splitfed.clients.connect import Reach, probe, target
@@ -20,7 +21,7 @@ from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
 from splitfed.clients.worker_pool import leased
 from splitfed.data.dataset import load
-from splitfed.errors import RunError, WireError
+from splitfed.errors import DataError, RunError, WireError
 from splitfed.model.optim import read_optimiser, write_optimiser
 from splitfed.run.ledger import Ledger
 from splitfed.scenario import Scenario
@@ -28,12 +29,14 @@ from splitfed.scenario.engine import Deployment
 from splitfed.seeds import Key
 from splitfed.server.back.pools import POOLS, Trainer
 from splitfed.server.back.server import SplitServer
+from splitfed.server.cohort.train import present
 from splitfed.server.model import Model
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import EvaluationCut, mean
 from splitfed.split.weights import WeightWire
 from splitfed.wire.channel import InlineListener
 from splitfed.wire.grpc_settings import PROTOCOL
+from splitfed.wire.messages import UNREACHED
 
 CLASSES = [str(number) for number in range(10)]
 DIGITS = small("data.image_column=img")  # an image folder has no columns
@@ -316,6 +319,34 @@ def test_an_order_that_is_wrong_is_one_line(changes, why, server):
     with pytest.raises(WireError, match=why) as caught:
         ask("train", server.order(1, "", **changes))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_split_port_that_nobody_answers_at_is_no_failure_of_the_client(kind, server):
+    """The server takes it for lost, and may see it again."""
+    scenario = DIGITS.model_copy(update={"engine": Deployment(threads=1, grace=0.2)})
+    with socket.create_server((HOST, 0)) as taken:
+        order = server.order(1, f"grpc:{taken.getsockname()[1]}")
+        taken.close()
+        reply = ask(kind, order, scenario.with_(["evaluation.held_out=0.2"]), splitfed_host=HOST)
+    assert reply.error.code == UNREACHED
+    assert present(reply) is None
+    assert "nobody answers at" in reply.error.reason
+
+
+def test_a_data_set_of_the_hub_is_named_before_it_is_loaded(caplog, monkeypatch):
+    def load_it(config, *rest):
+        assert "Hugging Face Hub, someone/photos:" in caplog.text
+        raise DataError("loaded from there")
+
+    monkeypatch.setattr(images, "load", load_it)
+    named = small("data.path=someone/photos").model_copy(update={"engine": Deployment(threads=1)})
+    assert problem(named) == "loaded from there"
+    assert len(caplog.messages) == 1
+    caplog.clear()
+    monkeypatch.setattr(images, "load", load)
+    assert identify(DIGITS.model_copy(update={"engine": Deployment(threads=1)}))["num-examples"]
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("wire", [None, {}, {"weights": 3}, {"weights": b""}, {"weights": b"no frame at all"}])

@@ -204,7 +204,7 @@ def test_a_client_that_was_away_is_asked_again():
     assert one.examples[0] == 300
 
 
-def test_a_silent_node_is_asked_again_and_its_first_answer_only_counted(monkeypatch):
+def test_a_silent_node_is_asked_again_and_what_it_answers_twice_is_counted(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     nodes = Nodes({70: silent})
@@ -216,6 +216,38 @@ def test_a_silent_node_is_asked_again_and_its_first_answer_only_counted(monkeypa
     nodes.answers[70] = holds(0)
     assert one.online() == {0}
     assert sorted(nodes.pulled) == ["m0", "m1"]
+
+
+def test_an_answer_counts_however_late_it_comes(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+
+    def slow(message: Message) -> Message | None:
+        return holds(0)(message) if now[0] >= asked.setdefault(message.metadata.message_id, now[0]) + 70 else None
+
+    asked: dict[str, float] = {}
+    nodes = Nodes({70: slow})
+    one = roster(nodes, 1)
+    while not one.online() and now[0] < 1000:
+        now[0] += 0.5
+    assert now[0] == 170
+    assert len(nodes.sent) == 3  # at 100, 115 and 145: the pauses grow
+    assert one.online() == {0}
+
+
+def test_a_node_that_left_is_asked_anew_at_once(monkeypatch):
+    """It may be another process, to which the question never came."""
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    nodes = Nodes({70: silent})
+    one = roster(nodes, 1)
+    one.online()
+    del nodes.answers[70]
+    for now[0] in (101.0, 105.0):
+        one.online()
+    nodes.answers[70] = holds(0)
+    assert one.online() == {0}
+    assert len(nodes.sent) == 2
 
 
 def test_an_answer_counts_however_late_it_is_looked_for(monkeypatch):
@@ -276,3 +308,20 @@ def test_replies_are_settled_as_they_come():
     settled = exchange(nodes, messages, lambda: {2} if looks[0] > 4 else set())
     assert [client for client, _ in settled] == [1, 3, 2, 0]
     assert [reply is None for _, reply in settled] == [False, True, True, False]
+
+
+def test_who_is_waited_for_long_is_named_once(monkeypatch, caplog):
+    clock = count(100.0, 3.0)
+    monkeypatch.setattr(dispatching.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(dispatching.time, "sleep", lambda seconds: None)
+    nodes = Nodes({70: silent, 80: silent, 90: silent})
+    asked = {client: Message(RecordDict(), node, "train") for client, node in enumerate(nodes.answers)}
+    looks = count()
+    replies: dict[int, Message | None] = {}
+
+    def lost() -> set[int]:
+        return {0, 1, 2} if next(looks) > 60 else set()
+
+    Dispatch(Mail(nodes), says=True).exchange(asked, lost, replies.__setitem__, begun=lambda: {1})  # type: ignore[arg-type]
+    assert replies == {0: None, 1: None, 2: None}
+    assert caplog.messages == ["still waiting for clients that have sent nothing yet: 0, 2"]

@@ -40,7 +40,8 @@ class Child:
     def __init__(self, name: str, command: Sequence[str], log: Path, home: Path) -> None:
         self.name, self.log = name, log
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(log, "ab") as output:
+        with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
+            os.fchmod(output.fileno(), 0o600)  # it may be there already
             self._from = output.tell()
             self._process = subprocess.Popen(
                 command,
@@ -49,6 +50,7 @@ class Child:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=0o077,  # what it writes is its owner's alone
             )
 
     @property
@@ -157,17 +159,25 @@ def follow_parent() -> None:
 
 
 def superlink_command(
-    host: str, port: int, *, secret_file: Path, database: Path, tls: ServerTls | None = None, ca: Path | None = None
-) -> list[str]:
+    host: str, port: int, *, secret_file: Path, database: Path, tls: ServerTls | None = None, ca: Path | None = None,
+    silence: float = 60.0,
+) -> list[str]:  # fmt: skip
     """Return the command of a SuperLink that serves only SuperNodes to other machines; with `tls` and its `ca`, only
-    nodes whose keys are registered."""
+    nodes whose keys are registered. A node that is silent for `silence` seconds counts as away. How many bytes it may
+    send at once stands in the file `most_bytes_file(database)`."""
     security = ["--insecure"]
     if tls is not None:
         files = {"--ssl-certfile": tls.certificate, "--ssl-keyfile": tls.key, "--ssl-ca-certfile": ca}
         security = [*(str(part) for pair in files.items() for part in pair), "--enable-supernode-auth"]
     address = ["--host", host, "--port", str(port)]
     state = ["--isolation", "process", "--superexec-auth-secret-file", str(secret_file), "--database", str(database)]
-    return [sys.executable, "-m", "splitfed.server.deployment.superlink", *address, *security, *state]
+    ours = ["--silence", str(silence), "--most-bytes", str(most_bytes_file(database))]
+    return [sys.executable, "-m", "splitfed.server.deployment.superlink", *address, *security, *state, *ours]
+
+
+def most_bytes_file(database: Path) -> Path:
+    """Return the file beside a SuperLink's database that says, in digits, how many bytes a node may send at once."""
+    return database.with_name("most-bytes")
 
 
 def supernode_command(

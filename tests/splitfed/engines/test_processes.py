@@ -30,6 +30,7 @@ from splitfed.engines.deployment.processes import (
     wait_until_healthy,
 )
 from splitfed.engines.deployment.proof import HEADER, make_secret, proof
+from splitfed.server.deployment.strangers import Strangers
 from splitfed.server.deployment.superlink import Door
 
 FOLLOWER = """
@@ -186,7 +187,8 @@ def status(
         sent.append(event)
 
     scope = {"type": "http", "method": method, "path": path, "client": client, "server": server, "headers": headers}
-    asyncio.run(Door(app, SECRET)(scope, None, send))  # type: ignore[arg-type]
+    door = Door(app, SECRET, Strangers(), lambda headers: False, lambda: 0)
+    asyncio.run(door(scope, None, send))  # type: ignore[arg-type]
     return sent[0]["status"]
 
 
@@ -243,7 +245,8 @@ def test_a_websocket_is_closed() -> None:
         sent.append(event)
 
     scope = {"type": "websocket", "path": "/v1/fleet/x", "client": ("127.0.0.1", 1), "server": None, "headers": PROVEN}
-    asyncio.run(Door(None, SECRET)(scope, None, send))  # type: ignore[arg-type]
+    door = Door(None, SECRET, Strangers(), lambda headers: False, lambda: 0)  # type: ignore[arg-type]
+    asyncio.run(door(scope, None, send))  # type: ignore[arg-type]
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
