@@ -33,6 +33,7 @@ from splitfed.wire.messages import (
     Question,
     TrainMetrics,
     Weights,
+    holds_only,
 )
 
 app = ClientApp()
@@ -73,6 +74,7 @@ def _prepare(question: Question, context: Context, settings: Settings) -> Identi
 def train(message: Message, context: Context) -> Message:
     """Train the front that came with the message and return its weights with the client's metrics; an error where the
     client has to vanish, or lacks what the weights build on."""
+    holds_only(message.content, CONFIG, WIRE)
     settings, order = Settings.read(context.node_config), Order.read(message.content)
     sent = Weights.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
@@ -104,6 +106,7 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Try the front that came with the message on the images that this client holds out, and return what came of it."""
+    holds_only(message.content, CONFIG, WIRE)
     settings, order = Settings.read(context.node_config), Order.read(message.content)
     sent = Weights.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
@@ -129,6 +132,7 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query("refused")
 def refused(message: Message, context: Context) -> Message:
     """Hear that the server does not take this client, for now: whoever runs this app sees the message pass."""
+    holds_only(message.content, CONFIG)
     return _reply(message, {})
 
 
@@ -136,6 +140,7 @@ def refused(message: Message, context: Context) -> Message:
 def align(message: Message, context: Context) -> Message:
     """Fit the reducer's layers that came with the message to this client's images, keep the encoder, and return the
     decoder if it is wanted."""
+    holds_only(message.content, CONFIG, WIRE)
     settings, order = Settings.read(context.node_config), AlignOrder.read(message.content)
     sent = Weights.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
@@ -156,6 +161,7 @@ def align(message: Message, context: Context) -> Message:
 @app.query("goodbye")
 def goodbye(message: Message, context: Context) -> Message:
     """Hear that the run is over: whoever runs this app sees the message pass."""
+    holds_only(message.content)
     return _reply(message, {})
 
 

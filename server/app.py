@@ -22,8 +22,10 @@ from splitfed.server.back.server import SplitServer
 from splitfed.server.back.whole_model import Unheard, Unsplit
 from splitfed.server.cohort.align import AlignPhase
 from splitfed.server.cohort.attendance import Attendance
+from splitfed.server.cohort.claims import Claims
 from splitfed.server.cohort.dispatch import Dispatch, Mail
 from splitfed.server.cohort.evaluate import EvaluatePhase
+from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.roster import Roster
 from splitfed.server.cohort.train import TrainPhase
 from splitfed.server.model import Model
@@ -73,27 +75,31 @@ def main(grid: Grid, context: Context) -> None:
     with listener:
         # Clients on other machines may find the way to the split server barred: they try it first.
         channel = listener.invite(-1, 0).address if lent.waits else ""
-        mail = Mail(wire_grid)
+        mail, refusals = Mail(wire_grid), Refusals()
+        claims = Claims(scenario, [len(rows) for rows in data.partitions])
         roster = Roster(
             mail, federation.clients, Question(tuple(data.classes), channel), waits=lent.waits, keys=lent.roster,
-            joined=observer.joined, share=scenario.evaluation.held_out,
+            joined=observer.joined, share=scenario.evaluation.held_out, refusals=refusals, claims=claims,
         )  # fmt: skip
         dispatch = Dispatch(mail, roster.meanwhile, says=lent.waits)
         attendance = Attendance(scenario, folder)
-        align = AlignPhase(scenario, dispatch, model)
-        train = TrainPhase(scenario, dispatch, split, listener, exchanges[MessageType.TRAIN], strategy)
+        align = AlignPhase(scenario, dispatch, model, refusals)
+        train = TrainPhase(
+            scenario, dispatch, split, listener, exchanges[MessageType.TRAIN], strategy, claims, refusals
+        )  # fmt: skip
         evaluate = EvaluatePhase(
-            scenario, dispatch, split, listener, exchanges[MessageType.EVALUATE], roster, attendance, align
+            scenario, dispatch, split, listener, exchanges[MessageType.EVALUATE], roster, attendance, align,
+            refusals,
         )  # fmt: skip
         checkpoints.register(
             model=model, strategy=strategy, weights=exchanges[MessageType.TRAIN], roster=roster, alignment=align,
-            training=train,
+            training=train, refusals=refusals,
         )  # fmt: skip
         if recovered.checkpoint:
             checkpoints.restore(recovered.checkpoint)
         records = RunRecords(scenario, folder, recovered, checkpoints, observer, data.notes)
         phases = Phases(align, train, evaluate, progress)
-        Rounds(scenario, model, wire_grid, roster, attendance, phases, records, lent).run()
+        Rounds(scenario, model, wire_grid, roster, attendance, phases, records, lent, claims).run()
 
 
 def _exchanges(scenario: Scenario, model: Model, key: Key) -> dict[str, WeightExchange]:

@@ -19,6 +19,7 @@ from splitfed.run.metrics import Metrics
 from splitfed.scenario import Scenario
 from splitfed.server.cohort.align import AlignPhase
 from splitfed.server.cohort.attendance import Attendance, RoundPlan
+from splitfed.server.cohort.claims import Claims
 from splitfed.server.cohort.evaluate import EvaluatePhase
 from splitfed.server.cohort.roster import Roster
 from splitfed.server.cohort.train import Cohort, Replies, TrainPhase, failures, trained
@@ -47,11 +48,13 @@ class Rounds:
 
     def __init__(
         self, scenario: Scenario, model: Model, grid: WireGrid, roster: Roster, attendance: Attendance, phases: Phases,
-        records: RunRecords, lent: Runtime,
+        records: RunRecords, lent: Runtime, claims: Claims,
     ) -> None:  # fmt: skip
         self.scenario, self.model, self.grid, self.lent = scenario, model, grid, lent
         self.roster, self.attendance, self.phases, self.records = roster, attendance, phases, records
         self._pause = 1.0  # seconds, until a round that nobody finished starts again
+        self.claims = claims
+        self._failed: dict[int, str] = {}  # who failed since a client last finished a round, and why
 
     def run(self) -> None:
         """Run to the end, or until the user interrupts: then the open round is dropped and KeyboardInterrupt raised."""
@@ -71,7 +74,8 @@ class Rounds:
             self.records.observer.close()
 
     def _limit(self) -> int | None:
-        examples, private = sum(self.roster.examples.values()), self.scenario.federation.private
+        # What clients claim alone must not lengthen a run.
+        examples, private = sum(self.claims.believed(self.roster.examples).values()), self.scenario.federation.private
         return self.scenario.budget.limit(examples, self.model.geometry, private)
 
     def _goes_on(self, round: int) -> bool:
@@ -99,17 +103,19 @@ class Rounds:
             there = self.roster.online()
         clients = self.attendance.sample(round, there)
         # Some may leave before they are messaged: their nodes are kept here.
-        return Cohort({client: self.roster.examples[client] for client in clients}, dict(self.roster.nodes))
+        examples = {client: self.roster.examples[client] for client in clients}
+        return Cohort(examples, dict(self.roster.nodes), self.claims.weights(examples))
 
     def _round(self, round: int) -> None:
         self.grid.begin(round)
         drawn = self._drawn(round)
         unfit = self.phases.align.run(round, drawn)
         plan = self.attendance.plan(round, {c: number for c, number in drawn.examples.items() if c not in unfit})
-        cohort = Cohort({client: drawn.examples[client] for client in plan.vanish}, drawn.nodes)
+        cohort = drawn.only(plan.vanish)
         before = self.model.arrays()
         replies = self._train(round, cohort, before, plan) if cohort.examples else unfit
         taken = list(trained(replies))
+        self._failed = {} if taken else self._failed | failures(replies)
         if not taken and self._starts_again(round, replies):
             return
         self._pause = 1.0
@@ -119,7 +125,7 @@ class Rounds:
             arrays, loss = self.phases.train.aggregate(round, cohort, replies, before)
             if arrays is not None:
                 self.model.load_part({name: torch.from_numpy(a.numpy()).float() for name, a in arrays.items()})
-        seen = sum(cohort.examples[client] for client in taken)
+        seen = sum(cohort.weights[client] for client in taken)
         self._close(round, loss, seen, len(taken), len(drawn.examples) - len(taken), plan.seconds)
 
     def _train(self, round: int, cohort: Cohort, before: ArrayRecord, plan: RoundPlan) -> Replies:
@@ -155,13 +161,17 @@ class Rounds:
     def _starts_again(self, round: int, replies: Replies) -> bool:
         """Return whether a round that nobody finished is dropped, as it starts again where clients may come back, after
         a pause that grows, or where what they lacked is sent to them then. It counts where clients are known to vanish
-        or may be late; else, or if some failed, the run ends here where it waits for nobody."""
-        reasons = failures(replies)
+        or may be late, and where others are there than those who failed; else, or if some failed, the run ends here
+        where it waits for nobody."""
+        reasons = sorted(set(failures(replies).values()))
         if not reasons and self.attendance.may_end_empty:
             log.warning("round %d: no client finished it; the front stays as it was", round)
             return False
+        if reasons and self.lent.waits and self.roster.online() - self._failed.keys():
+            log.warning("round %d: the front stays as it was: all who were drawn failed, others go on", round)
+            return False
         if not self.lent.waits and (reasons or not self.phases.train.forgetful):
-            raise RunError(f"round {round}: no client finished: {'; '.join(sorted(reasons)) or 'all were lost'}")
+            raise RunError(f"round {round}: no client finished: {'; '.join(reasons) or 'all were lost'}")
         self.records.drop_round()
         if self.phases.train.forgetful and not reasons:
             log.warning("round %d: no client finished it; it starts again", round)

@@ -27,6 +27,7 @@ from splitfed.engines.deployment.tls import ClientFiles, read_client
 from splitfed.errors import RunError
 from splitfed.files import expanded
 from splitfed.wire.messages import ALIGN, GOODBYE, REFUSED, EvaluateMetrics, Identity, Order, Refusal, TrainMetrics
+from splitfed.wire.records import shown
 
 if TYPE_CHECKING:
     from splitfed.clients.deployment.tasks import TaskEvent
@@ -138,7 +139,8 @@ class _Client:
     def __init__(
         self, host: str, port: int, files: ClientFiles | None, joining: Joining, stay: bool, say: Callable[[str], None]
     ) -> None:
-        self.host, self.port, self.files, self.joining, self.stay, self.say = host, port, files, joining, stay, say
+        self.host, self.port, self.files, self.joining, self.stay = host, port, files, joining, stay
+        self.say = lambda text: say(shown(text))  # much of it has words of the server's in it
         self.ca = files.ca if files else None
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.over = threading.Event()

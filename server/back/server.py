@@ -48,6 +48,7 @@ class SplitServer:
         self._round: RoundContext | None = None
         self._evaluation: EvaluationRound | None = None
         self._examples: dict[int, int] = {}
+        self._most: dict[int, int] = {}
         self._sessions: dict[int, SplitSession] = {}
         self._lock = Lock()
 
@@ -56,9 +57,13 @@ class SplitServer:
             round, self._cut, self._ledger, key, self._clock, self._steps, self._passes, self._on_step, self._reporting
         )
 
-    def start_round(self, round: int, lr: float, examples: dict[int, int]) -> None:
-        """Accept the streams of these clients, who hold so many examples, for this round only."""
+    def start_round(
+        self, round: int, lr: float, examples: dict[int, int], most: Mapping[int, int] | None = None
+    ) -> None:  # fmt: skip
+        """Accept the streams of these clients, who weigh so many examples, for this round only, and of each at `most`
+        so many mini-batches."""
         with self._lock:
+            self._most = dict(most or {})
             self._pool.open_round(lr, sorted(examples))
             self._round = self._context(round, self._key.at(round))
             self._examples, self._sessions = dict(examples), {}
@@ -79,7 +84,7 @@ class SplitServer:
                 raise WireError(f"client {client} has no part in round {round}, or not any more")
             if client not in self._sessions:
                 kind = PrivateSession if self._cut.private else SplitSession
-                self._sessions[client] = kind(context, client, self._pool.open(client))
+                self._sessions[client] = kind(context, client, self._pool.open(client), self._most.get(client))
             session = self._sessions[client]
             session.attach()
             return session
@@ -93,6 +98,12 @@ class SplitServer:
         """Return the clients who began, did not finish, and have had no stream for more than `grace` seconds."""
         with self._lock:
             return away(self._sessions, grace)
+
+    def crossed(self, client: int) -> tuple[int, int] | None:
+        """Return how many mini-batches and images a client has sent in this round; None for one that never came."""
+        with self._lock:
+            session = self._sessions.get(client)
+            return (session.batches, session.images) if session else None
 
     def settle(self, client: int, taken: bool) -> bool:
         """End a client's round: hand what it trained to the pool if its reply was `taken` and its stream was finished,

@@ -128,13 +128,14 @@ class ClientSession(ABC):
 
 
 class SplitSession(ClientSession):
-    """One client's mini-batches of a round, each trained once."""
+    """One client's mini-batches of a round, `most` so many, each trained once."""
 
     _trains: ClassVar[str] = "step"  # the kind of frame on which a mini-batch is trained
 
-    def __init__(self, context: RoundContext, client: int, trainer: Trainer) -> None:
+    def __init__(self, context: RoundContext, client: int, trainer: Trainer, most: int | None = None) -> None:
         super().__init__(context, client)
-        self.trainer = trainer
+        self.trainer, self._most = trainer, most
+        self.batches = self.images = 0  # taken so far
 
     def _unpack(self, buffer: bytes) -> Frame:
         return self.context.cut.unpack_up(buffer)
@@ -151,8 +152,11 @@ class SplitSession(ClientSession):
     def _taken(self, frame: Frame) -> tuple[Arrived, list[Row], Key]:
         """Take a mini-batch and count it; return it with its rows and the key of what it draws. Whatever fails from
         here on, its frame is not taken again."""
+        if self.batches == self._most:
+            raise WireError(f"a mini-batch more than the {self._most} that the images of client {self.client} make")
         batch = self.context.cut.batch(frame)
         self._step += 1
+        self.batches, self.images = self.batches + 1, self.images + batch.examples
         rows = self._count(frame, "up", batch.examples)
         return batch, rows, self.context.key.at(self.client, self._step)
 

@@ -16,7 +16,9 @@ class Unsplit:
         self._on_step = on_step
         self._round, self._waiting = 0, set[int]()
 
-    def start_round(self, round: int, lr: float, examples: dict[int, int]) -> None:
+    def start_round(
+        self, round: int, lr: float, examples: dict[int, int], most: Mapping[int, int] | None = None
+    ) -> None:  # fmt: skip
         """Begin a round of these clients."""
         self._round, self._waiting = round, set(examples)
 
@@ -30,6 +32,9 @@ class Unsplit:
     def lost(self, grace: float) -> set[int]:
         """Return nobody: only a node that leaves tells that its client is lost."""
         return set()
+
+    def crossed(self, client: int) -> None:
+        """Return nothing: no mini-batch crosses."""
 
     def settle(self, client: int, taken: bool) -> bool:
         """End a client's round; return whether it counts. Harmless when called again."""

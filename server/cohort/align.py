@@ -12,10 +12,10 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from torch import Tensor
 
 from splitfed.compression.reducers.trained.layers import DECODER
-from splitfed.errors import WireError
 from splitfed.scenario import Scenario
 from splitfed.server.cohort.dispatch import Dispatch
-from splitfed.server.cohort.replies import check_alignment
+from splitfed.server.cohort.refusals import Refusals
+from splitfed.server.cohort.replies import checked_alignment
 from splitfed.server.cohort.train import Cohort, Replies
 from splitfed.server.model import Model
 from splitfed.wire.messages import ALIGN, ARRAYS, CONFIG, AlignOrder
@@ -27,9 +27,9 @@ class AlignPhase:
     """Knows which clients are aligned, which is the run's state, and aligns the others before they train; none have to
     be where the scenario's reducer needs none."""
 
-    def __init__(self, scenario: Scenario, dispatch: Dispatch, model: Model) -> None:
+    def __init__(self, scenario: Scenario, dispatch: Dispatch, model: Model, refusals: Refusals) -> None:
         self.fitting = scenario.compression.reducer.alignment()
-        self.dispatch, self.model = dispatch, model
+        self.dispatch, self.model, self.refusals = dispatch, model, refusals
         self.aligned = set[int]()
 
     def state_dict(self) -> dict[str, Any]:
@@ -55,16 +55,19 @@ class AlignPhase:
         total: dict[str, Tensor] = {}
         count = 0
         for client in missing:  # in order, so that the sum is the same whoever answers first
-            reply, examples = replies[client], cohort.examples[client]
-            if problem := _problem(reply, examples, both):
+            reply, weight = replies[client], cohort.weights[client]
+            if reply is not None:
+                reply = checked_alignment(reply, round, client, cohort.examples[client], both, self.refusals)
+            if reply is None or reply.has_error():
+                problem = reply.error.reason if reply else "it is lost"
                 log.warning("round %d: client %d was not aligned: %s", round, client, problem)
-                failed[client] = reply if reply and reply.has_error() else None
+                failed[client] = reply
                 continue
             self.aligned.add(client)
-            if both and reply:
-                count += examples
+            if both:
+                count += weight
                 for name, array in reply.content.array_records[ARRAYS].items():
-                    share = torch.from_numpy(array.numpy()).double() * examples
+                    share = torch.from_numpy(array.numpy()).double() * weight
                     total[name] = total[name] + share if name in total else share
         if count:
             means = {name.removeprefix(DECODER): (tensor / count).float() for name, tensor in total.items()}
@@ -79,15 +82,3 @@ class AlignPhase:
         front, decoder = self.model.front.state_dict(), self.model.back.decoder.state_dict()
         weights = front | {DECODER + name: tensor for name, tensor in decoder.items()}
         return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in weights.items()})
-
-
-def _problem(reply: Message | None, examples: int, both: bool) -> str | None:
-    if reply is None:
-        return "it is lost"
-    if reply.has_error():
-        return str(reply.error.reason)
-    try:
-        check_alignment(reply, examples, both)
-    except WireError as problem:
-        return str(problem)
-    return None

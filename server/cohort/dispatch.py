@@ -6,7 +6,7 @@ from logging import getLogger
 
 from flwr.app import Message
 
-from splitfed.server.weights.grid import WireGrid
+from splitfed.server.weights.grid import WireGrid, refusal
 
 log = getLogger("splitfed")
 
@@ -20,20 +20,21 @@ class Mail:
 
     def __init__(self, grid: WireGrid) -> None:
         self.grid = grid
-        self._nodes: dict[str, int] = {}
+        self._sent: dict[str, tuple[int, str]] = {}  # to which node, and of what type
         self._late: set[str] = set()
 
     def send(self, message: Message) -> str | None:
         """Send a message and return its number; None where its node is no longer there."""
         number = next(iter(self.grid.push_messages([message])), None)
         if number is not None:
-            self._nodes[number] = message.metadata.dst_node_id
+            self._sent[number] = message.metadata.dst_node_id, message.metadata.message_type
         return number
 
     def send_together(self, messages: list[Message]) -> list[str]:
         """Send messages to nodes in this process, in one call, and return their numbers."""
         numbers = list(self.grid.push_messages(messages))
-        self._nodes |= {n: message.metadata.dst_node_id for n, message in zip(numbers, messages, strict=True)}
+        of = [(message.metadata.dst_node_id, message.metadata.message_type) for message in messages]
+        self._sent |= zip(numbers, of, strict=True)
         return numbers
 
     def take(self, numbers: set[str]) -> dict[str, Message]:
@@ -41,15 +42,16 @@ class Mail:
 
         What comes too late for a round that has ended is taken too, so that its bytes are counted, and forgotten."""
         wanted, came = numbers | self._late, {}
-        of_node = {self._nodes[number]: number for number in wanted}  # in one process messages bear no number
+        of_node = {self._sent[number][0]: number for number in wanted}  # in one process messages bear no number
         for reply in self.grid.pull_messages(wanted):
             number = reply.metadata.reply_to_message_id
             if number not in wanted:
                 number = of_node[reply.metadata.src_node_id]
-            del self._nodes[number]
+            asked = self._sent.pop(number)
             self._late.discard(number)
             if number in numbers:
-                came[number] = reply
+                fits = asked == (reply.metadata.src_node_id, reply.metadata.message_type)
+                came[number] = reply if fits else refusal(reply, "it answers what nobody asked")
         return came
 
     def forget(self, number: str) -> None:
@@ -58,7 +60,7 @@ class Mail:
 
     def node(self, number: str) -> int:
         """Return the node that a message under way is for."""
-        return self._nodes[number]
+        return self._sent[number][0]
 
 
 class Dispatch:

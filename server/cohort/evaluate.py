@@ -18,12 +18,13 @@ from splitfed.server.back.whole_model import Unsplit
 from splitfed.server.cohort.align import AlignPhase
 from splitfed.server.cohort.attendance import Attendance
 from splitfed.server.cohort.dispatch import Dispatch
+from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.replies import checked_score
 from splitfed.server.cohort.roster import Roster
 from splitfed.server.cohort.train import invite, present
 from splitfed.server.weights.exchange import WeightExchange
 from splitfed.split.evaluation import mean
-from splitfed.wire.channel import Invitation, Listener
+from splitfed.wire.channel import Listener
 from splitfed.wire.messages import ARRAYS, CONFIG, LACKING, Order
 
 log = getLogger("splitfed")
@@ -34,11 +35,11 @@ class EvaluatePhase:
 
     def __init__(
         self, scenario: Scenario, dispatch: Dispatch, split: SplitServer | Unsplit, listener: Listener,
-        exchange: WeightExchange, roster: Roster, attendance: Attendance, alignment: AlignPhase,
+        exchange: WeightExchange, roster: Roster, attendance: Attendance, alignment: AlignPhase, refusals: Refusals,
     ) -> None:  # fmt: skip
         self.settings, self.clients, self.key = scenario.evaluation, scenario.federation.clients, Key(scenario.seed)
         self.dispatch, self.split, self.listener, self.exchange = dispatch, split, listener, exchange
-        self.roster, self.attendance, self.alignment = roster, attendance, alignment
+        self.roster, self.attendance, self.alignment, self.refusals = roster, attendance, alignment, refusals
         self._grace = scenario.engine.grace if isinstance(scenario.engine, Remote) else 0.0
 
     def run(self, round: int, weights: ArrayRecord) -> list[Score]:
@@ -47,7 +48,7 @@ class EvaluatePhase:
         there = self.attendance.present(round, self.roster.online())
         nodes = dict(self.roster.nodes)  # some may leave before they are messaged
         images = {client: self.roster.held_out[client] for client in self._drawn(round, there)}
-        content = RecordDict({ARRAYS: weights, CONFIG: Order(round, Invitation("")).write()})
+        content = RecordDict({ARRAYS: weights, CONFIG: Order(round, "", "").write()})
         messages = {client: Message(content, nodes[client], MessageType.EVALUATE) for client in images}
         for client, message in messages.items():
             invite(message, self.listener, round, client)
@@ -62,7 +63,7 @@ class EvaluatePhase:
                     log.warning("round %d: client %d is lost to its evaluation", round, client)
                     return
                 found = mean(seen, images[client]) if seen else None
-                if (score := checked_score(reply, round, client, images[client], found)) is not None:
+                if (score := checked_score(reply, round, client, images[client], found, self.refusals)) is not None:
                     scores[client] = score
 
             self.dispatch.exchange(messages, lambda: evaluation.lost(self._grace), settle, begun=evaluation.begun)

@@ -1,33 +1,60 @@
 """What the server takes from a client's reply, before anything is made of it: whatever it holds is checked against what
 the server knows itself."""
 
+from dataclasses import dataclass, replace
 from logging import getLogger
 
 from flwr.app import Message
 
 from splitfed.errors import WireError
 from splitfed.run.client_scores import Score
+from splitfed.server.cohort.claims import Crossed
+from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.weights.grid import refusal
 from splitfed.wire.messages import ARRAYS, METRICS, AlignMetrics, EvaluateMetrics, TrainMetrics, holds_only
 
 log = getLogger("splitfed")
 
 
-def checked(reply: Message, round: int, client: int, examples: int) -> Message:
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a client was told, or has told before a round: how many images it trains on, what `planned` steps these
+    make, and what it weighs in averages."""
+
+    examples: int
+    planned: Crossed
+    weight: int
+
+
+def checked(
+    reply: Message, round: int, client: int, told: Told, crossed: tuple[int, int] | None, refusals: Refusals
+) -> Message:  # fmt: skip
     """Return the reply, or an error in its place where it is not a trained front with the metrics of a client that
-    holds `examples` images: a claim of more would outweigh the others in the average. Errors are logged."""
+    trained as it was `told` to, on what has `crossed`; None where nothing does. In the reply that is taken the number
+    of examples, by which strategies average, is what the server lets the client weigh. Errors are logged."""
     if not reply.has_error():
         try:
             holds_only(reply.content, ARRAYS, METRICS)
-            _agreed(TrainMetrics.read(reply.content).examples, examples)
+            metrics = TrainMetrics.read(reply.content)
+            _agreed(metrics.examples, told.examples)
+            if metrics.steps != told.planned.steps:
+                raise WireError(f"it counts {metrics.steps} mini-batches, where its images make {told.planned.steps}")
+            if crossed is not None and crossed != told.planned:
+                steps, images = crossed
+                raise WireError(
+                    f"{images} images in {steps} mini-batches have crossed, where its {told.examples} make "
+                    f"{told.planned.images} in {told.planned.steps}"
+                )
+            reply.content[METRICS] = replace(metrics, examples=told.weight).write()
         except WireError as problem:
             reply = refusal(reply, str(problem))
     _log_error(reply, round, client)
+    refusals.note(client, round, reply)
     return reply
 
 
 def checked_score(
-    reply: Message, round: int, client: int, examples: int, found: tuple[float, float] | None
+    reply: Message, round: int, client: int, examples: int, found: tuple[float, float] | None, refusals: Refusals
 ) -> Score | None:
     """Return the score of a client that holds out `examples` images, or None, with a warning, where the reply has none
     that can be true. What the server itself `found`, mean loss and accuracy, is what the client must say."""
@@ -40,17 +67,26 @@ def checked_score(
         except WireError as problem:
             reply = refusal(reply, str(problem))
     _log_error(reply, round, client)
+    refusals.note(client, round, reply)
     return None
 
 
-def check_alignment(reply: Message, examples: int, both: bool) -> None:
-    """Raise WireError unless a reply, which is no error, is that of a client that has fitted its layers to `examples`
-    images, with a decoder if `both` halves were wanted."""
-    holds_only(reply.content, *((ARRAYS, METRICS) if both else (METRICS,)))
-    _agreed(AlignMetrics.read(reply.content).examples, examples)
+def checked_alignment(
+    reply: Message, round: int, client: int, examples: int, both: bool, refusals: Refusals
+) -> Message:  # fmt: skip
+    """Return the reply, or an error in its place where it is not that of a client that has fitted its layers to
+    `examples` images, with a decoder if `both` halves were wanted."""
+    if not reply.has_error():
+        try:
+            holds_only(reply.content, *((ARRAYS, METRICS) if both else (METRICS,)))
+            _agreed(AlignMetrics.read(reply.content).examples, examples)
+        except WireError as problem:
+            reply = refusal(reply, str(problem))
+    refusals.note(client, round, reply)
+    return reply
 
 
-def _agreed(told: object, announced: int) -> None:
+def _agreed(told: int, announced: int) -> None:
     if told != announced:
         raise WireError(f"it counts {told} examples, where {announced} were announced")
 
@@ -58,7 +94,7 @@ def _agreed(told: object, announced: int) -> None:
 def _possible(told: EvaluateMetrics, examples: int, found: tuple[float, float] | None) -> None:
     _agreed(told.examples, examples)
     loss, accuracy = told.loss, told.accuracy
-    if not (isinstance(accuracy, float) and 0 <= accuracy <= 1 and round(accuracy * examples) / examples == accuracy):
+    if round(accuracy * examples) / examples != accuracy:
         raise WireError(f"its accuracy is {accuracy}, which is no share of {examples} images")
     if found is not None and (loss, accuracy) != found:
         raise WireError(

@@ -10,8 +10,10 @@ from flwr.app import Message, MessageType, RecordDict
 
 from splitfed.data.stratify import count_held_out
 from splitfed.errors import RunError, WireError
+from splitfed.server.cohort.claims import Claims
 from splitfed.server.cohort.dispatch import Mail
-from splitfed.wire.messages import CONFIG, GOODBYE, REFUSED, Identity, Question, Refusal
+from splitfed.server.cohort.refusals import Refusals
+from splitfed.wire.messages import CONFIG, GOODBYE, REFUSED, UNTAKEN, Identity, Question, Refusal
 
 log = getLogger("splitfed")
 
@@ -26,18 +28,21 @@ class Roster:
     is there, but never online. `held_out` are the images that each holds out beside them, which is a `share` of all.
     `keys` tells which client a node is by the key that it has proven to hold; without it nodes are believed. A client
     that holds another number of images once a run has begun is refused, for nothing that follows would repeat: the
-    examples are the run's state. With `waits`, clients may come and go; one that was away, or cannot take part, is
+    examples are the run's state. So is one whose number `claims` knows better; who is out by `refusals` is there, and
+    never online. With `waits`, clients may come and go; one that was away, or cannot take part, is
     asked again. Else the run ends.
     """
 
     def __init__(
         self, mail: Mail, clients: int, question: Question, *, waits: bool,
         keys: Callable[[], Mapping[int, int]] | None, joined: Callable[[int, int, list[int]], None],
-        share: float = 0.0,
+        share: float = 0.0, refusals: Refusals | None = None, claims: Claims | None = None,
     ) -> None:  # fmt: skip
         self.mail, self.grid, self.clients, self.question = mail, mail.grid, clients, question
         self.waits, self.keys, self.joined = waits, keys, joined
-        self.share = share
+        self.share, self.claims = share, claims
+        self.refusals = refusals or Refusals()
+        self._told_out = set[int]()
         self.examples: dict[int, int] = {}
         self.held_out: dict[int, int] = {}
         self.nodes: dict[int, int] = {}
@@ -68,7 +73,15 @@ class Roster:
         self._ask(there)
         self._take()
         self.nodes = {client: node for client, node in self.nodes.items() if node in there}
-        return {client for client in self.nodes if self.examples[client]}
+        return {client for client in self.nodes if self.examples[client]} - self._out()
+
+    def _out(self) -> set[int]:
+        """Return who is left out for good; whoever sits there is told once."""
+        out = self.refusals.out
+        for client in sorted((out & set(self.nodes)) - self._told_out if self.waits else ()):
+            self._told_out.add(client)
+            self._tell(self.nodes[client], f"client {client} {self.refusals.why()}")
+        return out
 
     def _take(self) -> None:
         came = self.mail.take(set(self._asked))
@@ -149,9 +162,12 @@ class Roster:
     def _admit(self, node: int, reply: Message) -> None:
         """Take a node's answer. Raises _Refused."""
         if reply.has_error():
-            raise _Refused(f"node {node} does not answer: {reply.error.reason}", knows=True)
+            knows = reply.error.code != UNTAKEN
+            raise _Refused(f"node {node} does not answer: {reply.error.reason}", knows)
         try:
             identity = Identity.read(reply.content, self.clients)
+            if self.claims and not identity.problem:
+                self.claims.check(identity.client, identity.examples)
         except WireError as error:
             raise _Refused(str(error)) from None
         client, examples, held_out = identity.client, identity.examples, identity.held_out or 0

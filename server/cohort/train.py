@@ -3,6 +3,7 @@ the strategy makes of them."""
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
@@ -16,8 +17,10 @@ from splitfed.scenario.engine import Deployment, Remote
 from splitfed.server.back.server import SplitServer
 from splitfed.server.back.whole_model import Unsplit
 from splitfed.server.cohort.attendance import RoundPlan
+from splitfed.server.cohort.claims import Claims
 from splitfed.server.cohort.dispatch import Dispatch
-from splitfed.server.cohort.replies import checked
+from splitfed.server.cohort.refusals import Refusals
+from splitfed.server.cohort.replies import Told, checked
 from splitfed.server.weights.exchange import WeightExchange
 from splitfed.server.weights.strategy import Aggregation
 from splitfed.wire.channel import Listener
@@ -36,11 +39,16 @@ _ABSENT = {
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """The clients of a round: how many images each trains on, in the order in which they train, and at which node each
-    is."""
+    """The clients of a round: how many images each says that it trains on, in the order in which they train, at which
+    node each is, and what it weighs in averages."""
 
     examples: dict[int, int]
     nodes: dict[int, int]
+    weights: dict[int, int]
+
+    def only(self, clients: Iterable[int]) -> "Cohort":
+        """Return those of them alone."""
+        return Cohort({client: self.examples[client] for client in clients}, self.nodes, self.weights)
 
 
 class TrainPhase:
@@ -48,9 +56,10 @@ class TrainPhase:
 
     def __init__(
         self, scenario: Scenario, dispatch: Dispatch, split: SplitServer | Unsplit, listener: Listener,
-        exchange: WeightExchange, strategy: Aggregation,
+        exchange: WeightExchange, strategy: Aggregation, claims: Claims, refusals: Refusals,
     ) -> None:  # fmt: skip
         self.dispatch, self.split, self.listener = dispatch, split, listener
+        self.claims, self.refusals = claims, refusals
         self.exchange, self.strategy = exchange, strategy
         federation, engine = scenario.federation, scenario.engine
         # One shared back is trained by one client at a time: the order is made here, by whom the server messages next.
@@ -71,7 +80,9 @@ class TrainPhase:
     def run(self, round: int, server_lr: float, cohort: Cohort, weights: ArrayRecord, plan: RoundPlan) -> Replies:
         """Let the cohort train from these weights, the back at this learning rate, and return the replies in order of
         client; None for one that was lost, or given up."""
-        self.split.start_round(round, server_lr, cohort.examples)
+        count = {client: cohort.weights[client] for client in cohort.examples}
+        most = {client: self.claims.planned(number).steps for client, number in cohort.examples.items()}
+        self.split.start_round(round, server_lr, count, most)
         self.exchange.open(round, sorted(cohort.examples))
         replies = self._exchange(round, cohort, weights, plan)
         self.split.end_round()
@@ -111,8 +122,8 @@ class TrainPhase:
         else:
             arrays = self.strategy.aggregate(round, list(taken.values()), before)
         losses = {client: TrainMetrics.read(reply.content).loss for client, reply in taken.items()}
-        seen = sum(cohort.examples[client] for client in taken)
-        return arrays, math.fsum(cohort.examples[client] / seen * losses[client] for client in taken)
+        seen = sum(cohort.weights[client] for client in taken)
+        return arrays, math.fsum(cohort.weights[client] / seen * losses[client] for client in taken)
 
     def _exchange(self, round: int, cohort: Cohort, arrays: ArrayRecord, plan: RoundPlan) -> Replies:
         finish = _Finish(self._enough, self._seconds)
@@ -136,7 +147,8 @@ class TrainPhase:
                 reply = None
             told = f": {reply.error.reason}" if reply is not None and code == UNREACHED else ""
             if (reply := present(reply)) is not None:
-                reply = checked(reply, round, client, examples[client])
+                told = Told(examples[client], self.claims.planned(examples[client]), cohort.weights[client])
+                reply = checked(reply, round, client, told, self.split.crossed(client), self.refusals)
             if finish.over():
                 reply = None
             taken = reply is not None and not reply.has_error()
@@ -196,9 +208,9 @@ def trained(replies: Replies) -> dict[int, Message]:
     return {client: reply for client, reply in replies.items() if reply and not reply.has_error()}
 
 
-def failures(replies: Replies) -> set[str]:
+def failures(replies: Replies) -> dict[int, str]:
     """Return why clients failed that were there; nothing for those that were lost."""
-    return {str(reply.error.reason) for reply in replies.values() if reply and reply.has_error()}
+    return {client: str(reply.error.reason) for client, reply in replies.items() if reply and reply.has_error()}
 
 
 class _Finish:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable
 
 from flwr.app import Message
 from flwr.app.error import Error
+from flwr.app.metadata import Metadata
 from flwr.common.constant import ErrorCode
-from flwr.common.serde import metadata_from_proto
+from flwr.common.serde import message_to_proto, metadata_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
@@ -15,6 +16,8 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents, pull_objects
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
+
+from splitfed.wire.messages import UNTAKEN
 
 # Flower waits a second before it looks again for a part that is still on its way.
 _LOOK_AGAIN_SECONDS = 0.1
@@ -54,10 +57,22 @@ class ArrivingGrid(HttpGrid):
             return Message(error, metadata=metadata_from_proto(message.metadata))  # type: ignore[call-overload]
         confirmation = ConfirmMessageReceivedRequest(node=self.node, run_id=run, message_object_id=number)
         self._runtime_client.ConfirmMessageReceived(confirmation)
-        whole = inflate_object_from_contents(number, contents)
-        assert isinstance(whole, Message)
+        try:
+            whole = inflate_object_from_contents(number, contents)
+            if not isinstance(whole, Message) or _place(whole.metadata) != _place(
+                metadata_from_proto(message.metadata)
+            ):
+                raise ValueError("it is no reply to this message")
+            message_to_proto(whole)  # as whoever counts its bytes does
+        except Exception:  # whatever a client uploads in the place of a message
+            error = Error(UNTAKEN, "reply refused: it is no message of Flower's")
+            return Message(error, metadata=metadata_from_proto(message.metadata))  # type: ignore[call-overload]
         whole.metadata.__dict__["_message_id"] = number
         return whole
+
+
+def _place(metadata: Metadata) -> tuple[int, str, str]:
+    return metadata.src_node_id, metadata.reply_to_message_id, metadata.message_type
 
 
 class _Arrival(threading.Thread):

@@ -6,6 +6,7 @@ so that sums over clients neither depend on who answered first nor lose bits.
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
@@ -16,7 +17,8 @@ from splitfed.errors import WireError
 from splitfed.run.ledger import Direction, Ledger, Row, Sizes
 from splitfed.seeds import Key
 from splitfed.server.weights.exchange import WeightExchange
-from splitfed.wire.messages import ARRAYS, METRICS, UNTAKEN, WIRE, Weights
+from splitfed.wire.messages import ARRAYS, METRICS, UNTAKEN, WIRE, Weights, declared
+from splitfed.wire.records import shown
 
 
 class WireGrid(Grid):
@@ -92,24 +94,31 @@ class WireGrid(Grid):
     def _incoming(self, replies: Iterable[Message]) -> list[Message]:
         decoded = []
         for reply in sorted(replies, key=lambda reply: self._client(reply.metadata.src_node_id)):
-            node = reply.metadata.src_node_id
-            if reply.has_error() or WIRE not in reply.content:
-                self._count(reply, node, "up", {})
-                decoded.append(reply)
-                continue
-            try:
-                exchange, buffer = self.exchanges[reply.metadata.message_type], Weights.read(reply.content).weights
-                weights, sizes = exchange.up(buffer, self._client(node))
-            except (WireError, KeyError) as error:
-                self._count(reply, node, "up", {})
-                decoded.append(refusal(reply, str(error)))
-                continue
+            node, sizes = reply.metadata.src_node_id, dict[str, Sizes]()
+            if reply.has_error():
+                taken = _readable(reply)
+            else:
+                try:
+                    content, sizes = self._decode(reply)
+                    taken = Message(content, metadata=reply.metadata)  # type: ignore[call-overload]
+                except WireError as problem:
+                    taken = refusal(reply, str(problem))
             self._count(reply, node, "up", sizes)
-            content = RecordDict({name: value for name, value in reply.content.items() if name != WIRE})
-            content[ARRAYS] = ArrayRecord({n: Array(t.numpy().astype(np.float64)) for n, t in weights.items()})
-            reply.content = content
-            decoded.append(reply)
+            decoded.append(taken)
         return decoded
+
+    def _decode(self, reply: Message) -> tuple[RecordDict, dict[str, Sizes]]:
+        """Return what a reply holds, its frame decoded. Raises WireError for whatever no such reply holds."""
+        content = declared(reply)
+        if WIRE not in content:
+            return content, {}
+        exchange, sent = self.exchanges.get(reply.metadata.message_type), Weights.read(content)
+        if exchange is None or sent.once:
+            raise WireError("it has weights that nobody asked for")
+        weights, sizes = exchange.up(sent.weights, self._client(reply.metadata.src_node_id))
+        kept: dict[str, Any] = {name: value for name, value in content.items() if name != WIRE}
+        kept[ARRAYS] = ArrayRecord({n: Array(t.numpy().astype(np.float64)) for n, t in weights.items()})
+        return RecordDict(kept), sizes
 
     def _count(self, message: Message, node: int, direction: Direction, weights: dict[str, Sizes]) -> None:
         total = message_to_proto(message).ByteSize()
@@ -136,6 +145,12 @@ class CohortGrid:
     def get_node_ids(self) -> list[int]:
         """Return the cohort."""
         return self._nodes
+
+
+def _readable(reply: Message) -> Message:
+    """Return a client's error with its reason as one line that can be shown."""
+    error = Error(reply.error.code, shown(reply.error.reason or "it does not say why"))
+    return Message(error, metadata=reply.metadata)  # type: ignore[call-overload]
 
 
 def refusal(reply: Message, problem: str) -> Message:

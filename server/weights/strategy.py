@@ -60,7 +60,8 @@ class Aggregation:
         for message in messages:
             content = message.content
             sent = content.array_records.get(ARRAYS)
-            if sent is None or list(sent) != list(arrays) or CONFIG not in content.config_records:
+            wrong = set(content) != {ARRAYS, CONFIG} or CONFIG not in content.config_records
+            if sent is None or list(sent) != list(arrays) or wrong:
                 raise RunError(
                     f"{self.name}: configure_train must send the arrays and the config that it is given, as "
                     f"{ARRAYS!r} and {CONFIG!r}"

@@ -7,26 +7,34 @@
     train.align    AlignOrder, Weights ->  <- Weights, AlignMetrics
     evaluate       Order, Weights ->       <- EvaluateMetrics
 
-A side takes nothing for granted that comes from elsewhere: every `read` raises WireError for what is no such record.
+A side takes nothing for granted that comes from elsewhere. Each field says its type and bounds, and under which key it
+crosses; every `read` raises WireError for what is no such record, and `holds_only` for a message that holds others.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from pydantic import ConfigDict, Field
 
 from splitfed.errors import WireError
 from splitfed.version import __version__
 from splitfed.wire.channel import Invitation
 from splitfed.wire.grpc_settings import PROTOCOL
+from splitfed.wire.records import Blob, Flag, Real, Record, Text, Whole, names, shown
 
 # The records of a message. Strategies make `arrays`; they cross as frames, in `wire`.
 ARRAYS, CONFIG, METRICS, WIRE = "arrays", "config", "metrics", "wire"
 
 # Types of messages beside Flower's own three.
 ALIGN, REFUSED, GOODBYE = "train.align", "query.refused", "query.goodbye"
+
+# Which records the replies to messages of each type hold as they cross, where they are no errors.
+_REPLIES: dict[str, tuple[set[str], ...]] = {
+    MessageType.QUERY: ({CONFIG},), REFUSED: (set(),), GOODBYE: (set(),), MessageType.TRAIN: ({WIRE, METRICS},),
+    ALIGN: ({METRICS}, {WIRE, METRICS}), MessageType.EVALUATE: ({METRICS},),
+}  # fmt: skip
 
 # Error codes of ours; Flower's own end at a hundred.
 UNTAKEN = 2000  # a reply whose content the server refuses
@@ -38,63 +46,91 @@ UNREACHED = 2004  # a client that cannot reach the split server, or not any more
 # Names that strategies read or write too.
 ROUND, PROXIMAL, EXAMPLES, TRAIN_LOSS = "server-round", "proximal-mu", "num-examples", "train-loss"
 
-_PARTITION, _HELD_OUT, _PROBLEM = "partition-id", "held-out", "problem"
-_CHANNEL, _TOKEN, _VANISHES_AFTER, _BOTH = "channel", "token", "vanishes-after", "both"
-_TRAINED = "trained"
-_WEIGHTS, _ONCE = "weights", "once"
-_STEPS, _EVAL_LOSS, _EVAL_ACCURACY = "steps", "eval-loss", "eval-accuracy"
+_PARTITION, _PROBLEM, _CHANNEL, _TOKEN = "partition-id", "problem", "channel", "token"
 
-T = TypeVar("T")
+# What can be: of one client's images, of a mean cross-entropy in nats, of anything else that is counted.
+MOST_IMAGES, MOST_LOSS, _MOST = 10_000_000, 1e6, 2**31
+_MOST_NAMES, _MOST_NAME = 1_000_000, 1000
+
+_Number = Annotated[Whole, Field(le=_MOST)]
+_Images = Annotated[Whole, Field(le=MOST_IMAGES)]
+_Round = Annotated[_Number, Field(ge=1, alias=ROUND)]
+_Examples = Annotated[_Images, Field(alias=EXAMPLES)]
+_Client = Annotated[_Number, Field(alias=_PARTITION)]
+_Name = Annotated[Text, Field(max_length=_MOST_NAME)]
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class Weights(Record):
     """Weights as frames: those of the round, and those that are never trained (`once`; empty where there are none, or
     the client has them)."""
 
-    weights: bytes
-    once: bytes = b""
+    weights: Blob
+    once: Blob = b""
 
     def write(self) -> ConfigRecord:
         """Return the record `wire`."""
-        frames = {_WEIGHTS: self.weights} | ({_ONCE: self.once} if self.once else {})
-        return ConfigRecord(dict(frames))
+        return ConfigRecord(self.items())
 
     @classmethod
     def read(cls, content: RecordDict) -> Self:
         """Read the record. Raises WireError."""
-        wire = _record(content, WIRE)
-        return cls(_value(wire, _WEIGHTS, bytes), _value(wire, _ONCE, bytes) if _ONCE in wire else b"")
+        return cls.of(_record(content, WIRE))
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class Question(Record):
     """What comes with the query who a node is: the scenario's class names, and where the split port is, if it is to be
     tried (else empty). An empty message asks without telling."""
 
-    classes: tuple[str, ...] = ()
-    channel: str = ""
+    classes: Annotated[tuple[_Name, ...], Field(max_length=_MOST_NAMES)] = ()
+    channel: _Name = ""
+    token: _Name = ""
+    protocol: _Number = PROTOCOL
+    version: _Name = __version__
 
     def write(self) -> ConfigRecord:
         """Return the record `config`."""
         own: dict[str, Any] = {"protocol": PROTOCOL, "version": __version__}
-        return ConfigRecord(own | {"classes": list(self.classes), _CHANNEL: self.channel, _TOKEN: ""})
+        return ConfigRecord(own | {"classes": list(self.classes), _CHANNEL: self.channel, _TOKEN: self.token})
 
     @classmethod
     def read(cls, content: RecordDict) -> Self:
         """Read the query. Raises WireError for another protocol than ours, and for what is no such query."""
-        if CONFIG not in content:
+        if not content:
             return cls()
         config = _record(content, CONFIG)
         # First, and before anything that another version may not have.
-        protocol = _value(config, "protocol", int)
-        if protocol != PROTOCOL:
-            version = _value(config, "version", str)[:40]
+        protocol, version = config.get("protocol"), config.get("version")
+        if type(protocol) is int and protocol != PROTOCOL:
             raise WireError(
                 f"this client speaks protocol {PROTOCOL} (splitfed {__version__}), the server {protocol} "
-                f"(splitfed {version}): install the same version"
+                f"(splitfed {shown(version, 40)}): install the same version"
             )
-        return cls(_classes(config), _value(config, _CHANNEL, str))
+        if not {"protocol", "version", "classes", _CHANNEL, _TOKEN} <= set(config):
+            raise WireError(f"the query holds {names(config)}: is the sender's version of splitfed another?")
+        question = cls.of(config)
+        if len(set(question.classes)) != len(question.classes):
+            raise WireError("the message has 'classes' that are not a list of different names")
+        return question
+
+
+@dataclass(frozen=True, slots=True)
+class _Present(Record):
+    client: _Client
+    examples: _Examples
+    protocol: _Number
+    version: _Name
+    held_out: Annotated[_Images | None, Field(alias="held-out")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Unable(Record):
+    # One of another version, which has other keys, answers that it is.
+    __pydantic_config__ = ConfigDict(extra="ignore")
+
+    client: _Client
+    problem: Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,32 +149,30 @@ class Identity:
         if self.problem:
             return ConfigRecord(answer | {_PROBLEM: self.problem})
         answer[EXAMPLES] = self.examples
-        return ConfigRecord(answer if self.held_out is None else answer | {_HELD_OUT: self.held_out})
+        return ConfigRecord(answer if self.held_out is None else answer | {"held-out": self.held_out})
 
     @classmethod
     def read(cls, content: RecordDict, clients: int) -> Self:
         """Read the answer of one of so many `clients`. Raises WireError."""
-        config = content.config_records.get(CONFIG, ConfigRecord())
-        client, examples, held_out = config.get(_PARTITION), config.get(EXAMPLES), config.get(_HELD_OUT, 0)
+        config = _record(content, CONFIG)
+        client = config.get(_PARTITION)
         if type(client) is not int or not 0 <= client < clients:
-            raise WireError(
-                f"a node says that it is client {str(client)[:20]}, where there are clients 0 to {clients - 1}"
-            )
-        if _PROBLEM in config:
-            return cls(client, problem=str(config[_PROBLEM])[:500] or "it does not say why")
-        if type(examples) is not int or examples < 0:
-            raise WireError(f"client {client} says that it holds {str(examples)[:20]} images")
-        if type(held_out) is not int or held_out < 0:
-            told = f"{str(held_out)[:20]} images beside {examples} that it trains on"
-            raise WireError(f"client {client} says that it holds out {told}")
-        return cls(client, examples, held_out)
+            told = shown(client, 20)
+            raise WireError(f"a node says that it is client {told}, where there are clients 0 to {clients - 1}")
+        try:
+            if _PROBLEM in config:
+                return cls(client, problem=shown(_Unable.of(config).problem) or "it does not say why")
+            found = _Present.of(config)
+        except WireError as problem:
+            raise WireError(f"client {client} does not say what it holds: {problem}") from None
+        return cls(client, found.examples, found.held_out)
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Record):
     """Why the server does not take a client."""
 
-    problem: str
+    problem: Text
 
     def write(self) -> ConfigRecord:
         """Return the record `config`."""
@@ -146,22 +180,24 @@ class Refusal:
 
     @classmethod
     def read(cls, content: RecordDict) -> Self:
-        """Read the reason, as one short line that a terminal can bear."""
-        text = str(_record(content, CONFIG).get(_PROBLEM, "it does not say why"))
-        return cls("".join(letter if letter.isprintable() else " " for letter in text[:500]))
+        """Read the reason, as one short line that a terminal can bear. Raises WireError."""
+        return cls(shown(cls.of(_record(content, CONFIG)).problem))
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class Order(Record):
     """The order to train or to evaluate: the round, who waits for mini-batches, and the weight of FedProx's proximal
     term, 0 for none. In a simulation the client may have to vanish after so many mini-batches. `trained` is the last
     round in which it was taken, if it keeps something of that. What else a strategy sends is not read."""
 
-    round: int
-    invitation: Invitation
-    proximal: float = 0.0
-    vanishes_after: int | None = None
-    trained: int | None = None
+    __pydantic_config__ = ConfigDict(extra="ignore")
+
+    round: _Round
+    channel: _Name
+    token: _Name
+    proximal: Annotated[Real, Field(ge=0, alias=PROXIMAL)] = 0.0
+    vanishes_after: Annotated[_Number | None, Field(alias="vanishes-after")] = None
+    trained: Annotated[_Number, Field(ge=1)] | None = None
 
     @staticmethod
     def blank() -> ConfigRecord:
@@ -176,149 +212,107 @@ class Order:
         """Return the record `config` of one client: what all are told, and what is its own alone."""
         own: dict[str, Any] = {_CHANNEL: invitation.address, _TOKEN: invitation.token}
         if vanishes_after is not None:
-            own[_VANISHES_AFTER] = vanishes_after
+            own["vanishes-after"] = vanishes_after
         if trained is not None:
-            own[_TRAINED] = trained
+            own["trained"] = trained
         return ConfigRecord({**config, **own})
 
+    @property
+    def invitation(self) -> Invitation:
+        """Who waits for mini-batches."""
+        return Invitation(self.channel, self.token)
+
     def write(self) -> ConfigRecord:
         """Return the record `config`."""
-        config: dict[str, Any] = {ROUND: self.round} | ({PROXIMAL: self.proximal} if self.proximal else {})
-        return self.addressed(config, self.invitation, self.vanishes_after, self.trained)
+        return ConfigRecord(self.items())
 
     @classmethod
     def read(cls, content: RecordDict) -> Self:
         """Read the order. Raises WireError for what is none."""
-        config = _record(content, CONFIG)
-        round = _round(config)
-        invitation = Invitation(_value(config, _CHANNEL, str), _value(config, _TOKEN, str))
-        proximal = _value(config, PROXIMAL, float) if PROXIMAL in config else 0.0
-        if not 0 <= proximal < math.inf:
-            raise WireError(f"the message has {proximal} as '{PROXIMAL}': it cannot weigh a distance")
-        vanishes_after = _value(config, _VANISHES_AFTER, int) if _VANISHES_AFTER in config else None
-        if vanishes_after is not None and vanishes_after < 0:
-            raise WireError(f"the message has {vanishes_after} as '{_VANISHES_AFTER}': it counts mini-batches")
-        trained = _value(config, _TRAINED, int) if _TRAINED in config else None
-        if trained is not None and not 0 < trained < round:
-            raise WireError(f"the message for round {round} has {trained} as '{_TRAINED}': it is no round before it")
-        return cls(round, invitation, proximal, vanishes_after, trained)
+        order = cls.of(_record(content, CONFIG))
+        if order.trained is not None and not order.trained < order.round:
+            raise WireError(f"its 'trained' is {order.trained}: that is no round before round {order.round}")
+        return order
 
 
 @dataclass(frozen=True, slots=True)
-class AlignOrder:
+class AlignOrder(Record):
     """The order to fit a reducer's layers: the round, and whether the decoder is fitted too and wanted back."""
 
-    round: int
-    both: bool
+    round: _Round
+    both: Flag
 
     def write(self) -> ConfigRecord:
         """Return the record `config`."""
-        return ConfigRecord({ROUND: self.round, _BOTH: self.both})
+        return ConfigRecord(self.items())
 
     @classmethod
     def read(cls, content: RecordDict) -> Self:
         """Read the order. Raises WireError for what is none."""
-        config = _record(content, CONFIG)
-        return cls(_round(config), _value(config, _BOTH, bool))
+        return cls.of(_record(content, CONFIG))
+
+
+class _Metrics(Record):
+    """What a client tells of its work."""
+
+    __slots__ = ()
+
+    def write(self) -> MetricRecord:
+        """Return the record `metrics`."""
+        return MetricRecord(self.items())
+
+    @classmethod
+    def read(cls, content: RecordDict) -> Self:
+        """Read the metrics. Raises WireError."""
+        metrics = content.metric_records.get(METRICS)
+        if metrics is None:
+            raise WireError(f"it holds {names(content)}, and no metrics")
+        return cls.of(metrics)
 
 
 @dataclass(frozen=True, slots=True)
-class TrainMetrics:
+class TrainMetrics(_Metrics):
     """What a client tells of its training: on how many images, their mean loss, and the number of mini-batches."""
 
-    examples: int
-    loss: float
-    steps: int
-
-    def write(self) -> MetricRecord:
-        """Return the record `metrics`."""
-        return MetricRecord({EXAMPLES: self.examples, TRAIN_LOSS: self.loss, _STEPS: self.steps})
-
-    @classmethod
-    def read(cls, content: RecordDict) -> Self:
-        """Read the metrics. Raises WireError."""
-        metrics = _metrics(content, {EXAMPLES, TRAIN_LOSS, _STEPS})
-        loss = metrics[TRAIN_LOSS]
-        if not isinstance(loss, float) or not math.isfinite(loss):
-            raise WireError(f"its loss is {loss}")
-        return cls(metrics[EXAMPLES], loss, metrics[_STEPS])
+    examples: _Examples
+    loss: Annotated[Real, Field(ge=0, le=MOST_LOSS, alias=TRAIN_LOSS)]
+    steps: _Number
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluateMetrics:
+class EvaluateMetrics(_Metrics):
     """What a client found on the images that it holds out: how many, their mean loss, and the share that is right."""
 
-    examples: int
-    loss: float
-    accuracy: float
-
-    def write(self) -> MetricRecord:
-        """Return the record `metrics`."""
-        return MetricRecord({EXAMPLES: self.examples, _EVAL_LOSS: self.loss, _EVAL_ACCURACY: self.accuracy})
-
-    @classmethod
-    def read(cls, content: RecordDict) -> Self:
-        """Read the metrics. Raises WireError."""
-        metrics = _metrics(content, {EXAMPLES, _EVAL_LOSS, _EVAL_ACCURACY})
-        loss, accuracy = metrics[_EVAL_LOSS], metrics[_EVAL_ACCURACY]
-        if not (isinstance(loss, float) and math.isfinite(loss) and loss >= 0):
-            raise WireError(f"its loss is {loss}")
-        return cls(metrics[EXAMPLES], loss, accuracy)
+    examples: _Examples
+    loss: Annotated[Real, Field(ge=0, le=MOST_LOSS, alias="eval-loss")]
+    accuracy: Annotated[Real, Field(ge=0, le=1, alias="eval-accuracy")]
 
 
 @dataclass(frozen=True, slots=True)
-class AlignMetrics:
+class AlignMetrics(_Metrics):
     """To how many images a client has fitted the layers."""
 
-    examples: int
-
-    def write(self) -> MetricRecord:
-        """Return the record `metrics`."""
-        return MetricRecord({EXAMPLES: self.examples})
-
-    @classmethod
-    def read(cls, content: RecordDict) -> Self:
-        """Read the metrics. Raises WireError."""
-        return cls(_metrics(content, {EXAMPLES})[EXAMPLES])
+    examples: _Examples
 
 
 def holds_only(content: RecordDict, *records: str) -> None:
-    """Raise WireError for a reply that holds other records than these."""
+    """Raise WireError for a message that holds other records than these."""
     if set(content) != set(records):
-        raise WireError(f"it holds {sorted(content)}, not {sorted(records)}")
+        raise WireError(f"it holds {names(content)}, not {' and '.join(sorted(records)) or 'nothing'}")
 
 
-def _metrics(content: RecordDict, names: set[str]) -> Mapping[str, Any]:
-    metrics = content.metric_records.get(METRICS)
-    if metrics is None:
-        raise WireError(f"it holds {sorted(content)}, and no metrics")
-    if set(metrics) != names:
-        raise WireError(f"its metrics are {sorted(metrics)}")
-    return metrics
+def declared(reply: Message) -> RecordDict:
+    """Return what a reply holds. Raises WireError where replies of its type hold other records."""
+    kind = reply.metadata.message_type
+    if kind not in _REPLIES or not reply.has_content():
+        raise WireError(f"it is an empty reply, or one to '{shown(kind, 40)}', which nobody asked")
+    if set(reply.content) not in _REPLIES[kind]:
+        holds_only(reply.content, *_REPLIES[kind][-1])
+    return reply.content
 
 
 def _record(content: RecordDict, name: str) -> Mapping[str, Any]:
-    record: Mapping[str, Any] | None = content.config_records.get(name)
-    return record or {}
-
-
-def _round(config: Mapping[str, Any]) -> int:
-    round = _value(config, ROUND, int)
-    if round < 1:
-        raise WireError(f"the message is for round {round}; they are counted from 1")
-    return round
-
-
-def _value(record: Mapping[str, Any], key: str, kind: type[T]) -> T:
-    value = record.get(key)
-    if type(value) is not kind:
-        found = "no" if value is None else f"{type(value).__name__}, not {kind.__name__}, as"
-        raise WireError(f"the message has {found} '{key}': is the sender's version of splitfed another?")
-    return value
-
-
-def _classes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    classes = _value(config, "classes", list)
-    if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
-        raise WireError("the message has 'classes' that are not a list of different names")
-    return tuple(classes)
+    found: Mapping[str, Any] | None = content.config_records.get(name)
+    if found is None:
+        raise WireError(f"it holds {names(content)}, and no '{name}'")
+    return found

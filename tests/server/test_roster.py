@@ -55,7 +55,8 @@ class Nodes:
 
 
 def says(**answer: Any) -> Answer:
-    return lambda message: Message(RecordDict({CONFIG: ConfigRecord(answer)}), reply_to=message)
+    own = {"protocol": 1, "version": "0.1.0"}
+    return lambda message: Message(RecordDict({CONFIG: ConfigRecord(own | answer)}), reply_to=message)
 
 
 def holds(client: int, examples: int = 10) -> Answer:
@@ -137,12 +138,17 @@ def test_a_client_without_images_is_there_but_never_drawn(caplog, monkeypatch):
         (holds(-1), "a node says that it is client -1, where there are clients 0 to 2"),
         (says(**{"partition-id": "0", "num-examples": 3}), "a node says that it is client 0, where there are"),
         (says(**{"num-examples": 3}), "a node says that it is client None, where there are"),
-        (holds(0, -1), "client 0 says that it holds -1 images"),
-        (says(**{"partition-id": 0}), "client 0 says that it holds None images"),
+        (holds(0, -1), "client 0 does not say what it holds: its 'num-examples' is -1: "),
+        (holds(0, 10**9), "client 0 does not say what it holds: its 'num-examples' is 1000000000: "),
+        (says(**{"partition-id": 0}), "client 0 does not say what it holds: it has no 'num-examples'"),
+        (
+            says(**{"partition-id": 0, "num-examples": 3, "more": 1}),
+            "client 0 does not say what it holds: it has 'x'",
+        ),
         (holds(1, 11), "client 1 held 12 images, now 11: start a new run"),
         (holds(2), "a second node says that it is client 2; the first one stays"),
-        (says(**{"partition-id": 0, "problem": "no\nimages"}), "client 0 cannot take part: no\nimages"),
-        (lambda message: Message(RecordDict(), reply_to=message), "a node says that it is client None"),
+        (says(**{"partition-id": 0, "problem": "no\n\x1b[2Jimages"}), "client 0 cannot take part: no \\x1b[2Jimages"),
+        (lambda message: Message(RecordDict(), reply_to=message), "it holds nothing, and no 'config'"),
     ],
 )
 def test_a_node_that_is_no_client_is_refused(answer, problem, caplog):
@@ -163,7 +169,9 @@ def test_a_node_that_is_no_client_is_refused(answer, problem, caplog):
 @pytest.mark.parametrize("held", [-1, 0, 7, 9, 10**9, 8.0, "8", True])
 def test_a_client_that_holds_out_more_or_less_than_asked_for_is_refused(held):
     answer = says(**{"partition-id": 0, "num-examples": 24, "held-out": held})
-    with pytest.raises(RunError, match=f"client 0 says that it holds out {held} images beside 24"):
+    with pytest.raises(
+        RunError, match=f"client 0 says that it holds out {held} images beside 24|'held-out' is '?{held}"
+    ):
         roster(Nodes({80: answer}), share=0.25, waits=False).gather(1)
     assert roster(Nodes({80: says(**{"partition-id": 0, "num-examples": 24, "held-out": 8})}), share=0.25).online()
 
