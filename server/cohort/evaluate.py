@@ -9,6 +9,7 @@ from logging import getLogger
 import torch
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 
+from splitfed.errors import Refused
 from splitfed.run.client_scores import Score
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Remote
@@ -40,10 +41,11 @@ class EvaluatePhase:
         self.dispatch, self.split, self.listener, self.exchange = dispatch, split, listener, exchange
         self.roster, self.attendance, self.alignment = roster, attendance, alignment
         self._grace = scenario.engine.grace if isinstance(scenario.engine, Remote) else 0.0
+        self.refused: dict[int, Refused] = {}  # clients whose numbers were refused in the last evaluation
 
     def run(self, round: int, weights: ArrayRecord) -> list[Score]:
-        """Return what clients find with these weights and the back as it is, in order of client. Who is lost, or whose
-        answer cannot be true, is left out, with a warning."""
+        """Return what clients find with these weights and the back as it is, in order of client. Who is lost or
+        refused, or whose answer cannot be true, is left out, with a warning."""
         there = self.attendance.present(round, self.roster.online())
         nodes = dict(self.roster.nodes)  # some may leave before they are messaged
         images = {client: self.roster.held_out[client] for client in self._drawn(round, there)}
@@ -58,6 +60,9 @@ class EvaluatePhase:
                 seen = evaluation.settle(client)
                 if reply is not None and reply.has_error() and reply.error.code == LACKING:
                     self.exchange.forget(client)
+                if refused := evaluation.refused.get(client):
+                    log.warning("round %d: client %d is refused to evaluate: %s", round, client, refused.problem)
+                    return
                 if (reply := present(reply)) is None or (seen is None and not reply.has_error()):
                     log.warning("round %d: client %d is lost to its evaluation", round, client)
                     return
@@ -66,6 +71,7 @@ class EvaluatePhase:
                     scores[client] = score
 
             self.dispatch.exchange(messages, lambda: evaluation.lost(self._grace), settle)
+        self.refused = dict(sorted(evaluation.refused.items()))
         self.exchange.close(list(scores))
         return [scores[client] for client in sorted(scores)]
 

@@ -12,11 +12,11 @@ from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from flwr.common.serde import message_to_proto, recorddict_to_proto
 from flwr.serverapp import Grid
 
-from splitfed.errors import WireError
+from splitfed.errors import Diverged, NotFinite, WireError
 from splitfed.run.ledger import Direction, Ledger, Row, Sizes
 from splitfed.seeds import Key
 from splitfed.server.weights.exchange import WeightExchange
-from splitfed.wire.messages import ARRAYS, METRICS, UNTAKEN, WIRE, Weights
+from splitfed.wire.messages import ABSURD, ARRAYS, METRICS, UNTAKEN, WIRE, Weights
 
 
 class WireGrid(Grid):
@@ -100,9 +100,11 @@ class WireGrid(Grid):
             try:
                 exchange, buffer = self.exchanges[reply.metadata.message_type], Weights.read(reply.content).weights
                 weights, sizes = exchange.up(buffer, self._client(node))
-            except (WireError, KeyError) as error:
+            except (WireError, KeyError, Diverged) as error:
                 self._count(reply, node, "up", {})
-                decoded.append(refusal(reply, str(error)))
+                absurd = isinstance(error, Diverged | NotFinite)
+                problem = error.problem if isinstance(error, Diverged) else str(error)
+                decoded.append(refusal(reply, problem, ABSURD if absurd else UNTAKEN))
                 continue
             self._count(reply, node, "up", sizes)
             content = RecordDict({name: value for name, value in reply.content.items() if name != WIRE})
@@ -138,6 +140,6 @@ class CohortGrid:
         return self._nodes
 
 
-def refusal(reply: Message, problem: str) -> Message:
+def refusal(reply: Message, problem: str, code: int = UNTAKEN) -> Message:
     """Return an error in place of a reply that came, but that is not taken."""
-    return Message(Error(UNTAKEN, f"reply refused: {problem}"), metadata=reply.metadata)  # type: ignore[call-overload]
+    return Message(Error(code, f"reply refused: {problem}"), metadata=reply.metadata)  # type: ignore[call-overload]

@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
+from splitfed.compression.expect import MOST_NUMBER
 from splitfed.errors import WireError
 from splitfed.version import __version__
 from splitfed.wire.channel import Invitation
@@ -30,6 +31,7 @@ ALIGN, REFUSED, GOODBYE = "train.align", "query.refused", "query.goodbye"
 
 # Error codes of ours; Flower's own end at a hundred.
 UNTAKEN = 2000  # a reply whose content the server refuses
+ABSURD = 2004  # one that it refuses for numbers that no training makes
 VANISHED = 2001  # a client that vanishes as it was told to
 LACKING = 2002  # a client that has not, or not any more, what the server's message builds on
 LOST = 2003  # a client that has not any more what it kept of itself, and that nobody can send it
@@ -238,7 +240,7 @@ class TrainMetrics:
         """Read the metrics. Raises WireError."""
         metrics = _metrics(content, {EXAMPLES, TRAIN_LOSS, _STEPS})
         loss = metrics[TRAIN_LOSS]
-        if not isinstance(loss, float) or not math.isfinite(loss):
+        if not isinstance(loss, float) or not abs(loss) <= MOST_NUMBER:
             raise WireError(f"its loss is {loss}")
         return cls(metrics[EXAMPLES], loss, metrics[_STEPS])
 
@@ -260,7 +262,7 @@ class EvaluateMetrics:
         """Read the metrics. Raises WireError."""
         metrics = _metrics(content, {EXAMPLES, _EVAL_LOSS, _EVAL_ACCURACY})
         loss, accuracy = metrics[_EVAL_LOSS], metrics[_EVAL_ACCURACY]
-        if not (isinstance(loss, float) and math.isfinite(loss) and loss >= 0):
+        if not (isinstance(loss, float) and 0 <= loss <= MOST_NUMBER):
             raise WireError(f"its loss is {loss}")
         return cls(metrics[EXAMPLES], loss, accuracy)
 
