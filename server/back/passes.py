@@ -53,7 +53,7 @@ class Passes:
                 if len(batches) == 1:
                     return [error]
             # Each alone tells which of them it is; this is rare, and may take its time.
-            spoilt = {place: error for place, one in enumerate(batches) if (error := self._error(trainer, one, key))}
+            spoilt = {place: why for place, one in enumerate(batches) if (why := self._error(trainer, one, key))}
             good = [batch for place, batch in enumerate(batches) if place not in spoilt]
             try:
                 trained = iter(self._update(trainer, good, key) if good else ())

@@ -210,7 +210,7 @@ def failures(replies: Replies) -> set[str]:
 def absurd(round: int, replies: Replies) -> dict[int, Diverged]:
     """Return whose replies were refused for their numbers, and why."""
     return {
-        client: Diverged(f"round {round}, client {client}", reply.error.reason, ("client",))
+        client: Diverged(f"round {round}, client {client}", str(reply.error.reason), ("client",))
         for client, reply in replies.items()
         if reply is not None and _code(reply) == ABSURD
     }
