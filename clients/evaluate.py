@@ -47,7 +47,7 @@ def evaluate_held_out(
                 step += 1
                 here = Batch(batch.images.to(worker.device), batch.labels.to(worker.device))
                 made, sent, received = _one(worker, cut, stream, here, Place(round, client, step))
-                made.check(f"the evaluation of {Place(round, client, step)}")
+                made.check(f"the evaluation of {Place(round, client, step)}", len(batch.labels))
                 found.append(made)
                 up, down = up + sent, down + received
             if stream is not None:

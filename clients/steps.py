@@ -10,8 +10,9 @@ from splitfed.model.attention import ClsAttention
 from splitfed.model.forward import autocast, draws, keyed_rng
 from splitfed.scenario.sections import Federation
 from splitfed.seeds import Key
+from splitfed.split.bounds import check_bounds
 from splitfed.split.client_part import ClientPart
-from splitfed.split.cut import Cut, check_finite
+from splitfed.split.cut import Cut
 from splitfed.wire.channel import Stream
 from splitfed.wire.frame import Frame, Packed, Place
 
@@ -30,7 +31,7 @@ class WholeStep:
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
             logits = self.part.beside(self.part.front(images))
             loss = nn.functional.cross_entropy(logits, labels)
-        check_finite("the loss", loss, place, ("client",))
+        check_bounds("the loss", loss, place, sides=("client",))
         loss.backward()
         return float(loss.detach()), 0, 0
 
@@ -59,7 +60,7 @@ class SplitStep:
         """Return the smashed tensor, its targets, and the frame that carries them."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
             activations = self.part.front(images)
-        check_finite("an activation at the cut", activations, place)  # before a reducer looks at them
+        check_bounds("an activation at the cut", activations, place)  # before a reducer looks at them
         attention = self.attention.read if self.attention else None
         plan, targets = self.cut.plan(activations, labels, key.at("plan"), attention, self.part.front.encoder)
         smashed = plan.reduce(activations)
@@ -88,7 +89,7 @@ class PrivateStep(SplitStep):
         features = self.cut.unpack_features(down, len(targets)).requires_grad_()
         with keyed_rng(key.at("tail"), self.device, self.draws), autocast(self.precision, self.device):
             loss = nn.functional.cross_entropy(self.part.beside(features), targets)
-        check_finite("the loss", loss, place)
+        check_bounds("the loss", loss, place)
         loss.backward()
         assert features.grad is not None
         answer = self.cut.pack_backward(features.grad, key.at("rounding"), place)

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 
 Range = tuple[int, int]
 
+# What honest training never meets, by magnitude: whatever is beyond is refused, and so is its sender.
+MOST_NUMBER = 1e6  # an activation, a number of a gradient at a cut, the norm of a back's gradient, a mean loss
+MOST_TARGET = 2.0  # probabilities are 1 at most; a lossy codec may add to that
+MOST_WEIGHT = 1e3  # or twice the largest that was sent, if that is more
+
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
@@ -46,3 +51,8 @@ class Expect:
 # By tensor name (`"smashed"`, `"side/indices"`: the role is what stands before the slash); any of the alternatives
 # will do. Every name is required, and no other is accepted.
 Expected = Mapping[str, tuple[Expect, ...]]
+
+
+def most_weight(sent: float) -> float:
+    """Return how large a weight may be that training made of some of which the largest was `sent`."""
+    return max(MOST_WEIGHT, 2 * sent)

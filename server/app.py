@@ -105,7 +105,8 @@ def main(grid: Grid, context: Context) -> None:
 def _exchanges(scenario: Scenario, model: Model, key: Key) -> dict[str, WeightExchange]:
     """Return how the weights in messages of each type cross."""
     compression = scenario.compression
-    each_round, evaluation = exchanges_of(model.client_part, compression, key)
+    clip = scenario.federation.clip.front_weights
+    each_round, evaluation = exchanges_of(model.client_part, compression, key, clip)
     exchanges = {MessageType.TRAIN: each_round, MessageType.EVALUATE: evaluation}
     if compression.reducer.alignment():
         exchanges[ALIGN] = WholeWeights(*WeightWire.of_alignment(model.front, model.back.decoder, compression))
@@ -128,6 +129,7 @@ def _split_server(
     return SplitServer(
         pool, cut, ledger, key, scenario.training.precision, progress.step, at_once=at_once, patience=patience,
         evaluation_cut=EvaluationCut(cut, model.front.encoder) if scenario.evaluation.held_out else None,
+        clip=scenario.federation.clip,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from splitfed.model.parts import Parts, whole_state
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
+from splitfed.split.bounds import largest
 from splitfed.split.client_part import ClientPart
 
 
@@ -47,6 +48,10 @@ class Model:
                 "model.adapter: what is frozen of the front is not what this run began with, and clients have that: "
                 "bring the file of model.weights back as it was, or start a new run"
             )
+
+    def largest(self) -> float:
+        """Return the magnitude of the largest of all weights; NaN where one is NaN."""
+        return largest(tensor for tensor in self.state_dict().values() if tensor.is_floating_point())
 
     def arrays(self) -> ArrayRecord:
         """Return the weights that clients are handed out, for a message of Flower's."""

@@ -96,6 +96,14 @@ class RunRecords:
         self.finished = round
         self.ledger.forget_open()
 
+    def unsound(self) -> set[str]:
+        """Return where in what a checkpoint would hold there are arrays that are not finite."""
+        return self._checkpoints.unsound()
+
+    def rewind(self) -> None:
+        """Bring back what the open round has changed of what is trained, as the last finished round left it."""
+        self._checkpoints.rewind(self.finished, "model", "optimiser", "strategy", "alignment", "weights", "training")
+
     def drop_round(self) -> None:
         """Move what the open round has sent to the waste."""
         self.ledger.waste()

@@ -4,17 +4,17 @@ The same loop serves every engine: which grid carries the messages, and what lis
 outside.
 """
 
-import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from logging import getLogger
 
 import torch
 from flwr.app import ArrayRecord
 
+from splitfed.compression.expect import MOST_NUMBER, most_weight
 from splitfed.engines.runtime import Runtime
 from splitfed.errors import Diverged, RunError
-from splitfed.run.client_scores import Standing
+from splitfed.run.client_scores import Score, Standing
 from splitfed.run.metrics import Metrics
 from splitfed.scenario import Scenario
 from splitfed.server.cohort.align import AlignPhase
@@ -22,10 +22,11 @@ from splitfed.server.cohort.attendance import Attendance, RoundPlan
 from splitfed.server.cohort.claims import Claims
 from splitfed.server.cohort.evaluate import EvaluatePhase
 from splitfed.server.cohort.roster import Roster
-from splitfed.server.cohort.train import Cohort, Replies, TrainPhase, failures, trained
+from splitfed.server.cohort.train import Cohort, Replies, TrainPhase, absurd, failures, trained
 from splitfed.server.model import Model
 from splitfed.server.records import RunRecords, StepProgress
 from splitfed.server.weights.grid import WireGrid
+from splitfed.split.bounds import check_number, out_of_bounds
 
 log = getLogger("splitfed")
 
@@ -42,6 +43,21 @@ class Phases:
     progress: StepProgress
 
 
+@dataclass(slots=True)
+class Outcome:
+    """What a round came to: how many clients were drawn, its simulated seconds, how many of them were taken, on how
+    many images, and their mean loss; loss and accuracy on the validation images; what clients found that were asked."""
+
+    drawn: int
+    seconds: float
+    taken: int = 0
+    seen: int = 0
+    loss: float | None = None
+    validated: tuple[float | None, float | None] = (None, None)
+    scores: list[Score] = field(default_factory=list)
+    asked: bool = False
+
+
 class Rounds:
     """A run in progress. `roster` and `attendance` say who is there and who is drawn, `phases` what they do, and
     `records` writes it all down."""
@@ -55,6 +71,9 @@ class Rounds:
         self._pause = 1.0  # seconds, until a round that nobody finished starts again
         self.claims = claims
         self._failed: dict[int, str] = {}  # who failed since a client last finished a round, and why
+        self._dropped: Diverged | None = None  # why the last round was dropped, if it was
+        # How it began: what a strategy of the user's own has infinite is its own affair.
+        self._largest, self._unsound = model.largest(), records.unsound()
 
     def run(self) -> None:
         """Run to the end, or until the user interrupts: then the open round is dropped and KeyboardInterrupt raised."""
@@ -116,41 +135,81 @@ class Rounds:
         replies = self._train(round, cohort, before, plan) if cohort.examples else unfit
         taken = list(trained(replies))
         self._failed = {} if taken else self._failed | failures(replies)
+        refused = absurd(round, replies) | (self.phases.train.refused if cohort.examples else {})
+        outcome = Outcome(len(drawn.examples), plan.seconds)
+        if refused and replies.keys() <= refused.keys():
+            self._drop(round, refused[min(refused)], outcome)
+            return
         if not taken and self._starts_again(round, replies):
             return
         self._pause = 1.0
         self.phases.train.close(round, taken)
-        loss = None
         if taken:
-            arrays, loss = self.phases.train.aggregate(round, cohort, replies, before)
-            if arrays is not None:
-                self.model.load_part({name: torch.from_numpy(a.numpy()).float() for name, a in arrays.items()})
-        seen = sum(cohort.weights[client] for client in taken)
-        self._close(round, loss, seen, len(taken), len(drawn.examples) - len(taken), plan.seconds)
+            outcome.taken, outcome.seen = len(taken), sum(cohort.weights[client] for client in taken)
+        try:
+            if taken:
+                arrays, outcome.loss = self.phases.train.aggregate(round, cohort, replies, before)
+                if arrays is not None:
+                    self.model.load_part({name: torch.from_numpy(a.numpy()).float() for name, a in arrays.items()})
+            self._examine(round, outcome)
+        except Diverged as error:
+            self._drop(round, error, Outcome(len(drawn.examples), plan.seconds))
+            return
+        if taken:
+            self._dropped = None
+        self._close(round, outcome)
 
     def _train(self, round: int, cohort: Cohort, before: ArrayRecord, plan: RoundPlan) -> Replies:
         self.phases.progress.begin(self.model.steps(list(cohort.examples.values())))
         return self.phases.train.run(round, self._lr(round)[1], cohort, before, plan)
 
-    def _close(self, round: int, loss: float | None, seen: int, taken: int, lost: int, seconds: float) -> None:
-        """Evaluate while the round is still open, so that whoever interrupts here drops the whole round; then write it
-        down."""
+    def _examine(self, round: int, outcome: Outcome) -> None:
+        """Try what the round has made while it is still open, so that whoever interrupts here drops the whole round.
+        Raises Diverged for what no training goes on with: of that there must be no checkpoint."""
         # Clients come first, as what they send may spend the budget.
-        due = self.scenario.evaluation.due(round, last=not self._goes_on(round))
-        scores = self.phases.evaluate.run(round, self.model.arrays()) if due else []
-        standing = Standing.of(scores)
-        validated = round % self.scenario.training.evaluate_every == 0 or not self._goes_on(round)
-        eval_loss, eval_accuracy = self.model.validate() if validated else (None, None)
-        if eval_loss is not None and not math.isfinite(eval_loss):
-            raise Diverged(f"round {round}", "the loss on the validation images")
-        simulated = self.records.simulated_seconds + seconds if self.attendance.timed else None
+        outcome.asked = self.scenario.evaluation.due(round, last=not self._goes_on(round))
+        outcome.scores = self.phases.evaluate.run(round, self.model.arrays()) if outcome.asked else []
+        refused = list(self.phases.evaluate.refused.values()) if outcome.asked else []
+        validated = self._validates(round)
+        if validated or refused:
+            loss, accuracy = self.model.validate()
+            if not loss <= MOST_NUMBER:  # then those whose loss was refused were right
+                told = Diverged(f"round {round}", out_of_bounds("the loss on the validation images", loss))
+                raise refused[0] if refused else told
+            if validated:
+                outcome.validated = loss, accuracy
+        most = most_weight(self._largest)
+        check_number("the largest of the model's weights", self.model.largest(), f"round {round}", most)
+        if unsound := sorted(self.records.unsound() - self._unsound):
+            raise Diverged(f"round {round}", f"{unsound[0]} is NaN or infinite")
+
+    def _validates(self, round: int) -> bool:
+        return round % self.scenario.training.evaluate_every == 0 or not self._goes_on(round)
+
+    def _drop(self, round: int, error: Diverged, outcome: Outcome) -> None:
+        """Have the model as it was before a round with whose outcome no training goes on; the round counts, with nobody
+        taken. Raises the Diverged of the first where two in a row are dropped, or the last round is and none before it
+        was taken."""
+        if self._dropped or not (self._goes_on(round) or any(row.clients for row, _ in self.records.history)):
+            raise self._dropped or error
+        log.warning("round %d is dropped, the model stays as it was before: %s", round, error)
+        self._dropped = error
+        self.records.rewind()
+        if self._validates(round):
+            outcome.validated = self.model.validate()
+        self._close(round, outcome)
+
+    def _close(self, round: int, outcome: Outcome) -> None:
+        """Write a round down."""
+        standing = Standing.of(outcome.scores)
+        simulated = self.records.simulated_seconds + outcome.seconds if self.attendance.timed else None
         self.records.close_round(
             lambda finished: Metrics(
-                round, loss, eval_loss, eval_accuracy,
+                round, outcome.loss, *outcome.validated,
                 finished.cut.sent, finished.total.sent, self.records.seconds, finished.cut.raw, finished.total.raw,
-                seen, taken, *self._lr(round), lost=lost, simulated_seconds=simulated,
-                **(asdict(standing) if standing else {}),
-            ), scores, asked=due,
+                outcome.seen, outcome.taken, *self._lr(round), lost=outcome.drawn - outcome.taken,
+                simulated_seconds=simulated, **(asdict(standing) if standing else {}),
+            ), outcome.scores, asked=outcome.asked,
         )  # fmt: skip
 
     def _lr(self, round: int) -> tuple[float, float]:

@@ -28,12 +28,17 @@ class CodecError(SplitfedError):
 
 
 class Diverged(SplitfedError):
-    """Training that diverges: `what` is not finite any more `where` (round, client, step), and which sides' learning
-    rates are to be lowered."""
+    """Training that diverges `where` (round, client, step): a `problem` such as "the loss is NaN or infinite", and
+    which sides' learning rates are to be lowered."""
 
-    def __init__(self, where: str, what: str, sides: Sequence[str] = ("client", "server")) -> None:
+    def __init__(self, where: str, problem: str, sides: Sequence[str] = ("client", "server")) -> None:
+        self.where, self.problem, self.sides = where, problem, sides
         keys = " or ".join(f"training.{side}.optimiser.lr" for side in sides)
-        super().__init__(f"{where}: the training diverges, {what} is NaN or infinite: lower {keys}")
+        super().__init__(f"{where}: the training diverges, {problem}: lower {keys}")
+
+
+class Refused(Diverged):
+    """The server's last word to a client: with numbers that it sent, or that it brought about, no training goes on."""
 
 
 class WireError(SplitfedError):
@@ -42,6 +47,10 @@ class WireError(SplitfedError):
 
 class Unreached(WireError):
     """A peer that does not answer, or not any more."""
+
+
+class NotFinite(WireError):
+    """A peer's numbers that are NaN, infinite, or more than their type holds."""
 
 
 class Lacking(SplitfedError):

@@ -20,7 +20,7 @@ from splitfed.compression.codecs.buffers import FLOATS, bounds_fit, float_dtype,
 from splitfed.compression.codecs.choices import MOST_CENTROIDS, MOST_SUBVECTORS
 from splitfed.compression.codecs.integers import encode_integers
 from splitfed.compression.kmeans import fit
-from splitfed.errors import CodecError, WireError
+from splitfed.errors import CodecError, NotFinite, WireError
 from splitfed.seeds import Key
 
 TAG = "fedlite"
@@ -129,7 +129,7 @@ def _decode(packet: Packet, device: torch.device | str) -> Tensor:
     split = _HEADER.size + division.codebook_bytes
     codebooks = from_buffer(buffer[_HEADER.size : split], torch.float32, device)
     if not bounds_fit(codebooks, dtype):
-        raise WireError(f"a codebook holds NaN, infinity or a value that {packet.dtype} cannot hold")
+        raise NotFinite(f"a codebook holds NaN, infinity or a value that {packet.dtype} cannot hold")
     points = division.rows * division.subvectors // division.groups
     numbers = torch.zeros(division.groups, points, dtype=torch.int64, device=device)
     if division.bits:

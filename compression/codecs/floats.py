@@ -9,7 +9,7 @@ from splitfed.compression.codecs.base import Codec, Decoder, Packet
 from splitfed.compression.codecs.buffers import FLOATS, bounds_fit, float_dtype, from_buffer, to_buffer
 from splitfed.compression.codecs.choices import Format
 from splitfed.compression.codecs.integers import encode_integers
-from splitfed.errors import CodecError, WireError
+from splitfed.errors import CodecError, NotFinite
 from splitfed.seeds import Key
 
 INTEGER_TAG = "int64"
@@ -51,7 +51,7 @@ def _decoder(stored: torch.dtype) -> Decoder:
         dtype = getattr(torch, packet.dtype)
         values = from_buffer(packet.buffer, stored, device)
         if values.numel() and not bounds_fit(values, dtype):
-            raise WireError(f"the data hold NaN, infinity or a value that {packet.dtype} cannot hold")
+            raise NotFinite(f"the data hold NaN, infinity or a value that {packet.dtype} cannot hold")
         return values.to(dtype).view(packet.shape)
 
     return Decoder(FLOATS, lambda shape: prod(shape) * stored.itemsize, decode)
@@ -119,7 +119,7 @@ def _scaled_decoder(stored: torch.dtype) -> Decoder:
         scale = from_buffer(buffer[-_SCALE_BYTES:], torch.float32, device)
         values = scaled.to(torch.float32).to(device).mul_(scale)
         if not bool((scale >= 0).all()) or not bounds_fit(values, dtype):
-            raise WireError(f"the data or their scale hold NaN, infinity or a value that {packet.dtype} cannot hold")
+            raise NotFinite(f"the data or their scale hold NaN, infinity or a value that {packet.dtype} cannot hold")
         return values.to(dtype).view(packet.shape)
 
     return Decoder(FLOATS, _size, decode)

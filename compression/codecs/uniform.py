@@ -15,7 +15,7 @@ from splitfed.compression.codecs.buffers import FLOATS, float_dtype, from_buffer
 from splitfed.compression.codecs.choices import Bits, Scale, ScaleBits
 from splitfed.compression.codecs.integers import encode_integers
 from splitfed.compression.codecs.rotation import rotate, unrotate
-from splitfed.errors import CodecError, WireError
+from splitfed.errors import CodecError, NotFinite
 from splitfed.seeds import Key
 
 WIDTHS: tuple[Bits, ...] = get_args(Bits)
@@ -74,7 +74,7 @@ class Layout:
         scales = buffer[split : split + scales_size(prod(grids), self.scale_bits)]
         low, step = read_scales(scales, grids, self.scale_bits, device)
         if not self.fits(low, step, dtype):
-            raise WireError(f"a grid's low or step is not finite, negative, or too large for {packet.dtype}")
+            raise NotFinite(f"a grid's low or step is not finite, negative, or too large for {packet.dtype}")
         codes = unpack(from_buffer(buffer[:split], torch.uint8, device), self.bits, count)
         values = codes.view(prod(packet.shape[:-1]), -1).to(torch.float32).mul_(step).add_(low)
         if self.rotation:

@@ -5,7 +5,7 @@ from threading import Lock
 
 from torch import nn
 
-from splitfed.errors import WireError
+from splitfed.errors import Refused, WireError
 from splitfed.run.ledger import Row, Sizes
 from splitfed.server.back.round_context import RoundContext
 from splitfed.server.back.session import ClientSession, away
@@ -20,6 +20,7 @@ class EvaluationRound:
     def __init__(self, context: RoundContext, cut: EvaluationCut, back: nn.Module, images: Mapping[int, int]) -> None:
         self._context, self._cut, self._back, self._images = context, cut, back.eval(), dict(images)
         self._sessions: dict[int, EvaluationSession] = {}
+        self.refused: dict[int, Refused] = {}  # clients that were settled, and had been refused for their numbers
         self._lock = Lock()
 
     def open(self, client: int, round: int) -> "EvaluationSession":
@@ -54,6 +55,8 @@ class EvaluationRound:
         if session is None:
             return None
         session.shut()
+        if session.refused:
+            self.refused[client] = session.refused
         return session.found if session.finished else None
 
     def close(self) -> None:

@@ -9,10 +9,15 @@ from torch import Tensor, nn
 
 from splitfed.errors import Diverged
 from splitfed.model.forward import autocast, keyed_rng
+from splitfed.scenario.sections import Clip
 from splitfed.seeds import Key
 from splitfed.server.back.pools import Trainer
 from splitfed.server.back.turns import Turns
+from splitfed.split.bounds import check_bounds, check_number, shortened
 from splitfed.split.cut import Arrived, Cut
+
+# The gradient of what was sent, and the loss; or why there is none.
+Outcome = tuple[Tensor, float] | Diverged
 
 
 class Passes:
@@ -20,51 +25,94 @@ class Passes:
 
     At most `at_once` mini-batches train at the same time, and as many are evaluated; on a GPU one. One trains where all
     train one `shared` back, too, and where the back `draws` random numbers: torch's global generator is seeded for it,
-    by the mini-batch's own key.
+    by the mini-batch's own key. `clip` says how long may be what clients send.
     """
 
-    def __init__(self, cut: Cut, precision: str, *, shared: bool, draws: bool, at_once: int) -> None:
+    def __init__(
+        self, cut: Cut, precision: str, *, shared: bool, draws: bool, at_once: int, clip: Clip | None = None
+    ) -> None:  # fmt: skip
         self._reducer, self._device, self._precision, self._draws = cut.reducer, cut.device, precision, draws
+        self._clip = clip or Clip()
         at_once = at_once if cut.device.type == "cpu" else 1
         self._train_turns = Turns(1 if shared or draws else at_once)
         self._evaluate_turns = Turns(at_once)
 
-    def train(self, trainer: Trainer, batches: Sequence[Arrived], key: Key) -> list[tuple[Tensor, float]]:
+    def train(self, trainer: Trainer, batches: Sequence[Arrived], key: Key) -> list[Outcome]:
         """Update a back once, on one mini-batch or on several together, and return for each of them the gradient of its
         own mean loss with respect to what was sent, and that loss.
 
         What is minimised is the mean loss of all images: sum_i (n_i / N) CE_i, with n_i the images of mini-batch i and
-        N those of all. The gradient of its own loss is that of this sum times N / n_i. Raises Diverged, and updates
-        nothing, where a loss is not finite.
+        N those of all. The gradient of its own loss is that of this sum times N / n_i. The outcome of a mini-batch
+        whose loss or gradient is not finite, or absurd, is a Diverged: it teaches the back nothing, and the others are
+        trained as if it had not come.
         """
-        examples = [batch.examples for batch in batches]
         with self._train_turns:
-            with self._forward(key):
-                logits = _through(trainer.back, [self._restored(trainer, batch) for batch in batches])
-                losses = [
-                    nn.functional.cross_entropy(found, batch.targets)
-                    for found, batch in zip(logits, batches, strict=True)
-                ]
-            for loss, batch in zip(losses, batches, strict=True):
-                if not bool(loss.detach().isfinite()):  # before it becomes the back's, which all may share
-                    raise Diverged(str(batch.frame.place), "the loss")
-            _mean(losses, examples).backward()
-            trainer.update()
+            try:
+                return list(self._update(trainer, batches, key))
+            except Diverged as error:
+                if len(batches) == 1:
+                    return [error]
+            # Each alone tells which of them it is; this is rare, and may take its time.
+            spoilt = {place: why for place, one in enumerate(batches) if (why := self._error(trainer, one, key))}
+            good = [batch for place, batch in enumerate(batches) if place not in spoilt]
+            try:
+                trained = iter(self._update(trainer, good, key) if good else ())
+            except Diverged as error:
+                return [spoilt.get(place, error) for place in range(len(batches))]
+            return [spoilt.get(place) or next(trained) for place in range(len(batches))]
+
+    def _update(self, trainer: Trainer, batches: Sequence[Arrived], key: Key) -> list[tuple[Tensor, float]]:
+        """Update a back on all of these mini-batches, or raise Diverged and leave it as it was."""
+        examples = [batch.examples for batch in batches]
+        losses = self._accumulate(trainer, batches, key)
+        trainer.update()
         gradients = [
             _gradient(batch) if len(batches) == 1 else _gradient(batch) * (sum(examples) / batch.examples)
             for batch in batches
         ]
-        return [(gradient, float(loss.detach())) for gradient, loss in zip(gradients, losses, strict=True)]
+        return list(zip(gradients, losses, strict=True))
+
+    def _accumulate(self, trainer: Trainer, batches: Sequence[Arrived], key: Key) -> list[float]:
+        """Leave the back the gradient of these mini-batches, and return their losses; or raise Diverged and leave it
+        none."""
+        with self._forward(key):
+            logits = _through(trainer.back, [self._restored(trainer, batch) for batch in batches])
+            losses = [
+                nn.functional.cross_entropy(found, batch.targets) for found, batch in zip(logits, batches, strict=True)
+            ]
+        told = [float(loss.detach()) for loss in losses]
+        for loss, batch in zip(told, batches, strict=True):
+            check_number("the loss", loss, batch.frame.place)  # before it becomes the back's, which all may share
+        _mean(losses, [batch.examples for batch in batches]).backward()
+        trainer.check(batches[0].frame.place, [batch.smashed for batch in batches])
+        return told
+
+    def _error(self, trainer: Trainer, batch: Arrived, key: Key) -> Diverged | None:
+        """Return why a mini-batch cannot be trained on, None where it can; nothing is learned of it."""
+        try:
+            self._accumulate(trainer, [batch], key)
+        except Diverged as error:
+            return error
+        finally:
+            trainer.clear()
+        return None
 
     def forward(self, trainer: Trainer, batch: Arrived, key: Key) -> Tensor:
-        """Run a back on a mini-batch whose loss is the client's to tell, and return what it makes of it."""
+        """Run a back on a mini-batch whose loss is the client's to tell, and return what it makes of it. Raises
+        Diverged where that is absurd."""
         with self._train_turns, self._forward(key):
-            return trainer.back(self._restored(trainer, batch))
+            features = trainer.back(self._restored(trainer, batch))
+        check_bounds("tail_smashed", features, batch.frame.place)
+        return features
 
     def backward(self, trainer: Trainer, batch: Arrived, features: Tensor, gradient: Tensor) -> Tensor:
-        """Update a back by the gradient of what `forward` returned; return the gradient of what was sent."""
+        """Update a back by the gradient of what `forward` returned; return the gradient of what was sent. Raises
+        Diverged, and updates nothing, where one of the two is absurd."""
+        check_bounds("tail_gradient", gradient, batch.frame.place)
+        gradient = shortened(gradient, self._clip.tail_gradient)
         with self._train_turns:
             features.backward(gradient.to(features.dtype))
+            trainer.check(batch.frame.place, [batch.smashed])
             trainer.update()
         return _gradient(batch)
 
@@ -80,9 +128,9 @@ class Passes:
 
     def _restored(self, trainer: Trainer, batch: Arrived) -> Tensor:
         """Turn what a client sent into the input of the back, differentiably."""
-        return self._reducer.restore(
-            batch.smashed.requires_grad_(), batch.side, batch.frame.meta, trainer.back.get_submodule("decoder")
-        )
+        batch.smashed.grad = None
+        smashed = shortened(batch.smashed.requires_grad_(), self._clip.smashed)
+        return self._reducer.restore(smashed, batch.side, batch.frame.meta, trainer.back.get_submodule("decoder"))
 
 
 def _through(back: nn.Module, inputs: list[Tensor]) -> list[Tensor]:

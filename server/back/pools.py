@@ -8,10 +8,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
+from splitfed.compression.expect import MOST_NUMBER
+from splitfed.errors import Diverged
 from splitfed.model.optim import OptimiserState, flatten, read_optimiser, set_lr, unflatten, write_optimiser
 from splitfed.model.optim_settings import SideConfig
+from splitfed.split.bounds import check_number
+
+_MOST_FINITE = torch.finfo(torch.float32).max
 
 
 class Trainer:
@@ -20,6 +27,21 @@ class Trainer:
     def __init__(self, back: nn.Module, side: SideConfig) -> None:
         self.back, self.side = back, side
         self.optimiser = side.optimiser_for(back)
+
+    def check(self, where: object, sent: Sequence[Tensor]) -> None:
+        """Raise Diverged, and drop the gradients that were accumulated, where these and those of what was `sent` are
+        not finite, or absurd and not to be clipped."""
+        gradients = [one.grad for one in (*self.back.parameters(), *sent) if one.grad is not None]
+        most = MOST_NUMBER if self.side.clip is None else _MOST_FINITE
+        try:
+            check_number("the norm of the gradient", float(get_total_norm(gradients)), where, most)
+        except Diverged:
+            self.clear()
+            raise
+
+    def clear(self) -> None:
+        """Drop the gradients that were accumulated."""
+        self.optimiser.zero_grad(set_to_none=True)
 
     def update(self) -> None:
         """Apply the gradients that were accumulated."""

@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
 
-from splitfed.errors import WireError
+from splitfed.errors import Refused, WireError
 from splitfed.model.forward import draws
 from splitfed.run.ledger import Ledger
+from splitfed.scenario.sections import Clip
 from splitfed.seeds import Key
 from splitfed.server.back.evaluation_session import EvaluationRound
 from splitfed.server.back.joint_steps import JointSteps
@@ -29,20 +30,21 @@ class SplitServer:
     `on_step(round, client)` is called after every mini-batch, by one thread at a time. At most `at_once` mini-batches
     train at the same time, and one where they must not (see `Passes`). A pool that trains clients `together` joins
     their mini-batches, which wait for each other with `patience` (see `JointSteps`). `clock` tells seconds.
-    `evaluation_cut` is what the evaluations of clients cross, where they make any.
+    `evaluation_cut` is what the evaluations of clients cross, where they make any. `clip` says how long may be what
+    clients send.
     """
 
     def __init__(
         self, pool: BackPool, cut: Cut, ledger: Ledger, key: Key, precision: str, on_step: OnStep = nobody_hears,
         at_once: int = 1, clock: Callable[[], float] = time.monotonic, patience: float | None = None,
-        evaluation_cut: EvaluationCut | None = None,
+        evaluation_cut: EvaluationCut | None = None, clip: Clip | None = None,
     ) -> None:  # fmt: skip
         assert not (pool.together and cut.private)  # a joint step has no halves: the scenario is refused
         self.most_bytes = max(cut.most_bytes, evaluation_cut.most_bytes if evaluation_cut else 0)
         self._pool, self._cut, self._evaluation_cut = pool, cut, evaluation_cut
         self._ledger, self._key, self._clock, self._on_step = ledger, key, clock, on_step
         drawing = draws(pool.trainer.back)
-        self._passes = Passes(cut, precision, shared=pool.one_at_a_time, draws=drawing, at_once=at_once)
+        self._passes = Passes(cut, precision, shared=pool.one_at_a_time, draws=drawing, at_once=at_once, clip=clip)
         self._steps: Steps = JointSteps(self._passes, patience) if pool.together else SeparateSteps(self._passes)
         self._reporting = Lock()
         self._round: RoundContext | None = None
@@ -125,6 +127,13 @@ class SplitServer:
                 return True
             self._pool.drop(client, session.trainer if session else None)
             return False
+
+    def refusal(self, client: int) -> Refused | None:
+        """Return why a client of the round that is not yet settled was refused for its numbers; None where it was
+        not."""
+        with self._lock:
+            session = self._sessions.get(client)
+        return session.refused if session else None
 
     def end_round(self) -> None:
         """Settle who is left as not taken, and then the round, in the pool."""

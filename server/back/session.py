@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import ClassVar
 
-from splitfed.errors import WireError
+from splitfed.errors import Diverged, NotFinite, Refused, WireError
 from splitfed.run.ledger import Direction, Row, Sizes
 from splitfed.seeds import Key
 from splitfed.server.back.pools import Trainer
@@ -33,6 +33,7 @@ class ClientSession(ABC):
     def __init__(self, context: RoundContext, client: int) -> None:
         self.context, self.client = context, client
         self.finished = False
+        self.refused: Refused | None = None  # why nothing more is taken of the client, where its numbers are the reason
         self._detached: float | None = None  # when its last stream was closed; None while it has one
         self._step = 0
         self._up = self._down = 0
@@ -43,8 +44,17 @@ class ClientSession(ABC):
     def handle(self, buffer: bytes) -> bytes:
         """Take a client's frame and return the reply; the last frame again gets its reply again.
 
-        Raises WireError for anything else.
+        Raises WireError for anything else, and Refused for numbers with which no training goes on, be they the client's
+        or what came of them: nothing is taken from the client any more.
         """
+        try:
+            return self._handle(buffer)
+        except (Diverged, NotFinite) as error:
+            self.refused = self._refusal(error)
+            self.shut()
+            raise self.refused from error
+
+    def _handle(self, buffer: bytes) -> bytes:
         with self._lock:
             round = self.context.round
             if self._shut:
@@ -64,6 +74,11 @@ class ClientSession(ABC):
             self._last = _Answered(buffer, reply.buffer, rows)
         self._done(frame)
         return reply.buffer
+
+    def _refusal(self, error: Diverged | NotFinite) -> Refused:
+        if isinstance(error, Diverged):
+            return Refused(error.where, error.problem, error.sides)
+        return Refused(str(Place(self.context.round, self.client, self._next)), str(error))
 
     @property
     def _next(self) -> int:
@@ -118,7 +133,9 @@ class ClientSession(ABC):
             self._detached = self.context.clock()
 
     def away(self, grace: float) -> bool:
-        """Tell whether the client did not finish, and has had no stream for more than `grace` seconds."""
+        """Tell whether the client did not finish, and is refused or has had no stream for more than `grace` seconds."""
+        if self.refused:
+            return True
         return not self.finished and self._detached is not None and self._detached < self.context.clock() - grace
 
     def shut(self) -> None:
@@ -158,12 +175,17 @@ class SplitSession(ClientSession):
         self._step += 1
         self.batches, self.images = self.batches + 1, self.images + batch.examples
         rows = self._count(frame, "up", batch.examples)
+        self.context.cut.check(batch)
         return batch, rows, self.context.key.at(self.client, self._step)
 
     def _end(self, frame: Frame) -> tuple[Packed, list[Row]]:
         reply = super()._end(frame)
         self.context.steps.leave(self.client)
         return reply
+
+    def _refusal(self, error: Diverged | NotFinite) -> Refused:
+        self.context.steps.leave(self.client)  # the others must not wait for it
+        return super()._refusal(error)
 
     def _done(self, frame: Frame) -> None:
         if frame.kind == self._trains:
@@ -178,5 +200,6 @@ class SplitSession(ClientSession):
 
 
 def away(sessions: Mapping[int, ClientSession], grace: float) -> set[int]:
-    """Return the clients who began, did not finish, and have had no stream for more than `grace` seconds."""
+    """Return the clients who began, did not finish, and are refused or have had no stream for more than `grace`
+    seconds."""
     return {client for client, session in sessions.items() if session.away(grace)}

@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from torch import Tensor
 
+from splitfed.errors import Diverged
 from splitfed.seeds import Key
 from splitfed.server.back.passes import Passes
 from splitfed.server.back.pools import Trainer
@@ -21,7 +22,8 @@ class Steps(ABC):
     def step(self, trainer: Trainer, batch: Arrived, key: Key) -> tuple[Tensor, float]:
         """Train a mini-batch and return the gradient of its mean loss with respect to what was sent, and that loss.
 
-        Raises WireError where the round goes on without its client.
+        Raises WireError where the round goes on without its client, and Diverged, having learned nothing, for a loss or
+        a gradient that is not finite, or absurd.
         """
 
     @abstractmethod
@@ -44,6 +46,8 @@ class SeparateSteps(Steps):
     def step(self, trainer: Trainer, batch: Arrived, key: Key) -> tuple[Tensor, float]:
         """Train the back on this mini-batch."""
         (outcome,) = self._passes.train(trainer, [batch], key)
+        if isinstance(outcome, Diverged):
+            raise outcome
         return outcome
 
     def begin(self, clients: Collection[int]) -> None:

@@ -2,7 +2,9 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
+from splitfed.errors import Refused
 from splitfed.server.back.round_context import OnStep
 from splitfed.split.evaluation import Evaluated
 from splitfed.wire.channel import Invitation
@@ -44,6 +46,9 @@ class Unsplit:
         self._on_step(self._round, client)
         return taken
 
+    def refusal(self, client: int) -> None:
+        """Return that no client is refused: none sends mini-batches."""
+
     def end_round(self) -> None:
         """Wait for nobody any more."""
         self._waiting.clear()
@@ -56,6 +61,8 @@ class Unsplit:
 
 class Unasked:
     """An evaluation in which the server is not asked, so whatever a client's reply says is all there is."""
+
+    refused: Mapping[int, Refused] = MappingProxyType({})
 
     def begun(self) -> set[int]:
         """Return nobody: no client is heard of before it is done."""

@@ -9,6 +9,7 @@ from logging import getLogger
 import torch
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 
+from splitfed.errors import Refused
 from splitfed.run.client_scores import Score
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Remote
@@ -41,10 +42,11 @@ class EvaluatePhase:
         self.dispatch, self.split, self.listener, self.exchange = dispatch, split, listener, exchange
         self.roster, self.attendance, self.alignment, self.refusals = roster, attendance, alignment, refusals
         self._grace = scenario.engine.grace if isinstance(scenario.engine, Remote) else 0.0
+        self.refused: dict[int, Refused] = {}  # clients whose numbers were refused in the last evaluation
 
     def run(self, round: int, weights: ArrayRecord) -> list[Score]:
-        """Return what clients find with these weights and the back as it is, in order of client. Who is lost, or whose
-        answer cannot be true, is left out, with a warning."""
+        """Return what clients find with these weights and the back as it is, in order of client. Who is lost or
+        refused, or whose answer cannot be true, is left out, with a warning."""
         there = self.attendance.present(round, self.roster.online())
         nodes = dict(self.roster.nodes)  # some may leave before they are messaged
         images = {client: self.roster.held_out[client] for client in self._drawn(round, there)}
@@ -59,6 +61,9 @@ class EvaluatePhase:
                 seen = evaluation.settle(client)
                 if reply is not None and reply.has_error() and reply.error.code == LACKING:
                     self.exchange.forget(client)
+                if refused := evaluation.refused.get(client):
+                    log.warning("round %d: client %d is refused to evaluate: %s", round, client, refused.problem)
+                    return
                 if (reply := present(reply)) is None or (seen is None and not reply.has_error()):
                     log.warning("round %d: client %d is lost to its evaluation", round, client)
                     return
@@ -67,6 +72,9 @@ class EvaluatePhase:
                     scores[client] = score
 
             self.dispatch.exchange(messages, lambda: evaluation.lost(self._grace), settle, begun=evaluation.begun)
+        self.refused = dict(sorted(evaluation.refused.items()))
+        for client in self.refused:
+            self.refusals.count(client, round)
         self.exchange.close(list(scores))
         return [scores[client] for client in sorted(scores)]
 

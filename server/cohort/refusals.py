@@ -5,7 +5,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from splitfed.wire.messages import UNTAKEN
+from splitfed.wire.messages import ABSURD, UNTAKEN
 
 log = getLogger("splitfed")
 
@@ -28,7 +28,12 @@ class Refusals:
     def note(self, client: int, round: int, reply: Message) -> None:
         """Hear of a client's reply, which counts if it is a refused one, once a round. Whoever is left out from now on
         is logged."""
-        if not reply.has_error() or reply.error.code != UNTAKEN or client in self.out:
+        if reply.has_error() and reply.error.code in (UNTAKEN, ABSURD):
+            self.count(client, round)
+
+    def count(self, client: int, round: int) -> None:
+        """Count a round in which a client was refused, for its reply or for what its stream brought."""
+        if client in self.out:
             return
         self._rounds.setdefault(client, set()).add(round)
         if client in self.out:

@@ -11,7 +11,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
-from splitfed.errors import RunError
+from splitfed.errors import Diverged, RunError
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Remote
 from splitfed.server.back.server import SplitServer
@@ -24,7 +24,7 @@ from splitfed.server.cohort.replies import Told, checked
 from splitfed.server.weights.exchange import WeightExchange
 from splitfed.server.weights.strategy import Aggregation
 from splitfed.wire.channel import Listener
-from splitfed.wire.messages import ARRAYS, CONFIG, LACKING, LOST, UNREACHED, VANISHED, Order, TrainMetrics
+from splitfed.wire.messages import ABSURD, ARRAYS, CONFIG, LACKING, LOST, UNREACHED, VANISHED, Order, TrainMetrics
 
 log = getLogger("splitfed")
 
@@ -73,6 +73,7 @@ class TrainPhase:
         self._enough = federation.cohort_size if self._deployed else federation.clients
         self._seconds = federation.deadline if self._deployed else None
         self.forgetful = set[int]()  # clients that lacked, in the last round, what it built on
+        self.refused: dict[int, Diverged] = {}  # clients whose mini-batches were refused in the last round
         # In which round each client was last taken, where it keeps something of that.
         self._keeps = scenario.training.client_state == "keep" or bool(scenario.compression.front_weights.delta)
         self._taken: dict[int, int] = {}
@@ -104,7 +105,7 @@ class TrainPhase:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what an earlier attempt's `state_dict` returned."""
-        self._taken = dict(state["taken"])
+        self._taken = dict(state.get("taken", ()))
 
     def _forget(self, client: int) -> bool:
         """Hear that a client lacks what it was thought to have. Return whether it can begin anew."""
@@ -133,10 +134,10 @@ class TrainPhase:
         for client, message in messages.items():
             invite(message, self.listener, round, client, plan.vanish[client], self._taken.get(client))
         replies: Replies = {}
-        self.forgetful = set()
+        self.forgetful, self.refused = set(), {}
 
         def settle(client: int, reply: Message | None) -> None:
-            code = reply.error.code if reply is not None and reply.has_error() else None
+            code = _code(reply)
             if reply is not None and code == LOST and not self._deployed:
                 raise RunError(
                     f"round {round}: client {client}: {reply.error.reason}: bring it back, or start a new run"
@@ -145,7 +146,11 @@ class TrainPhase:
                 log.warning("round %d: client %d: %s", round, client, reply.error.reason)
                 self.forgetful.add(client)
                 reply = None
-            told = f": {reply.error.reason}" if reply is not None and code == UNREACHED else ""
+            unreached = f": {reply.error.reason}" if reply is not None and code == UNREACHED else ""
+            if refused := self.split.refusal(client):
+                log.warning("round %d: client %d is refused: %s", round, client, refused.problem)
+                self.refused[client], reply = refused, None
+                self.refusals.count(client, round)
             if (reply := present(reply)) is not None:
                 told = Told(examples[client], self.claims.planned(examples[client]), cohort.weights[client])
                 reply = checked(reply, round, client, told, self.split.crossed(client), self.refusals)
@@ -155,9 +160,11 @@ class TrainPhase:
             # A front whose stream did not end is refused with its back, for they were trained together.
             if self.split.settle(client, taken) != taken:
                 reply = None
-            if reply is None and plan.vanish[client] is None:
+            if reply is None and not refused and plan.vanish[client] is None:
                 why = finish.over()
-                log.warning("round %d: client %d is %s", round, client, f"given up: {why}" if why else f"lost{told}")
+                log.warning(
+                    "round %d: client %d is %s", round, client, f"given up: {why}" if why else f"lost{unreached}"
+                )
             finish.taken += taken and reply is not None
             replies[client] = reply
 
@@ -203,6 +210,10 @@ def present(reply: Message | None) -> Message | None:
     return None if reply is not None and reply.has_error() and reply.error.code in _ABSENT else reply
 
 
+def _code(reply: Message | None) -> int | None:
+    return reply.error.code if reply is not None and reply.has_error() else None
+
+
 def trained(replies: Replies) -> dict[int, Message]:
     """Return the replies of those who trained."""
     return {client: reply for client, reply in replies.items() if reply and not reply.has_error()}
@@ -211,6 +222,15 @@ def trained(replies: Replies) -> dict[int, Message]:
 def failures(replies: Replies) -> dict[int, str]:
     """Return why clients failed that were there; nothing for those that were lost."""
     return {client: str(reply.error.reason) for client, reply in replies.items() if reply and reply.has_error()}
+
+
+def absurd(round: int, replies: Replies) -> dict[int, Diverged]:
+    """Return whose replies were refused for their numbers, and why."""
+    return {
+        client: Diverged(f"round {round}, client {client}", str(reply.error.reason), ("client",))
+        for client, reply in replies.items()
+        if reply is not None and _code(reply) == ABSURD
+    }
 
 
 class _Finish:

@@ -13,7 +13,8 @@ from torch import Tensor
 from splitfed.errors import RunError, WireError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
-from splitfed.server.weights.exchange import Coded, WeightExchange, plain
+from splitfed.server.weights.exchange import Coded, WeightExchange, plain, where
+from splitfed.server.weights.guard import Given, Guard
 from splitfed.split.weight_differences import Base, base_of, restored, send
 from splitfed.split.weights import WeightWire
 from splitfed.wire.messages import Weights
@@ -23,16 +24,16 @@ _WHOLE = 0  # the group of those who are sent all; the others count from 1
 
 
 class WeightDifferences(WeightExchange):
-    """Weights that cross as differences. `open` and `close` embrace a round."""
+    """Weights that cross as differences. `open` and `close` embrace a round. `guard` judges what comes back."""
 
-    def __init__(self, wire: WeightWire) -> None:
-        self.wire = wire
+    def __init__(self, wire: WeightWire, guard: Guard | None = None) -> None:
+        self.wire, self._guard = wire, guard or Guard()
         self._round = 0
         self._arrays: ArrayRecord | None = None
         self._weights: dict[str, Tensor] = {}
         self._group: dict[int, int] = {}  # of the clients of this round
         self._bases: dict[int, Base] = {}  # by group
-        self._sent: dict[int, tuple[Coded, dict[str, Tensor]]] = {}  # by group: the frame, and what it makes
+        self._sent: dict[int, tuple[Coded, dict[str, Tensor], Given]] = {}  # by group: the frame, and what it makes
         # Since the last round: which weights, by number, a client knows.
         self._knows: dict[int, int] = {}
         self._known: dict[int, dict[str, Tensor]] = {}
@@ -59,16 +60,19 @@ class WeightDifferences(WeightExchange):
         if group not in self._sent:
             place = key.at(group) if group else key
             sent = send(self.wire, self._weights, self._bases.get(group), place, round, -1)
-            self._sent[group] = (Weights(sent.packed.buffer), self.wire.sizes(sent.packed)), sent.known
+            coded = Weights(sent.packed.buffer), self.wire.sizes(sent.packed)
+            self._sent[group] = coded, sent.known, self._guard.given(sent.known)
         return self._sent[group][0]
 
     def up(self, buffer: bytes, client: int) -> tuple[dict[str, Tensor], dict[str, Sizes]]:
-        """Read a client's frame, and return its weights, to which what it was sent is added. Raises WireError."""
+        """Read a client's frame, and return its weights, to which what it was sent is added. Raises WireError, and
+        Diverged for absurd ones."""
         difference, frame = self.wire.unpack(buffer)
         base, sent = base_of(frame), self._sent.get(self._group.get(client, -1))
         if base != self._round or sent is None:
             raise WireError(f"weights that are measured from those of round {base}, where {self._round} is open")
-        return restored(sent[1], difference), self.wire.sizes(frame)
+        weights = self._guard.taken(restored(sent[1], difference), sent[2], where(frame.round, client))
+        return weights, self.wire.sizes(frame)
 
     def forget(self, client: int) -> bool:
         """Hear that a client has not what it was thought to know: it is sent all when it is next drawn. Return whether

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
+from splitfed.server.weights.guard import Given, Guard
 from splitfed.split.weights import WeightWire
 from splitfed.wire.messages import Weights
 
@@ -26,7 +27,7 @@ class WeightExchange(Protocol):
         """Return what a client is sent: the frame of these weights, and what else it needs."""
 
     def up(self, buffer: bytes, client: int) -> tuple[dict[str, Tensor], dict[str, Sizes]]:
-        """Read a client's frame and return its weights. Raises WireError."""
+        """Read a client's frame and return its weights. Raises WireError, and Diverged for absurd ones."""
 
     def forget(self, client: int) -> bool:
         """Hear that a client has not what it was thought to know. Return whether that can be."""
@@ -43,26 +44,36 @@ class WeightExchange(Protocol):
 
 class WholeWeights(WeightExchange):
     """Weights that cross as they are, whoever knows what; `up` is the way up's wire where that is another. What is
-    handed out in the same round for another `purpose` is rounded anew."""
+    handed out in the same round for another `purpose` is rounded anew. `guard` judges what comes back."""
 
-    def __init__(self, wire: WeightWire, up: WeightWire | None = None, purpose: str = "") -> None:
-        self._down, self._up, self._purpose = wire, up or wire, purpose
-        self._coded: tuple[ArrayRecord, int, Coded] | None = None
+    def __init__(
+        self, wire: WeightWire, up: WeightWire | None = None, purpose: str = "", guard: Guard | None = None
+    ) -> None:  # fmt: skip
+        self._down, self._up, self._purpose, self._guard = wire, up or wire, purpose, guard or Guard()
+        self._coded: tuple[ArrayRecord, int, Coded, Given] | None = None
+        self._given: dict[int, Given] = {}
 
     def open(self, round: int, clients: list[int]) -> None:
         """Begin a round."""
+        self._given = {}
 
     def down(self, arrays: ArrayRecord, client: int, round: int, key: Key) -> Coded:
         """Return the frame of these weights, the same for all clients."""
         # A strategy hands the same weights to all clients of a round, so the last ones are most often the next.
         if self._coded is None or self._coded[0] is not arrays or self._coded[1] != round:
-            packed = self._down.pack(plain(arrays), key.at(self._purpose) if self._purpose else key, round, -1)
-            self._coded = (arrays, round, (Weights(packed.buffer), self._down.sizes(packed)))
-        return self._coded[2]
+            weights = plain(arrays)
+            packed = self._down.pack(weights, key.at(self._purpose) if self._purpose else key, round, -1)
+            # An update begins at what the client made of the frame.
+            came = weights if self._guard.clip is None else self._down.unpack(packed.buffer)[0]
+            coded = Weights(packed.buffer), self._down.sizes(packed)
+            self._coded = (arrays, round, coded, self._guard.given(came))
+        _, _, coded, self._given[client] = self._coded
+        return coded
 
     def up(self, buffer: bytes, client: int) -> tuple[dict[str, Tensor], dict[str, Sizes]]:
-        """Read a client's frame and return its weights. Raises WireError."""
+        """Read a client's frame and return its weights. Raises WireError, and Diverged for absurd ones."""
         weights, frame = self._up.unpack(buffer)
+        weights = self._guard.taken(weights, self._given.get(client), where(frame.round, client))
         return weights, self._up.sizes(frame)
 
     def forget(self, client: int) -> bool:
@@ -83,3 +94,8 @@ class WholeWeights(WeightExchange):
 def plain(arrays: ArrayRecord) -> dict[str, Tensor]:
     """Return a record's arrays as tensors, by copy."""
     return {name: torch.tensor(array.numpy()) for name, array in arrays.items()}
+
+
+def where(round: int, client: int) -> str:
+    """Say whose weights of which round are meant."""
+    return f"round {round}, client {client}"

@@ -11,6 +11,7 @@ from splitfed.scenario.compression import Compression
 from splitfed.seeds import Key
 from splitfed.server.weights.differences import WeightDifferences
 from splitfed.server.weights.exchange import Coded, WeightExchange, WholeWeights
+from splitfed.server.weights.guard import Guard
 from splitfed.split.client_part import ClientPart
 from splitfed.split.weights import WeightWire
 
@@ -47,7 +48,7 @@ class FrozenOnce(WeightExchange):
         return replace(weights, once=buffer), both
 
     def up(self, buffer: bytes, client: int) -> tuple[dict[str, Tensor], dict[str, Sizes]]:
-        """Read a client's frame and return its weights. Raises WireError."""
+        """Read a client's frame and return its weights. Raises WireError, and Diverged for absurd ones."""
         return self._inner.up(buffer, client)
 
     def forget(self, client: int) -> bool:
@@ -72,11 +73,14 @@ class FrozenOnce(WeightExchange):
             self._inner.load_state_dict(state["each_round"])
 
 
-def exchanges_of(part: ClientPart, compression: Compression, key: Key) -> tuple[WeightExchange, WeightExchange]:
-    """Return how the weights of what clients hold cross each round, and how to be evaluated; and give `part` those that
-    all clients will have of what is frozen."""
+def exchanges_of(
+    part: ClientPart, compression: Compression, key: Key, clip: float | None = None
+) -> tuple[WeightExchange, WeightExchange]:
+    """Return how the weights of what clients hold cross each round, updates clipped to the norm `clip`, and how to be
+    evaluated; and give `part` those that all clients will have of what is frozen."""
     wire = WeightWire.of(part, compression)
-    each_round: WeightExchange = WeightDifferences(wire) if wire.delta else WholeWeights(wire)
+    guard = Guard(clip)
+    each_round = WeightDifferences(wire, guard) if wire.delta else WholeWeights(wire, guard=guard)
     evaluation = WholeWeights(wire, purpose="evaluation")
     frozen = {name: tensor.cpu().clone() for name, tensor in part.frozen().items()}
     if not frozen:

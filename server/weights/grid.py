@@ -13,11 +13,11 @@ from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from flwr.common.serde import message_to_proto, recorddict_to_proto
 from flwr.serverapp import Grid
 
-from splitfed.errors import WireError
+from splitfed.errors import Diverged, NotFinite, WireError
 from splitfed.run.ledger import Direction, Ledger, Row, Sizes
 from splitfed.seeds import Key
 from splitfed.server.weights.exchange import WeightExchange
-from splitfed.wire.messages import ARRAYS, METRICS, UNTAKEN, WIRE, Weights, declared
+from splitfed.wire.messages import ABSURD, ARRAYS, METRICS, UNTAKEN, WIRE, Weights, declared
 from splitfed.wire.records import shown
 
 
@@ -101,8 +101,10 @@ class WireGrid(Grid):
                 try:
                     content, sizes = self._decode(reply)
                     taken = Message(content, metadata=reply.metadata)  # type: ignore[call-overload]
-                except WireError as problem:
-                    taken = refusal(reply, str(problem))
+                except (WireError, Diverged) as error:
+                    absurd = isinstance(error, Diverged | NotFinite)
+                    problem = error.problem if isinstance(error, Diverged) else str(error)
+                    taken = refusal(reply, problem, ABSURD if absurd else UNTAKEN)
             self._count(reply, node, "up", sizes)
             decoded.append(taken)
         return decoded
@@ -153,6 +155,6 @@ def _readable(reply: Message) -> Message:
     return Message(error, metadata=reply.metadata)  # type: ignore[call-overload]
 
 
-def refusal(reply: Message, problem: str) -> Message:
+def refusal(reply: Message, problem: str, code: int = UNTAKEN) -> Message:
     """Return an error in place of a reply that came, but that is not taken."""
-    return Message(Error(UNTAKEN, f"reply refused: {problem}"), metadata=reply.metadata)  # type: ignore[call-overload]
+    return Message(Error(code, f"reply refused: {problem}"), metadata=reply.metadata)  # type: ignore[call-overload]

@@ -34,9 +34,12 @@ class Aggregation:
 
     def __init__(self, settings: StrategySettings | OwnStrategy) -> None:
         self.settings, self.name = settings, settings.kind
-        kind = settings.load() if isinstance(settings, OwnStrategy) else getattr(flower, settings.kind)
+        self._kind = settings.load() if isinstance(settings, OwnStrategy) else getattr(flower, settings.kind)
+        self._begin()
+
+    def _begin(self) -> None:
         try:
-            self.strategy: Strategy = kind(**settings.arguments())
+            self.strategy: Strategy = self._kind(**self.settings.arguments())
         except Exception as error:
             raise self._failed("cannot be made", error) from error
         for name, value in _OURS.items():
@@ -101,7 +104,11 @@ class Aggregation:
         return {name: value for name, value in vars(self.strategy).items() if not self._as_made(name, value)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what an earlier attempt's `state_dict` returned. Raises RunError where it is another's."""
+        """Take over what `state_dict` once returned, in the place of whatever has come since. Raises RunError where it
+        is another's."""
+        self._begin()
+        if not state:
+            return
         try:
             if hasattr(self.strategy, "load_state_dict"):
                 self.strategy.load_state_dict(state)

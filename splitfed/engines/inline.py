@@ -1,7 +1,8 @@
 """The inline engine: Flower's ServerApp and ClientApp in one process, over a grid that calls the ClientApp directly.
 
 Messages still pass through Flower's own serialisation, so neither side can hold on to the other's objects. A client's
-exception stops the run here, unlike in a deployment: this engine is for a laptop, debugging and tests.
+exception stops the run here, unlike in a deployment: this engine is for a laptop, debugging and tests. One that the
+server has refused for its numbers fails.
 """
 
 import itertools
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 from queue import SimpleQueue
 from threading import Thread
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
@@ -18,6 +19,8 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from splitfed.engines.compute_lock import Baton
+from splitfed.errors import Refused
+from splitfed.wire.messages import UNTAKEN
 
 _RUN, _SERVER_NODE = 1, 1
 UserConfig = dict[str, str | int | float | bool]
@@ -60,7 +63,10 @@ class InlineGrid(Grid):
         state = self._states.get(node, RecordDict())
         client: UserConfig = {"partition-id": node - _SERVER_NODE - 1, "num-partitions": self._clients}
         context = Context(_RUN, node, client, state, dict(self._run_config))
-        reply = _through_bytes(self._app(_through_bytes(message), context))
+        try:
+            reply = _through_bytes(self._app(_through_bytes(message), context))
+        except Refused as refused:  # it fails, as anywhere else, and the others go on
+            return _through_bytes(Message(Error(UNTAKEN, str(refused)), reply_to=message))
         if context.state:
             self._states[node] = context.state
         return reply

@@ -10,7 +10,7 @@ name is complete: it is written beside and renamed.
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from splitfed.errors import RunError, SplitfedError
 from splitfed.files import reason, sync, told, write
 from splitfed.run.journal import Damaged, Mark
-from splitfed.run.tree import flatten, unflatten
+from splitfed.run.tree import flatten, not_finite, unflatten
 
 _STATE, _STATES, _FILES, _NESTED, _SELF = "state.json", "states", "files", "state", "own_sha256"
 # What a checkpoint of 0.1 has under another name, and what of it this version cannot read.
@@ -134,6 +134,17 @@ class Checkpoints:
             write(path, content)
         said = {**asdict(progress), _STATES: plain, _FILES: files}
         write(folder / _STATE, json.dumps({**said, _SELF: _digest(said)}, indent=2) + "\n")
+
+    def unsound(self) -> set[str]:
+        """Return where what is registered holds arrays that are not finite, by name and place."""
+        return {name + place for name, part in self._parts.items() for place in not_finite(part.state_dict())}
+
+    def rewind(self, round: int, *names: str) -> None:
+        """Give those that are named the state back that they had after a round whose checkpoint is there; to one that
+        had none, an empty one. Raises RunError."""
+        checkpoint = self.read(round)
+        states = {name: checkpoint.states.get(name, {}) for name in names if name in self._parts}
+        self.restore(replace(checkpoint, states=states))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Give what is registered its state back. Raises RunError for a state that is another's."""

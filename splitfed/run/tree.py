@@ -5,6 +5,7 @@ as they went in.
 """
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,20 @@ def unflatten(tensors: dict[str, Tensor], text: str) -> Any:
         raise ValueError(f"unknown kind {kind!r}")
 
     return build(*json.loads(text))
+
+
+def not_finite(value: Any, place: str = "") -> Iterator[str]:
+    """Yield the place of each array in a nested value that holds NaN or infinity."""
+    if isinstance(value, Tensor | np.ndarray):
+        numbers = torch.as_tensor(value) if isinstance(value, Tensor) or value.dtype.kind == "f" else None
+        if numbers is not None and numbers.is_floating_point() and not bool(numbers.isfinite().all()):
+            yield place
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from not_finite(item, f"{place}[{number}]")
+    elif isinstance(value, dict) or (value := _of_record(value)) is not None:
+        for key, item in value.items():
+            yield from not_finite(item, f"{place}[{key!r}]")
 
 
 def _of_record(value: Any) -> dict[str, np.ndarray] | None:

@@ -103,6 +103,18 @@ def strategy_has_something_to_aggregate(federation: Federation) -> Found:
         )
 
 
+def clip_is_of_what_crosses(federation: Federation) -> Found:
+    """Only what a client sends can be shortened."""
+    clip = federation.clip
+    if clip.smashed is not None and not federation.splits:
+        yield "federation.clip.smashed", "with fl no activations leave a client: leave it out"
+    if clip.tail_gradient is not None and not (federation.splits and federation.private):
+        yield (
+            "federation.clip.tail_gradient",
+            "only with labels: private does a gradient come up: leave it out, or set labels: private",
+        )
+
+
 def oversample_takes_more_than_the_cohort(federation: Federation, engine: EngineConfig) -> Found:
     """More than the cohort can be sampled only where there are more, and something tells who finishes first."""
     if federation.oversample == 1:
@@ -231,6 +243,7 @@ RULES: tuple[Rule, ...] = (
     private_labels_need_whole_mini_batches,
     steps_or_epochs,
     strategy_has_something_to_aggregate,
+    clip_is_of_what_crosses,
     availability_is_of_a_simulation,
     oversample_takes_more_than_the_cohort,
     deadline_is_on_a_clock,

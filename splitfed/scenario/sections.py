@@ -4,7 +4,7 @@ import math
 from fractions import Fraction
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from splitfed.config import Config
 from splitfed.federation.availability import Always, AvailabilityConfig
@@ -12,6 +12,19 @@ from splitfed.federation.strategies import FedAvgConfig, StrategyConfig
 from splitfed.model.optim_settings import SideConfig
 
 _PATIENCE_SECONDS = 60.0
+
+
+class Clip(Config):
+    """How long that may be at most which a client sends, by its L2 norm: what is longer is shortened to that, whoever
+    sends it, so no client weighs more than that in what all learn."""
+
+    front_weights: PositiveFloat | None = None
+    """Norm of a client's update: of all that its weights, the front's and whatever else it trains, differ by from those
+    that it was sent. In Flower this is `clipping_norm`. Null does not bound it."""
+    smashed: PositiveFloat | None = None
+    """Norm of the activations of one sample at the cut. Null does not bound it."""
+    tail_gradient: PositiveFloat | None = None
+    """Norm of the gradient that comes up for one sample where labels are private. Null does not bound it."""
 
 
 class Federation(Config):
@@ -55,6 +68,8 @@ class Federation(Config):
     """Mini-batches that a client trains for in a round, in the place of `local_epochs`; null is by epochs."""
     strategy: StrategyConfig = FedAvgConfig()
     """What makes the round's front of those of the clients: one of Flower's strategies, or your own."""
+    clip: Clip = Clip()
+    """How far one client may move what all learn."""
     availability: AvailabilityConfig = Always()
     """What a simulation assumes of its clients: who is there, when, how fast, and who vanishes."""
     oversample: float = Field(1.0, ge=1, le=1e6)

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from splitfed.compression.codecs.base import Packet
 from splitfed.compression.codecs.integers import IntegerCodec
-from splitfed.compression.expect import Expect, Expected, Geometry
+from splitfed.compression.expect import MOST_TARGET, Expect, Expected, Geometry
 from splitfed.compression.lossless import Lossless
 from splitfed.compression.reducers.base import Plan, View
 from splitfed.compression.reducers.trained.layers import IDENTITY
 from splitfed.errors import CodecError, Diverged, WireError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
+from splitfed.split.bounds import check_bounds
 from splitfed.split.ending import ENDING
 from splitfed.split.rehearsal import PLACE, Crossed, RandomBatch
 from splitfed.wire.frame import Frame, Packed, Place, pack, unpack
@@ -133,6 +134,12 @@ class Cut:
         side = {name.split("/")[1]: tensor for name, tensor in frame.tensors.items() if name.startswith("side/")}
         self.reducer.check(smashed, targets, side, frame.meta, self.geometry)
         return Arrived(frame, smashed, targets, side, examples)
+
+    def check(self, batch: Arrived) -> None:
+        """Raise Diverged for a mini-batch that holds numbers with which no training goes on."""
+        check_bounds("smashed", batch.smashed, batch.frame.place)
+        if batch.targets.is_floating_point():
+            check_bounds("a target", batch.targets, batch.frame.place, MOST_TARGET)
 
     def _count(self, frame: Frame, name: str) -> int:
         count = frame.meta.pop(name, None)
@@ -247,7 +254,7 @@ def _blind() -> Tensor:
 def check_finite(what: str, numbers: Tensor, where: object, sides: Sequence[str] = ("client", "server")) -> None:
     """Raise Diverged where numbers are not finite; `sides` are those whose learning rates may be the cause."""
     if not bool(numbers.detach().isfinite().all()):
-        raise Diverged(str(where), what, sides)
+        raise Diverged(str(where), f"{what} is NaN or infinite", sides)
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

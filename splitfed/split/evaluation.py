@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from splitfed.compression.expect import Expect, Expected, Geometry
 from splitfed.compression.reducers.base import expected_targets
-from splitfed.errors import Diverged, WireError
+from splitfed.errors import WireError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
+from splitfed.split.bounds import check_bounds, check_number
 from splitfed.split.cut import Cut, check_labels, most_bytes
 from splitfed.split.ending import ENDING
 from splitfed.split.rehearsal import PLACE, Crossed, RandomBatch
@@ -39,10 +40,9 @@ class Evaluated:
     loss: float
     right: int
 
-    def check(self, where: str) -> None:
-        """Raise Diverged where the loss is not finite."""
-        if not math.isfinite(self.loss):
-            raise Diverged(where, "the loss")
+    def check(self, where: str, images: int) -> None:
+        """Raise Diverged where the mean loss of so many images is not finite, or absurd."""
+        check_number("the loss", self.loss / images, where)
 
 
 class EvaluationCut:
@@ -61,8 +61,12 @@ class EvaluationCut:
         return {_FEATURES: (Expect.floats(images, self.cut.geometry.tokens, self.cut.geometry.width),)}
 
     def _pack(self, kind: str, tensors: dict[str, Tensor], key: Key, place: Place) -> Packed:
-        packets = self.cut.encode(tensors, key, f"the evaluation of {place}")
+        packets = self.cut.encode(tensors, key, self._where(place))
         return pack(kind, *place, {f"{EVALUATION}/{name}": packet for name, packet in packets.items()})
+
+    @staticmethod
+    def _where(place: Place) -> str:
+        return f"the evaluation of {place}"
 
     def pack(self, smashed: Tensor, labels: Tensor, key: Key, place: Place) -> Packed:
         """Encode a mini-batch of what the encoder made, `[B, ...]`, and, unless they are private, its labels `[B]`.
@@ -77,8 +81,9 @@ class EvaluationCut:
 
     def batch(self, frame: Frame) -> tuple[Tensor, Tensor | None]:
         """Check what a `look` frame says beyond shapes, and return what is smashed, and labels where these are not
-        private. Raises WireError."""
+        private. Raises WireError, and Diverged for numbers that no training makes."""
         smashed, labels = frame.tensors[_SMASHED], frame.tensors.get(_TARGETS)
+        check_bounds("smashed", smashed, self._where(frame.place))
         if labels is not None:
             if len(smashed) != len(labels):
                 raise WireError(f"{len(labels)} labels for {len(smashed)} images")
@@ -86,13 +91,14 @@ class EvaluationCut:
         return smashed, labels
 
     def answer(self, frame: Frame, found: Evaluated) -> Packed:
-        """Encode what answers a `look` frame. Raises Diverged for a loss that is not finite."""
-        found.check(f"the evaluation of {frame.place}")
+        """Encode what answers a `look` frame. Raises Diverged for a loss that is not finite, or absurd."""
+        found.check(self._where(frame.place), len(frame.tensors[_SMASHED]))
         return pack("seen", *frame.place, {}, {"loss": found.loss, "right": found.right})
 
     def answer_private(self, frame: Frame, features: Tensor, key: Key) -> Packed:
         """Encode the activations at the second cut, `[B, n, D]`, which answer a `look` frame without labels. Raises
         CodecError for what cannot be sent."""
+        check_bounds("tail_smashed", features, self._where(frame.place))
         tensors = {"tail_smashed": features.float()}
         return self._pack("features", tensors, key, frame.place)
 

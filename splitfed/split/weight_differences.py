@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from splitfed.errors import WireError
+from splitfed.errors import NotFinite, WireError
 from splitfed.seeds import Key
 from splitfed.split.weights import BASE, WeightWire
 from splitfed.wire.frame import Frame, Packed
@@ -67,10 +67,10 @@ def base_of(frame: Frame) -> int | None:
 
 
 def restored(base: Weights, difference: Weights) -> Weights:
-    """Return the weights that differ so from these. Raises WireError where they are too large for float32."""
+    """Return the weights that differ so from these. Raises NotFinite where they are too large for float32."""
     weights = {name: base[name] + difference[name] for name in base}
     if not all(tensor.isfinite().all() for tensor in weights.values()):
-        raise WireError("the weights and their difference add up to more than float32 holds")
+        raise NotFinite("the weights and their difference add up to more than float32 holds")
     return weights
 
 

@@ -12,7 +12,7 @@ from split_server import KEY, Door, rows, same, train, weights
 from torch import nn
 
 from splitfed.engines.compute_lock import Baton
-from splitfed.errors import WireError
+from splitfed.errors import Refused, WireError
 from splitfed.model.build import build, split
 from splitfed.server.back.passes import Passes
 from splitfed.server.back.pools import Together
@@ -115,7 +115,7 @@ def test_inputs_of_different_lengths_make_one_step(tmp_path):
     clients = {4: 5, 5: 3, 6: 5}  # tokens of each
     batches = [
         SimpleNamespace(
-            frame=SimpleNamespace(client=client, meta={}), side={}, examples=client,
+            frame=SimpleNamespace(client=client, meta={}, place="here"), side={}, examples=client,
             smashed=torch.randn(client, tokens, 16, generator=KEY.at(client).generator()), targets=torch.arange(client),
         )
         for client, tokens in clients.items()
@@ -237,3 +237,26 @@ def test_over_grpc_as_in_one_process(tmp_path):
     assert same(weights(trio.pool.trainer), weights(near.pool.trainer))
     assert rows(trio) == rows(near)
     assert all(session.finished for session in trio.sessions.values())
+
+
+@pytest.mark.parametrize("how", ["activations", "loss"])
+def test_a_joint_step_goes_on_with_the_others(how, tmp_path):
+    """The back, and what the others hear, are as if the client had not been there."""
+    without, trio = Trio(tmp_path / "without", *SGD), Trio(tmp_path / "with", *SGD)
+    without.server.settle(5, taken=False)
+    expected = done(without.send(4), without.send(6))
+    if how == "activations":
+        hook = trio.front.register_forward_hook(lambda _, inputs, output: output * 1e20)
+        spoilt = trio.send(5)
+        hook.remove()
+    else:  # of five images alone: those of client 5
+        big = torch.tensor(1e30)
+        trio.pool.trainer.back.get_submodule("decoder").register_forward_hook(
+            lambda _, inputs, output: output * (big if len(output) == 5 else 1)
+        )
+        spoilt = trio.send(5)
+    assert done(trio.send(4), trio.send(6)) == expected
+    spoilt.thread.join(20)
+    assert isinstance(spoilt.error, Refused)
+    assert same(weights(trio.pool.trainer), weights(without.pool.trainer))
+    assert done(trio.send(4, 2), trio.send(6, 2)) == done(without.send(4, 2), without.send(6, 2))
