@@ -63,6 +63,11 @@ BREAKS = {
         "  strategy: FedMedian  # federation.strategy: FedMedian: with sl nothing is aggregated: leave it out, or set\n"
         "  mode: sl",
     ],
+    "clip_is_of_what_crosses": [
+        "  clip: {smashed: 1.0}  # federation.clip.smashed: with fl no activations leave a client: leave it out\n"
+        "  mode: fl",
+        "  clip: {tail_gradient: 1.0}  # federation.clip.tail_gradient: only with labels: private does a gradient come",
+    ],
     "availability_is_of_a_simulation": [
         "  availability: {kind: drawn, late: 1.0}  # federation.availability: a deployment's clients have their own\n"
         "engine: deployment",
