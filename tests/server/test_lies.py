@@ -216,6 +216,7 @@ def test_a_simulation_knows_how_many_images_each_client_has(monkeypatch, tmp_pat
 
 def test_what_has_not_crossed_was_not_trained_on(monkeypatch, tmp_path):
     """A client that counts as many mini-batches as it should, but has sent fewer, is not taken."""
+    # No public part of a session tells of images that were not sent.
     taken = SplitSession._taken
 
     def missed(self, frame):
@@ -224,7 +225,7 @@ def test_what_has_not_crossed_was_not_trained_on(monkeypatch, tmp_path):
             self.images -= 1
         return found
 
-    monkeypatch.setattr(SplitSession, "_taken", missed)
+    monkeypatch.setattr(SplitSession, "_taken", missed)  # as above
     folder = simulate(small("federation.rounds=1"), runs=tmp_path).folder
     why = "reply refused: 30 images in 2 mini-batches have crossed, where its 32 make 32 in 2"
     assert f"round 1: client 1 failed: {why}" in (folder / "log.txt").read_text()

@@ -143,7 +143,7 @@ def test_a_client_without_images_is_there_but_never_drawn(caplog, monkeypatch):
         (says(**{"partition-id": 0}), "client 0 does not say what it holds: it has no 'num-examples'"),
         (
             says(**{"partition-id": 0, "num-examples": 3, "more": 1}),
-            "client 0 does not say what it holds: it has 'x'",
+            "client 0 does not say what it holds: it has 'more', which nobody asked for",
         ),
         (holds(1, 11), "client 1 held 12 images, now 11: start a new run"),
         (holds(2), "a second node says that it is client 2; the first one stays"),
