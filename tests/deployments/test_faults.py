@@ -148,7 +148,7 @@ def test_keys_decide_who_is_who(tmp_path):
         server.shows("serving at")
 
         plain = here.join(0)
-        plain.shows("hangs up, and may want TLS|speaks plain text|does not answer")
+        plain.shows("speaks TLS: join with --tls|does not answer")
         stranger = here.join(0, "--tls", tmp_path / "other" / "client-0")
         assert stranger.end() == 2
         assert "was not signed by this CA" in stranger.text
