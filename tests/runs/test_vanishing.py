@@ -234,10 +234,18 @@ def test_runs_are_sorted_by_simulated_time(tmp_path):
 
 
 @pytest.mark.slow
-def test_ray_does_the_same(tmp_path):
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("federation.cohort=3", "federation.oversample=1.5"),
+        ("federation.clients=24", "data.limit=768", "federation.rounds=2"),
+    ],
+    ids=["sampled", "24"],
+)
+def test_ray_does_the_same(more, tmp_path):
     scenario = plan(
         "federation.availability={kind: drawn, dropout: 0.3, away: 0.2, late: {kind: exponential, mean: 2}}",
-        "federation.rounds=3", "federation.cohort=3", "federation.oversample=1.5", "federation.mode=sfl-v1",
+        "federation.rounds=3", "federation.mode=sfl-v1", *more,
     )  # fmt: skip
     one = simulate(scenario, runs=tmp_path / "inline")
     other = simulate(scenario.with_(["engine.kind=ray"]), runs=tmp_path / "ray")

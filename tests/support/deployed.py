@@ -53,7 +53,7 @@ class Process:
     def shows(self, pattern: str, seconds: float = 200.0) -> str:
         """Wait until it prints this."""
         limit = time.monotonic() + seconds
-        while (found := re.search(pattern, self.text)) is None:
+        while (found := re.search(pattern, self.text, re.MULTILINE)) is None:
             assert self.running, f"{self.log.name} ended without {pattern!r}:\n{self.text}"
             assert time.monotonic() < limit, f"{self.log.name} did not show {pattern!r}:\n{self.text}"
             time.sleep(0.05)
