@@ -13,7 +13,7 @@ crosses; every `read` raises WireError for what is no such record, and `holds_on
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from pydantic import ConfigDict, Field
@@ -52,6 +52,8 @@ _PARTITION, _PROBLEM, _CHANNEL, _TOKEN = "partition-id", "problem", "channel", "
 # What can be: of one client's images, of a mean cross-entropy in nats, of anything else that is counted.
 MOST_IMAGES, MOST_LOSS, _MOST = 10_000_000, 1e6, 2**31
 _MOST_NAMES, _MOST_NAME = 1_000_000, 1000
+
+R = TypeVar("R", bound=Record)
 
 _Number = Annotated[Whole, Field(le=_MOST)]
 _Images = Annotated[Whole, Field(le=MOST_IMAGES)]
@@ -109,10 +111,10 @@ class Question(Record):
                 f"(splitfed {shown(version, 40)}): install the same version"
             )
         if not {"protocol", "version", "classes", _CHANNEL, _TOKEN} <= set(config):
-            raise WireError(f"the query holds {names(config)}: is the sender's version of splitfed another?")
-        question = cls.of(config)
+            raise WireError(f"the server's query holds {names(config)}: is its version of splitfed another?")
+        question = _servers(cls, config)
         if len(set(question.classes)) != len(question.classes):
-            raise WireError("the message has 'classes' that are not a list of different names")
+            raise WireError("the server's query has 'classes' that are not a list of different names")
         return question
 
 
@@ -230,9 +232,9 @@ class Order(Record):
     @classmethod
     def read(cls, content: RecordDict) -> Self:
         """Read the order. Raises WireError for what is none."""
-        order = cls.of(_record(content, CONFIG))
+        order = _servers(cls, _record(content, CONFIG))
         if order.trained is not None and not order.trained < order.round:
-            raise WireError(f"its 'trained' is {order.trained}: that is no round before round {order.round}")
+            raise WireError(f"its 'trained' is {order.trained}: that is no round before {order.round}")
         return order
 
 
@@ -250,7 +252,7 @@ class AlignOrder(Record):
     @classmethod
     def read(cls, content: RecordDict) -> Self:
         """Read the order. Raises WireError for what is none."""
-        return cls.of(_record(content, CONFIG))
+        return _servers(cls, _record(content, CONFIG))
 
 
 class _Metrics(Record):
@@ -310,6 +312,14 @@ def declared(reply: Message) -> RecordDict:
     if set(reply.content) not in _REPLIES[kind]:
         holds_only(reply.content, *_REPLIES[kind][-1])
     return reply.content
+
+
+def _servers(kind: type[R], config: Mapping[str, Any]) -> R:
+    """Read what the server tells a client, whose user sees what is wrong with it."""
+    try:
+        return kind.of(config)
+    except WireError as problem:
+        raise WireError(f"the server's message cannot be read: {problem}") from None
 
 
 def _record(content: RecordDict, name: str) -> Mapping[str, Any]:

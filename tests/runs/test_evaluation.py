@@ -35,6 +35,7 @@ from splitfed.reports.live.tensorboard import curves_of
 from splitfed.run.client_scores import STANDING as CLIENTS
 from splitfed.run.client_scores import Score, Standing, read_scores
 from splitfed.seeds import Key
+from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.replies import checked_score
 from splitfed.split.assembly import assemble
 from splitfed.split.evaluation import Evaluated
@@ -332,30 +333,31 @@ def reply(metrics: object = None, **more) -> Message:
 @pytest.mark.parametrize(
     ("metrics", "why"),
     [
-        ({"num-examples": 10**9}, "where 4 were announced"),
-        ({"eval-loss": float("nan")}, "loss is nan"),
-        ({"eval-loss": -0.5}, "loss is -0.5"),
-        ({"eval-loss": 1}, "loss is 1"),
-        ({"eval-accuracy": 1.25}, "no share of 4 images"),
-        ({"eval-accuracy": -0.25}, "no share of 4 images"),
+        ({"num-examples": 10**9}, "'num-examples' is 1000000000"),
+        ({"num-examples": 5}, "where 4 were announced"),
+        ({"eval-loss": float("nan")}, "'eval-loss' is nan"),
+        ({"eval-loss": -0.5}, "'eval-loss' is -0.5"),
+        ({"eval-loss": 1}, "'eval-loss' is 1: it must be float"),
+        ({"eval-accuracy": 1.25}, "'eval-accuracy' is 1.25"),
+        ({"eval-accuracy": -0.25}, "'eval-accuracy' is -0.25"),
         ({"eval-accuracy": 0.3}, "no share of 4 images"),
-        ({"eval-accuracy": float("nan")}, "no share of 4 images"),
+        ({"eval-accuracy": float("nan")}, "'eval-accuracy' is nan"),
         ({"eval-accuracy": 0.5}, "where the server found 1.5 and 0.25"),
-        ({"bonus": 1}, "metrics are"),
+        ({"bonus": 1}, "it has 'bonus'"),
         (ConfigRecord({}), "no metrics"),
     ],
 )
 def test_a_reply_that_cannot_be_true_is_left_out(metrics, why, caplog):
-    assert checked_score(reply(metrics), 3, 7, 4, (1.5, 0.25)) is None
+    assert checked_score(reply(metrics), 3, 7, 4, (1.5, 0.25), Refusals()) is None
     assert "round 3: client 7 failed: reply refused: " in caplog.text
     assert why in caplog.text
 
 
 @pytest.mark.usefixtures("identity")
 def test_an_honest_reply_is_taken_and_one_with_more_is_not():
-    assert checked_score(reply(), 3, 7, 4, (1.5, 0.25)) == Score(3, 7, 4, 1.5, 0.25)
-    assert checked_score(reply(), 3, 7, 4, None) == Score(3, 7, 4, 1.5, 0.25)
-    assert checked_score(reply(arrays=ArrayRecord()), 3, 7, 4, None) is None
+    assert checked_score(reply(), 3, 7, 4, (1.5, 0.25), Refusals()) == Score(3, 7, 4, 1.5, 0.25)
+    assert checked_score(reply(), 3, 7, 4, None, Refusals()) == Score(3, 7, 4, 1.5, 0.25)
+    assert checked_score(reply(arrays=ArrayRecord()), 3, 7, 4, None, Refusals()) is None
 
 
 def test_a_lost_client_is_left_out_and_holds_nobody_up(tmp_path, monkeypatch):

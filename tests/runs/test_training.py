@@ -197,9 +197,9 @@ def _answering(monkeypatch, change, client: int = 1) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "why"),
     [
-        ("num-examples", 10**9, "32 were announced"),
-        ("train-loss", float("nan"), "loss is nan"),
-        ("bonus", 1, "metrics"),
+        ("num-examples", 33, "32 were announced"),
+        ("train-loss", float("nan"), "'train-loss' is nan"),
+        ("bonus", 1, "it has 'bonus'"),
     ],
 )
 @pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from splitfed.engines.inline import InlineGrid
 from splitfed.errors import RunError, WireError
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
+from splitfed.server import app
 from splitfed.server.back.session import SplitSession
 from splitfed.server.cohort import refusals
 from splitfed.server.cohort.claims import MOST_TIMES, Claims, Crossed
@@ -200,6 +202,27 @@ def test_who_lies_in_three_rounds_is_left_out_for_good_also_over_a_resumption(mo
     assert again.out == {LIAR}
 
 
+def test_in_a_deployment_a_cohort_that_fails_ends_the_run_only_when_nobody_else_is_there(monkeypatch, tmp_path):
+    lent = app.runtime
+    monkeypatch.setattr(app, "runtime", lambda: replace(lent(), waits=True))
+    plan = small("federation.clients=2", "federation.cohort=1", "federation.rounds=5")
+
+    deliver, fail = InlineGrid.deliver, {0}
+
+    def other(self, message: Message) -> Message:
+        reply = deliver(self, message)
+        theirs = message.metadata.message_type == "train" and reply.metadata.src_node_id - 2 in fail
+        return Message(Error(1, "no"), metadata=reply.metadata) if theirs else reply  # type: ignore[call-overload]
+
+    monkeypatch.setattr(InlineGrid, "deliver", other)
+    rows = table(simulate(plan, runs=tmp_path / "a").folder / "metrics.csv")
+    # The seed draws client 0 four times, then client 1.
+    assert [(row["clients"], row["lost"]) for row in rows] == [("0", "1")] * 4 + [("1", "0")]
+    fail |= {1}
+    with pytest.raises(RunError, match="round 5: no client finished: no"):
+        simulate(plan, runs=tmp_path / "b")
+
+
 def test_a_simulation_knows_how_many_images_each_client_has(monkeypatch, tmp_path):
     deliver = InlineGrid.deliver
 
@@ -216,18 +239,16 @@ def test_a_simulation_knows_how_many_images_each_client_has(monkeypatch, tmp_pat
 
 def test_what_has_not_crossed_was_not_trained_on(monkeypatch, tmp_path):
     """A client that counts as many mini-batches as it should, but has sent fewer, is not taken."""
-    # No public part of a session tells of images that were not sent.
-    taken = SplitSession._taken
+    handle = SplitSession.handle
 
-    def missed(self, frame):
-        found = taken(self, frame)
-        if self.client == LIAR:
-            self.images -= 1
-        return found
+    def missed(self, buffer: bytes) -> bytes:
+        reply = handle(self, buffer)
+        self.images -= self.client == LIAR  # for each of two mini-batches, and the end
+        return reply
 
-    monkeypatch.setattr(SplitSession, "_taken", missed)  # as above
+    monkeypatch.setattr(SplitSession, "handle", missed)
     folder = simulate(small("federation.rounds=1"), runs=tmp_path).folder
-    why = "reply refused: 30 images in 2 mini-batches have crossed, where its 32 make 32 in 2"
+    why = "reply refused: 29 images in 2 mini-batches have crossed, where its 32 make 32 in 2"
     assert f"round 1: client 1 failed: {why}" in (folder / "log.txt").read_text()
     assert table(folder / "metrics.csv")[0]["clients"] == "2"
 

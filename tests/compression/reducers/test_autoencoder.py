@@ -345,7 +345,7 @@ def test_a_client_that_cannot_be_aligned_sits_the_round_out(weights, tmp_path, m
 
     monkeypatch.setattr(Worker, "align", lying)
     folder = simulate(scenario(weights), runs=tmp_path).folder
-    assert "client 1 was not aligned: it counts" in (folder / "log.txt").read_text()
+    assert "client 1 was not aligned: reply refused: it counts" in (folder / "log.txt").read_text()
     assert [row["clients"] for row in table(folder / "metrics.csv")] == ["2", "3"]
 
 
