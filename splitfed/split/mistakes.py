@@ -72,7 +72,8 @@ def of_the_federation(scenario: Scenario) -> Found:
         try:
             scenario.federation.availability.check(scenario.federation.clients)
         except ScenarioError as error:
-            yield from (("federation.availability.file", problem) for problem in error.problems)
+            key = "federation.availability.file"
+            yield from ((key, problem.removeprefix(f"{key}: ")) for problem in error.problems)
 
 
 # What a run would refuse before it loads anything, whatever engine it runs on.

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from splitfed import simulate
 from splitfed.compression.expect import Geometry
-from splitfed.errors import CodecError, RunError, SplitfedError
+from splitfed.errors import Diverged, RunError, SplitfedError
 from splitfed.model.build import Back, Front
 from splitfed.model.optim import pick_device
 from splitfed.run.observer import Observer
@@ -176,7 +176,7 @@ def test_training_learns(tmp_path):
 
 def test_divergence_is_one_clear_error(tmp_path):
     plan = small("training.client.optimiser={kind: sgd, lr: 1e30}", "training.server.optimiser={kind: sgd, lr: 1e30}")
-    with pytest.raises(CodecError, match=r"round \d, client \d, step \d"):
+    with pytest.raises(Diverged, match=r"round \d, client \d, step \d: the training diverges"):
         simulate(plan, runs=tmp_path)
 
 

@@ -18,7 +18,7 @@ from splitfed.engines.inline import InlineGrid
 from splitfed.errors import RunError, WireError
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
-from splitfed.server import app
+from splitfed.server import app, rounds
 from splitfed.server.back.session import SplitSession
 from splitfed.server.cohort import refusals
 from splitfed.server.cohort.claims import MOST_TIMES, Claims, Crossed
@@ -202,7 +202,9 @@ def test_who_lies_in_three_rounds_is_left_out_for_good_also_over_a_resumption(mo
     assert again.out == {LIAR}
 
 
-def test_in_a_deployment_a_cohort_that_fails_ends_the_run_only_when_nobody_else_is_there(monkeypatch, tmp_path):
+def test_in_a_deployment_others_go_on_where_a_cohort_fails_and_a_round_starts_again_where_there_are_none(
+    monkeypatch, tmp_path
+):
     lent = app.runtime
     monkeypatch.setattr(app, "runtime", lambda: replace(lent(), waits=True))
     plan = small("federation.clients=2", "federation.cohort=1", "federation.rounds=5")
@@ -219,8 +221,17 @@ def test_in_a_deployment_a_cohort_that_fails_ends_the_run_only_when_nobody_else_
     # The seed draws client 0 four times, then client 1.
     assert [(row["clients"], row["lost"]) for row in rows] == [("0", "1")] * 4 + [("1", "0")]
     fail |= {1}
-    with pytest.raises(RunError, match="round 5: no client finished: no"):
+    pauses = iter([None, None])
+
+    def sleep(seconds: float) -> None:
+        if next(pauses, seconds) is not None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(rounds.time, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
         simulate(plan, runs=tmp_path / "b")
+    (folder,) = (tmp_path / "b").iterdir()
+    assert (folder / "log.txt").read_text().count("round 5: no client finished it; it starts again in") == 3
 
 
 def test_a_simulation_knows_how_many_images_each_client_has(monkeypatch, tmp_path):

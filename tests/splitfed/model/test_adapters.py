@@ -175,7 +175,7 @@ def test_other_frozen_weights_than_the_run_began_with_are_refused(tmp_path):
     state = load_file(checkpoint / "model.safetensors")
     state["pos_embed"] += 1
     save_file(state, checkpoint / "model.safetensors")
-    with pytest.raises(RunError, match="not what this run began with"):
+    with pytest.raises(RunError, match="it is not what was written"):
         simulate(resume=folder, observers=())
 
 

@@ -207,7 +207,7 @@ def test_a_card_names_no_folder_of_the_machine(result: Result, tmp_path: Path) -
     shutil.copytree(result.folder, tmp_path / "run")
     weights = tmp_path / "private" / "start.safetensors"
     path = tmp_path / "run" / "scenario.yaml"
-    path.write_text(path.read_text().replace("weights: null", f"weights: {weights}"))
+    path.write_text(path.read_text().replace("\n  weights: null", f"\n  weights: {weights}"))
     text = export(tmp_path / "run", tmp_path / "model.safetensors").card.read_text()
     assert "weights: start.safetensors" in text
     assert "private" not in text
