@@ -50,7 +50,8 @@ class Mail:
             asked = self._sent.pop(number)
             self._late.discard(number)
             if number in numbers:
-                fits = asked == (reply.metadata.src_node_id, reply.metadata.message_type)
+                # Of a client that is gone the SuperLink answers, in its own name.
+                fits = reply.has_error() or asked == (reply.metadata.src_node_id, reply.metadata.message_type)
                 came[number] = reply if fits else refusal(reply, "it answers what nobody asked")
         return came
 
