@@ -42,9 +42,9 @@ class FederatedData:
         return self.fingerprint.bad
 
     def check(self, training: bool = True) -> None:
-        """Decode all images that a run uses, those to train on only if `training`. Raises `DataError` with all that
-        cannot be decoded."""
-        looked_at = [*([self.train] if training else []), self.validation, self.test]
+        """Decode all images that a run uses, those to train on only if `training` and where they stay in memory: else
+        it would cost a pass over them. Raises `DataError` with all that cannot be decoded."""
+        looked_at = [*([self.train] if training and self.train.kept else []), self.validation, self.test]
         if wrong := [error for images in looked_at for error in images.undecodable().values()]:
             raise refusal(wrong)
 

@@ -40,6 +40,11 @@ class Images:
         """What all these images take in memory, in bytes."""
         return len(self) * 3 * self.image_size**2
 
+    @property
+    def kept(self) -> bool:
+        """Whether images stay in memory from their first use on."""
+        return self._store is not None
+
     def keep(self) -> None:
         """Keep each image in memory from its first use on.
 
