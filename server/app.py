@@ -7,12 +7,12 @@ import torch
 from flwr.app import Context, MessageType
 from flwr.serverapp import Grid, ServerApp
 
-from splitfed.data.dataset import load
 from splitfed.engines.runtime import Runtime, runtime
 from splitfed.run.checkpoint import Checkpoints
 from splitfed.run.folder import stored_scenario
 from splitfed.run.ledger import Ledger
 from splitfed.run.observer import Observers
+from splitfed.run.origin import load_data
 from splitfed.run.recovery import recover
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Remote
@@ -53,7 +53,7 @@ def main(grid: Grid, context: Context) -> None:
     federation, key = scenario.federation, Key(scenario.seed)
     strategy = Aggregation(federation.strategy)
     with waiting("loading the data"):
-        data = load(scenario.data, scenario.model.image_size, federation.clients, key.at("data"))
+        data = load_data(scenario)
     checkpoints = Checkpoints(folder, scenario.checkpoints.keep)
     recovered = recover(folder, checkpoints)
     observer, ledger = Observers(lent.observers), recovered.ledger

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from splitfed.data.batches import count_batches
-from splitfed.data.dataset import load
 from splitfed.data.stratify import count_held_out
+from splitfed.run.origin import load_data
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.waiting import waiting
@@ -39,7 +39,7 @@ class Shares:
             images, validation = counts.train + counts.validation + counts.test, counts.validation
         else:
             with waiting("loading the data"):
-                data = load(scenario.data, scenario.model.image_size, clients, key.at("data"))
+                data = load_data(scenario)
             notes = tuple(data.notes)
             each, classes = [len(rows) for rows in data.partitions], len(data.classes)
             images, validation = len(data.train) + len(data.validation) + len(data.test), len(data.validation)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from splitfed.data.batches import Batch, batches
-from splitfed.data.dataset import FederatedData, load
+from splitfed.data.dataset import FederatedData
 from splitfed.data.stratify import divide
 from splitfed.errors import ModelError, RunError
 from splitfed.model.attention import ClsAttention
@@ -22,6 +22,7 @@ from splitfed.model.optim import pick_device
 from splitfed.run.checkpoint import Checkpoints
 from splitfed.run.folder import stored_scenario
 from splitfed.run.ledger import Sizes
+from splitfed.run.origin import load_data
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
@@ -104,7 +105,7 @@ def explain(
     scenario = Scenario.load(run / "scenario.yaml", overrides)
     round, state = Checkpoints(run).choose(round)
     key = Key(scenario.seed)
-    data = load(scenario.data, scenario.model.image_size, scenario.federation.clients, key.at("data"))
+    data = load_data(scenario)
     front = _front(scenario, state, len(data.classes), run).to(pick_device(scenario.training.client.device))
     _through_its_codec(front, scenario, round + 1, key)
     if split == "train":
