@@ -126,6 +126,12 @@ app.command(epilog=SCENARIO)(serve)
 app.command(epilog="SERVER is the host of 'splitfed serve', and its port after a colon if not 9092.")(join)
 
 
+def say_on_terminal(line: str) -> None:
+    """Show a line to whoever watches; a log or a script that reads stderr gets results and mistakes alone."""
+    if sys.stderr.isatty():
+        print(line, file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """Run the command line, and end as `splitfed.cli.ending` says."""
     # Before torch is loaded: its idle threads spin for so long that two processes on the same cores would stop each
@@ -137,5 +143,5 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs of a broken stream, our own lines say
-    with ending(lambda: _debug), speak(lambda line: print(line, file=sys.stderr, flush=True)):
+    with ending(lambda: _debug), speak(say_on_terminal):
         app(standalone_mode=True)

@@ -1,10 +1,13 @@
 """What is said of things that take long: by whom, and when not. Waiting is made certain, not timed."""
 
+import io
+import sys
 from threading import Event
 
 import pytest
 
 from splitfed import waiting as module
+from splitfed.cli.main import say_on_terminal
 from splitfed.waiting import speak, waiting
 
 
@@ -42,3 +45,12 @@ def test_nothing_is_said_of_what_is_done_or_where_nobody_listens(
     with waiting("nobody listens after an error"):
         pass
     assert not said
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_terminal_alone_is_told(watched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "isatty", lambda: watched)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    say_on_terminal("loading the data ...")
+    assert stderr.getvalue() == ("loading the data ...\n" if watched else "")
