@@ -41,6 +41,12 @@ class FederatedData:
         """How many images are left out, as they cannot be decoded or have no label."""
         return self.fingerprint.bad
 
+    @property
+    def images_bytes(self) -> int:
+        """What the images weigh that clients train on or hold out, as they are stored, in bytes. It is read anew each
+        time: where images are files, all of them are looked up."""
+        return self.train.stored_bytes(torch.cat(self.partitions))
+
     def check(self, training: bool = True) -> None:
         """Decode all images that a run uses, those to train on only if `training` and where they stay in memory: else
         it would cost a pass over them. Raises `DataError` with all that cannot be decoded."""

@@ -35,6 +35,10 @@ class Images:
         """These images as they are stored."""
         return self._source.of(self._rows)
 
+    def stored_bytes(self, rows: Tensor) -> int:
+        """Return what the images of these rows weigh as they are stored, in bytes, each row once; none is decoded."""
+        return self._source.of(self._rows[rows.unique()]).stored_bytes()
+
     @property
     def nbytes(self) -> int:
         """What all these images take in memory, in bytes."""

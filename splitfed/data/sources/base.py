@@ -1,5 +1,6 @@
 """What a source of labelled images is: rows of what lies on disk, or pixels in memory."""
 
+import os
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +35,10 @@ class Source(Protocol):
         """Return the image of a row as it is stored; `OSError` where it cannot be read."""
         ...
 
+    def stored_bytes(self) -> int:
+        """Return what all these images weigh as they are stored, in bytes; no image is read for it."""
+        ...
+
 
 class Encoded(Protocol):
     """Encoded images by row, and how a person finds each of them."""
@@ -46,6 +51,10 @@ class Encoded(Protocol):
 
     def where(self, row: int) -> str:
         """Return the file, or the row of a table."""
+        ...
+
+    def stored_bytes(self, rows: np.ndarray) -> int:
+        """Return what the images of these rows weigh together, in bytes; one that is not there weighs nothing."""
         ...
 
 
@@ -79,21 +88,26 @@ class Stored:
         """Return the image of a row as it is stored; `OSError` where it cannot be read."""
         return self._images.content(int(self._rows[row]))
 
+    def stored_bytes(self) -> int:
+        """Return the bytes of the files, or of what lies in the cells of tables."""
+        return self._images.stored_bytes(self._rows.numpy())
+
 
 class InMemory:
-    """Images that are there already, uint8 `[N, H, W, 3]`."""
+    """Images that are there already, uint8 `[N, H, W, 3]`; `channels` are those that tell something, 1 where the three
+    are the same grey."""
 
-    def __init__(self, pixels: np.ndarray, labels: Tensor) -> None:
+    def __init__(self, pixels: np.ndarray, labels: Tensor, channels: int = 3) -> None:
         self.labels = labels
         self.column: np.ndarray | None = None
-        self._pixels = pixels
+        self._pixels, self._channels = pixels, channels
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def of(self, rows: Tensor) -> "InMemory":
         """Return these rows alone."""
-        return InMemory(self._pixels[rows.numpy()], self.labels[rows])
+        return InMemory(self._pixels[rows.numpy()], self.labels[rows], self._channels)
 
     def image(self, row: int) -> Image.Image:
         """Return the RGB image of a row."""
@@ -102,6 +116,11 @@ class InMemory:
     def content(self, row: int) -> bytes:
         """Return the pixels of a row."""
         return self._pixels[row].tobytes()
+
+    def stored_bytes(self) -> int:
+        """Return the bytes of the pixels, one for each channel that tells something."""
+        count, height, width, _ = self._pixels.shape
+        return count * height * width * self._channels
 
 
 class Undecodable(DataError):
@@ -116,6 +135,14 @@ class Undecodable(DataError):
 
     def __reduce__(self) -> tuple[type["Undecodable"], tuple[str, str]]:
         return type(self), (self.where, self.why)  # it crosses from loader processes
+
+
+def file_bytes(path: str | os.PathLike[str]) -> int:
+    """Return how large a file is, in bytes: 0 where there is none, which is told where it is decoded."""
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return 0
 
 
 def first_line(error: Exception) -> str:
@@ -136,5 +163,5 @@ def open_digits() -> tuple[InMemory, InMemory, list[str]]:
     labels = torch.from_numpy(digits.target.astype(np.int64))
     order = spread(labels, Key(0).at("digits"))
     count = len(order) // 5
-    whole = InMemory(pixels, labels)
+    whole = InMemory(pixels, labels, channels=1)
     return whole.of(order[count:].sort().values), whole.of(order[:count].sort().values), [str(i) for i in range(10)]

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from splitfed.data.sources.base import file_bytes
 from splitfed.data.sources.labels import Labels, plain, read_labels
 from splitfed.data.sources.metadata import plain_values, read_metadata
 from splitfed.errors import DataError
@@ -46,6 +47,10 @@ class Pictures:
     def where(self, row: int) -> str:
         """Return the path of the file."""
         return self._paths[row]
+
+    def stored_bytes(self, rows: np.ndarray) -> int:
+        """Return the bytes of these files."""
+        return sum(file_bytes(self._paths[row]) for row in rows)
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,8 @@ class Chosen:
 
     def images(self, column: str) -> "_Chain":
         """Return the encoded images in a column."""
-        return _Chain([(split.images(column), rows) for split, rows in self.parts])
+        opened = {id(split): split.images(column) for split, _ in self.parts}  # slices may share a split
+        return _Chain([(opened[id(split)], rows) for split, rows in self.parts])
 
     def values(self, column: str) -> np.ndarray:
         """Return a column that clients are told apart by."""
@@ -158,6 +159,15 @@ class _Chain:
         """Return where an image is."""
         images, place = self._find(row)
         return images.where(place)
+
+    def stored_bytes(self, rows: np.ndarray) -> int:
+        """Return what the images of these rows weigh, in bytes; one that two slices name weighs once."""
+        part = np.searchsorted(self._ends, rows, side="right")
+        found: dict[int, tuple[Encoded, list[np.ndarray]]] = {}
+        for number, (images, chosen) in enumerate(self._parts):
+            places = chosen[rows[part == number] - (self._ends[number] - len(chosen))]
+            found.setdefault(id(images), (images, []))[1].append(places)
+        return sum(images.stored_bytes(np.unique(np.concatenate(places))) for images, places in found.values())
 
 
 def _choose(

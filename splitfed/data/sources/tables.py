@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
+from splitfed.data.sources.base import file_bytes
 from splitfed.data.sources.folders import below
 from splitfed.data.sources.labels import Labels, joined, read_labels
 from splitfed.data.sources.metadata import plain_values, read_rows
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv"}
 # `train-00000-of-00004`, `train_3`, `train.0`: a part of `train`.
 _SHARD = re.compile(r"[-_.]\d+(-of-\d+)?$")
+_ROWS = 1000  # whose lengths are read at once
 
 
 class Cells:
@@ -37,6 +39,7 @@ class Cells:
     def __init__(self, parts: Sequence[tuple[str, "Dataset"]], column: str) -> None:
         self._parts, self._column = list(parts), column
         self._ends = np.cumsum([len(dataset) for _, dataset in parts])
+        self._lengths: dict[int, tuple[np.ndarray, pa.ChunkedArray]] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -64,6 +67,35 @@ class Cells:
         part = int(np.searchsorted(self._ends, row, side="right"))
         name, dataset = self._parts[part]
         return name, dataset, row - int(self._ends[part] - len(dataset))
+
+    def stored_bytes(self, rows: np.ndarray) -> int:
+        """Return what the images of these rows weigh, in bytes: of cells that hold images the lengths alone are read,
+        files that cells name are not opened."""
+        part, total = np.searchsorted(self._ends, rows, side="right"), 0
+        for number, (name, dataset) in enumerate(self._parts):
+            places = rows[part == number] - (self._ends[number] - len(dataset))
+            if not len(places):
+                continue
+            if number not in self._lengths:
+                self._lengths[number] = _lengths(dataset, self._column)
+            lengths, paths = self._lengths[number]
+            found = lengths[places]
+            total += int(found[found >= 0].sum())
+            named = paths.take(pa.array(places[found < 0])).to_pylist()
+            total += sum(file_bytes(Path(name).parent / path) for path in named if path)
+        return total
+
+
+def _lengths(dataset: "Dataset", column: str) -> tuple[np.ndarray, pa.ChunkedArray]:
+    """Return how many bytes each cell of encoded images holds, -1 for none, and the paths that cells name. What the
+    cells hold stays on disk: lengths stand beside it."""
+    lengths, paths, rows = [np.zeros(0, np.int64)], [pa.array([], pa.string())], dataset.with_format("arrow")
+    for start in range(0, len(dataset), _ROWS):
+        cells = rows[start : start + _ROWS][column]
+        held = compute.binary_length(compute.struct_field(cells, "bytes"))
+        lengths.append(compute.fill_null(held, -1).to_numpy().astype(np.int64))
+        paths += compute.struct_field(cells, "path").cast(pa.string()).chunks
+    return np.concatenate(lengths), pa.chunked_array(paths)
 
 
 @dataclass(frozen=True)
