@@ -16,6 +16,7 @@ from splitfed.clients.worker import Worker
 from splitfed.clients.worker_pool import leased
 from splitfed.data.sources.fingerprint import take
 from splitfed.errors import Lacking, RunError, SplitfedError, Unreached, WireError
+from splitfed.scenario.engine import Deployment
 from splitfed.split.weight_differences import base_of
 from splitfed.wire.messages import (
     CONFIG,
@@ -67,7 +68,10 @@ def _prepare(question: Question, context: Context, settings: Settings) -> Identi
             probe(question.channel, settings.reach(worker.scenario.engine))
         client, holding = settings.partition, worker.holding
         held_out = len(holding.held_out(client)) if worker.scenario.evaluation.held_out else None
-        return Identity(client, len(holding.rows(client)), held_out)
+        # In a simulation the server has all images, and weighs them itself.
+        told = isinstance(worker.scenario.engine, Deployment)
+        weight = holding.stored_bytes(client) if told else None
+        return Identity(client, len(holding.rows(client)), held_out, images_bytes=weight)
 
 
 @app.train()

@@ -42,6 +42,10 @@ class Holding:
         """Return the rows of `images` that a client never trains on. Raises DataError as `rows` does."""
         return self._divided(client)[1]
 
+    def stored_bytes(self, client: int) -> int:
+        """Return what all images of a client weigh as they are stored, in bytes. Raises DataError as `rows` does."""
+        return self.images.stored_bytes(torch.cat(self._divided(client)))
+
     def _divided(self, client: int) -> tuple[Tensor, Tensor]:
         if self.shares is not None and not client < len(self.shares):
             raise DataError(f"there is no share for client {client}: the scenario's are 0 to {len(self.shares) - 1}")

@@ -28,6 +28,7 @@ from splitfed.server.cohort.evaluate import EvaluatePhase
 from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.roster import Roster
 from splitfed.server.cohort.train import TrainPhase
+from splitfed.server.cohort.yardstick import Yardstick
 from splitfed.server.model import Model
 from splitfed.server.records import RunRecords, StepProgress
 from splitfed.server.rounds import Phases, Rounds
@@ -77,9 +78,11 @@ def main(grid: Grid, context: Context) -> None:
         channel = listener.invite(-1, 0).address if lent.waits else ""
         mail, refusals = Mail(wire_grid), Refusals()
         claims = Claims(scenario, [len(rows) for rows in data.partitions])
+        yardstick = Yardstick(scenario, data)
         roster = Roster(
             mail, federation.clients, Question(tuple(data.classes), channel), waits=lent.waits, keys=lent.roster,
             joined=observer.joined, share=scenario.evaluation.held_out, refusals=refusals, claims=claims,
+            yardstick=yardstick,
         )  # fmt: skip
         dispatch = Dispatch(mail, roster.meanwhile, says=lent.waits)
         attendance = Attendance(scenario, folder)
@@ -93,11 +96,11 @@ def main(grid: Grid, context: Context) -> None:
         )  # fmt: skip
         checkpoints.register(
             model=model, strategy=strategy, weights=exchanges[MessageType.TRAIN], roster=roster, alignment=align,
-            training=train, refusals=refusals,
+            training=train, refusals=refusals, yardstick=yardstick,
         )  # fmt: skip
         if recovered.checkpoint:
             checkpoints.restore(recovered.checkpoint)
-        records = RunRecords(scenario, folder, recovered, checkpoints, observer, data.notes)
+        records = RunRecords(scenario, folder, recovered, checkpoints, observer, yardstick, data.notes)
         phases = Phases(align, train, evaluate, progress)
         Rounds(scenario, model, wire_grid, roster, attendance, phases, records, lent, claims).run()
 

@@ -10,25 +10,29 @@ from splitfed.run import client_scores, ledger, metrics
 from splitfed.run.checkpoint import Checkpoints, Progress
 from splitfed.run.client_scores import Score
 from splitfed.run.journal import Journal, Mark
-from splitfed.run.ledger import Totals
+from splitfed.run.ledger import Totals, wasted_bytes
 from splitfed.run.metrics import Metrics
-from splitfed.run.observer import Observer, Started
-from splitfed.run.recovery import Recovered, fixed, wasted_bytes
+from splitfed.run.observer import Figures, Observer, Started
+from splitfed.run.recovery import Recovered, fixed
 from splitfed.run.summary import Summary
 from splitfed.scenario import Scenario
+from splitfed.scenario.budget import Counted
+from splitfed.server.cohort.yardstick import Yardstick
 
 
 class RunRecords:
     """The files of a run folder as the rounds write them: ledger, metrics, clients' scores, checkpoints, summary.
 
     `finished` is the last round that is on disk, -1 before there is any; `history` has the rows of `metrics.csv`, each
-    with the bytes of its round. `notes` on the data are told when the rounds begin."""
+    with the bytes of its round. `notes` on the data are told when the rounds begin, and by the `yardstick` what the
+    clients' images weigh."""
 
     def __init__(
         self, scenario: Scenario, folder: Path, recovered: Recovered, checkpoints: Checkpoints, observer: Observer,
-        notes: Sequence[str] = (),
+        yardstick: Yardstick, notes: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.scenario, self.folder, self.observer, self._notes = scenario, folder, observer, tuple(notes)
+        self.yardstick = yardstick
         self.ledger, self.history = recovered.ledger, recovered.history
         self._checkpoints, self._fixed = checkpoints, fixed(folder)
         self._metrics = Journal(folder / metrics.NAME, metrics.HEADER)
@@ -43,10 +47,13 @@ class RunRecords:
         """How long the run has taken, over all attempts."""
         return self._before + time.monotonic() - self._began
 
-    @property
-    def cut_bytes(self) -> int:
-        """What has crossed the cut, in finished rounds and in the open one."""
-        return self.ledger.finished.cut.sent + self.ledger.open.cut.sent
+    def sent(self, of: Counted) -> int:
+        """Return the bytes that were sent in finished rounds and in the open one: across the cut, or on both planes
+        with what was wasted."""
+        parts = self.ledger.finished, self.ledger.open
+        if of == "cut":
+            return sum(part.cut.sent for part in parts)
+        return sum(part.total.sent for part in parts) + self.ledger.wasted
 
     @property
     def simulated_seconds(self) -> float:
@@ -57,12 +64,13 @@ class RunRecords:
         """Begin to count seconds: waiting for clients is not the run's time."""
         self._began = time.monotonic()
 
-    def started(self, budget: int | None) -> None:
-        """Tell that the rounds begin, or go on."""
+    def started(self, budget: Callable[[], int | None]) -> None:
+        """Tell that the rounds begin, or go on, under what is then the budget."""
         scenario = self.scenario
         info = Started(
             scenario.name, self.folder, scenario.federation.rounds, scenario.engine.kind, self.finished, self.history,
-            budget, scenario.evaluation.held_out > 0, self._notes,
+            budget(), scenario.evaluation.held_out > 0, self._notes, scenario.budget.of,
+            lambda: Figures(budget(), self.ledger.wasted, self.yardstick.bytes),
         )  # fmt: skip
         self.observer.started(info)
 
@@ -122,7 +130,7 @@ class RunRecords:
         totals, rows = self.ledger.finished, [row for row, _ in self.history]
         summary = Summary.of(
             self.scenario, rows, totals, wasted_bytes(self.folder), self.seconds, test_loss=test_loss,
-            test_accuracy=test_accuracy,
+            test_accuracy=test_accuracy, images_bytes=self.yardstick.bytes, images_reported=self.yardstick.reported,
         )  # fmt: skip
         summary.write(self.folder)
         self.observer.finished(summary, totals)

@@ -17,6 +17,7 @@ from splitfed.errors import Diverged, RunError
 from splitfed.run.client_scores import Score, Standing
 from splitfed.run.metrics import Metrics
 from splitfed.scenario import Scenario
+from splitfed.scenario.budget import Basis
 from splitfed.server.cohort.align import AlignPhase
 from splitfed.server.cohort.attendance import Attendance, RoundPlan
 from splitfed.server.cohort.claims import Claims
@@ -79,7 +80,7 @@ class Rounds:
         """Run to the end, or until the user interrupts: then the open round is dropped and KeyboardInterrupt raised."""
         try:
             self._prepare()
-            self.records.started(self._limit())
+            self.records.started(self._limit)
             while self._goes_on(self.records.finished):
                 self._round(self.records.finished + 1)
             self._finish()
@@ -93,14 +94,17 @@ class Rounds:
             self.records.observer.close()
 
     def _limit(self) -> int | None:
+        budget, weight = self.scenario.budget, self.records.yardstick.bytes
+        if budget.kind == "images" and not weight:
+            raise RunError("budget.kind: images, but no client has told what its images weigh: set another budget")
         # What clients claim alone must not lengthen a run.
         examples, private = sum(self.claims.believed(self.roster.examples).values()), self.scenario.federation.private
-        return self.scenario.budget.limit(examples, self.model.geometry, private)
+        return budget.limit(Basis(examples, self.model.geometry, private, weight or 0))
 
     def _goes_on(self, round: int) -> bool:
         """Decide whether another round starts after this one, by what it and those before it have sent."""
-        limit = self._limit()
-        return round < self.scenario.federation.rounds and (limit is None or self.records.cut_bytes < limit)
+        limit, sent = self._limit(), self.records.sent(self.scenario.budget.of)
+        return round < self.scenario.federation.rounds and (limit is None or sent < limit)
 
     def _prepare(self) -> None:
         """Learn who is there; a new run then writes the checkpoint that round 1 starts from."""

@@ -13,6 +13,7 @@ from splitfed.errors import RunError, WireError
 from splitfed.server.cohort.claims import Claims
 from splitfed.server.cohort.dispatch import Mail
 from splitfed.server.cohort.refusals import Refusals
+from splitfed.server.cohort.yardstick import Yardstick
 from splitfed.wire.messages import CONFIG, GOODBYE, REFUSED, UNTAKEN, Identity, Question, Refusal
 
 log = getLogger("splitfed")
@@ -29,18 +30,19 @@ class Roster:
     `keys` tells which client a node is by the key that it has proven to hold; without it nodes are believed. A client
     that holds another number of images once a run has begun is refused, for nothing that follows would repeat: the
     examples are the run's state. So is one whose number `claims` knows better; who is out by `refusals` is there, and
-    never online. With `waits`, clients may come and go; one that was away, or cannot take part, is
-    asked again. Else the run ends.
+    never online. What a client's images weigh is told to the `yardstick`. With `waits`, clients may come and go; one
+    that was away, or cannot take part, is asked again. Else the run ends.
     """
 
     def __init__(
         self, mail: Mail, clients: int, question: Question, *, waits: bool,
         keys: Callable[[], Mapping[int, int]] | None, joined: Callable[[int, int, list[int]], None],
         share: float = 0.0, refusals: Refusals | None = None, claims: Claims | None = None,
+        yardstick: Yardstick | None = None,
     ) -> None:  # fmt: skip
         self.mail, self.grid, self.clients, self.question = mail, mail.grid, clients, question
         self.waits, self.keys, self.joined = waits, keys, joined
-        self.share, self.claims = share, claims
+        self.share, self.claims, self.yardstick = share, claims, yardstick
         self.refusals = refusals or Refusals()
         self._told_out = set[int]()
         self.examples: dict[int, int] = {}
@@ -185,6 +187,8 @@ class Roster:
             raise _Refused(f"a second node says that it is client {client}; the first one stays")
         self.nodes[client] = node
         self.examples[client], self.held_out[client] = examples, held_out
+        if self.yardstick is not None:
+            self.yardstick.tell(client, identity.images_bytes)
         self.grid.introduce(node, client)
         if self.waits:
             self.joined(client, examples, sorted(set(range(self.clients)) - set(self.nodes)))

@@ -61,6 +61,29 @@ def factor(raw: int, sent: int) -> str:
     return f"{tenths // 10}.{tenths % 10}x"
 
 
+def times(count: int, of: int | None) -> str:
+    """Return how many times something is contained: `29 times`, `2.88 times`, `0.6 times`, `0.042 times`; nearest to
+    once it is `1.0 times` to the byte alone, more is `1.01 times` and less `0.99 times`; `-` for nothing known."""
+    return _times(Decimal(count) / Decimal(of)) + " times" if of else NONE
+
+
+def contained(factor: float | None) -> str:
+    """Return how many times something is contained as a table shows it: `29x`, `0.6x`, by the rules of `times`; `-`
+    where nothing tells."""
+    return NONE if factor is None else f"{_times(_meant(factor))}x"
+
+
+def _times(exact: Decimal) -> str:
+    if exact >= Decimal("9.995"):
+        return f"{_whole(exact):,}"
+    digits = 2 if exact >= Decimal("0.0995") or not exact else 1 - exact.adjusted()
+    near = exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    if near == 1 != exact:
+        near += Decimal("0.01") if exact > 1 else Decimal("-0.01")
+    whole, _, rest = f"{near:f}".partition(".")
+    return f"{whole}.{rest.rstrip('0') or '0'}"
+
+
 def percent(share: float | None) -> str:
     """Return a share of 1 in percent, with one digit: `86.2 %`; `-` where there is none."""
     if share is None:
@@ -91,7 +114,7 @@ def decimal(value: float | Decimal, digits: int) -> str:
     return str(_meant(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
 
 
-def _whole(value: float) -> int:
+def _whole(value: float | Decimal) -> int:
     return int(decimal(value, 0))
 
 

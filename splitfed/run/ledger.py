@@ -122,6 +122,7 @@ class Ledger:
         self.folder, self.attempt = folder, attempt
         self.finished = totals or Totals()
         self.open = Totals()
+        self.wasted = 0  # bytes, of all attempts
         self._file: FileIO | None = None
         self._failed: WriteError | None = None
         self._lock = Lock()
@@ -129,6 +130,7 @@ class Ledger:
         self._journal.start()
         if not (folder / WASTED).exists():
             write(folder / WASTED, WASTED_HEADER)
+        self.wasted = wasted_bytes(folder)
 
     @property
     def _open_path(self) -> Path:
@@ -152,6 +154,7 @@ class Ledger:
         """Count rows that were sent once more, after a stream had broken: as wasted. Raises WriteError."""
         with self._lock, self._remembered():
             append(self.folder / WASTED, "".join(f"{self.attempt},{row.line()}" for row in rows))
+            self.wasted += sum(row.sizes.sent for row in rows)
 
     @contextmanager
     def _remembered(self) -> Iterator[None]:
@@ -188,6 +191,7 @@ class Ledger:
         two tries of a round can be told apart. Raises WriteError; the rows then wait for whoever resumes the run."""
         self._close()
         move_to_wasted(self.folder, self._open_path, self.attempt)
+        self.wasted += self.open.total.sent
         self.open = Totals()
         self.attempt += 1
 
@@ -216,6 +220,11 @@ def add_to_wasted(folder: Path, rows: str, attempt: int) -> None:
 def read_rows(path: Path) -> Iterator[Row]:
     """Read `ledger.csv`, or `wasted.csv` without its attempts. Raises RunError where it is broken."""
     return read_table(path, _row, COLUMNS)
+
+
+def wasted_bytes(folder: Path) -> int:
+    """Return what unfinished rounds and retries sent. Raises RunError where `wasted.csv` is broken."""
+    return sum(row.sizes.sent for row in read_rows(folder / WASTED))
 
 
 def read_open(path: Path) -> list[Row]:

@@ -1,6 +1,6 @@
 """Who watches a run: consoles, TensorBoard, a notebook, a test. The training code reports and knows nothing of them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,13 +8,25 @@ from splitfed.run.client_scores import Score
 from splitfed.run.ledger import Totals
 from splitfed.run.metrics import Metrics
 from splitfed.run.summary import Summary
+from splitfed.scenario.budget import Counted
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What changes while a run goes on and stands in no row: the `budget`, where clients may join, bytes that were
+    `wasted`, and bytes that the clients' images weigh (None: nothing tells)."""
+
+    budget: int | None = None
+    wasted: int = 0
+    images_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
     """What is known before the first round. `resumed` is the last finished round of an earlier attempt, `history` its
-    rounds with the bytes of each, and `budget` the cut bytes after which no round starts. `asks`: clients are asked how
-    the model does on images that they hold out. `notes` are what a user should know of the data."""
+    rounds with the bytes of each, and `budget` the bytes after which no round starts, `budget_of` the cut, or in all.
+    `asks`: clients are asked how the model does on images that they hold out. `notes` are what a user should know of
+    the data. `figures` tells what may be another at the end of each round."""
 
     scenario: str
     folder: Path
@@ -25,6 +37,8 @@ class Started:
     budget: int | None
     asks: bool = False
     notes: tuple[str, ...] = ()
+    budget_of: Counted = "cut"
+    figures: Callable[[], Figures] = Figures
 
 
 class Observer:

@@ -28,8 +28,10 @@ class Summary:
     uncompressed by what was. `raw_bytes` is the uncompressed size of the cut. `stopped` is `rounds` or `budget`. `lost`
     counts clients that were sampled and not taken, over all rounds; `simulated_seconds` is None where nothing tells
     them. The four of clients are what these found after the last round, None where they were not asked;
-    `images_left_out` counts those that `data.on_bad: skip` passes over. Fields with a
-    default may be missing in a file, as in those of earlier versions."""
+    `images_left_out` counts those that `data.on_bad: skip` passes over. `images_bytes` is what the images weigh that
+    clients train on or hold out, as they are stored; `images_factor` how many times that was sent in all, `total_bytes`
+    over it; `images_reported`: by the word of clients, and not as the server's own data have it. Both are None where
+    nothing tells them. Fields with a default may be missing in a file, as in those of earlier versions."""
 
     scenario: str
     seed: int
@@ -56,11 +58,14 @@ class Summary:
     median_client: float | None = None
     best_client: float | None = None
     images_left_out: int = 0
+    images_bytes: int | None = None
+    images_factor: float | None = None
+    images_reported: bool = False
 
     @classmethod
     def of(
         cls, scenario: "Scenario", rows: Sequence[Metrics], totals: Totals, wasted: int, seconds: float,
-        test_loss: float, test_accuracy: float,
+        test_loss: float, test_accuracy: float, images_bytes: int | None = None, images_reported: bool = False,
     ) -> "Summary":  # fmt: skip
         """Sum up a run whose rounds were reported as these rows, and that has `wasted` bytes beside the `totals`."""
         last, total = rows[-1] if rows else None, totals.total.sent + wasted
@@ -73,6 +78,8 @@ class Summary:
             seconds=seconds, stopped="rounds" if rounds == federation.rounds else "budget",
             reducer=scenario.compression.reducer.kind, mode=federation.mode, lost=sum(row.lost for row in rows),
             images_left_out=mark.bad if (mark := scenario.data.fingerprint) else 0,
+            images_bytes=images_bytes or None, images_factor=total / images_bytes if images_bytes else None,
+            images_reported=images_reported,
             **{name: getattr(last, name, None) for name in _LAST},
         )  # fmt: skip
 
@@ -100,7 +107,7 @@ class Summary:
 
 def _check(name: str, value: Any, kind: Any) -> None:
     """Raise ValueError for a value of another kind than the field's, and for a number that nothing can come to."""
-    fits = isinstance(value, (int | float) if kind is float else kind) and not isinstance(value, bool)
+    fits = isinstance(value, (int | float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
     if fits and isinstance(value, int | float) and name != "test_loss":  # what diverged has any loss
         fits = value >= 0 and math.isfinite(value)
     if not fits:

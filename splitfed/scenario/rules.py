@@ -219,8 +219,12 @@ def evaluation_asks_of_the_clients(evaluation: Evaluation, federation: Federatio
 
 def budget_can_be_spent(budget: BudgetConfig, federation: Federation) -> Found:
     """Cut bytes are spent only where there is a cut."""
-    if not federation.splits and budget.kind != "none":
-        yield "budget.kind", "with fl nothing crosses a cut to spend it: set it to none, rounds end the run"
+    if not federation.splits and budget.of == "cut":
+        yield (
+            "budget.kind",
+            "with fl nothing crosses a cut to spend it: set it to none, rounds end the run, or to total_bytes or "
+            "images",
+        )
 
 
 def engine_waits_longer_than_a_joint_step(engine: EngineConfig, federation: Federation) -> Found:

@@ -48,9 +48,12 @@ UNREACHED = 2004  # a client that cannot reach the split server, or not any more
 ROUND, PROXIMAL, EXAMPLES, TRAIN_LOSS = "server-round", "proximal-mu", "num-examples", "train-loss"
 
 _PARTITION, _PROBLEM, _CHANNEL, _TOKEN = "partition-id", "problem", "channel", "token"
+_IMAGES_BYTES = "images-bytes"
 
 # What can be: of one client's images, of a mean cross-entropy in nats, of anything else that is counted.
 MOST_IMAGES, MOST_LOSS, _MOST = 10_000_000, 1e6, 2**31
+# Bytes of an image as it is stored. Pillow opens none of more than 179 million pixels, which are of 8 bytes at most.
+MOST_IMAGE_BYTES = 1_500_000_000
 _MOST_NAMES, _MOST_NAME = 1_000_000, 1000
 
 R = TypeVar("R", bound=Record)
@@ -125,6 +128,7 @@ class _Present(Record):
     protocol: _Number
     version: _Name
     held_out: Annotated[_Images | None, Field(alias="held-out")] = None
+    images_bytes: Annotated[Whole | None, Field(alias=_IMAGES_BYTES)] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +142,14 @@ class _Unable(Record):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A node's answer: which client it is, how many images it trains on and how many it holds out, or the `problem` for
-    which it cannot take part."""
+    """A node's answer: which client it is, how many images it trains on, how many it holds out and what all of them
+    weigh as they are stored, in bytes, or the `problem` for which it cannot take part."""
 
     client: int
     examples: int = 0
     held_out: int | None = None
     problem: str = ""
+    images_bytes: int | None = None
 
     def write(self) -> ConfigRecord:
         """Return the record `config`."""
@@ -152,7 +157,8 @@ class Identity:
         if self.problem:
             return ConfigRecord(answer | {_PROBLEM: self.problem})
         answer[EXAMPLES] = self.examples
-        return ConfigRecord(answer if self.held_out is None else answer | {"held-out": self.held_out})
+        more = {"held-out": self.held_out, _IMAGES_BYTES: self.images_bytes}
+        return ConfigRecord(answer | {key: value for key, value in more.items() if value is not None})
 
     @classmethod
     def read(cls, content: RecordDict, clients: int) -> Self:
@@ -168,7 +174,13 @@ class Identity:
             found = _Present.of(config)
         except WireError as problem:
             raise WireError(f"client {client} does not say what it holds: {problem}") from None
-        return cls(client, found.examples, found.held_out)
+        images = found.examples + (found.held_out or 0)
+        if (found.images_bytes or 0) > images * MOST_IMAGE_BYTES:
+            raise WireError(
+                f"client {client} says that its {images} images weigh {found.images_bytes} bytes, where none can weigh "
+                f"more than {MOST_IMAGE_BYTES}"
+            )
+        return cls(client, found.examples, found.held_out, images_bytes=found.images_bytes)
 
 
 @dataclass(frozen=True, slots=True)

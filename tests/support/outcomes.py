@@ -13,7 +13,7 @@ from splitfed.run.summary import Summary
 def outcome(folder: Path) -> dict:
     """All that must not depend on interruptions: figures, bytes, weights."""
     summary = json.loads((folder / "summary.json").read_text())
-    for key in ("seconds", "bytes_wasted", "total_bytes", "factor"):
+    for key in ("seconds", "bytes_wasted", "total_bytes", "factor", "images_factor"):
         summary.pop(key)
     (newest,) = sorted((folder / "checkpoints").iterdir())[-1:]
     model = load_file(newest / "model.safetensors")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv"}
 # `train-00000-of-00004`, `train_3`, `train.0`: a part of `train`.
 _SHARD = re.compile(r"[-_.]\d+(-of-\d+)?$")
-_ROWS = 1000  # whose lengths are read at once
+LENGTHS = 1000  # whose lengths are read at once
 
 
 class Cells:
@@ -90,8 +90,8 @@ def _lengths(dataset: "Dataset", column: str) -> tuple[np.ndarray, pa.ChunkedArr
     """Return how many bytes each cell of encoded images holds, -1 for none, and the paths that cells name. What the
     cells hold stays on disk: lengths stand beside it."""
     lengths, paths, rows = [np.zeros(0, np.int64)], [pa.array([], pa.string())], dataset.with_format("arrow")
-    for start in range(0, len(dataset), _ROWS):
-        cells = rows[start : start + _ROWS][column]
+    for start in range(0, len(dataset), LENGTHS):
+        cells = rows[start : start + LENGTHS][column]
         held = compute.binary_length(compute.struct_field(cells, "bytes"))
         lengths.append(compute.fill_null(held, -1).to_numpy().astype(np.int64))
         paths += compute.struct_field(cells, "path").cast(pa.string()).chunks

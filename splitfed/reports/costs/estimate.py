@@ -14,6 +14,7 @@ from splitfed.reports.costs.shares import Shares
 from splitfed.reports.costs.traffic import Traffic
 from splitfed.run.ledger import Totals
 from splitfed.scenario import Scenario
+from splitfed.scenario.budget import Basis
 from splitfed.scenario.engine import Remote
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble, check_fits
@@ -24,9 +25,10 @@ from splitfed.waiting import waiting
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """The cost of a scenario: bytes of an average round (`sent` before the lossless stage) and those that cross `once`,
-    where clients fit a reducer's layers to their images; rounds it will run at most, the budget in cut bytes, memory
-    and operations of each side, bytes of decoded images, and seconds. `notes` are what a user should know of the
-    data."""
+    where clients fit a reducer's layers to their images; rounds it will run at most; the budget in bytes, of the cut or
+    of all as the scenario counts; what the images weigh that clients hold, as they are stored (None where nothing was
+    loaded); memory and operations of each side, bytes of decoded images, and seconds. `notes` are what a user should
+    know of the data."""
 
     scenario: Scenario
     examples: int
@@ -36,6 +38,7 @@ class Estimate:
     once: Totals
     rounds: int
     limit: int | None
+    images_bytes: int | None
     client: Side
     server: Side
     operations: Operations
@@ -50,10 +53,15 @@ class Estimate:
         """Bytes of the whole run, both planes, before the lossless stage."""
         return self.rounds * self.round.total.sent + self.once.total.sent
 
+    @property
+    def images_factor(self) -> float | None:
+        """How many times what the images weigh the whole run sends at most; None where nothing tells what they do."""
+        return self.total_sent / self.images_bytes if self.images_bytes else None
+
 
 def estimate(scenario: Scenario) -> Estimate:
-    """Work out what a scenario will cost. Where `data.expect` says what the data set holds, it is not loaded, and
-    clients are taken to hold equal shares. Raises SplitfedError as a run would."""
+    """Work out what a scenario will cost. Where `data.expect` says what the data set holds and it is not on this
+    machine, it is not loaded, and clients are taken to hold equal shares. Raises SplitfedError as a run would."""
     key, federation, training = Key(scenario.seed), scenario.federation, scenario.training
     shares = Shares.of(scenario, key)
     device = pick_device(training.client.device)
@@ -71,12 +79,17 @@ def estimate(scenario: Scenario) -> Estimate:
     with waiting(f"measuring some steps of {batch} random images"):
         client, server, step_seconds, forward_seconds = measure(parts, cut, scenario, batch, key)
     steps = round(sum(shares.batches(scenario).values()) * shares.drawn(scenario))
-    limit = scenario.budget.limit(sum(shares.trained), cut.geometry, federation.private)
-    rounds = federation.rounds if limit is None else min(federation.rounds, -(-limit // max(1, round_bytes.cut.sent)))
+    budget = scenario.budget
+    limit = budget.limit(Basis(sum(shares.trained), cut.geometry, federation.private, shares.images_bytes or 0))
+    rounds = federation.rounds
+    if limit is not None:
+        left = limit if budget.of == "cut" else max(0, limit - once_bytes.total.sent)
+        each = round_bytes.cut if budget.of == "cut" else round_bytes.total
+        rounds = min(rounds, -(-left // max(1, each.sent)))
     evaluation = forward_seconds / batch * _evaluated(scenario, shares, traffic)
     return Estimate(
         scenario, sum(shares.trained), shares.classes, steps, round_bytes, once_bytes, rounds, limit,
-        client, _of_all(server, scenario, shares), operations, _kept_images(scenario, shares),
+        shares.images_bytes, client, _of_all(server, scenario, shares), operations, _kept_images(scenario, shares),
         step_seconds, steps * step_seconds + evaluation, shares.assumed, shares.notes,
     )  # fmt: skip
 

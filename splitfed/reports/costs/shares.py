@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from splitfed.data.batches import count_batches
+from splitfed.data.sources.opening import place_of
 from splitfed.data.stratify import count_held_out
 from splitfed.run.origin import load_data
 from splitfed.scenario import Scenario
@@ -16,7 +17,8 @@ from splitfed.waiting import waiting
 class Shares:
     """Images that each client trains on (who has none is never drawn, and not in the list) and that those hold out who
     do; all `images` of the data set, those of its `validation` split, and its classes. `assumed`: nothing was
-    loaded. `notes` are what a user should know of the data."""
+    loaded. `notes` are what a user should know of the data, and `images_bytes` what the clients' images weigh as they
+    are stored, None where nothing was loaded."""
 
     trained: list[int]
     held_out: list[int]
@@ -25,14 +27,18 @@ class Shares:
     classes: int
     assumed: bool
     notes: tuple[str, ...] = ()
+    images_bytes: int | None = None
 
     @classmethod
     def of(cls, scenario: Scenario, key: Key) -> Self:
-        """Count them. Where `data.expect` says what the data set holds, it is not loaded, and clients are taken to hold
-        equal shares. Raises SplitfedError as a run would."""
+        """Count them. Where `data.expect` says what the data set holds, it is loaded only from a place on this machine,
+        or for a budget that is a multiple of what it weighs; else clients are taken to hold equal shares. Raises
+        SplitfedError as a run would."""
         clients = scenario.federation.clients
         notes: tuple[str, ...] = ()
-        if (expect := scenario.data.expect) is not None:
+        images_bytes = None
+        expect = None if _is_here(scenario) or scenario.budget.kind == "images" else scenario.data.expect
+        if expect is not None:
             counts, classes = scenario.data.counts(expect.train, expect.test), expect.classes
             share, left = divmod(counts.train, clients)
             each = [share + (client < left) for client in range(clients)]
@@ -40,12 +46,16 @@ class Shares:
         else:
             with waiting("loading the data"):
                 data = load_data(scenario)
+                images_bytes = data.images_bytes
             notes = tuple(data.notes)
             each, classes = [len(rows) for rows in data.partitions], len(data.classes)
             images, validation = len(data.train) + len(data.validation) + len(data.test), len(data.validation)
         out = [count_held_out(own, scenario.evaluation.held_out) for own in each]
         trained = [own - aside for own, aside in zip(each, out, strict=True) if own > aside]
-        return cls(trained, [aside for aside in out if aside], images, validation, classes, expect is not None, notes)
+        return cls(
+            trained, [aside for aside in out if aside], images, validation, classes, expect is not None, notes,
+            images_bytes,
+        )  # fmt: skip
 
     def cohort(self, scenario: Scenario) -> int:
         """Return how many clients train in a round, as if all of them stayed."""
@@ -74,3 +84,8 @@ class Shares:
             sizes[images % batch_size] += 1
         del sizes[0]
         return +sizes
+
+
+def _is_here(scenario: Scenario) -> bool:
+    """Tell whether the data set lies on this machine, so that nothing is downloaded to look at it."""
+    return scenario.data.path == "digits" or place_of(scenario.data.path).exists()

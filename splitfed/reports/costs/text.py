@@ -32,7 +32,8 @@ def text(found: Estimate) -> str:
     rows = [
         ("rounds", str(found.rounds) if found.limit is None else f"{found.rounds} at most, see budget"),
         ("cut bytes", f"{units.size(found.rounds * found.round.cut.sent)} at most"),
-        ("total bytes", f"{units.size(found.total_sent)} at most"),
+        ("total bytes", f"{units.size(found.total_sent)} at most{_times(found)}"),
+        ("images", _weight(found)),
         ("client memory", _memory(found.client)),
         ("server memory", _memory(found.server)),
         ("operations", _operations(found.operations)),
@@ -50,11 +51,28 @@ def text(found: Estimate) -> str:
     if once := found.once.total.sent:
         rows.insert(2, ("once", f"{units.size(once)}: what each client is sent before it first trains"))
     if found.limit is not None:
-        rows.insert(1, ("budget", f"{units.size(found.limit)} of cut bytes; fewer bytes a round mean more rounds"))
+        rows.insert(
+            1,
+            (
+                "budget",
+                f"{units.size(found.limit)} of {scenario.budget.of} bytes; fewer bytes a round mean more rounds",
+            ),
+        )
     print(file=out)
     for name, value in rows:
         print(f"{name:<17} {value}", file=out)
     return out.getvalue().rstrip("\n")
+
+
+def _times(found: Estimate) -> str:
+    weight = found.images_bytes
+    return f", {units.times(found.total_sent, weight)} what the images weigh" if weight else ""
+
+
+def _weight(found: Estimate) -> str:
+    if not found.images_bytes:
+        return "not weighed, as nothing was loaded; --set data.expect=null loads them"
+    return f"{units.size(found.images_bytes)} as stored: those that clients train on or hold out"
 
 
 def _place(scenario: Scenario) -> str:

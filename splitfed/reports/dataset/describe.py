@@ -16,7 +16,8 @@ from splitfed.waiting import waiting
 class Description:
     """The data of a scenario: images of each split, class names, and how many training images of each class each
     client holds, `held` (int64 `[clients, classes]`), of the `trained` (`[classes]`) that there are. `owners` names the
-    clients where a column of the data set does; `notes` say what else a user should know of it."""
+    clients where a column of the data set does; `notes` say what else a user should know of it. `images_bytes` is what
+    the images weigh that clients hold, as they are stored."""
 
     scenario: Scenario
     counts: Counts
@@ -24,6 +25,7 @@ class Description:
     held: Tensor
     trained: Tensor
     owners: list[str] | None
+    images_bytes: int
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -59,9 +61,10 @@ def describe(scenario: Scenario, *, check: bool = False) -> Description:
             check_all(scenario.data)
     with waiting("loading the data"):
         data = load_data(scenario)
+        weight = data.images_bytes
     count = len(data.classes)
     cells = torch.cat([data.train.labels[rows] + client * count for client, rows in enumerate(data.partitions)])
     held = cells.bincount(minlength=clients * count).view(clients, count)
     counts = Counts(len(data.train), len(data.validation), len(data.test))
     trained = data.train.labels.bincount(minlength=count)
-    return Description(scenario, counts, data.classes, held, trained, data.owners, data.notes)
+    return Description(scenario, counts, data.classes, held, trained, data.owners, weight, data.notes)

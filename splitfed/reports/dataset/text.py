@@ -31,6 +31,7 @@ def head(one: Description) -> list[str]:
         f"splits       {counts.train:,} images to train on, {counts.validation:,} to validate, {counts.test:,} to test",
         f"partition    {partition_line(one)}, {len(one.held):,} clients, seed {one.scenario.seed}",
         f"images       {_spread(one.images)} for each client",
+        f"weight       {units.size(one.images_bytes)} as stored, of all that clients hold",
         f"classes      {_spread(one.kinds)} for each client",
         f"label skew   {skew}, the mean total variation between a client's classes and all images': 0 to 1",
     ]

@@ -68,7 +68,8 @@ def card(
         "## Accuracy\n\n" + _table(("split", "accuracy"), _accuracy(origin)),
         "## Bytes\n\n"
         "Raw is what float32 without compression would take, sent what crossed, the factor raw over sent.\n\n"
-        + _table(("plane", "direction", "raw", "sent", "factor"), _bytes(origin)),
+        + _table(("plane", "direction", "raw", "sent", "factor"), _bytes(origin))
+        + _images(origin),
         "## Settings\n\n"
         "The complete scenario; files of the machine that trained are shown by their names alone.\n\n"
         + code_block(write(_portable(scenario.model_dump(mode="json"))), "yaml"),
@@ -195,6 +196,19 @@ def _bytes(origin: Provenance) -> list[tuple[str, ...]]:
         rows.append(("wasted", "", "", units.size(wasted), ""))
     rows.append(row("total", "both", origin.totals.total + Sizes(sent=wasted)))
     return rows
+
+
+def _images(origin: Provenance) -> str:
+    """Return what was sent beside what the images weigh; nothing where nothing tells, or the run went on."""
+    summary = origin.summary
+    if summary is None or not summary.images_bytes:
+        return ""
+    source = ", as clients reported it" if summary.images_reported else ""
+    times = units.times(summary.total_bytes, summary.images_bytes)
+    return (
+        f"\n\nIn all {times} what the images weigh as they are stored, {units.size(summary.images_bytes)}{source}: "
+        "those that clients trained on or held out, once each."
+    )
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from splitfed.reports import units
 from splitfed.reports.plain import PlainTable
-from splitfed.run.ledger import ROLES, Sizes, Totals, read_rows
+from splitfed.run.ledger import ROLES, WASTED, Sizes, Totals, wasted_bytes
 from splitfed.run.log import SpareFile
 from splitfed.run.metrics import Metrics
 from splitfed.run.observer import Observer, Started
@@ -65,7 +65,7 @@ class Console(Observer):
             ("scenario", info.scenario),
             ("engine", info.engine),
             ("run folder", str(info.folder)),
-            ("budget", "none" if info.budget is None else f"{units.size(info.budget)} of cut bytes"),
+            ("budget", "none" if info.budget is None else self._budget(info.budget)),
             *(("data", note) for note in info.notes),
         )
         if info.resumed:
@@ -75,6 +75,12 @@ class Console(Observer):
             self._print(self._align([(above, below)[half] for above, below, _ in self._columns]), "dim")
         self._await(info.resumed + 1)
 
+    def _budget(self, limit: int) -> str:
+        assert self._info is not None
+        told = f"{units.size(limit)} of {self._info.budget_of} bytes"
+        weight = self._info.figures().images_bytes if self._info.budget_of == "total" else None
+        return f"{told}, {units.times(limit, weight)} what the images weigh" if weight else told
+
     def progress(self, round: int, share: float) -> None:
         """Move the bar of the open round; nothing in a pipe."""
         if self._bar is not None:
@@ -83,7 +89,9 @@ class Console(Observer):
     def round(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:
         """Print the line of a round."""
         assert self._info is not None
-        budget = self._info.budget
+        figures = self._info.figures()
+        budget = self._info.budget if figures.budget is None else figures.budget
+        spent = metrics.cut_bytes if self._info.budget_of == "cut" else metrics.total_bytes + figures.wasted
         clients = [*map(units.percent, (metrics.worst_client, metrics.median_client, metrics.best_client))]
         beside = self._columns is _WITH_CLIENTS
         self._print(
@@ -96,7 +104,7 @@ class Console(Observer):
                     *(clients if beside else ()),
                     units.size(metrics.cut_bytes),
                     units.size(metrics.total_bytes),
-                    units.spent(metrics.cut_bytes, budget),
+                    units.spent(spent, budget),
                     units.decimal(metrics.seconds, 1),
                 ]
             )
@@ -116,6 +124,7 @@ class Console(Observer):
             *_clients(summary),
             ("bytes up", units.size(totals.select(direction="up").sent)),
             ("bytes down", units.size(totals.select(direction="down").sent)),
+            *_total(summary.total_bytes, summary.images_bytes, summary.images_reported),
             ("cut factor", units.factor(summary.raw_bytes, summary.cut_bytes)),
             ("total factor", units.factor(summary.total_raw_bytes, summary.total_bytes)),
             ("time", units.duration(summary.seconds)),
@@ -127,9 +136,12 @@ class Console(Observer):
     def interrupted(self, folder: Path, round: int, totals: Totals) -> None:
         """Print where the bytes went so far, and the command that goes on."""
         self.close()
-        wasted = folder / "wasted.csv"
-        self._breakdown(totals, sum(row.sizes.sent for row in read_rows(wasted)) if wasted.exists() else 0)
         deployed = self._serving or (self._info is not None and self._info.engine == "deployment")
+        wasted = wasted_bytes(folder) if (folder / WASTED).exists() else 0
+        self._breakdown(totals, wasted)
+        if self._info is not None:
+            for fact in _total(totals.total.sent + wasted, self._info.figures().images_bytes, deployed):
+                self._facts(fact)
         # Where clients find the server, and by what it proves itself, is not part of the run.
         command, again = ("serve", ", with --host, --tls and ports as before") if deployed else ("simulate", "")
         self._print(f"interrupted after round {round}; this goes on from there{again}:", "bold")
@@ -179,6 +191,14 @@ class Console(Observer):
         self._print()
         print_whole(self.out, breakdown(totals, wasted))
         self._print()
+
+
+def _total(sent: int, images_bytes: int | None, reported: bool) -> list[tuple[str, str]]:
+    """Return what was sent in all, as a multiple of what the images weigh, if anything tells what they do."""
+    if not images_bytes:
+        return []
+    source = ", as clients report it" if reported else ""
+    return [("total", f"{units.size(sent)}, {units.times(sent, images_bytes)} what the images weigh{source}")]
 
 
 def _clients(summary: Summary) -> list[tuple[str, str]]:

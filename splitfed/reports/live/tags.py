@@ -3,6 +3,7 @@
 from typing import Any
 
 MEGABYTE = 1e6
+IMAGES = 1000  # steps that stand for what the images weigh: steps are whole, and TensorBoard writes 1000 as 1k
 
 _WHAT = {
     "accuracy/eval": "Share of the validation split that is right.",
@@ -16,6 +17,7 @@ _WHAT = {
 _BY = {
     "by_total_bytes": "By all bytes that were sent until then, on both planes.",
     "by_cut_bytes": "By the bytes that crossed the cut until then.",
+    "by_images": "By the same in thousandths of what the images weigh that clients hold: 1k is once.",
 }
 _SUMS = "A sum: set smoothing to 0."
 _STAGES = {
@@ -25,6 +27,8 @@ _STAGES = {
 _OTHERS = {
     "final/test_accuracy": "Share of the test split that is right at the end of the run, drawn across all its rounds.",
     "final/test_loss": "Loss on the test split at the end of the run, drawn across all its rounds.",
+    "final/images_factor": "How many times what the clients' images weigh was sent in the whole run, wasted bytes too, "
+    "drawn across all its rounds.",
     "final/wasted_MB": "MB that interrupted rounds and retries sent, in the whole run, drawn across all its rounds.",
     "sum_MB/cut": f"MB that crossed the cut until the end of a round. {_SUMS}",
     "sum_MB/total": f"MB that were sent until the end of a round, on both planes. {_SUMS}",
@@ -57,9 +61,9 @@ def description(tag: str) -> str:
     return f"{_WHAT[f'{group}/{name}']} {_BY[around[0]] if around else 'By round.'}"
 
 
-def layout(*, cut: bool, clients: bool) -> dict[str, dict[str, Any]]:
-    """Return the charts of TensorBoard's tab "Custom Scalars", what matters most first; those of a cut, and of clients
-    that evaluate, where there are any."""
+def layout(*, cut: bool, clients: bool, images: bool = False) -> dict[str, dict[str, Any]]:
+    """Return the charts of TensorBoard's tab "Custom Scalars", what matters most first; those of a cut, of clients that
+    evaluate, and of what the images weigh, where there are any."""
 
     def charts(of: dict[str, str]) -> dict[str, Any]:
         return {title: ["Multiline", [f"^{tags}$"]] for title, tags in of.items()}
@@ -67,6 +71,8 @@ def layout(*, cut: bool, clients: bool) -> dict[str, dict[str, Any]]:
     accuracy = {"validation, by total bytes": "accuracy/by_total_bytes/eval"}
     if cut:
         accuracy["validation, by cut bytes"] = "accuracy/by_cut_bytes/eval"
+    if images:
+        accuracy["validation, by what the images weigh (1k: once)"] = "accuracy/by_images/eval"
     accuracy |= {"validation, by round": "accuracy/eval", "test, at the end": "final/test_accuracy"}
     found = {"accuracy": charts(accuracy)}
     if clients:

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from splitfed.reports.live.tags import MEGABYTE, by, description, layout
+from splitfed.reports.live.tags import IMAGES, MEGABYTE, by, description, layout
 from splitfed.run.client_scores import Score, read_scores
 from splitfed.run.ledger import Totals, read_rows
 from splitfed.run.log import SpareFile
 from splitfed.run.metrics import Metrics
-from splitfed.run.observer import Observer, Started
+from splitfed.run.observer import Figures, Observer, Started
 from splitfed.run.summary import Summary
 
 # Of accuracies, a hundredth each.
@@ -24,13 +25,15 @@ _BINS = np.linspace(0.0, 1.0, 101)
 
 class Curves(Observer):
     """Writes `<run folder>/tensorboard/<its name>`: TensorBoard names a run by its folder, however far up it is told to
-    look. Steps are rounds, or in `by_cut_bytes` and `by_total_bytes` the bytes so far, exact; values have the 24
-    bits of float32. To compute with, read the CSV files."""
+    look. Steps are rounds, or in `by_cut_bytes` and `by_total_bytes` the bytes so far, exact, and in `by_images` those
+    of both planes in thousandths of what the images weigh; values have the 24 bits of float32. To compute with, read
+    the CSV files."""
 
     def __init__(self) -> None:
         self._events: _Events | None = None
         self._began = 0.0
         self._clients = self._laid_out = False
+        self._figures: Callable[[], Figures] = Figures
 
     def started(self, info: Started) -> None:
         """Open the folder; a resumed run writes its history anew, so that nothing after its checkpoint is left."""
@@ -40,7 +43,7 @@ class Curves(Observer):
                 with suppress(OSError):
                     old.unlink()
         self._events = _Events(folder)
-        self._clients, self._laid_out = info.asks, False
+        self._clients, self._laid_out, self._figures = info.asks, False, info.figures
         # Rounds are dated back, so that TensorBoard's relative time is the run's own, without the pause.
         self._began = time.time() - (info.history[-1][0].seconds if info.history else 0.0)
         finished = _before_round_one(info.folder) if info.history else Totals()
@@ -75,7 +78,10 @@ class Curves(Observer):
             ("test_accuracy", summary.test_accuracy),
             ("test_loss", summary.test_loss),
             ("wasted_MB", summary.bytes_wasted / MEGABYTE),
+            ("images_factor", summary.images_factor),
         ):
+            if value is None:
+                continue
             # From end to end: a single point is lost among curves.
             for step, at in ((0, self._began), (summary.rounds, self._began + summary.seconds)):
                 self._add(f"final/{name}", value, step, at)
@@ -101,8 +107,9 @@ class Curves(Observer):
         from torch.utils.tensorboard.summary import custom_scalars
 
         assert self._events is not None
+        weight = self._figures().images_bytes
         if not self._laid_out:  # known with the first round: whether there is a cut
-            charts = layout(cut=metrics.cut_bytes > 0, clients=self._clients)
+            charts = layout(cut=metrics.cut_bytes > 0, clients=self._clients, images=bool(weight))
             self._events.add(custom_scalars(charts), 0, time.time())
             self._laid_out = True
         at, step = self._began + metrics.seconds, metrics.round
@@ -120,6 +127,8 @@ class Curves(Observer):
                 if metrics.cut_bytes:  # else there is no cut
                     self._add(by("by_cut_bytes", name), value, metrics.cut_bytes, at)
                 self._add(by("by_total_bytes", name), value, metrics.total_bytes, at)
+                if weight:
+                    self._add(by("by_images", name), value, IMAGES * metrics.total_bytes // weight, at)
         # Of all roles seen so far: one that pauses for a round has a point at zero there, not a line drawn over it.
         for direction, role in sorted({(direction, role) for _, direction, role in finished.sums}):
             of_round = sent.select(direction=direction, role=role).sent

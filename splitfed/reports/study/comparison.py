@@ -51,7 +51,8 @@ class Grouped:
         columns: tuple[Counted, ...] = ("total",) if self.of == "total" else ("cut", "total")
         table = new_table("\nscenario", [
             "\nseeds", "\nrounds", "\naccuracy", *(["lowest to\nhighest"] if several else []), *_at_heads(at, self.of),
-            *(f"{of}\nbytes" for of in columns), "\nratio", *(f"{of}\nfactor" for of in columns), "\ntime",
+            *(f"{of}\nbytes" for of in columns), "\nratio", *(f"{of}\nfactor" for of in columns), "images\nfactor",
+            "\ntime",
             *(["simulated\ntime"] if simulated else []),
         ])  # fmt: skip
         for one in self.groups:
@@ -67,6 +68,7 @@ class Grouped:
                 *(units.size(one.sent(of)) for of in columns),
                 units.NONE if one.ratio is None else units.decimal(one.ratio, 3),
                 *(units.factor(one.raw(of), one.sent(of)) for of in columns),
+                units.contained(one.images_factor),
                 units.duration(one.spread(lambda run: run.summary.seconds).mean),
                 *([units.NONE if one.simulated is None else units.duration(one.simulated)] if simulated else []),
             )
@@ -74,7 +76,8 @@ class Grouped:
 
     def show(self, out: rich.console.Console | None = None, *, at: int | None = None) -> None:
         """Print the table and, below it, each folder that is not in it with the reason."""
-        notes = [f"{folder}: {reason}" for folder, reason in self.left_out]
+        reported = [one.label for one in self.groups if any(run.summary.images_reported for run in one.runs)]
+        notes = [*map(_as_reported, reported), *(f"{folder}: {reason}" for folder, reason in self.left_out)]
         if at is not None:
             dashes = [(one.label, one.why_not_at(at, self.of)) for one in self.groups if not one.at(at, self.of)]
             notes = [*_why_dashes(dashes, at, self.of), *notes]
@@ -95,6 +98,7 @@ class Grouped:
                 f"{prefix}eval_accuracy_low": reached and reached.low,
                 f"{prefix}eval_accuracy_high": reached and reached.high,
                 "cut_bytes": one.sent("cut"), "total_bytes": one.sent("total"),
+                "images_bytes": one.images_bytes, "images_factor": one.images_factor,
                 "raw_bytes": one.raw("cut"), "total_raw_bytes": one.raw("total"),
                 "ratio": one.ratio,
                 "seconds": one.spread(lambda run: run.summary.seconds).mean,
@@ -119,6 +123,10 @@ def _why_dashes(reasons: list[tuple[str, str]], at: int, of: Counted) -> list[st
     return [head, *(f"  {name}: {why}" for name, why in reasons)] if reasons else []
 
 
+def _as_reported(name: str) -> str:
+    return f"{name}: what its images weigh is as its clients report it"
+
+
 def _prefix(of: Counted) -> str:
     return "at_total_" if of == "total" else "at_"
 
@@ -136,7 +144,7 @@ class Comparison:
         those of finished rounds and so without the waste."""
         table = new_table("\nscenario", [
             "\nseed", "\nrounds", "\naccuracy", *_at_heads(at, of), "cut\nbytes", "total\nbytes", "cut\nfactor",
-            "total\nfactor", "\ntime", "\nwaste",
+            "total\nfactor", "images\nfactor", "\ntime", "\nwaste",
         ])  # fmt: skip
         table.add_column("\nrun folder")
         for folder, summary in self.runs:
@@ -150,6 +158,7 @@ class Comparison:
                 units.size(summary.total_bytes),
                 units.factor(summary.raw_bytes, summary.cut_bytes),
                 units.factor(summary.total_raw_bytes, summary.total_bytes),
+                units.contained(summary.images_factor),
                 units.duration(summary.seconds),
                 units.size(summary.bytes_wasted),
                 Text(str(folder)),
@@ -158,7 +167,8 @@ class Comparison:
 
     def show(self, out: rich.console.Console | None = None, *, at: int | None = None, of: Counted = "cut") -> None:
         """Print the table and, below it, each folder that is not in it with the reason."""
-        notes = [f"{folder}: {reason}" for folder, reason in self.left_out]
+        reported = [str(folder) for folder, summary in self.runs if summary.images_reported]
+        notes = [*map(_as_reported, reported), *(f"{folder}: {reason}" for folder, reason in self.left_out)]
         if at is not None:
             found = [(str(folder), _reached(folder, summary, at, of)[1]) for folder, summary in self.runs]
             notes = [*_why_dashes([(name, why) for name, why in found if why], at, of), *notes]

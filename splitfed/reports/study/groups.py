@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from splitfed.errors import ScenarioError
 from splitfed.reports import units
@@ -16,10 +16,9 @@ from splitfed.run.journal import check_finished
 from splitfed.run.ledger import Totals, totals_by_round
 from splitfed.run.metrics import Metrics, read_metrics
 from splitfed.run.summary import Summary
+from splitfed.scenario.budget import Counted
 from splitfed.scenario.document import read
 
-# Which bytes are counted: those of the data plane, or those of both planes.
-Counted = Literal["cut", "total"]
 # What may differ between runs of the same experiment.
 _ASIDE = ("seed", "name", "engine", "checkpoints")
 
@@ -144,6 +143,18 @@ class Group:
     def raw(self, of: Counted) -> int:
         """Return the mean of the bytes that would have been sent uncompressed."""
         return self.mean(lambda summary: summary.raw_bytes if of == "cut" else summary.total_raw_bytes)
+
+    @property
+    def images_bytes(self) -> int | None:
+        """The mean of what the images weigh that clients held, or None where a run does not tell."""
+        weights = [run.summary.images_bytes for run in self.runs]
+        return None if None in weights else round(Spread.of(one for one in weights if one is not None).mean)
+
+    @property
+    def images_factor(self) -> float | None:
+        """The mean of how many times what the images weigh was sent in all, or None where a run does not tell."""
+        factors = [run.summary.images_factor for run in self.runs]
+        return None if None in factors else Spread.of(one for one in factors if one is not None).mean
 
     @property
     def accuracy(self) -> Spread:

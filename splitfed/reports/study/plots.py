@@ -1,10 +1,12 @@
 """Pictures of a comparison, for a column of a paper: 3.3 inches wide, told apart without colour too.
 
 Four of them: accuracy against the bytes of the cut as they were spent, the same against those of both planes, accuracy
-against the factor, and bytes by role. A group has the same label and the same look in each.
+against the factor, and bytes by role. A group has the same label and the same look in each. Where all bytes are shown,
+a line stands at what the clients' images weigh: beyond it, sending the images would have cost less.
 """
 
 from collections import Counter
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -39,6 +41,7 @@ SUFFIXES = (".png", ".pdf", ".svg")
 
 _HEIGHT, _ROW = 2.2, 0.14  # inches: of axes with what they are labelled with, and of a row of a legend
 _LABEL = 110.0  # points: half of the width, so that bars have the other
+_ALIKE = 1.1  # two sets of images that differ by less have one line
 _SLICE = 0.01  # of the width of the axes: less would not be seen
 _BOTH_WAYS = ("parts", "front_weights", "back_weights", "tail_weights")
 _STACKS = (
@@ -96,10 +99,11 @@ def short_labels(groups: list[Group]) -> list[str]:
 def curves(groups: list[Group], of: Counted = "cut") -> Figure:
     """Draw validation accuracy against cumulative bytes, those of the cut or of both planes: a line for each group, the
     mean over its seeds after each round that all of them have, in a band from the lowest to the highest. Each method
-    has its colour and marker. Where nothing crosses the cut, a dotted line stands at the height of the last round. What
-    an interrupted run wasted belongs to no round and moves no point."""
-    labels = short_labels(groups)
-    figure, axes = _figure(labels)
+    has its colour and marker. Where nothing crosses the cut, a dotted line stands at the height of the last round;
+    among bytes of both planes an upright one stands at what the images weigh. What an interrupted run wasted belongs to
+    no round and moves no point."""
+    labels, weights = short_labels(groups), _weights(groups) if of == "total" else {}
+    figure, axes = _figure([*labels, *weights])
     axes.set_xscale("log")
     for one, label, (seen, _) in zip(groups, labels, _looks(groups), strict=True):
         points = _curve(one, of)
@@ -111,6 +115,7 @@ def curves(groups: list[Group], of: Counted = "cut") -> Figure:
         if len(one.runs) > 1:
             low, high = [y.low for y in accuracy], [y.high for y in accuracy]
             axes.fill_between(spent, low, high, color=seen.colour, alpha=0.2, linewidth=0)
+    _mark(axes, weights)
     _accuracy_on(axes, "validation accuracy")
     axes.set_xlabel(f"{of} bytes sent so far")
     add_legend(figure, axes)
@@ -157,17 +162,19 @@ def factors(groups: list[Group], of: Counted = "cut") -> Figure:
 def roles(groups: list[Group]) -> Figure:
     """Draw total bytes as a bar for each group, the mean over its seeds, stacked by role: plain is sent up, hatched
     comes down; dots are of a tail, or of a back that clients hold. `other` are metrics and framing. A bar is as long as
-    its bytes; within it, what is too little to see takes a hundredth of the axes from what is most."""
+    its bytes; within it, what is too little to see takes a hundredth of the axes from what is most. An upright line
+    stands at what the images weigh."""
     sums = [_by_role(one) for one in groups]
     present = [stack for stack in _STACKS if any(found.get(stack[0]) for found in sums)]
     shown = _seen(sums)
-    labels = [name for name, _, _ in present]
-    figure, axes = _figure(labels, height=0.55 + 0.19 * len(groups))
+    labels, weights = [name for name, _, _ in present], _weights(groups)
+    figure, axes = _figure([*labels, *weights], height=0.55 + 0.19 * len(groups))
     y, left = list(range(len(groups))), [0.0] * len(groups)
     for name, colour, hatch in present:
         width = [found.get(name, 0.0) for found in shown]
         axes.barh(y, width, 0.7, left, label=name, color=colour, hatch=hatch, edgecolor="white", linewidth=0.3)
         left = [before + more for before, more in zip(left, width, strict=True)]
+    _mark(axes, weights)
     axes.set_yticks(y, short_labels(groups))
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.tick_params("y", length=0)
@@ -183,6 +190,23 @@ def _figure(labels: list[str], height: float = _HEIGHT) -> tuple[Figure, Axes]:
     rows = -(-len(labels) // columns(labels, WIDTH))
     figure = Figure((WIDTH, height + _ROW * rows), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def _weights(groups: list[Group]) -> dict[str, float]:
+    """Return what the clients' images weigh, in bytes, by a label: once for groups of about the same, as seeds draw
+    others of a data set."""
+    sets: list[list[int]] = []
+    for weight in sorted(one.images_bytes for one in groups if one.images_bytes):
+        if sets and weight < _ALIKE * sets[-1][0]:
+            sets[-1].append(weight)
+        else:
+            sets.append([weight])
+    return {f"images: {units.size(round(mean))}": mean for mean in (sum(alike) / len(alike) for alike in sets)}
+
+
+def _mark(axes: Axes, weights: dict[str, float]) -> None:
+    for (label, weight), line in zip(weights.items(), cycle(("--", "-.", ":")), strict=False):
+        axes.axvline(weight, color=BLACK, linestyle=line, linewidth=0.9, zorder=1.5, label=label)
 
 
 def _looks(groups: list[Group]) -> list[tuple[Look, int]]:

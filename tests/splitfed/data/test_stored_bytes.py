@@ -99,7 +99,7 @@ def test_cells_that_name_files_weigh_what_the_files_do(tmp_path) -> None:
 
 
 def test_several_tables_are_weighed_as_one_and_by_any_choice_of_rows(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("splitfed.data.sources.tables._ROWS", 4)
+    monkeypatch.setattr("splitfed.data.sources.tables.LENGTHS", 4)
     one, two = [noise(number, 8) for number in range(10)], [noise(number, 9) for number in range(7)]
     dataset = datasets.Dataset.from_dict({"image": [{"bytes": cell, "path": None} for cell in one]})
     # Chosen out of order: its rows are not those of the file any more.

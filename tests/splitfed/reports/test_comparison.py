@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -44,11 +45,47 @@ def test_a_row_shows_what_a_run_reached_and_cost(tmp_path: Path) -> None:
     folder = run(tmp_path / "digits-20261121T072016Z")
     lines = shown([folder])
     assert [re.split(r"\s{2,}", line.strip()) for line in (lines[0], lines[1], lines[3])] == [
-        ["cut", "total", "cut", "total"],
-        ["scenario", "seed", "rounds", "accuracy", "bytes", "bytes", "factor", "factor", "time", "waste", "run folder"],
-        ["digits", "0", "12", "86.2 %", "1.29 MB", "19.13 MB", "18.6x", "5.02x", "1 min 16 s", "5.00 kB", str(folder)],
-    ]
+        ["cut", "total", "cut", "total", "images"],
+        ["scenario", "seed", "rounds", "accuracy", "bytes", "bytes", "factor", "factor", "factor", "time", "waste",
+         "run folder"],
+        ["digits", "0", "12", "86.2 %", "1.29 MB", "19.13 MB", "18.6x", "5.02x", "-", "1 min 16 s", "5.00 kB",
+         str(folder)],
+    ]  # fmt: skip
     assert len(lines) == 4
+
+
+def test_what_was_sent_is_a_multiple_of_what_the_images_weigh_or_a_dash(tmp_path: Path) -> None:
+    known = replace(SUMMARY, images_bytes=8_900_000, images_factor=19_130_000 / 8_900_000)
+    below = replace(known, images_bytes=31_883_333, images_factor=19_130_000 / 31_883_333)
+    folders = [run(tmp_path / name, summary) for name, summary in (("a", known), ("b", below), ("c", SUMMARY))]
+    assert [re.split(r"\s{2,}", line.strip())[8] for line in shown(folders)[3:]] == ["2.15x", "0.6x", "-"]
+    written = json.loads((folders[2] / "summary.json").read_text())
+    for name in ("images_bytes", "images_factor", "images_reported"):
+        del written[name]  # as in a run of an earlier version
+    (folders[2] / "summary.json").write_text(json.dumps(written))
+    assert compare(folders[2:]).runs[0][1] == SUMMARY
+    rows = list(csv.DictReader(io.StringIO(compare(folders).to_csv())))
+    assert [row["images_bytes"] for row in rows] == ["8900000", "31883333", ""]
+    assert [row["images_reported"] for row in rows] == ["False"] * 3
+
+
+def test_below_the_table_stands_whose_images_weigh_what_their_clients_said(tmp_path: Path) -> None:
+    known = replace(SUMMARY, images_bytes=8_900_000, images_factor=2.15)
+    folders = [run(tmp_path / "a", replace(known, images_reported=True)), run(tmp_path / "b", known)]
+    assert shown(folders)[5:] == [f"{folders[0]}: what its images weigh is as its clients report it"]
+    folders = [study(tmp_path, "c", 0.4, seed, 0.5, images_bytes=9, images_factor=1.0, images_reported=seed == 1)
+               for seed in (0, 1)]  # fmt: skip
+    assert grouped(folders)[4:] == [["c: what its images weigh is as its clients report it"]]
+
+
+def test_groups_have_the_mean_multiple_and_none_where_a_run_has_none(tmp_path: Path) -> None:
+    folders = [
+        study(tmp_path, "a", ratio, seed, 0.5, 3_000_000, images_bytes=weight, images_factor=weight and 6e6 / weight)
+        for ratio, seed, weight in ((0.4, 0, 1_000_000), (0.4, 1, 3_000_000), (0.8, 0, 1_000_000), (0.8, 1, None))
+    ]
+    assert [row[-2] for row in grouped(folders, "total")[3:]] == ["4.0x", "-"]
+    rows = list(csv.DictReader(io.StringIO(compare(folders).grouped().to_csv())))
+    assert [(row["images_bytes"], row["images_factor"]) for row in rows] == [("2000000", "4.0"), ("", "")]
 
 
 @pytest.mark.parametrize("width", [20, 80, 300])
@@ -148,11 +185,11 @@ engine: {{kind: inline, threads: {seed}}}
 """
 
 
-def study(root: Path, name: str, ratio: float, seed: int, accuracy: float, cut: int = 1_000_000) -> Path:
+def study(root: Path, name: str, ratio: float, seed: int, accuracy: float, cut: int = 1_000_000, **more) -> Path:
     """A finished run of three rounds, evaluated after the second and the third."""
     summary = replace(
         SUMMARY, scenario=name, seed=seed, test_accuracy=accuracy, cut_bytes=cut, total_bytes=2 * cut,
-        raw_bytes=10_000_000, total_raw_bytes=12_000_000, seconds=60.0 + seed, rounds=3 + seed % 2,
+        raw_bytes=10_000_000, total_raw_bytes=12_000_000, seconds=60.0 + seed, rounds=3 + seed % 2, **more,
     )  # fmt: skip
     folder = run(root / f"{name}-{ratio}-seed{seed}", summary, rounds=0)
     (folder / "scenario.yaml").write_text(SCENARIO.format(name=name, seed=seed, ratio=ratio))
@@ -191,13 +228,15 @@ def test_seeds_of_the_same_settings_are_one_row(tmp_path: Path) -> None:
     ]  # fmt: skip
     head, below, _, *rows = grouped(folders)
     assert (head, below) == (
-        ["lowest to", "cut", "total", "cut", "total"],
-        ["scenario", "seeds", "rounds", "accuracy", "highest", "bytes", "bytes", "ratio", "factor", "factor", "time"],
-    )
+        ["lowest to", "cut", "total", "cut", "total", "images"],
+        ["scenario", "seeds", "rounds", "accuracy", "highest", "bytes", "bytes", "ratio", "factor", "factor", "factor",
+         "time"],
+    )  # fmt: skip
     assert rows == [
         ["adc", "0, 1", "3 to 4", "55.0 %", "50.0 to 60.0 %", "3.15 MB", "6.30 MB", "0.300", "3.17x", "1.90x",
-         "1 min 01 s"],
-        ["light", "0", "3", "75.0 %", "-", "9.00 MB", "18.00 MB", "0.675", "1.11x", "0.67x", "1 min 00 s"],
+         "-", "1 min 01 s"],
+        ["light", "0", "3", "75.0 %", "-", "9.00 MB", "18.00 MB", "0.675", "1.11x", "0.67x", "-",
+         "1 min 00 s"],
     ]  # fmt: skip
 
 
@@ -309,7 +348,8 @@ def test_the_csv_of_groups_holds_means_and_extremes(tmp_path: Path) -> None:
         "scenario": "adc", "seeds": "0 1", "test_accuracy": "0.5625", "test_accuracy_low": "0.5",
         "test_accuracy_high": "0.625", "at_bytes": "2500000", "at_eval_accuracy": "0.375",
         "at_eval_accuracy_low": "0.3125", "at_eval_accuracy_high": "0.4375",
-        "cut_bytes": "3000000", "total_bytes": "6000000", "raw_bytes": "10000000", "total_raw_bytes": "12000000",
+        "cut_bytes": "3000000", "total_bytes": "6000000", "images_bytes": "", "images_factor": "",
+        "raw_bytes": "10000000", "total_raw_bytes": "12000000",
         "ratio": "0.3", "seconds": "60.5", "simulated_seconds": "",
     }  # fmt: skip
     (row,) = csv.DictReader(io.StringIO(compare(folders).grouped().to_csv()))
@@ -327,7 +367,8 @@ def test_by_total_sorts_and_shows_the_bytes_of_both_planes_and_the_waste(tmp_pat
     assert [row[0] for row in grouped(folders, "bytes")[3:]] == ["small-cut", "stopped", "large-cut"]
     head, below, _, *rows = grouped(folders, "total")
     assert (head, below) == (
-        ["total", "total"], ["scenario", "seeds", "rounds", "accuracy", "bytes", "ratio", "factor", "time"],
+        ["total", "total", "images"],
+        ["scenario", "seeds", "rounds", "accuracy", "bytes", "ratio", "factor", "factor", "time"],
     )  # fmt: skip
     assert [(row[0], row[4], row[6]) for row in rows] == [
         ("large-cut", "2.70 MB", "2.00x"), ("stopped", "2.80 MB", "2.00x"), ("small-cut", "3.00 MB", "2.00x"),
