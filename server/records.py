@@ -10,10 +10,10 @@ from splitfed.run import client_scores, ledger, metrics
 from splitfed.run.checkpoint import Checkpoints, Progress
 from splitfed.run.client_scores import Score
 from splitfed.run.journal import Journal, Mark
-from splitfed.run.ledger import Totals, wasted_bytes
+from splitfed.run.ledger import Totals
 from splitfed.run.metrics import Metrics
 from splitfed.run.observer import Figures, Observer, Started
-from splitfed.run.recovery import Recovered, fixed
+from splitfed.run.recovery import Recovered, fixed, wasted_bytes
 from splitfed.run.summary import Summary
 from splitfed.scenario import Scenario
 from splitfed.scenario.budget import Counted

@@ -114,15 +114,16 @@ class Ledger:
     Rows of the open round go at once to `open-<attempt>.csv`, so that a killed process loses none. `commit` appends a
     finished round to `ledger.csv`, by plane, client and step, whoever came first. `waste` moves an unfinished one to
     `wasted.csv`, where each row begins with the attempt that sent it; `retried` counts there what was sent once more.
+    `wasted` is the sum of all that, in bytes, with what earlier attempts had wasted.
     Safe to call from threads. What cannot be written is a WriteError, there and at the end of the round: the caller may
     be a thread that serves one client.
     """
 
-    def __init__(self, folder: Path, attempt: int, totals: Totals | None = None) -> None:
+    def __init__(self, folder: Path, attempt: int, totals: Totals | None = None, wasted: int = 0) -> None:
         self.folder, self.attempt = folder, attempt
         self.finished = totals or Totals()
         self.open = Totals()
-        self.wasted = 0  # bytes, of all attempts
+        self.wasted = wasted
         self._file: FileIO | None = None
         self._failed: WriteError | None = None
         self._lock = Lock()
@@ -130,7 +131,6 @@ class Ledger:
         self._journal.start()
         if not (folder / WASTED).exists():
             write(folder / WASTED, WASTED_HEADER)
-        self.wasted = wasted_bytes(folder)
 
     @property
     def _open_path(self) -> Path:
@@ -220,11 +220,6 @@ def add_to_wasted(folder: Path, rows: str, attempt: int) -> None:
 def read_rows(path: Path) -> Iterator[Row]:
     """Read `ledger.csv`, or `wasted.csv` without its attempts. Raises RunError where it is broken."""
     return read_table(path, _row, COLUMNS)
-
-
-def wasted_bytes(folder: Path) -> int:
-    """Return what unfinished rounds and retries sent. Raises RunError where `wasted.csv` is broken."""
-    return sum(row.sizes.sent for row in read_rows(folder / WASTED))
 
 
 def read_open(path: Path) -> list[Row]:

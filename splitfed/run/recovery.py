@@ -15,7 +15,7 @@ from splitfed.run import client_scores as scores
 from splitfed.run import ledger, metrics
 from splitfed.run.checkpoint import Checkpoint, Checkpoints, Progress
 from splitfed.run.journal import Damaged, Mark
-from splitfed.run.ledger import Ledger, Row, Totals, read_open, totals_by_round
+from splitfed.run.ledger import Ledger, Row, Totals, read_open, read_rows, totals_by_round
 from splitfed.run.metrics import Metrics, read_metrics
 from splitfed.scenario.document import read
 from splitfed.scenario.places import FINGERPRINTS, PATHS
@@ -70,7 +70,12 @@ def recover(folder: Path, checkpoints: Checkpoints) -> Recovered:
     finished = sum(rounds.values(), Totals())
     history = [(row, rounds.get(row.round, Totals())) for row in read_metrics(folder / metrics.NAME)]
     _check_sums(folder, progress, [row for row, _ in history], finished)
-    return Recovered(checkpoint, Ledger(folder, max(attempts) + 1, finished), history)
+    return Recovered(checkpoint, Ledger(folder, max(attempts) + 1, finished, wasted_bytes(folder)), history)
+
+
+def wasted_bytes(folder: Path) -> int:
+    """Return what unfinished rounds and retries sent. Raises RunError where `wasted.csv` is broken."""
+    return sum(row.sizes.sent for row in read_rows(folder / ledger.WASTED))
 
 
 def fixed(folder: Path) -> dict[str, str]:

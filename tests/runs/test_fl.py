@@ -106,6 +106,16 @@ def test_a_strategy_makes_the_whole_model(strategy, tmp_path):
     assert not torch.equal(plain["head.weight"], other["head.weight"])
 
 
+@pytest.mark.parametrize("kind", ["total_bytes", "images"])
+def test_a_budget_of_all_bytes_ends_it(kind, tmp_path):
+    free = simulate(fl("federation.rounds=3", "evaluation.held_out=0.2"), runs=tmp_path)
+    spent = free.rounds[0].total_bytes + 1
+    limit = {"total_bytes": f"bytes: {spent}", "images": f"times: {spent / (64 * 96) + 1e-6}"}[kind]
+    plan = fl("federation.rounds=3", "evaluation.held_out=0.2", f"budget={{kind: {kind}, {limit}}}")
+    result = simulate(plan, runs=tmp_path)
+    assert (result.summary.rounds, result.summary.stopped, result.summary.cut_bytes) == (2, "budget", 0)
+
+
 def test_pictures_show_it_as_a_line_for_there_is_no_cut(tmp_path):
     found = compare([
         simulate(make("federation.rounds=1", f"name={name}"), runs=tmp_path).folder

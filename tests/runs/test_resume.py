@@ -283,3 +283,39 @@ def test_a_checkpoint_that_lacks_a_file_is_broken(name, tmp_path):
     (folder / "checkpoints/round-000002" / name).unlink()
     with pytest.raises(RunError, match="broken checkpoint"):
         simulate(resume=folder)
+
+
+def test_a_budget_of_all_bytes_counts_what_earlier_attempts_wasted(tmp_path):
+    """Two rounds fit exactly, as long as nothing is wasted; what the images weigh is what it was when the run began."""
+    free = simulate(small("federation.rounds=4"), runs=tmp_path)
+    second = free.rounds[1].total_bytes
+
+    def interrupted(limit: int) -> Path:
+        plan = small("federation.rounds=4", f"budget={{kind: total_bytes, bytes: {limit}}}")
+        runs = tmp_path / str(limit)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(plan, runs=runs, observers=(Stopping(after=1),))
+        (folder,) = runs.iterdir()
+        return folder
+
+    folder = interrupted(second + 1)
+    wasted = wasted_bytes(folder)
+    result = simulate(resume=folder)
+    assert wasted > 1
+    # One byte was left after two rounds, and waste has taken it.
+    assert (result.summary.rounds, result.summary.stopped) == (2, "budget")
+    assert result.summary.total_bytes == result.rounds[-1].total_bytes + result.summary.bytes_wasted
+    assert result.summary.images_bytes == free.summary.images_bytes
+    result = simulate(resume=interrupted(second + 1 + 10 * wasted))
+    assert result.summary.rounds == 3
+
+
+class Stopping(Observer):
+    """Interrupts the round that comes after some rounds."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def progress(self, round: int, share: float) -> None:
+        if round > self.after and share > 0.2:
+            raise KeyboardInterrupt

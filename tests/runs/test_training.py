@@ -128,6 +128,41 @@ def test_the_papers_budget_counts_uncompressed_epochs(tmp_path):
     assert result.summary.raw_bytes == 2 * uncompressed_epoch(96, geometry)
 
 
+ALL = [*ADC, "federation.rounds=4", "evaluation.held_out=0.2"]
+
+
+def test_a_budget_in_total_bytes_counts_all_that_is_sent(tmp_path):
+    free = simulate(small(*ALL), runs=tmp_path)
+    second = free.rounds[1].total_bytes
+    for limit, expected in ((second, 2), (second + 1, 3)):
+        plan = small(*ALL, f"budget={{kind: total_bytes, bytes: {limit}}}")
+        result = simulate(plan, runs=tmp_path)
+        assert (result.summary.rounds, result.summary.stopped) == (expected, "budget")
+        assert [row.total_bytes for row in result.rounds] == [row.total_bytes for row in free.rounds[:expected]]
+        assert result.rounds[-1].eval_accuracy is not None
+        rows = table(result.folder / "ledger.csv")
+        assert result.summary.total_bytes == sum(int(row["sent_bytes"]) for row in rows)
+        assert {"evaluation", "front_weights", "metrics", "envelope"} <= {row["role"] for row in rows}
+
+
+def test_a_budget_of_images_is_a_multiple_of_what_those_weigh_that_clients_hold(tmp_path):
+    images = 64 * 96  # digits; validation images are not among them
+    free = simulate(small(*ALL), runs=tmp_path)
+    assert (free.summary.images_bytes, free.summary.images_reported) == (images, False)
+    assert free.summary.images_factor == free.summary.total_bytes / images
+    second = free.rounds[1].total_bytes
+    for total, expected in ((second // images, 2), (second // images + 1, 3)):
+        result = simulate(small(*ALL, f"budget={{kind: images, times: {total}}}"), runs=tmp_path)
+        assert (result.summary.rounds, result.summary.stopped) == (expected, "budget")
+    assert f"{second // images + 1} times what the images weigh" in (result.folder / "log.txt").read_text()
+
+
+def test_a_budget_that_joining_spends_leaves_no_round(tmp_path):
+    result = simulate(small("budget={kind: total_bytes, bytes: 1}"), runs=tmp_path)
+    assert (result.summary.rounds, result.summary.stopped, result.rounds) == (0, "budget", [])
+    assert result.summary.cut_bytes == 0 < result.summary.total_bytes
+
+
 def test_evaluation_every_other_round(tmp_path):
     result = simulate(small("federation.rounds=5", "training.evaluate_every=2"), runs=tmp_path)
     assert [m.eval_accuracy is not None for m in result.rounds] == [False, True, False, True, True]

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from splitfed.reports import units
 from splitfed.reports.plain import PlainTable
-from splitfed.run.ledger import ROLES, WASTED, Sizes, Totals, wasted_bytes
+from splitfed.run.ledger import ROLES, WASTED, Sizes, Totals, read_rows
 from splitfed.run.log import SpareFile
 from splitfed.run.metrics import Metrics
 from splitfed.run.observer import Observer, Started
@@ -137,7 +137,8 @@ class Console(Observer):
         """Print where the bytes went so far, and the command that goes on."""
         self.close()
         deployed = self._serving or (self._info is not None and self._info.engine == "deployment")
-        wasted = wasted_bytes(folder) if (folder / WASTED).exists() else 0
+        path = folder / WASTED
+        wasted = sum(row.sizes.sent for row in read_rows(path)) if path.exists() else 0
         self._breakdown(totals, wasted)
         if self._info is not None:
             for fact in _total(totals.total.sent + wasted, self._info.figures().images_bytes, deployed):

@@ -13,7 +13,7 @@ from waiting import until
 from splitfed.reports.live.console import Console
 from splitfed.run.ledger import COLUMNS, Row, Sizes, Totals
 from splitfed.run.metrics import Metrics
-from splitfed.run.observer import Started
+from splitfed.run.observer import Figures, Started
 from splitfed.run.summary import Summary
 
 ROWS = [
@@ -160,6 +160,32 @@ def test_the_final_table_adds_up(tmp_path: Path) -> None:
     ]
     at = table.index(wanted[0])
     assert [line for line in table[at:] if line != [""] and not set(line[0]) <= {"─", "-"}] == wanted
+
+
+def test_all_that_was_sent_is_told_as_a_multiple_of_what_the_images_weigh(tmp_path: Path) -> None:
+    for weight, reported, said in (
+        (25_518, False, "740.04 kB, 29 times what the images weigh"),
+        (1_233_400, False, "740.04 kB, 0.6 times what the images weigh"),
+        (1_233_400, True, "740.04 kB, 0.6 times what the images weigh, as clients report it"),
+    ):
+        file = io.StringIO()
+        out = console(file)
+        out.started(replace(info(tmp_path), figures=lambda weight=weight: Figures(None, 0, weight)))
+        out.finished(replace(SUMMARY, total_bytes=740_040, images_bytes=weight, images_reported=reported), sums())
+        assert re.search(rf"^total +{re.escape(said)}$", file.getvalue(), re.MULTILINE)
+
+
+def test_a_budget_of_all_bytes_is_spent_by_waste_too_and_may_grow(tmp_path: Path) -> None:
+    file = io.StringIO()
+    out = console(file)
+    figures = Figures(2_000_000, 500_000, 1_000_000)
+    out.started(replace(info(tmp_path), budget=1_000_000, budget_of="total", figures=lambda: figures))
+    out.round(replace(METRICS, total_bytes=1_000_000, cut_bytes=10), sums(), sums())
+    lines = file.getvalue().splitlines()
+    assert "budget       1.00 MB of total bytes, 1.0 times what the images weigh" in [
+        re.sub(r"^budget +", "budget       ", line) for line in lines
+    ]
+    assert lines[-1].split()[-3:-1] == ["75.0", "%"]
 
 
 def test_a_budget_that_ended_the_run_is_named(tmp_path: Path) -> None:

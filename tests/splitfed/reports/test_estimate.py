@@ -109,6 +109,29 @@ def test_it_needs_no_data_where_the_scenario_says_what_it_holds(tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+def test_images_are_weighed_where_they_lie_on_this_machine(tmp_path, monkeypatch) -> None:
+    known = "data.expect={classes: 10, train: 1438, test: 359}"
+    found = estimate(small(known, OUT))
+    assert (found.images_bytes, found.assumed) == (64 * 96, False)
+    assert found.images_factor == found.total_sent / (64 * 96)
+    assert "times what the images weigh" in text(found)
+    monkeypatch.chdir(tmp_path)
+    away = estimate(small("data.path=nobody/nothing", "data.limit=null", known))
+    assert (away.images_bytes, away.images_factor) == (None, None)
+    assert "not weighed, as nothing was loaded" in text(away)
+
+
+def test_a_budget_of_all_bytes_ends_after_as_many_rounds_as_it_takes() -> None:
+    each = estimate(small()).round.total.sent
+    for budget in (f"{{kind: total_bytes, bytes: {5 * each}}}", f"{{kind: images, times: {5 * each / (64 * 96)}}}"):
+        found = estimate(small("federation.rounds=99", f"budget={budget}"))
+        assert found.rounds == 5
+        assert abs(found.limit - 5 * each) <= 1
+        assert "of total bytes; fewer bytes a round mean more rounds" in text(found)
+    found = estimate(small(*FL, "federation.rounds=99", "budget={kind: total_bytes, bytes: 100kB}"))
+    assert found.rounds == -(-100_000 // found.round.total.sent)
+
+
 def test_who_holds_out_trains_on_less() -> None:
     assert estimate(small()).examples == 96
     assert estimate(small(OUT)).examples == 72

@@ -1,5 +1,6 @@
 """Pictures: what is drawn, asked of matplotlib's own objects, and the files that they become."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,25 @@ def test_curves_show_accuracy_by_bytes_of_rounds_that_all_seeds_have(tmp_path: P
     assert axes.get_xscale() == "log"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("cut bytes sent so far", "validation accuracy")
     assert legend(figure) == ["a", "b"]
+
+
+def test_an_upright_line_stands_at_what_the_images_weigh(tmp_path: Path) -> None:
+    def at(label: str, *weights: int | None) -> Group:
+        runs = [(finished(tmp_path, [0.1, 0.3], 10_000), weight) for weight in weights]
+        return Group(label, [Run(run.folder, replace(run.summary, images_bytes=weight)) for run, weight in runs])
+
+    # Seeds draw others of the same images; another data set has a line of its own; an old run tells nothing.
+    groups = [at("a", 1000, 1020), at("b", 1030), at("c", 5000), at("d", None), at("e", 900, None)]
+    for figure in (curves(groups, "total"), roles(groups)):
+        (axes,) = figure.axes
+        upright = [line for line in axes.lines if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
+        assert [line.get_xdata()[0] for line in upright] == [1020, 5000]
+        assert len({line.get_linestyle() for line in upright}) == 2
+        assert {"images: 1.02 kB", "images: 5.00 kB"} <= set(legend(figure))
+        low, high = axes.get_xlim()
+        assert low < 1020 < 5000 < high
+    for figure in (curves(groups), factors(groups), curves([at("d", None)], "total")):
+        assert not any(label.startswith("images") for label in legend(figure))
 
 
 def test_methods_differ_in_colour_and_marker_and_their_settings_in_the_line(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from splitfed.reports.live.tensorboard import Curves, curves_of
 from splitfed.run.ledger import Ledger, Row, Sizes, Totals
 from splitfed.run.metrics import Metrics
-from splitfed.run.observer import Started
+from splitfed.run.observer import Figures, Started
 from splitfed.run.summary import Summary
 
 Points = dict[str, list[tuple[int, float]]]
@@ -233,6 +233,29 @@ def test_every_tag_says_what_it_is_and_accuracy_comes_first(tmp_path: Path) -> N
         assert ("MB" in said) == ("MB" in tag), tag
         assert ("smoothing" in said) == tag.startswith(("sum_MB/", "stages_MB/", "time/")), tag
     assert all(len(points) > 1 for tag, points in tags.items() if tag.startswith("final/")), "no lone dots"
+
+
+def test_accuracy_and_loss_stand_by_what_the_images_weigh_too(tmp_path: Path) -> None:
+    """In thousandths of it, as clients join and it grows."""
+    rounds = make_rounds(tmp_path, 4)
+    figures = iter([Figures(None, 0, weight) for weight in (4000, 4000, 8000, 8000)])
+    curves = Curves()
+    curves.started(Started("digits", tmp_path, 9, "inline", 0, [], None, figures=lambda: next(figures)))
+    for each in rounds:
+        curves.round(*each)
+    curves.finished(replace(summary(rounds), images_factor=7.5), rounds[-1][2])
+    points = written(tmp_path)
+    for name in ("loss/train", "loss/eval", "accuracy/eval"):
+        group, _, of = name.partition("/")
+        by_round = dict(points[name])
+        found = [
+            (1000 * row.total_bytes // weight, by_round[row.round])
+            for (row, _, _), weight in zip(rounds, (4000, 4000, 8000, 8000), strict=True)
+            if row.round in by_round
+        ]
+        assert points[f"{group}/by_images/{of}"] == found
+    assert points["final/images_factor"] == [(0, 7.5), (4, 7.5)]
+    assert ["accuracy/by_images/eval"] in charts(tmp_path)["accuracy"].values()
 
 
 def test_the_table_of_runs_names_curves_that_there_are(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from splitfed.errors import WireError
 from splitfed.wire.messages import (
+    MOST_IMAGE_BYTES,
     MOST_IMAGES,
     MOST_LOSS,
     AlignMetrics,
@@ -32,7 +34,7 @@ from splitfed.wire.records import MOST_TEXT, shown
 READERS: dict[str, tuple[Callable[[RecordDict], Any], str, Any]] = {
     "weights": (Weights.read, "wire", Weights(b"frame", b"once")),
     "question": (Question.read, "config", Question(("cat", "dog"), "grpc:9093")),
-    "identity": (lambda content: Identity.read(content, 3), "config", Identity(2, 300, 30)),
+    "identity": (lambda content: Identity.read(content, 3), "config", Identity(2, 300, 30, images_bytes=330 * 64)),
     "unable": (lambda content: Identity.read(content, 3), "config", Identity(2, problem="no images")),
     "refusal": (Refusal.read, "config", Refusal("a second one")),
     "order": (Order.read, "config", Order(7, "grpc:9093", "token", 0.5, 3, 6)),
@@ -67,6 +69,9 @@ def possible(found: Any) -> bool:
         value = getattr(found, name, 0)
         if value is not None and not (type(value) is int and 0 <= value <= MOST_IMAGES):
             return False
+    weight = getattr(found, "images_bytes", None)
+    if weight is not None and not 0 <= weight <= MOST_IMAGE_BYTES * (found.examples + (found.held_out or 0)):
+        return False
     for name, most in (("loss", MOST_LOSS), ("accuracy", 1), ("proximal", math.inf)):
         value = getattr(found, name, 0.0)
         if not (type(value) is float and 0 <= value <= most and value < math.inf):
@@ -183,3 +188,13 @@ def test_a_server_of_another_version_is_told_apart():
         Question.read(RecordDict({"config": ConfigRecord({"protocol": 9, "version": "3.0", "more": [1]})}))
     found = Identity.read(RecordDict({"config": ConfigRecord({"partition-id": 1, "problem": "v9", "new": 1})}), 3)
     assert found == Identity(1, problem="v9")
+
+
+def test_an_image_weighs_no_more_than_any_can_that_is_decoded():
+    """Pillow refuses more than twice `MAX_IMAGE_PIXELS`, and no mode of it has more than 8 bytes a pixel."""
+    assert MOST_IMAGE_BYTES > 2 * Image.MAX_IMAGE_PIXELS * 8
+    for weight, taken in ((8 * MOST_IMAGE_BYTES, True), (8 * MOST_IMAGE_BYTES + 1, False)):
+        content = RecordDict({"config": Identity(1, 6, 2, images_bytes=weight).write()})
+        found, why = outcome(lambda content: Identity.read(content, 3), content)
+        assert (found is not None) == taken
+        assert taken or "client 1 says that its 8 images weigh 12000000001 bytes, where none can" in why
