@@ -99,7 +99,7 @@ class Totals:
 
     @property
     def cut(self) -> Sizes:
-        """The data plane, both ways: what papers compare and what budgets count."""
+        """The data plane, both ways: what papers compare."""
         return self.select(plane="data")
 
     @property
