@@ -100,6 +100,17 @@ def test_a_client_with_images_of_its_own(hospital, tmp_path):
     assert "the server has told none" in problem(DIGITS, {"classes": []}, **node)
 
 
+def test_in_a_deployment_it_says_what_its_images_weigh_held_out_ones_too(hospital, tmp_path):
+    weight = sum(path.stat().st_size for path in hospital.rglob("*.png"))
+    deployed = {"engine": Deployment(threads=1)}
+    for out, trained in (([], 20), (["evaluation.held_out=0.25"], 15)):
+        scenario = small("data.image_column=img", *out).model_copy(update=deployed)
+        node = {"splitfed_data": str(hospital), "splitfed_states": str(tmp_path / "states"), "run": f"run-{trained}"}
+        answer = identify(scenario, **node)
+        assert (answer["num-examples"], answer["images-bytes"]) == (trained, weight)
+        assert identify(scenario)["images-bytes"] == 32 * 64  # a share of the scenario's own data set
+
+
 def test_a_client_is_held_to_the_images_that_it_began_with(hospital, tmp_path):
     node = {"splitfed_data": str(hospital), "splitfed_states": str(tmp_path / "states")}
     for place in (hospital, shutil.copytree(hospital, tmp_path / "moved")):

@@ -29,7 +29,12 @@ def test_a_deployment_repeats_a_simulation(mode, clients, tmp_path):
         assert not descendants(server.pid)
     (folder,) = here.runs
     same(expected.folder, folder)
-    assert Summary.read(folder).engine == "deployment"
+    found = Summary.read(folder)
+    assert found.engine == "deployment"
+    # What clients say that their shares weigh is what the server sees in a simulation.
+    assert (found.images_bytes, found.images_reported) == (expected.summary.images_bytes, True) == (64 * 96, True)
+    assert found.images_factor == found.total_bytes / found.images_bytes
+    assert "what the images weigh, as clients report it" in server.text
     assert isinstance(Scenario.load(str(folder / "scenario.yaml")).engine, Deployment)
     assert "test accuracy" in server.text
     assert all(f"client {client} joined with" in server.text for client in range(clients))

@@ -19,7 +19,8 @@ def show_plan(plan: Sweep, runs: Path, out: rich.console.Console | None = None) 
     that one alone takes on this machine now. Raises SplitfedError as the sweep would."""
     root = runs / plan.name
     states = look(plan, root)
-    table = new_table("\nrun", ["\nstate", "\nrounds", "cut bytes\nat most", "total bytes\nat most", "about\ntime"])
+    table = new_table("\nrun", ["\nstate", "\nrounds", "cut bytes\nat most", "total bytes\nat most", "images\nfactor",
+                                   "about\ntime"])  # fmt: skip
     costs: dict[str, Estimate] = {}
     cut = total = 0
     seconds = 0.0
@@ -31,13 +32,15 @@ def show_plan(plan: Sweep, runs: Path, out: rich.console.Console | None = None) 
         time = found.rounds * found.round_seconds
         table.add_row(
             Text(point.name), _state(states[point], root / point.name), str(found.rounds), *map(units.size, sizes),
-            units.duration(time),
+            units.contained(found.images_factor), units.duration(time),
         )  # fmt: skip
         if states[point] != State.DONE:
             cut, total, seconds = cut + sizes[0], total + sizes[1], seconds + time
     left = sum(one != State.DONE for one in states.values())
     table.add_section()
-    table.add_row(f"{left} to run", "", "", units.size(cut), units.size(total), units.duration(seconds), style="bold")
+    table.add_row(
+        f"{left} to run", "", "", units.size(cut), units.size(total), "", units.duration(seconds), style="bold"
+    )
     show(table, [], out)
 
 

@@ -125,6 +125,17 @@ def test_a_wasted_round_is_counted_apart(tmp_path: Path) -> None:
     assert list(read_rows(tmp_path / "ledger.csv")) == [row(1, sent=7)]
 
 
+def test_what_is_wasted_is_known_without_reading_it_again(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, 1, wasted=1000)
+    ledger.add([row(1), row(1, 2)])
+    ledger.retried([row(1, sent=3)])
+    assert ledger.wasted == 1003
+    ledger.waste()
+    ledger.add([row(1)])
+    ledger.commit()
+    assert ledger.wasted == 1000 + sum(one.sizes.sent for one in read_rows(tmp_path / "wasted.csv"))
+
+
 def test_a_later_attempt_goes_on_with_the_files(tmp_path: Path) -> None:
     first = Ledger(tmp_path, 1)
     first.add([row(1)])
