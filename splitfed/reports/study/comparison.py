@@ -12,10 +12,11 @@ from rich.text import Text
 
 from splitfed.errors import RunError
 from splitfed.reports import units
-from splitfed.reports.study.groups import Counted, Group, Run, group
+from splitfed.reports.study.groups import Group, Run, group
 from splitfed.reports.tables import at_heads, new_table, show, to_csv
 from splitfed.run.metrics import read_metrics
 from splitfed.run.summary import NAME, Summary
+from splitfed.scenario.budget import Counted
 
 By = Literal["bytes", "total", "ratio", "time", "simulated_time"]
 

@@ -18,7 +18,7 @@ from splitfed.errors import RunError
 from splitfed.reports import units
 from splitfed.reports.plain import legend_label
 from splitfed.reports.study.fitting import add_legend, columns, set_ticks, text_width
-from splitfed.reports.study.groups import Counted, Group, Spread, so_far
+from splitfed.reports.study.groups import Group, Spread, so_far
 from splitfed.reports.study.labels import short
 from splitfed.reports.study.looks import (
     BLACK,
@@ -35,6 +35,7 @@ from splitfed.reports.study.looks import (
     look,
 )
 from splitfed.reports.study.methods import families, uncompressed
+from splitfed.scenario.budget import Counted
 
 NAMES = ("curves", "total", "factors", "roles")
 SUFFIXES = (".png", ".pdf", ".svg")
