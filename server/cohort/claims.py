@@ -56,5 +56,6 @@ class Claims:
 
     def believed(self, examples: Mapping[int, int]) -> dict[int, int]:
         """Return how many of the images that clients claim are taken for true as long as they have not crossed."""
-        most = MOST_TIMES * median_low(examples.values()) if examples else 0
+        held = [number for number in examples.values() if number]  # who has none is no measure of others
+        most = MOST_TIMES * median_low(held) if held else 0
         return {c: n if n == self._trains[c] else min(n, most) for c, n in examples.items()}

@@ -309,6 +309,7 @@ def test_a_claim_that_nothing_shows_weighs_no_more_than_ten_times_the_middle_one
     claims = _claims([1, 1, 1])
     assert claims.weights(honest | {2: 10_000_000}) == honest | {2: 10_000_000}
     assert claims.believed(honest | {2: 10_000_000}) == honest | {2: MOST_TIMES * 300}
+    assert claims.believed({0: 0, 1: 0, 2: 300}) == {0: 0, 1: 0, 2: 300}
     claims.check(0, 10_000_000)
     with pytest.raises(WireError):
         _claims([32, 32, 32], deployed=False).check(0, 33)
