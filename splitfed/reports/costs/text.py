@@ -51,13 +51,8 @@ def text(found: Estimate) -> str:
     if once := found.once.total.sent:
         rows.insert(2, ("once", f"{units.size(once)}: what each client is sent before it first trains"))
     if found.limit is not None:
-        rows.insert(
-            1,
-            (
-                "budget",
-                f"{units.size(found.limit)} of {scenario.budget.of} bytes; fewer bytes a round mean more rounds",
-            ),
-        )
+        limit = f"{units.size(found.limit)} of {scenario.budget.of} bytes"
+        rows.insert(1, ("budget", f"{limit}; fewer bytes a round mean more rounds"))
     print(file=out)
     for name, value in rows:
         print(f"{name:<17} {value}", file=out)

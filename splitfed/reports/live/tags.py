@@ -17,7 +17,8 @@ _WHAT = {
 _BY = {
     "by_total_bytes": "By all bytes that were sent until then, on both planes.",
     "by_cut_bytes": "By the bytes that crossed the cut until then.",
-    "by_images": "By the same in thousandths of what the images weigh that clients hold: 1k is once.",
+    "by_images": "By all bytes that were sent until then, on both planes, in thousandths of what the images weigh that "
+    "clients hold: 1k is once.",
 }
 _SUMS = "A sum: set smoothing to 0."
 _STAGES = {
