@@ -16,7 +16,6 @@ from splitfed.clients.worker import Worker
 from splitfed.clients.worker_pool import leased
 from splitfed.data.sources.fingerprint import take
 from splitfed.errors import Lacking, RunError, SplitfedError, Unreached, WireError
-from splitfed.split.weight_differences import base_of
 from splitfed.wire.messages import (
     CONFIG,
     LACKING,
@@ -72,17 +71,17 @@ def _prepare(question: Question, context: Context, settings: Settings) -> Identi
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the front that came with the message and return its weights with the client's metrics; an error where the
-    client has to vanish, or lacks what the weights build on."""
+    """Train the front that came with the message and return its weights with the client's metrics, the metrics alone
+    where it is frozen; an error where the client has to vanish, or lacks what the weights build on."""
     holds_only(message.content, CONFIG, WIRE)
     settings, order = Settings.read(context.node_config), Order.read(message.content)
     sent = Weights.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
-        state = worker.state(states, client)
-        exchange = RoundWeights(worker.wire, worker.once, state, round, client, order.trained)
+        phase = worker.scenario.phase(round)
+        exchange = RoundWeights(worker.wires, worker.state(states, client), round, client, phase, order.trained)
         try:
-            weights, frozen = exchange.down(sent.weights, sent.once)
+            weights, frozen = exchange.down(sent)
         except Lacking as lacking:
             return Message(Error(LACKING, str(lacking)), reply_to=message)
         worker.part.load_frozen(frozen)
@@ -98,9 +97,11 @@ def train(message: Message, context: Context) -> Message:
             return Message(Error(UNREACHED, str(away)), reply_to=message)
         if trained is None:
             return Message(Error(VANISHED, "it has vanished"), reply_to=message)
+        metrics = TrainMetrics(trained.examples, trained.loss, trained.steps).write()
+        if phase.frozen:
+            return _reply(message, {METRICS: metrics})
         packed = exchange.up(trained.weights, worker.key.at("front_weights", "up", round, client))
-    metrics = TrainMetrics(trained.examples, trained.loss, trained.steps)
-    return _reply(message, {WIRE: Weights(packed.buffer).write(), METRICS: metrics.write()})
+    return _reply(message, {WIRE: Weights(packed.buffer).write(), METRICS: metrics})
 
 
 @app.evaluate()
@@ -111,15 +112,13 @@ def evaluate(message: Message, context: Context) -> Message:
     sent = Weights.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
-        exchange = RoundWeights(worker.wire, worker.once, worker.state(states, client), round, client)
+        phase = worker.scenario.phase(round)
+        exchange = RoundWeights(worker.wires, worker.state(states, client), round, client, phase)
         try:
-            worker.part.load_frozen(exchange.frozen(sent.once))
+            weights, frozen = exchange.to_evaluate(sent)
         except Lacking as lacking:
             return Message(Error(LACKING, str(lacking)), reply_to=message)
-        weights, frame = worker.wire.unpack(sent.weights)
-        same_round(frame.round, round)
-        if base_of(frame) is not None:
-            raise WireError("the message to evaluate has differences, not weights")
+        worker.part.load_frozen(frozen)
         reach = settings.reach(worker.scenario.engine)
         try:
             found = evaluate_held_out(worker, client, round, weights, order.invitation, reach, states)

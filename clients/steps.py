@@ -1,6 +1,6 @@
 """What becomes of a mini-batch at a client: front, reducer, codec, exchange, backward; or a whole model at once.
 
-A step leaves the gradients of what the client holds; the update is `Worker`'s.
+A step leaves the gradients of what the client holds, if that learns; the update is `Worker`'s.
 """
 
 import torch
@@ -75,6 +75,21 @@ class SplitStep:
         return frame
 
 
+class FrozenStep(SplitStep):
+    """One exchange for a front that stays as it is: smashed data and targets go up, and nothing is learned here. `part`
+    evaluates, so that the same image always makes the same activations."""
+
+    def __call__(
+        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
+    ) -> tuple[float, int, int]:
+        """Exchange one mini-batch; return the loss and the bytes up and down. Raises as `SplitStep` does."""
+        assert stream is not None
+        with torch.no_grad():
+            _, _, packed = self._smashed(images, labels, key, place)
+        reply = stream.exchange(packed.buffer)
+        return self.cut.unpack_taken(reply), packed.total, len(reply)
+
+
 class PrivateStep(SplitStep):
     """Two exchanges: smashed data go up, the activations at the second cut come down; through the tail and the loss,
     which stay here with the labels, their gradient goes up, and the one at the first cut comes down."""
@@ -98,10 +113,12 @@ class PrivateStep(SplitStep):
         return float(loss.detach()), packed.total + answer.total, len(down) + len(reply)
 
 
-def step_of(federation: Federation) -> type[WholeStep] | type[SplitStep]:
-    """Return what a client does with a mini-batch."""
+def step_of(federation: Federation, frozen: bool = False) -> type[WholeStep] | type[SplitStep]:
+    """Return what a client does with a mini-batch; `frozen` says that its front stays as it is."""
     if not federation.splits:
         return WholeStep
+    if frozen:
+        return FrozenStep
     return PrivateStep if federation.private else SplitStep
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from splitfed.clients.connect import Reach, connect
@@ -17,11 +18,13 @@ from splitfed.clients.images import Holding, hold
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
 from splitfed.clients.steps import Anchor, step_of
+from splitfed.clients.weights import Wires
 from splitfed.compression.reducers.trained.layers import DECODER
 from splitfed.data.batches import batches
 from splitfed.errors import RunError
 from splitfed.model.build import pixel_stats
 from splitfed.model.optim import pick_device, read_optimiser, set_lr, write_optimiser
+from splitfed.model.optim_settings import SideConfig
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
@@ -29,6 +32,7 @@ from splitfed.split.autoencoder import Aligner
 from splitfed.split.client_part import ClientPart
 from splitfed.split.cut import Cut
 from splitfed.split.ending import pack_end, unpack_done
+from splitfed.split.initial import Initial
 from splitfed.split.weights import WeightWire
 from splitfed.wire.channel import Invitation, Stream
 from splitfed.wire.frame import Place
@@ -58,18 +62,25 @@ class Worker:
         self.holding = holding or hold(scenario, settings, told)
         classes = len(self.holding.classes)
         self.device = pick_device(settings.device or scenario.training.client.device)
-        # Weights come from the server, so none are loaded here.
-        parts = assemble(scenario, classes, pretrained=False).to(self.device)
+        # Weights come from the server, so none are loaded here unless that is asked for.
+        loads = scenario.compression.front_weights.initial == "load"
+        parts = assemble(settings.with_weights(scenario) if loads else scenario, classes, pretrained=loads or False)
+        parts = parts.to(self.device)
         self.part = ClientPart.of(scenario, parts).train()
         self.front, self.decoder = self.part.front, parts.back.decoder
         self.geometry = self.front.geometry(scenario.training.batch_size, classes)
         self.cut = Cut.of(scenario, self.geometry, self.device)
-        self.wire = WeightWire.of(self.part, scenario.compression)
-        self.once = WeightWire(self.part.frozen(), scenario.compression)
+        initial = Initial.of(self.part) if loads else None
+        once = {} if loads else self.part.frozen()
+        each_round = WeightWire.of(self.part, scenario.compression)
+        self.wires = Wires(each_round, WeightWire(once, scenario.compression), initial)
         self.fitting = scenario.compression.reducer.alignment()
         self.alignment_wires = WeightWire.of_alignment(self.front, self.decoder, scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)
-        self.step = step_of(scenario.federation)(self.part, self.cut, scenario.training.precision)
+        self.steps = {
+            frozen: step_of(scenario.federation, frozen)(self.part, self.cut, scenario.training.precision)
+            for frozen in {scenario.phase(1).frozen, *(not phase.learns for phase in scenario.phases)}
+        }
 
     def train(
         self, client: int, round: int, weights: dict[str, Tensor], invitation: Invitation, reach: Reach, states: Path,
@@ -88,14 +99,11 @@ class Worker:
         """
         training, federation = self.scenario.training, self.scenario.federation
         self.load(weights, states, client)
-        optimiser = training.client.optimiser_for(self.part)
-        keep = self.state(states, client) if training.client_state == "keep" else None
-        if keep:
-            write_optimiser(optimiser, keep.before(round, optimiser, trained))
-        set_lr(optimiser, training.client.lr(round, federation.rounds))
+        frozen = self.scenario.phase(round).frozen
+        learner = None if frozen else self._learner(client, round, states, proximal, trained)
+        self.part.train(not frozen)
         rows = self.holding.rows(client)
         losses, step, up, down = 0.0, 0, 0, 0
-        anchor = Anchor(self.part, proximal)
         with self.stream(invitation, client, round, reach) as stream:
             all_batches = batches(
                 self.holding.images, rows, training.batch_size, self.key.at("batches", round, client),
@@ -106,17 +114,26 @@ class Worker:
                 step += 1
                 images, labels = batch.images.to(self.device), batch.labels.to(self.device)
                 key = self.key.at("step", round, client, step)
-                loss, sent, received = self.step(stream, images, labels, key, Place(round, client, step))
-                anchor.pull()
-                training.client.step(optimiser, self.part)
+                loss, sent, received = self.steps[frozen](stream, images, labels, key, Place(round, client, step))
+                if learner:
+                    learner.update()
                 losses, up, down = losses + loss, up + sent, down + received
             if vanishes_after is not None:
                 return None
             if stream is not None:
                 end(stream, Place(round, client, step + 1), up, down)
-        if keep:
-            keep.save(round, read_optimiser(optimiser))
+        if learner:
+            learner.keep(round)
         return Trained(self.part.travelling(), losses / max(1, step), step, len(rows))
+
+    def _learner(self, client: int, round: int, states: Path, proximal: float, trained: int | None) -> "_Learner":
+        training, rounds = self.scenario.training, self.scenario.federation.rounds
+        keep = self.state(states, client) if training.client_state == "keep" else None
+        optimiser = training.client.optimiser_for(self.part)
+        if keep:
+            write_optimiser(optimiser, keep.before(round, optimiser, trained))
+        set_lr(optimiser, training.client.lr(round, rounds))
+        return _Learner(self.part, training.client, optimiser, Anchor(self.part, proximal), keep)
 
     def state(self, states: Path, client: int) -> ClientState:
         """Return what a client keeps between rounds."""
@@ -161,6 +178,27 @@ class Worker:
             self.front.encoder.load_state_dict(encoder)
         except RuntimeError:
             raise RunError("the encoder that this client has kept is that of another model: start a new run") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Learner:
+    """What a client's part learns by in a round: its optimiser, and where that is kept from round to round."""
+
+    part: ClientPart
+    side: SideConfig
+    optimiser: torch.optim.Optimizer
+    anchor: Anchor
+    kept_in: ClientState | None
+
+    def update(self) -> None:
+        """Apply the gradients of a mini-batch."""
+        self.anchor.pull()
+        self.side.step(self.optimiser, self.part)
+
+    def keep(self, round: int) -> None:
+        """Keep the optimiser that a round has left, where that is wanted."""
+        if self.kept_in:
+            self.kept_in.save(round, read_optimiser(self.optimiser))
 
 
 def end(stream: Stream, place: Place, up: int, down: int) -> None:

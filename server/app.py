@@ -105,8 +105,7 @@ def main(grid: Grid, context: Context) -> None:
 def _exchanges(scenario: Scenario, model: Model, key: Key) -> dict[str, WeightExchange]:
     """Return how the weights in messages of each type cross."""
     compression = scenario.compression
-    clip = scenario.federation.clip.front_weights
-    each_round, evaluation = exchanges_of(model.client_part, compression, key, clip)
+    each_round, evaluation = exchanges_of(scenario, model.client_part, key)
     exchanges = {MessageType.TRAIN: each_round, MessageType.EVALUATE: evaluation}
     if compression.reducer.alignment():
         exchanges[ALIGN] = WholeWeights(*WeightWire.of_alignment(model.front, model.back.decoder, compression))

@@ -208,7 +208,8 @@ class Rounds:
                 round, outcome.loss, *outcome.validated,
                 finished.cut.sent, finished.total.sent, self.records.seconds, finished.cut.raw, finished.total.raw,
                 outcome.seen, outcome.taken, *self._lr(round), lost=outcome.drawn - outcome.taken,
-                simulated_seconds=simulated, **(asdict(standing) if standing else {}),
+                simulated_seconds=simulated, phase=self.scenario.phase(round).settings.kind,
+                **(asdict(standing) if standing else {}),
             ), outcome.scores, asked=outcome.asked,
         )  # fmt: skip
 

@@ -16,8 +16,9 @@ from splitfed.server.back.turns import Turns
 from splitfed.split.bounds import check_bounds, check_number, shortened
 from splitfed.split.cut import Arrived, Cut
 
-# The gradient of what was sent, and the loss; or why there is none.
-Outcome = tuple[Tensor, float] | Diverged
+# The gradient of what was sent, None where none was asked for, and the loss; or why there is neither.
+Trained = tuple[Tensor | None, float]
+Outcome = Trained | Diverged
 
 
 class Passes:
@@ -39,7 +40,7 @@ class Passes:
 
     def train(self, trainer: Trainer, batches: Sequence[Arrived], key: Key) -> list[Outcome]:
         """Update a back once, on one mini-batch or on several together, and return for each of them the gradient of its
-        own mean loss with respect to what was sent, and that loss.
+        own mean loss with respect to what was sent, if it is to be answered with that, and that loss.
 
         What is minimised is the mean loss of all images: sum_i (n_i / N) CE_i, with n_i the images of mini-batch i and
         N those of all. The gradient of its own loss is that of this sum times N / n_i. The outcome of a mini-batch
@@ -61,15 +62,17 @@ class Passes:
                 return [spoilt.get(place, error) for place in range(len(batches))]
             return [spoilt.get(place) or next(trained) for place in range(len(batches))]
 
-    def _update(self, trainer: Trainer, batches: Sequence[Arrived], key: Key) -> list[tuple[Tensor, float]]:
+    def _update(self, trainer: Trainer, batches: Sequence[Arrived], key: Key) -> list[Trained]:
         """Update a back on all of these mini-batches, or raise Diverged and leave it as it was."""
-        examples = [batch.examples for batch in batches]
+        everyone = sum(batch.examples for batch in batches)
         losses = self._accumulate(trainer, batches, key)
         trainer.update()
         gradients = [
-            _gradient(batch) if len(batches) == 1 else _gradient(batch) * (sum(examples) / batch.examples)
+            None if not batch.answered
+            else _gradient(batch) if len(batches) == 1
+            else _gradient(batch) * (everyone / batch.examples)
             for batch in batches
-        ]
+        ]  # fmt: skip
         return list(zip(gradients, losses, strict=True))
 
     def _accumulate(self, trainer: Trainer, batches: Sequence[Arrived], key: Key) -> list[float]:
@@ -129,7 +132,7 @@ class Passes:
     def _restored(self, trainer: Trainer, batch: Arrived) -> Tensor:
         """Turn what a client sent into the input of the back, differentiably."""
         batch.smashed.grad = None
-        smashed = shortened(batch.smashed.requires_grad_(), self._clip.smashed)
+        smashed = shortened(batch.smashed.requires_grad_(batch.answered), self._clip.smashed)
         return self._reducer.restore(smashed, batch.side, batch.frame.meta, trainer.back.get_submodule("decoder"))
 
 

@@ -54,20 +54,22 @@ class SplitServer:
         self._sessions: dict[int, SplitSession] = {}
         self._lock = Lock()
 
-    def _context(self, round: int, key: Key) -> RoundContext:
+    def _context(self, round: int, key: Key, frozen: bool = False) -> RoundContext:
         return RoundContext(
-            round, self._cut, self._ledger, key, self._clock, self._steps, self._passes, self._on_step, self._reporting
-        )
+            round, self._cut, self._ledger, key, self._clock, self._steps, self._passes, self._on_step,
+            self._reporting, frozen,
+        )  # fmt: skip
 
     def start_round(
-        self, round: int, lr: float, examples: dict[int, int], most: Mapping[int, int] | None = None
+        self, round: int, lr: float, examples: dict[int, int], most: Mapping[int, int] | None = None,
+        frozen: bool = False,
     ) -> None:  # fmt: skip
         """Accept the streams of these clients, who weigh so many examples, for this round only, and of each at `most`
-        so many mini-batches."""
+        so many mini-batches; no gradient goes back where their fronts are `frozen`."""
         with self._lock:
             self._most = dict(most or {})
             self._pool.open_round(lr, sorted(examples))
-            self._round = self._context(round, self._key.at(round))
+            self._round = self._context(round, self._key.at(round), frozen)
             self._examples, self._sessions = dict(examples), {}
             self._steps.begin(examples)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 
 from splitfed.errors import Diverged, RunError
@@ -77,13 +77,14 @@ class TrainPhase:
         # In which round each client was last taken, where it keeps something of that.
         self._keeps = scenario.training.client_state == "keep" or bool(scenario.compression.front_weights.delta)
         self._taken: dict[int, int] = {}
+        self._phase = scenario.phase
 
     def run(self, round: int, server_lr: float, cohort: Cohort, weights: ArrayRecord, plan: RoundPlan) -> Replies:
         """Let the cohort train from these weights, the back at this learning rate, and return the replies in order of
         client; None for one that was lost, or given up."""
         count = {client: cohort.weights[client] for client in cohort.examples}
         most = {client: self.claims.planned(number).steps for client, number in cohort.examples.items()}
-        self.split.start_round(round, server_lr, count, most)
+        self.split.start_round(round, server_lr, count, most, self._phase(round).frozen)
         self.exchange.open(round, sorted(cohort.examples))
         replies = self._exchange(round, cohort, weights, plan)
         self.split.end_round()
@@ -115,10 +116,13 @@ class TrainPhase:
     def aggregate(
         self, round: int, cohort: Cohort, replies: Replies, before: ArrayRecord
     ) -> tuple[ArrayRecord | None, float]:
-        """Return the round's new weights, None where they stay as they were, and the mean loss, by examples, of all who
-        trained, whichever of them the strategy selects."""
+        """Return the round's new weights, None where they stay as they were, as in a frozen phase, and the mean loss,
+        by examples, of all who trained, whichever of them the strategy selects."""
         taken = trained(replies)
-        if self._hands_on:
+        arrays: ArrayRecord | None
+        if self._phase(round).frozen:
+            arrays = None
+        elif self._hands_on:
             arrays = self._handed_on(cohort, replies)
         else:
             arrays = self.strategy.aggregate(round, list(taken.values()), before)
@@ -129,8 +133,12 @@ class TrainPhase:
     def _exchange(self, round: int, cohort: Cohort, arrays: ArrayRecord, plan: RoundPlan) -> Replies:
         finish = _Finish(self._enough, self._seconds)
         nodes, examples = cohort.nodes, cohort.examples
-        configured = self.strategy.configure(round, arrays, Order.blank(), [nodes[client] for client in examples])
-        messages = {client: configured[nodes[client]] for client in examples}
+        frozen = self._phase(round).frozen
+        chosen = [nodes[client] for client in examples]
+        made = _orders(round, arrays, chosen) if frozen else self.strategy.configure(
+            round, arrays, Order.blank(), chosen
+        )  # fmt: skip
+        messages = {client: made[nodes[client]] for client in examples}
         for client, message in messages.items():
             invite(message, self.listener, round, client, plan.vanish[client], self._taken.get(client))
         replies: Replies = {}
@@ -152,7 +160,7 @@ class TrainPhase:
                 self.refused[client], reply = refused, None
                 self.refusals.count(client, round)
             if (reply := present(reply)) is not None:
-                told = Told(examples[client], self.claims.planned(examples[client]), cohort.weights[client])
+                told = Told(examples[client], self.claims.planned(examples[client]), cohort.weights[client], frozen)
                 reply = checked(reply, round, client, told, self.split.crossed(client), self.refusals)
             if finish.over():
                 reply = None
@@ -174,7 +182,7 @@ class TrainPhase:
                 for client in wave:
                     settle(client, None)
                 continue
-            if self._hands_on:
+            if self._hands_on and not frozen:
                 messages[wave[0]].content[ARRAYS] = self._handed_on(cohort, replies) or arrays
             self.split.start_wave(wave)
             sent = {client: messages[client] for client in wave}
@@ -191,6 +199,12 @@ class TrainPhase:
         taken = trained(replies)
         last = next((client for client in reversed(cohort.examples) if client in taken), None)
         return None if last is None else taken[last].content.array_records[ARRAYS]
+
+
+def _orders(round: int, arrays: ArrayRecord, nodes: list[int]) -> dict[int, Message]:
+    """Return the messages of a round in which no strategy has a say, by the node that each is for."""
+    content = RecordDict({ARRAYS: arrays, CONFIG: Order(round, "", "").write()})
+    return {node: Message(RecordDict(dict(content)), node, MessageType.TRAIN) for node in nodes}
 
 
 def invite(

@@ -3,7 +3,7 @@
     query          Question ->             <- Identity        who a node is, and whether it can take part
     query.refused  Refusal ->                                 that the server does not take this client, for now
     query.goodbye                                             that the run is over
-    train          Order, Weights ->       <- Weights, TrainMetrics
+    train          Order, Weights ->       <- Weights, TrainMetrics (in a frozen phase without Weights)
     train.align    AlignOrder, Weights ->  <- Weights, AlignMetrics
     evaluate       Order, Weights ->       <- EvaluateMetrics
 
@@ -32,7 +32,8 @@ ALIGN, REFUSED, GOODBYE = "train.align", "query.refused", "query.goodbye"
 
 # Which records the replies to messages of each type hold as they cross, where they are no errors.
 _REPLIES: dict[str, tuple[set[str], ...]] = {
-    MessageType.QUERY: ({CONFIG},), REFUSED: (set(),), GOODBYE: (set(),), MessageType.TRAIN: ({WIRE, METRICS},),
+    MessageType.QUERY: ({CONFIG},), REFUSED: (set(),), GOODBYE: (set(),),
+    MessageType.TRAIN: ({METRICS}, {WIRE, METRICS}),
     ALIGN: ({METRICS}, {WIRE, METRICS}), MessageType.EVALUATE: ({METRICS},),
 }  # fmt: skip
 
@@ -65,11 +66,13 @@ _Name = Annotated[Text, Field(max_length=_MOST_NAME)]
 
 @dataclass(frozen=True, slots=True)
 class Weights(Record):
-    """Weights as frames: those of the round, and those that are never trained (`once`; empty where there are none, or
-    the client has them)."""
+    """Weights as frames: those of the round, empty where the client has them, and those that are never trained (`once`;
+    empty where there are none, or the client has them). `loaded` is the SHA-256 of the weights that the client has from
+    its own files where these are meant, or built on; else empty."""
 
     weights: Blob
     once: Blob = b""
+    loaded: Annotated[Text, Field(max_length=64)] = ""
 
     def write(self) -> ConfigRecord:
         """Return the record `wire`."""

@@ -100,6 +100,7 @@ class Console(Observer):
                     units.decimal(metrics.seconds, 1),
                 ]
             )
+            + (f"  {metrics.phase}" if metrics.phase != "gradient" else "")
             + (f"  {metrics.lost} lost" if metrics.lost else "")
         )
         if self._info.asks and not beside:
