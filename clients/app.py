@@ -79,6 +79,8 @@ def train(message: Message, context: Context) -> Message:
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
         phase = worker.scenario.phase(round)
+        if (order.stored is not None) != worker.scenario.remembers(round):
+            raise WireError("the server's order says otherwise than the scenario whether what is sent is kept")
         exchange = RoundWeights(worker.wires, worker.state(states, client), round, client, phase, order.trained)
         try:
             weights, frozen = exchange.down(sent)
@@ -89,7 +91,7 @@ def train(message: Message, context: Context) -> Message:
         try:
             trained = worker.train(
                 client, round, weights, order.invitation, reach, states, order.proximal, order.vanishes_after,
-                order.trained,
+                order.trained, order.stored,
             )  # fmt: skip
         except Lacking as lost:
             return Message(Error(LOST, str(lost)), reply_to=message)
@@ -155,6 +157,14 @@ def align(message: Message, context: Context) -> Message:
             packed = up.pack(decoder, worker.key.at("parts", "up", round, client), round, client)
             records[WIRE] = Weights(packed.buffer).write()
     return _reply(message, records)
+
+
+@app.query("done")
+def done(message: Message, context: Context) -> Message:
+    """Hear that the server needs nothing more of this client, though the run goes on: whoever runs this app sees the
+    message pass."""
+    holds_only(message.content)
+    return _reply(message, {})
 
 
 @app.query("goodbye")

@@ -4,9 +4,10 @@ The loop is a client's round; `splitfed.clients.steps` has what becomes of a min
 the worker; what must outlive a round is in `ClientState`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from splitfed.clients.connect import Reach, connect
 from splitfed.clients.images import Holding, hold
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
-from splitfed.clients.steps import Anchor, step_of
+from splitfed.clients.steps import Anchor, FrozenStep, SplitStep, StoredStep, WholeStep, step_of
 from splitfed.clients.weights import Wires
 from splitfed.compression.reducers.trained.layers import DECODER
 from splitfed.data.augment import variants_of
-from splitfed.data.batches import batches
+from splitfed.data.batches import Batch, batches, count_batches
 from splitfed.errors import RunError
 from splitfed.model.build import pixel_stats
 from splitfed.model.optim import pick_device, read_optimiser, set_lr, write_optimiser
@@ -78,55 +79,72 @@ class Worker:
         self.fitting = scenario.compression.reducer.alignment()
         self.alignment_wires = WeightWire.of_alignment(self.front, self.decoder, scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)
-        self.steps = {
-            frozen: step_of(scenario.federation, frozen)(self.part, self.cut, scenario.training.precision)
-            for frozen in {scenario.phase(1).frozen, *(not phase.learns for phase in scenario.phases)}
-        }
+        self.step = step_of(scenario.federation)(self.part, self.cut, scenario.training.precision)
 
     def train(
         self, client: int, round: int, weights: dict[str, Tensor], invitation: Invitation, reach: Reach, states: Path,
         proximal: float = 0.0, vanishes_after: int | None = None, trained: int | None = None,
+        stored: int | None = None,
     ) -> Trained | None:  # fmt: skip
         """Train what a client holds for a round, mini-batch by mini-batch, against the split server that invites it;
         alone where that is the whole model.
 
         `proximal` is FedProx's mu (arXiv 1812.06127, section 3.2): mu/2 times the squared distance of what it holds to
         the round's first joins the loss that is minimised, not the one that is reported. In a simulation the client may
-        have to vanish after so many mini-batches: it leaves without a word, keeps nothing, and None is returned.
+        have to vanish after so many mini-batches: it leaves without a word, keeps nothing, and None is returned. Where
+        the server keeps what it sends, so many mini-batches are `stored` already, and the others are sent.
 
         Raises WireError where the server's replies are not what was asked for, Diverged for numbers that are not finite
         any more, CodecError for what else cannot be sent, and Lacking where what it kept of the round in which it was
         last `trained` is gone.
         """
-        training, federation = self.scenario.training, self.scenario.federation
         self.load(weights, states, client)
         frozen = self.scenario.phase(round).frozen
         learner = None if frozen else self._learner(client, round, states, proximal, trained)
+        step = self._step(frozen, stored)
         self.part.train(not frozen)
         rows = self.holding.rows(client)
-        losses, step, up, down = 0.0, 0, 0, 0
+        losses, number, up, down = 0.0, 0, 0, 0
         with self.stream(invitation, client, round, reach) as stream:
-            all_batches = batches(
-                self.holding.images, rows, training.batch_size, self.key.at("batches", round, client),
-                augment=self.scenario.data.augment, variants=variants_of(self.scenario.data, self.key),
-                workers=self.scenario.data.workers, mean=self.mean, std=self.std,
-                steps=federation.local_steps, epochs=federation.local_epochs,
-            )  # fmt: skip
-            for batch in islice(all_batches, vanishes_after):
-                step += 1
+            for batch in islice(self._batches(client, round, rows, stored), vanishes_after):
+                number += 1
                 images, labels = batch.images.to(self.device), batch.labels.to(self.device)
-                key = self.key.at("step", round, client, step)
-                loss, sent, received = self.steps[frozen](stream, images, labels, key, Place(round, client, step))
+                key = self.key.at("step", round, client, number)
+                loss, sent, received = step(stream, images, labels, key, Place(round, client, number))
                 if learner:
                     learner.update()
                 losses, up, down = losses + loss, up + sent, down + received
             if vanishes_after is not None:
                 return None
             if stream is not None:
-                end(stream, Place(round, client, step + 1), up, down)
+                end(stream, Place(round, client, number + 1), up, down)
         if learner:
             learner.keep(round)
-        return Trained(self.part.travelling(), losses / max(1, step), step, len(rows))
+        return Trained(self.part.travelling(), losses / max(1, number), number, len(rows))
+
+    def _step(self, frozen: bool, stored: int | None) -> WholeStep | SplitStep | FrozenStep:
+        if not frozen:
+            return self.step
+        assert isinstance(self.step, SplitStep)
+        return FrozenStep(self.step) if stored is None else StoredStep(self.step)
+
+    def _batches(self, client: int, round: int, rows: Tensor, stored: int | None) -> Iterator[Batch]:
+        """Give the mini-batches of a client's round; those after the first `stored` of all its images in all their
+        variants, in an order that is the same in all rounds."""
+        data, training, federation = self.scenario.data, self.scenario.training, self.scenario.federation
+        load = partial(
+            batches, self.holding.images, rows, training.batch_size, augment=data.augment, workers=data.workers,
+            variants=variants_of(data, self.key), mean=self.mean, std=self.std,
+        )  # fmt: skip
+        if stored is None:
+            key = self.key.at("batches", round, client)
+            yield from load(key, steps=federation.local_steps, epochs=federation.local_epochs)
+            return
+        each = count_batches(len(rows), training.batch_size, None, 1)
+        for variant in range(data.variants or 1):
+            key, first = self.key.at("stored", client, variant), max(0, stored - variant * each)
+            if first < each:
+                yield from load(key, epochs=1, start=first, variant=variant if data.variants else None)
 
     def _learner(self, client: int, round: int, states: Path, proximal: float, trained: int | None) -> "_Learner":
         training, rounds = self.scenario.training, self.scenario.federation.rounds

@@ -17,6 +17,9 @@ from splitfed.run.recovery import Recovered, fixed, wasted_bytes
 from splitfed.run.summary import Summary
 from splitfed.scenario import Scenario
 
+# What a round changes that may be dropped whole.
+_TRAINED = ("model", "optimiser", "strategy", "alignment", "weights", "training", "memory")
+
 
 class RunRecords:
     """The files of a run folder as the rounds write them: ledger, metrics, clients' scores, checkpoints, summary.
@@ -102,7 +105,9 @@ class RunRecords:
 
     def rewind(self) -> None:
         """Bring back what the open round has changed of what is trained, as the last finished round left it."""
-        self._checkpoints.rewind(self.finished, "model", "optimiser", "strategy", "alignment", "weights", "training")
+        self._checkpoints.rewind(
+            self.finished, "model", "optimiser", "strategy", "alignment", "weights", "training", "memory"
+        )
 
     def drop_round(self) -> None:
         """Move what the open round has sent to the waste."""

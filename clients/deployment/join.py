@@ -26,7 +26,17 @@ from splitfed.engines.deployment.proof import make_secret
 from splitfed.engines.deployment.tls import ClientFiles, read_client
 from splitfed.errors import RunError
 from splitfed.files import expanded
-from splitfed.wire.messages import ALIGN, GOODBYE, REFUSED, EvaluateMetrics, Identity, Order, Refusal, TrainMetrics
+from splitfed.wire.messages import (
+    ALIGN,
+    DONE,
+    GOODBYE,
+    REFUSED,
+    EvaluateMetrics,
+    Identity,
+    Order,
+    Refusal,
+    TrainMetrics,
+)
 from splitfed.wire.records import shown
 
 if TYPE_CHECKING:
@@ -223,8 +233,9 @@ class _Client:
         elif event.message_type == REFUSED:
             # It is asked again: the server may take it later, for instance when it has missed its crashed forerunner.
             self.say(f"the server does not take this client for now: {Refusal.read(event.message.content).problem}")
-        elif event.message_type == GOODBYE:
-            self.say("the run is over")
+        elif event.message_type in (GOODBYE, DONE):
+            over = "the run is over" if event.message_type == GOODBYE else "done: the run goes on without this client"
+            self.say(over)
             self.problem = None
             if not self.stay:
                 self.over.set()

@@ -46,6 +46,7 @@ def batches(
     variants: Variants | None = None,
     variant: int | None = None,
     only: Tensor | None = None,
+    start: int = 0,
     workers: int = 0,
     steps: int | None = None,
     epochs: int | None = None,
@@ -74,7 +75,7 @@ def batches(
     plan = _Plan(images, rows, chosen, batch_size, key, augment, variants, variant, shuffle, count)
     scale = (255 * torch.tensor(std)).reciprocal().view(3, 1, 1)
     shift = (torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1)
-    for found in _load(plan, workers, key):
+    for found in _load(plan, start, workers, key):
         if isinstance(found, DataError):
             raise found
         pixels, *others = found
@@ -143,8 +144,11 @@ class _Plan(Dataset):
         return self.variants.draw(self.key.at("variants", epoch), len(self.rows))
 
 
-def _load(plan: _Plan, workers: int, key: Key) -> Iterator[_Loaded | DataError]:
+def _load(plan: _Plan, start: int, workers: int, key: Key) -> Iterator[_Loaded | DataError]:
     if not workers:
-        return (plan[number] for number in range(len(plan)))
+        return (plan[number] for number in range(start, len(plan)))
     # Its own generator: without one, the loader would draw the seed of its processes from torch's global one.
-    return iter(DataLoader(plan, batch_size=None, num_workers=workers, generator=key.at("workers").generator()))
+    numbers = range(start, len(plan))
+    return iter(
+        DataLoader(plan, batch_size=None, sampler=numbers, num_workers=workers, generator=key.at("workers").generator())
+    )

@@ -7,6 +7,7 @@ from typing import Any
 from splitfed.run.journal import count, read_table
 
 NAME = "metrics.csv"
+RECALL = "memory"  # the phase of a round that is a pass over memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,8 @@ class Metrics:
     without evaluation. Learning rates are those used in the round. `clients` were taken, and `lost` sampled but not
     taken; where none was taken there is no `train_loss`. `simulated_seconds` are cumulative, and None where nothing
     tells them. `clients_accuracy` is the mean, by examples, of what clients found on images that they hold out,
-    `*_client` the accuracy of one client; None in rounds where none did. `phase` is what taught the front.
+    `*_client` the accuracy of one client; None in rounds where none did. `phase` is what taught the
+    front; `memory` is a pass over memory, in which no client has a part.
 
     Fields with a default may be missing in a file, as in those of earlier versions."""
 

@@ -11,7 +11,8 @@ from inspect import signature
 from pydantic import BaseModel
 
 from splitfed.compression.reducers.settings import NoneConfig
-from splitfed.data.settings import Evaluation
+from splitfed.data.settings import DataConfig, Evaluation
+from splitfed.federation.memory import Memory
 from splitfed.federation.phases import Frozen, Gradient
 from splitfed.federation.strategies import FedAvgConfig
 from splitfed.model.optim_settings import SideConfig
@@ -187,6 +188,36 @@ def phases_are_of_a_front(phases: Phases, federation: Federation) -> Found:
         )
 
 
+def memory_is_of_a_frozen_front(memory: Memory | None, phases: Phases) -> Found:
+    """What is kept is of use only as long as the front stays as it is."""
+    if memory is not None and not (phases and isinstance(phases[-1], Frozen)):
+        yield "memory", "is of a front that stays as it is to the end: let the last of phases be frozen"
+
+
+def memory_is_of_fixed_images(memory: Memory | None, data: DataConfig) -> Found:
+    """Each image crosses once, so it cannot look another way each time."""
+    if memory is not None and data.augment != "none" and data.variants is None:
+        yield "memory", f"with data.augment: {data.augment} images never look the same twice: set data.variants"
+
+
+def memory_is_gone_over(memory: Memory | None, phases: Phases, federation: Federation) -> Found:
+    """The last phase has rounds for all to send their images, and for the passes over them."""
+    if memory is None or not phases or any(phase.rounds is None for phase in phases[:-1]):
+        return
+    left = federation.rounds - sum(phase.rounds or 0 for phase in phases[:-1])
+    sending, passes = -(-federation.clients // federation.cohort_size), memory.passes or 1
+    if 0 < left < sending + passes:
+        yield (
+            "memory",
+            f"in {_rounds(sending)} all clients send their images, then come {passes} passes, and the last phase has "
+            f"{_rounds(left)}: raise federation.rounds",
+        )
+
+
+def _rounds(number: int) -> str:
+    return f"{number} {'round' if number == 1 else 'rounds'}"
+
+
 def tail_is_of_private_labels(model: ModelConfig, federation: Federation) -> Found:
     """A client holds the end of the model only where labels stay with it."""
     tail = model.tail
@@ -299,6 +330,9 @@ RULES: tuple[Rule, ...] = (
     deadline_is_on_a_clock,
     phases_fill_the_rounds,
     phases_are_of_a_front,
+    memory_is_of_a_frozen_front,
+    memory_is_of_fixed_images,
+    memory_is_gone_over,
     tail_is_of_private_labels,
     server_trains_what_it_holds,
     reducer_takes_the_batches,

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from splitfed.config import Broken, Config, as_tuple
 from splitfed.data.settings import DataConfig, Evaluation
 from splitfed.errors import ScenarioError
+from splitfed.federation.memory import Memory
 from splitfed.federation.phases import Phase, PhaseConfig, phase_of
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario.budget import BudgetConfig, Unlimited
@@ -48,6 +49,8 @@ class Scenario(Config):
     phases: Annotated[tuple[PhaseConfig, ...], BeforeValidator(as_tuple)] = ()
     """What teaches the front, one phase after another, such as `[{kind: gradient, rounds: 3}, frozen]`; without any it
     learns from the gradient throughout."""
+    memory: Memory | None = None
+    """What the server keeps of smashed data once the front is frozen; null is nothing."""
     training: Training = Training()
     """Batches, optimisers and learning rates of the two sides."""
     compression: Compression = Compression()
@@ -84,6 +87,10 @@ class Scenario(Config):
     def phase(self, round: int) -> Phase:
         """Return the phase that a round is in."""
         return phase_of(self.phases, round)
+
+    def remembers(self, round: int) -> bool:
+        """Tell whether a round is one in which memory is filled, or gone over."""
+        return self.memory is not None and bool(self.phases) and self.phase(round).settings is self.phases[-1]
 
     @classmethod
     def load(

@@ -4,8 +4,8 @@
     front -> plan -> reduce -> codec -> zstd  ==>  zstd -> codec -> restore -> back -> loss
     front <- autograd <------- codec <- zstd  <==  zstd <- codec <- cut gradient <---'
 
-Frames up are `step` (one mini-batch) and `end` (the client's own count of bytes); down come `gradient`, or `taken`
-where the front learns nothing from it, and `done`.
+Frames up are `step` (one mini-batch) and `end` (the client's own count of bytes); down come `gradient`, or
+where the front learns nothing `taken`, or `stored` where the back does so later, and `done`.
 
 Where labels are private there is a second cut, before the tail, which the client holds with the loss. No targets go up;
 `step` is answered with `features`, the activations at the second cut, and `backward`, their gradient, with `gradient`:
@@ -193,6 +193,14 @@ class Cut:
         if type(loss := frame.meta.get("loss")) is not float:
             raise WireError("a mini-batch was taken without its loss")
         return loss
+
+    def pack_stored(self, frame: Frame) -> Packed:
+        """Encode what answers a `step` frame that the server keeps, to train on later."""
+        return pack("stored", *frame.place, {})
+
+    def unpack_stored(self, buffer: bytes) -> None:
+        """Check the answer to what the server keeps. Raises WireError for anything else."""
+        unpack(buffer, {"stored": {}}, device=self.device, max_bytes=self.most_bytes)
 
     def corrected(self, gradient: Tensor, smashed: Tensor, packed: Packed) -> Tensor:
         """Return the gradient of what the client computed, from that of what the server saw: what the `packed` step

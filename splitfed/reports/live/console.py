@@ -121,7 +121,7 @@ class Console(Observer):
             ("total factor", units.factor(summary.total_raw_bytes, summary.total_bytes)),
             ("time", units.duration(summary.seconds)),
             *_if_known(summary),
-            ("rounds", f"{summary.rounds}{', then the budget was spent' if summary.stopped == 'budget' else ''}"),
+            ("rounds", f"{summary.rounds}{_STOPPED.get(summary.stopped, '')}"),
             ("run folder", str(self._info.folder)),
         )
 
@@ -180,6 +180,9 @@ class Console(Observer):
         self._print()
         print_whole(self.out, breakdown(totals, wasted))
         self._print()
+
+
+_STOPPED = {"budget": ", then the budget was spent", "memory": ", then memory had been gone over as often as asked"}
 
 
 def _clients(summary: Summary) -> list[tuple[str, str]]:
