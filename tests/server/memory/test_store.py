@@ -58,6 +58,7 @@ def test_what_is_kept_is_what_was_decoded(reducer, tmp_path):
     assert [place.segment.client for place in places] == [4, 4, 5]
     for batch, place in zip(sent, places, strict=True):
         equal(kept.store.read(place), batch)
+    assert (tmp_path / "memory").stat().st_mode & 0o077 == 0
     assert kept.store.size == sum(path.stat().st_size for path in (tmp_path / "memory").iterdir())
 
 
