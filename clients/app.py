@@ -17,7 +17,6 @@ from splitfed.clients.worker_pool import leased
 from splitfed.data.sources.fingerprint import take
 from splitfed.errors import Lacking, RunError, SplitfedError, Unreached, WireError
 from splitfed.scenario.engine import Deployment
-from splitfed.split.weight_differences import base_of
 from splitfed.wire.messages import (
     CONFIG,
     LACKING,
@@ -76,17 +75,19 @@ def _prepare(question: Question, context: Context, settings: Settings) -> Identi
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the front that came with the message and return its weights with the client's metrics; an error where the
-    client has to vanish, or lacks what the weights build on."""
+    """Train the front that came with the message and return its weights with the client's metrics, the metrics alone
+    where it is frozen; an error where the client has to vanish, or lacks what the weights build on."""
     holds_only(message.content, CONFIG, WIRE)
     settings, order = Settings.read(context.node_config), Order.read(message.content)
     sent = Weights.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
-        state = worker.state(states, client)
-        exchange = RoundWeights(worker.wire, worker.once, state, round, client, order.trained)
+        phase = worker.scenario.phase(round)
+        if (order.stored is not None) != worker.scenario.remembers(round):
+            raise WireError("the server's order says otherwise than the scenario whether what is sent is kept")
+        exchange = RoundWeights(worker.wires, worker.state(states, client), round, client, phase, order.trained)
         try:
-            weights, frozen = exchange.down(sent.weights, sent.once)
+            weights, frozen = exchange.down(sent)
         except Lacking as lacking:
             return Message(Error(LACKING, str(lacking)), reply_to=message)
         worker.part.load_frozen(frozen)
@@ -94,7 +95,7 @@ def train(message: Message, context: Context) -> Message:
         try:
             trained = worker.train(
                 client, round, weights, order.invitation, reach, states, order.proximal, order.vanishes_after,
-                order.trained,
+                order.trained, order.stored,
             )  # fmt: skip
         except Lacking as lost:
             return Message(Error(LOST, str(lost)), reply_to=message)
@@ -102,9 +103,11 @@ def train(message: Message, context: Context) -> Message:
             return Message(Error(UNREACHED, str(away)), reply_to=message)
         if trained is None:
             return Message(Error(VANISHED, "it has vanished"), reply_to=message)
+        metrics = TrainMetrics(trained.examples, trained.loss, trained.steps).write()
+        if phase.frozen:
+            return _reply(message, {METRICS: metrics})
         packed = exchange.up(trained.weights, worker.key.at("front_weights", "up", round, client))
-    metrics = TrainMetrics(trained.examples, trained.loss, trained.steps)
-    return _reply(message, {WIRE: Weights(packed.buffer).write(), METRICS: metrics.write()})
+    return _reply(message, {WIRE: Weights(packed.buffer).write(), METRICS: metrics})
 
 
 @app.evaluate()
@@ -115,15 +118,13 @@ def evaluate(message: Message, context: Context) -> Message:
     sent = Weights.read(message.content)
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
-        exchange = RoundWeights(worker.wire, worker.once, worker.state(states, client), round, client)
+        phase = worker.scenario.phase(round)
+        exchange = RoundWeights(worker.wires, worker.state(states, client), round, client, phase)
         try:
-            worker.part.load_frozen(exchange.frozen(sent.once))
+            weights, frozen = exchange.to_evaluate(sent)
         except Lacking as lacking:
             return Message(Error(LACKING, str(lacking)), reply_to=message)
-        weights, frame = worker.wire.unpack(sent.weights)
-        same_round(frame.round, round)
-        if base_of(frame) is not None:
-            raise WireError("the message to evaluate has differences, not weights")
+        worker.part.load_frozen(frozen)
         reach = settings.reach(worker.scenario.engine)
         try:
             found = evaluate_held_out(worker, client, round, weights, order.invitation, reach, states)
@@ -160,6 +161,14 @@ def align(message: Message, context: Context) -> Message:
             packed = up.pack(decoder, worker.key.at("parts", "up", round, client), round, client)
             records[WIRE] = Weights(packed.buffer).write()
     return _reply(message, records)
+
+
+@app.query("done")
+def done(message: Message, context: Context) -> Message:
+    """Hear that the server needs nothing more of this client, though the run goes on: whoever runs this app sees the
+    message pass."""
+    holds_only(message.content)
+    return _reply(message, {})
 
 
 @app.query("goodbye")

@@ -9,11 +9,14 @@ from typing import Any, Self
 from splitfed.clients.connect import Reach
 from splitfed.errors import RunError
 from splitfed.files import expanded
-from splitfed.scenario.engine import EngineConfig, Remote
+from splitfed.model.build import fingerprint
+from splitfed.scenario import Scenario
+from splitfed.scenario.engine import Deployment, EngineConfig, Remote
+from splitfed.scenario.places import with_value
 
 _KEYS: dict[str, type] = {
     "splitfed-data": str, "splitfed-data-path": str, "splitfed-device": str, "splitfed-threads": int,
-    "splitfed-states": str, "splitfed-host": str, "splitfed-ca": str,
+    "splitfed-states": str, "splitfed-host": str, "splitfed-ca": str, "splitfed-weights": str,
 }  # fmt: skip
 
 
@@ -24,7 +27,7 @@ class Settings:
     With `data`, the images there are this client's; without it, it takes its share of the scenario's data set, which
     lies at `data_path` if that is given. `device` and `threads` (torch's) stand in for the scenario's. `states` is the
     folder of what it keeps between rounds (None: in the run's folder), `host` the one that it joined, `ca` what that
-    host proves itself by.
+    host proves itself by. `weights` is where this machine has the file of the scenario's weights, if clients load them.
     """
 
     partition: int
@@ -35,6 +38,7 @@ class Settings:
     states: Path | None = None
     host: str | None = None
     ca: Path | None = None
+    weights: Path | None = None
 
     @classmethod
     def read(cls, node_config: Mapping[str, Any]) -> Self:
@@ -53,9 +57,25 @@ class Settings:
         values: dict[str, Any] = {key[len("splitfed-") :].replace("-", "_"): value for key, value in found.items()}
         if values.keys() >= {"data", "data_path"}:
             raise RunError("splitfed-data, splitfed-data-path: a client has its own images or a share, not both")
-        for name in values.keys() & {"states", "ca"}:
+        for name in values.keys() & {"states", "ca", "weights"}:
             values[name] = expanded(values[name])
         return cls(partition, **values)
+
+    def with_weights(self, scenario: Scenario) -> Scenario:
+        """Return the scenario with the file of weights that this client loads. Raises RunError where this machine's own
+        place of it is not known, and ModelError where the file is another than the server's."""
+        if (named := scenario.model.weights) is None:
+            return scenario
+        if self.weights is not None:
+            scenario = with_value(scenario, ("model", "weights"), str(self.weights))
+        elif isinstance(scenario.engine, Deployment):
+            # Which of this machine's files are opened is not the server's to say.
+            raise RunError(
+                f"the scenario's weights lie in a file, {Path(named).name}, on the server's machine, "
+                "and clients load them themselves: say with --weights where it lies here"
+            )
+        fingerprint(scenario.model)
+        return scenario
 
     def reach(self, engine: EngineConfig) -> Reach:
         """Return how this client gets to the split server, and how patient it is under this engine."""

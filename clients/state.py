@@ -8,7 +8,6 @@ before it, because only older files are read; as many are kept as the server kee
 tells the SHA-256 of what is in it.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from splitfed.data.sources.fingerprint import differences
 from splitfed.errors import DataError, Lacking, RunError
 from splitfed.files import told, write
 from splitfed.model.optim import OptimiserState, flatten, unflatten
+from splitfed.split.initial import digest
 
 
 class ClientState:
@@ -117,6 +117,27 @@ class ClientState:
             save_tensors(scratch, weights)
             os.replace(scratch, self._shared)
 
+    def settled(self, since: int) -> dict[str, Tensor] | None:
+        """Return the weights that this client keeps of the frozen phase that began in that round; None where they are
+        not kept, or not readable: the server sends them again."""
+        try:
+            name = json.loads((self._folder / f"{_SETTLED}{since:06d}.json").read_bytes())
+            return load_tensors(self._shared.with_name(str(name)))
+        except _BROKEN:
+            return None
+
+    def save_settled(self, since: int, weights: dict[str, Tensor]) -> None:
+        """Keep the weights of the frozen phase that began in that round; those of clients that share this folder and
+        have the same lie there once. Raises WriteError."""
+        path = self._shared.with_name(f"{_SETTLED}{digest(weights)[:32]}.safetensors")
+        with told(path):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                scratch = self._folder / f".{_SETTLED}.new"  # another client may be at it too
+                save_tensors(scratch, weights)
+                os.replace(scratch, path)
+            write(self._folder / f"{_SETTLED}{since:06d}.json", json.dumps(path.name))
+
     def encoder(self) -> dict[str, Tensor]:
         """Return the encoder that this client has fitted to its images. Raises RunError where it has none any more."""
         path = self._folder / "encoder.safetensors"
@@ -175,7 +196,7 @@ class ClientState:
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors as safetensors, replaced atomically, with the SHA-256 of what is in them. Raises WriteError."""
     found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write(path, save(found, {_SHA256: _sha256(found)}))
+    write(path, save(found, {_SHA256: digest(found)}))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -183,17 +204,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         told = (file.metadata() or {}).get(_SHA256)  # earlier versions did not
-    if told is not None and told != _sha256(tensors):
+    if told is not None and told != digest(tensors):
         raise ValueError("it is not what was written")
     return tensors
-
-
-def _sha256(tensors: dict[str, Tensor]) -> str:
-    found = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
@@ -207,7 +220,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-_WEIGHTS, _KNOWN, _RESIDUAL = "weights-", "held/", "residual/"
+_WEIGHTS, _KNOWN, _RESIDUAL, _SETTLED = "weights-", "held/", "residual/", "settled-"
 _SHA256 = "sha256"
 _BROKEN = (OSError, ValueError, SafetensorError)
 _OUT = "bring back the one that was there; without it a client of a deployment begins anew, and a simulation ends"

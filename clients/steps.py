@@ -1,6 +1,6 @@
 """What becomes of a mini-batch at a client: front, reducer, codec, exchange, backward; or a whole model at once.
 
-A step leaves the gradients of what the client holds; the update is `Worker`'s.
+A step leaves the gradients of what the client holds, if that learns; the update is `Worker`'s.
 """
 
 import torch
@@ -51,12 +51,12 @@ class SplitStep:
         is not what was asked for, Diverged for numbers that are not finite any more, and CodecError for what else
         cannot be sent."""
         assert stream is not None
-        smashed, _, packed = self._smashed(images, labels, key, place)
+        smashed, _, packed = self.smashed(images, labels, key, place)
         reply = stream.exchange(packed.buffer)
         loss = self._backward(reply, smashed, packed).meta["loss"]
         return float(loss), packed.total, len(reply)
 
-    def _smashed(self, images: Tensor, labels: Tensor, key: Key, place: Place) -> tuple[Tensor, Tensor, Packed]:
+    def smashed(self, images: Tensor, labels: Tensor, key: Key, place: Place) -> tuple[Tensor, Tensor, Packed]:
         """Return the smashed tensor, its targets, and the frame that carries them."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
             activations = self.part.front(images)
@@ -75,6 +75,35 @@ class SplitStep:
         return frame
 
 
+class FrozenStep:
+    """One exchange for a front that stays as it is: smashed data and targets go up as another `step` packs them, and
+    nothing is learned here. The front evaluates, so that the same image always makes the same activations."""
+
+    def __init__(self, step: SplitStep) -> None:
+        self._step = step
+
+    def __call__(
+        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
+    ) -> tuple[float, int, int]:
+        """Exchange one mini-batch; return the loss and the bytes up and down. Raises as `SplitStep` does."""
+        assert stream is not None
+        with torch.no_grad():
+            _, _, packed = self._step.smashed(images, labels, key, place)
+        reply = stream.exchange(packed.buffer)
+        return self._read(self._step.cut, reply), packed.total, len(reply)
+
+    def _read(self, cut: Cut, reply: bytes) -> float:
+        return cut.unpack_taken(reply)
+
+
+class StoredStep(FrozenStep):
+    """One exchange for what the server keeps, to train on later: there is no loss yet, and 0 is told."""
+
+    def _read(self, cut: Cut, reply: bytes) -> float:
+        cut.unpack_stored(reply)
+        return 0.0
+
+
 class PrivateStep(SplitStep):
     """Two exchanges: smashed data go up, the activations at the second cut come down; through the tail and the loss,
     which stay here with the labels, their gradient goes up, and the one at the first cut comes down."""
@@ -84,7 +113,7 @@ class PrivateStep(SplitStep):
     ) -> tuple[float, int, int]:
         """Exchange one mini-batch; return the loss and the bytes up and down. Raises as `SplitStep` does."""
         assert stream is not None
-        smashed, targets, packed = self._smashed(images, labels, key, place)
+        smashed, targets, packed = self.smashed(images, labels, key, place)
         down = stream.exchange(packed.buffer)
         features = self.cut.unpack_features(down, len(targets)).requires_grad_()
         with keyed_rng(key.at("tail"), self.device, self.draws), autocast(self.precision, self.device):
@@ -99,7 +128,7 @@ class PrivateStep(SplitStep):
 
 
 def step_of(federation: Federation) -> type[WholeStep] | type[SplitStep]:
-    """Return what a client does with a mini-batch."""
+    """Return what a client does with a mini-batch to learn from it."""
     if not federation.splits:
         return WholeStep
     return PrivateStep if federation.private else SplitStep

@@ -1,42 +1,87 @@
 """The client's end of the control plane: weights that it takes and weights that it returns, whole or as differences."""
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from splitfed.clients.state import ClientState
 from splitfed.errors import Lacking, RunError, WireError
+from splitfed.federation.phases import Phase
 from splitfed.seeds import Key
+from splitfed.split.initial import Initial
 from splitfed.split.weight_differences import Base, Weights, base_of, fits, restored, send
 from splitfed.split.weights import WeightWire
 from splitfed.wire.frame import Packed
+from splitfed.wire.messages import Weights as Sent
+
+
+@dataclass(frozen=True, slots=True)
+class Wires:
+    """What weights cross by at a client: each round, and `once` what is never trained; and the `initial` weights, where
+    the client has loaded them itself."""
+
+    each_round: WeightWire
+    once: WeightWire
+    initial: Initial | None = None
 
 
 class RoundWeights:
-    """One client's weights in one round: `down` first, then `up`. `once` is the wire of what is never trained;
-    `trained` is the last round before in which the server took this client's weights."""
+    """One client's weights in one round, which is in this phase: `down` first, then `up`. `trained` is the last round
+    before in which the server took this client's weights."""
 
     def __init__(
-        self, wire: WeightWire, once: WeightWire, state: ClientState, round: int, client: int,
-        trained: int | None = None,
+        self, wires: Wires, state: ClientState, round: int, client: int, phase: Phase, trained: int | None = None
     ) -> None:  # fmt: skip
-        self._wire, self._once, self._state, self._round, self._client = wire, once, state, round, client
+        self._wire, self._once, self._initial = wires.each_round, wires.once, wires.initial
+        self._state, self._round, self._client, self._phase = state, round, client, phase
         self._trained = trained
         self._known: Weights = {}
         self._missing: Weights = {}  # what its weights lacked that it returned last
 
-    def down(self, buffer: bytes, once: bytes = b"") -> tuple[Weights, Weights]:
-        """Return the weights that a frame of the server's stands for, and those that are never trained: from a frame
-        that comes once, and then from where they are kept. Raises WireError for what is no such frame, and Lacking
-        where it builds on weights that this client has not."""
-        frozen = self.frozen(once)
-        weights, frame = self._wire.unpack(buffer)
-        same_round(frame.round, self._round)
-        if (base := base_of(frame)) is not None:
-            weights = restored(self._base(base), weights)
-        self._known = weights
+    def down(self, sent: Sent) -> tuple[Weights, Weights]:
+        """Return the weights that a message of the server's stands for, and those that are never trained: from a frame
+        that comes once, and then from where they are kept. In a frozen phase the former are kept too. Raises WireError
+        for what is no such message, and Lacking where it builds on weights that this client has not."""
+        frozen = self.frozen(sent.once)
+        self._known = weights = self._told(sent)
+        if self._phase.frozen:
+            if sent.weights or sent.loaded:
+                self._state.save_settled(self._phase.first, weights)
+            return weights, frozen
         # Asked for before the client trains: where it is gone, the server can be told.
         if self._wire.delta and self._wire.lossy:
             self._missing = self._state.residual(self._round, self._trained)
         return weights, frozen
+
+    def to_evaluate(self, sent: Sent) -> tuple[Weights, Weights]:
+        """Return the weights to be evaluated, and those that are never trained; nothing is kept. Raises as `down`
+        does."""
+        return self._told(sent, whole=True), self.frozen(sent.once)
+
+    def _told(self, sent: Sent, whole: bool = False) -> Weights:
+        if sent.loaded:
+            if self._initial is None:
+                raise WireError("the message is about weights that this client was not to load")
+            self._initial.check(sent.loaded)
+            if not sent.weights:
+                return self._initial.weights
+        elif not sent.weights:
+            return self._settled()
+        weights, frame = self._wire.unpack(sent.weights)
+        same_round(frame.round, self._round)
+        if (base := base_of(frame)) is None:
+            return weights
+        if whole:
+            raise WireError("the message to evaluate has differences, not weights")
+        return restored(self._base(base), weights)
+
+    def _settled(self) -> Weights:
+        if not self._phase.frozen:
+            raise WireError("the message has no weights, in a round in which they change")
+        kept = self._state.settled(self._phase.first)
+        if kept is None or not fits(self._wire, kept):
+            raise Lacking(f"the weights of the phase that began in round {self._phase.first} are not here")
+        return kept
 
     def up(self, weights: dict[str, Tensor], key: Key) -> Packed:
         """Return the frame of these weights, and keep what the next round needs."""
@@ -65,6 +110,10 @@ class RoundWeights:
         return kept
 
     def _base(self, round: int) -> Weights:
+        if round == 0:
+            if self._initial is None:
+                raise WireError("the message builds on weights that this client was not to load")
+            return self._initial.weights
         known = self._state.known(round)
         if known is None or not fits(self._wire, known):
             raise Lacking(f"the weights of round {round}, from which this round's are measured, are not here")

@@ -4,24 +4,29 @@ The loop is a client's round; `splitfed.clients.steps` has what becomes of a min
 the worker; what must outlive a round is in `ClientState`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from splitfed.clients.connect import Reach, connect
 from splitfed.clients.images import Holding, hold
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
-from splitfed.clients.steps import Anchor, step_of
+from splitfed.clients.steps import Anchor, FrozenStep, SplitStep, StoredStep, WholeStep, step_of
+from splitfed.clients.weights import Wires
 from splitfed.compression.reducers.trained.layers import DECODER
-from splitfed.data.batches import batches
+from splitfed.data.augment import variants_of
+from splitfed.data.batches import Batch, batches, count_batches
 from splitfed.errors import RunError
 from splitfed.model.build import pixel_stats
 from splitfed.model.optim import pick_device, read_optimiser, set_lr, write_optimiser
+from splitfed.model.optim_settings import SideConfig
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
@@ -29,6 +34,7 @@ from splitfed.split.autoencoder import Aligner
 from splitfed.split.client_part import ClientPart
 from splitfed.split.cut import Cut
 from splitfed.split.ending import pack_end, unpack_done
+from splitfed.split.initial import Initial
 from splitfed.split.weights import WeightWire
 from splitfed.wire.channel import Invitation, Stream
 from splitfed.wire.frame import Place
@@ -58,14 +64,18 @@ class Worker:
         self.holding = holding or hold(scenario, settings, told)
         classes = len(self.holding.classes)
         self.device = pick_device(settings.device or scenario.training.client.device)
-        # Weights come from the server, so none are loaded here.
-        parts = assemble(scenario, classes, pretrained=False).to(self.device)
+        # Weights come from the server, so none are loaded here unless that is asked for.
+        loads = scenario.compression.front_weights.initial == "load"
+        parts = assemble(settings.with_weights(scenario) if loads else scenario, classes, pretrained=loads or False)
+        parts = parts.to(self.device)
         self.part = ClientPart.of(scenario, parts).train()
         self.front, self.decoder = self.part.front, parts.back.decoder
         self.geometry = self.front.geometry(scenario.training.batch_size, classes)
         self.cut = Cut.of(scenario, self.geometry, self.device)
-        self.wire = WeightWire.of(self.part, scenario.compression)
-        self.once = WeightWire(self.part.frozen(), scenario.compression)
+        initial = Initial.of(self.part) if loads else None
+        once = {} if loads else self.part.frozen()
+        each_round = WeightWire.of(self.part, scenario.compression)
+        self.wires = Wires(each_round, WeightWire(once, scenario.compression), initial)
         self.fitting = scenario.compression.reducer.alignment()
         self.alignment_wires = WeightWire.of_alignment(self.front, self.decoder, scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)
@@ -74,49 +84,76 @@ class Worker:
     def train(
         self, client: int, round: int, weights: dict[str, Tensor], invitation: Invitation, reach: Reach, states: Path,
         proximal: float = 0.0, vanishes_after: int | None = None, trained: int | None = None,
+        stored: int | None = None,
     ) -> Trained | None:  # fmt: skip
         """Train what a client holds for a round, mini-batch by mini-batch, against the split server that invites it;
         alone where that is the whole model.
 
         `proximal` is FedProx's mu (arXiv 1812.06127, section 3.2): mu/2 times the squared distance of what it holds to
         the round's first joins the loss that is minimised, not the one that is reported. In a simulation the client may
-        have to vanish after so many mini-batches: it leaves without a word, keeps nothing, and None is returned.
+        have to vanish after so many mini-batches: it leaves without a word, keeps nothing, and None is returned. Where
+        the server keeps what it sends, so many mini-batches are `stored` already, and the others are sent.
 
         Raises WireError where the server's replies are not what was asked for, Diverged for numbers that are not finite
         any more, CodecError for what else cannot be sent, and Lacking where what it kept of the round in which it was
         last `trained` is gone.
         """
-        training, federation = self.scenario.training, self.scenario.federation
         self.load(weights, states, client)
-        optimiser = training.client.optimiser_for(self.part)
-        keep = self.state(states, client) if training.client_state == "keep" else None
-        if keep:
-            write_optimiser(optimiser, keep.before(round, optimiser, trained))
-        set_lr(optimiser, training.client.lr(round, federation.rounds))
+        frozen = self.scenario.phase(round).frozen
+        learner = None if frozen else self._learner(client, round, states, proximal, trained)
+        step = self._step(frozen, stored)
+        self.part.train(not frozen)
         rows = self.holding.rows(client)
-        losses, step, up, down = 0.0, 0, 0, 0
-        anchor = Anchor(self.part, proximal)
+        losses, number, up, down = 0.0, 0, 0, 0
         with self.stream(invitation, client, round, reach) as stream:
-            all_batches = batches(
-                self.holding.images, rows, training.batch_size, self.key.at("batches", round, client),
-                augment=self.scenario.data.augment, workers=self.scenario.data.workers, mean=self.mean, std=self.std,
-                steps=federation.local_steps, epochs=federation.local_epochs,
-            )  # fmt: skip
-            for batch in islice(all_batches, vanishes_after):
-                step += 1
+            for batch in islice(self._batches(client, round, rows, stored), vanishes_after):
+                number += 1
                 images, labels = batch.images.to(self.device), batch.labels.to(self.device)
-                key = self.key.at("step", round, client, step)
-                loss, sent, received = self.step(stream, images, labels, key, Place(round, client, step))
-                anchor.pull()
-                training.client.step(optimiser, self.part)
+                key = self.key.at("step", round, client, number)
+                loss, sent, received = step(stream, images, labels, key, Place(round, client, number))
+                if learner:
+                    learner.update()
                 losses, up, down = losses + loss, up + sent, down + received
             if vanishes_after is not None:
                 return None
             if stream is not None:
-                end(stream, Place(round, client, step + 1), up, down)
+                end(stream, Place(round, client, number + 1), up, down)
+        if learner:
+            learner.keep(round)
+        return Trained(self.part.travelling(), losses / max(1, number), number, len(rows))
+
+    def _step(self, frozen: bool, stored: int | None) -> WholeStep | SplitStep | FrozenStep:
+        if not frozen:
+            return self.step
+        assert isinstance(self.step, SplitStep)
+        return FrozenStep(self.step) if stored is None else StoredStep(self.step)
+
+    def _batches(self, client: int, round: int, rows: Tensor, stored: int | None) -> Iterator[Batch]:
+        """Give the mini-batches of a client's round; those after the first `stored` of all its images in all their
+        variants, in an order that is the same in all rounds."""
+        data, training, federation = self.scenario.data, self.scenario.training, self.scenario.federation
+        load = partial(
+            batches, self.holding.images, rows, training.batch_size, augment=data.augment, workers=data.workers,
+            variants=variants_of(data, self.key), mean=self.mean, std=self.std,
+        )  # fmt: skip
+        if stored is None:
+            key = self.key.at("batches", round, client)
+            yield from load(key, steps=federation.local_steps, epochs=federation.local_epochs)
+            return
+        each = count_batches(len(rows), training.batch_size, None, 1)
+        for variant in range(data.variants or 1):
+            key, first = self.key.at("stored", client, variant), max(0, stored - variant * each)
+            if first < each:
+                yield from load(key, epochs=1, start=first, variant=variant if data.variants else None)
+
+    def _learner(self, client: int, round: int, states: Path, proximal: float, trained: int | None) -> "_Learner":
+        training, rounds = self.scenario.training, self.scenario.federation.rounds
+        keep = self.state(states, client) if training.client_state == "keep" else None
+        optimiser = training.client.optimiser_for(self.part)
         if keep:
-            keep.save(round, read_optimiser(optimiser))
-        return Trained(self.part.travelling(), losses / max(1, step), step, len(rows))
+            write_optimiser(optimiser, keep.before(round, optimiser, trained))
+        set_lr(optimiser, training.client.lr(round, rounds))
+        return _Learner(self.part, training.client, optimiser, Anchor(self.part, proximal), keep)
 
     def state(self, states: Path, client: int) -> ClientState:
         """Return what a client keeps between rounds."""
@@ -149,7 +186,8 @@ class Worker:
         aligner.fit(
             batches(
                 self.holding.images, rows, training.batch_size, self.key.at("align", client),
-                augment=self.scenario.data.augment, workers=self.scenario.data.workers, mean=self.mean, std=self.std,
+                augment=self.scenario.data.augment, variants=variants_of(self.scenario.data, self.key),
+                workers=self.scenario.data.workers, mean=self.mean, std=self.std,
                 epochs=self.fitting.epochs,
             )
         )  # fmt: skip
@@ -161,6 +199,27 @@ class Worker:
             self.front.encoder.load_state_dict(encoder)
         except RuntimeError:
             raise RunError("the encoder that this client has kept is that of another model: start a new run") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Learner:
+    """What a client's part learns by in a round: its optimiser, and where that is kept from round to round."""
+
+    part: ClientPart
+    side: SideConfig
+    optimiser: torch.optim.Optimizer
+    anchor: Anchor
+    kept_in: ClientState | None
+
+    def update(self) -> None:
+        """Apply the gradients of a mini-batch."""
+        self.anchor.pull()
+        self.side.step(self.optimiser, self.part)
+
+    def keep(self, round: int) -> None:
+        """Keep the optimiser that a round has left, where that is wanted."""
+        if self.kept_in:
+            self.kept_in.save(round, read_optimiser(self.optimiser))
 
 
 def end(stream: Stream, place: Place, up: int, down: int) -> None:

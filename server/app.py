@@ -17,6 +17,9 @@ from splitfed.run.recovery import recover
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Remote
 from splitfed.seeds import Key
+from splitfed.server.back.memory.alter import Alter
+from splitfed.server.back.memory.memory import Memory
+from splitfed.server.back.memory.store import Store
 from splitfed.server.back.pools import POOLS, BackPool, Trainer
 from splitfed.server.back.server import SplitServer
 from splitfed.server.back.whole_model import Unheard, Unsplit
@@ -87,8 +90,10 @@ def main(grid: Grid, context: Context) -> None:
         dispatch = Dispatch(mail, roster.meanwhile, says=lent.waits)
         attendance = Attendance(scenario, folder)
         align = AlignPhase(scenario, dispatch, model, refusals)
+        memory = _memory(scenario, model, split, folder, claims)
         train = TrainPhase(
-            scenario, dispatch, split, listener, exchanges[MessageType.TRAIN], strategy, claims, refusals
+            scenario, dispatch, split, listener, exchanges[MessageType.TRAIN], strategy, claims, refusals,
+            memory.store if memory else None,
         )  # fmt: skip
         evaluate = EvaluatePhase(
             scenario, dispatch, split, listener, exchanges[MessageType.EVALUATE], roster, attendance, align,
@@ -98,18 +103,19 @@ def main(grid: Grid, context: Context) -> None:
             model=model, strategy=strategy, weights=exchanges[MessageType.TRAIN], roster=roster, alignment=align,
             training=train, refusals=refusals, yardstick=yardstick,
         )  # fmt: skip
+        if memory:
+            checkpoints.register(memory=memory)
         if recovered.checkpoint:
             checkpoints.restore(recovered.checkpoint)
         records = RunRecords(scenario, folder, recovered, checkpoints, observer, yardstick, data.notes)
-        phases = Phases(align, train, evaluate, progress)
+        phases = Phases(align, train, evaluate, progress, memory)
         Rounds(scenario, model, wire_grid, roster, attendance, phases, records, lent, claims).run()
 
 
 def _exchanges(scenario: Scenario, model: Model, key: Key) -> dict[str, WeightExchange]:
     """Return how the weights in messages of each type cross."""
     compression = scenario.compression
-    clip = scenario.federation.clip.front_weights
-    each_round, evaluation = exchanges_of(model.client_part, compression, key, clip)
+    each_round, evaluation = exchanges_of(scenario, model.client_part, key)
     exchanges = {MessageType.TRAIN: each_round, MessageType.EVALUATE: evaluation}
     if compression.reducer.alignment():
         exchanges[ALIGN] = WholeWeights(*WeightWire.of_alignment(model.front, model.back.decoder, compression))
@@ -134,6 +140,18 @@ def _split_server(
         evaluation_cut=EvaluationCut(cut, model.front.encoder) if scenario.evaluation.held_out else None,
         clip=scenario.federation.clip,
     )  # fmt: skip
+
+
+def _memory(
+    scenario: Scenario, model: Model, split: SplitServer | Unsplit, folder: Path, claims: Claims
+) -> Memory | None:  # fmt: skip
+    if (settings := scenario.memory) is None:
+        return None
+    assert isinstance(split, SplitServer)
+    cut = Cut.of(scenario, model.geometry, model.device)
+    store = Store(folder / "memory", cut, settings.disk, settings.store == "coded", scenario.checkpoints.keep)
+    alter = Alter(settings, model.geometry.prefix, model.geometry.classes)
+    return Memory(scenario, settings, store, split, cut.reducer, alter, lambda images: claims.to_store(images).steps)
 
 
 def _listener(scenario: Scenario, split: SplitServer, run: str, attempt: int, lent: Runtime) -> Listener:

@@ -19,6 +19,9 @@ from splitfed.scenario import Scenario
 from splitfed.scenario.budget import Counted
 from splitfed.server.cohort.yardstick import Yardstick
 
+# What a round changes that may be dropped whole.
+_TRAINED = ("model", "optimiser", "strategy", "alignment", "weights", "training", "memory")
+
 
 class RunRecords:
     """The files of a run folder as the rounds write them: ledger, metrics, clients' scores, checkpoints, summary.
@@ -110,7 +113,9 @@ class RunRecords:
 
     def rewind(self) -> None:
         """Bring back what the open round has changed of what is trained, as the last finished round left it."""
-        self._checkpoints.rewind(self.finished, "model", "optimiser", "strategy", "alignment", "weights", "training")
+        self._checkpoints.rewind(
+            self.finished, "model", "optimiser", "strategy", "alignment", "weights", "training", "memory"
+        )
 
     def drop_round(self) -> None:
         """Move what the open round has sent to the waste."""

@@ -15,9 +15,10 @@ from splitfed.compression.expect import MOST_NUMBER, most_weight
 from splitfed.engines.runtime import Runtime
 from splitfed.errors import Diverged, RunError
 from splitfed.run.client_scores import Score, Standing
-from splitfed.run.metrics import Metrics
+from splitfed.run.metrics import RECALL, Metrics
 from splitfed.scenario import Scenario
 from splitfed.scenario.budget import Basis
+from splitfed.server.back.memory.memory import Memory
 from splitfed.server.cohort.align import AlignPhase
 from splitfed.server.cohort.attendance import Attendance, RoundPlan
 from splitfed.server.cohort.claims import Claims
@@ -28,6 +29,7 @@ from splitfed.server.model import Model
 from splitfed.server.records import RunRecords, StepProgress
 from splitfed.server.weights.grid import WireGrid
 from splitfed.split.bounds import check_number, out_of_bounds
+from splitfed.wire.messages import DONE
 
 log = getLogger("splitfed")
 
@@ -36,24 +38,28 @@ _LONGEST_PAUSE = 60.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """What clients are asked for in a round, one after another; `progress` hears of each mini-batch."""
+    """What clients are asked for in a round, one after another; `progress` hears of each mini-batch. `memory` is where
+    the last phase has one."""
 
     align: AlignPhase
     train: TrainPhase
     evaluate: EvaluatePhase
     progress: StepProgress
+    memory: Memory | None = None
 
 
 @dataclass(slots=True)
 class Outcome:
     """What a round came to: how many clients were drawn, its simulated seconds, how many of them were taken, on how
-    many images, and their mean loss; loss and accuracy on the validation images; what clients found that were asked."""
+    many images, and their mean loss; its phase; loss and accuracy on the validation images; what clients found that
+    were asked."""
 
     drawn: int
     seconds: float
     taken: int = 0
     seen: int = 0
     loss: float | None = None
+    phase: str = "gradient"
     validated: tuple[float | None, float | None] = (None, None)
     scores: list[Score] = field(default_factory=list)
     asked: bool = False
@@ -71,6 +77,8 @@ class Rounds:
         self.roster, self.attendance, self.phases, self.records = roster, attendance, phases, records
         self._pause = 1.0  # seconds, until a round that nobody finished starts again
         self.claims = claims
+        self._passing = 0  # the last round that was a pass over memory
+        self._dismissed = False  # whether clients were told that they may leave
         self._failed: dict[int, str] = {}  # who failed since a client last finished a round, and why
         self._dropped: Diverged | None = None  # why the last round was dropped, if it was
         # How it began: what a strategy of the user's own has infinite is its own affair.
@@ -103,13 +111,27 @@ class Rounds:
 
     def _goes_on(self, round: int) -> bool:
         """Decide whether another round starts after this one, by what it and those before it have sent."""
-        limit, sent = self._limit(), self.records.sent(self.scenario.budget.of)
-        return round < self.scenario.federation.rounds and (limit is None or sent < limit)
+        if round >= self.scenario.federation.rounds or self._recalled(round):
+            return False
+        memory = self.phases.memory if self.scenario.remembers(round + 1) else None
+        return not self._spent() or (memory is not None and memory.store.samples > 0)  # a pass sends nothing
+
+    def _spent(self) -> bool:
+        limit = self._limit()
+        return limit is not None and self.records.sent(self.scenario.budget.of) >= limit
+
+    def _recalled(self, round: int) -> bool:
+        """Tell whether the passes over memory that were asked for are done, with this round where it is one."""
+        if self.scenario.memory is None or self.scenario.memory.passes is None:
+            return False
+        passes = sum(row.phase == RECALL for row, _ in self.records.history)
+        return passes + (self._passing == round > self.records.finished) >= self.scenario.memory.passes
 
     def _prepare(self) -> None:
         """Learn who is there; a new run then writes the checkpoint that round 1 starts from."""
         self.grid.begin(0)
-        self.roster.gather(self.lent.enough or self.scenario.federation.clients)
+        if not self._needs_nobody():
+            self.roster.gather(self.lent.enough or self.scenario.federation.clients)
         self.records.start_clock()
         if self.records.finished >= 0:
             self.records.drop_round()  # round 0 was counted by the attempt that wrote the checkpoint
@@ -117,13 +139,38 @@ class Rounds:
         self.records.ledger.commit()
         self.records.checkpoint(0)
 
-    def _drawn(self, round: int) -> Cohort:
-        """Sample the round's clients among those who are there, in the order in which they train."""
+    def _needs_nobody(self) -> bool:
+        """Tell whether all clients of a deployment have sent what memory takes, so that rounds go on without them."""
+        memory, known = self.phases.memory, self.roster.known()
+        if memory is None or memory.settings.keep != "all" or not self.lent.waits:
+            return False
+        remembers = self.scenario.remembers(self.records.finished + 1) and not self.scenario.evaluation.held_out
+        return remembers and len(known) == self.scenario.federation.clients and not memory.missing(known)
+
+    def _asked(self, round: int) -> set[int]:
+        """Return the clients who are there, or, where memory is filled, who of them has something left to send; nobody
+        in a round that is a pass over it."""
+        memory = self.phases.memory if self.scenario.remembers(round) else None
+        if memory is None:
+            return self._there(round)
+        if self._needs_nobody() or (memory.store.samples and self._spent()):
+            return set()
         there = self.roster.online()
-        if not there:
+        memory.forget_all_but(self.attendance.present(round, there), round)
+        asked = memory.asked({client: self.roster.examples[client] for client in there})
+        if self.attendance.present(round, asked) or memory.store.samples:
+            return asked
+        return memory.asked({client: self.roster.examples[client] for client in self._there(round)})
+
+    def _there(self, round: int) -> set[int]:
+        if not (there := self.roster.online()):
             log.warning("round %d waits: no client is there", round)
             self.roster.gather(1)
             there = self.roster.online()
+        return there
+
+    def _drawn(self, round: int, there: set[int]) -> Cohort:
+        """Sample the round's clients among those, in the order in which they train."""
         clients = self.attendance.sample(round, there)
         # Some may leave before they are messaged: their nodes are kept here.
         examples = {client: self.roster.examples[client] for client in clients}
@@ -131,36 +178,64 @@ class Rounds:
 
     def _round(self, round: int) -> None:
         self.grid.begin(round)
-        drawn = self._drawn(round)
+        asked = self._asked(round)
+        memory = self.phases.memory if self.scenario.remembers(round) else None
+        if memory is not None and not self.attendance.present(round, asked) and memory.store.samples:
+            self._recall(round, memory)
+            return
+        drawn = self._drawn(round, asked)
         unfit = self.phases.align.run(round, drawn)
-        plan = self.attendance.plan(round, {c: number for c, number in drawn.examples.items() if c not in unfit})
+        planned = self.phases.train.planned
+        steps = {c: planned(round, c, number).steps for c, number in drawn.examples.items() if c not in unfit}
+        plan = self.attendance.plan(round, steps)
         cohort = drawn.only(plan.vanish)
         before = self.model.arrays()
         replies = self._train(round, cohort, before, plan) if cohort.examples else unfit
         taken = list(trained(replies))
         self._failed = {} if taken else self._failed | failures(replies)
         refused = absurd(round, replies) | (self.phases.train.refused if cohort.examples else {})
-        outcome = Outcome(len(drawn.examples), plan.seconds)
+        outcome = Outcome(len(drawn.examples), plan.seconds, phase=self.scenario.phase(round).settings.kind)
         if refused and replies.keys() <= refused.keys():
             self._drop(round, refused[min(refused)], outcome)
             return
-        if not taken and self._starts_again(round, replies):
+        sent = memory is not None and memory.store.growing
+        if not taken and not sent and self._starts_again(round, replies):
             return
         self._pause = 1.0
         self.phases.train.close(round, taken)
+        if memory is not None:
+            memory.close(drawn.examples)
         if taken:
             outcome.taken, outcome.seen = len(taken), sum(cohort.weights[client] for client in taken)
         try:
-            if taken:
+            if taken and memory is None:
                 arrays, outcome.loss = self.phases.train.aggregate(round, cohort, replies, before)
                 if arrays is not None:
                     self.model.load_part({name: torch.from_numpy(a.numpy()).float() for name, a in arrays.items()})
             self._examine(round, outcome)
         except Diverged as error:
-            self._drop(round, error, Outcome(len(drawn.examples), plan.seconds))
+            self._drop(round, error, Outcome(len(drawn.examples), plan.seconds, phase=outcome.phase))
             return
         if taken:
             self._dropped = None
+        self._close(round, outcome)
+
+    def _recall(self, round: int, memory: Memory) -> None:
+        """Have a round that is a pass over memory: no client is asked, and none is waited for."""
+        self._passing = round
+        if not self._dismissed and self._needs_nobody():
+            self.roster.goodbye(DONE)
+            self._dismissed = True
+        self.phases.progress.begin(memory.steps())
+        outcome = Outcome(0, 0.0, phase=RECALL)
+        try:
+            found = memory.recall(round, self._lr(round)[1], lambda: self.phases.progress.step(round, -1))
+            outcome.seen, outcome.loss = found.samples, found.loss
+            self._examine(round, outcome)
+        except Diverged as error:
+            self._drop(round, error, Outcome(0, 0.0, phase=RECALL))
+            return
+        self._dropped = None
         self._close(round, outcome)
 
     def _train(self, round: int, cohort: Cohort, before: ArrayRecord, plan: RoundPlan) -> Replies:
@@ -194,7 +269,7 @@ class Rounds:
         """Have the model as it was before a round with whose outcome no training goes on; the round counts, with nobody
         taken. Raises the Diverged of the first where two in a row are dropped, or the last round is and none before it
         was taken."""
-        if self._dropped or not (self._goes_on(round) or any(row.clients for row, _ in self.records.history)):
+        if self._dropped or not (self._goes_on(round) or any(row.examples for row, _ in self.records.history)):
             raise self._dropped or error
         log.warning("round %d is dropped, the model stays as it was before: %s", round, error)
         self._dropped = error
@@ -212,7 +287,8 @@ class Rounds:
                 round, outcome.loss, *outcome.validated,
                 finished.cut.sent, finished.total.sent, self.records.seconds, finished.cut.raw, finished.total.raw,
                 outcome.seen, outcome.taken, *self._lr(round), lost=outcome.drawn - outcome.taken,
-                simulated_seconds=simulated, **(asdict(standing) if standing else {}),
+                simulated_seconds=simulated, phase=outcome.phase,
+                **(asdict(standing) if standing else {}),
             ), outcome.scores, asked=outcome.asked,
         )  # fmt: skip
 
@@ -251,3 +327,5 @@ class Rounds:
             self.records.ledger.commit()  # to the last round
             self.records.ledger.forget_open()
         self.records.finish(*self.model.test())
+        if self.phases.memory is not None:
+            self.phases.memory.store.delete()

@@ -26,7 +26,17 @@ from splitfed.engines.deployment.proof import make_secret
 from splitfed.engines.deployment.tls import ClientFiles, read_client
 from splitfed.errors import RunError
 from splitfed.files import expanded
-from splitfed.wire.messages import ALIGN, GOODBYE, REFUSED, EvaluateMetrics, Identity, Order, Refusal, TrainMetrics
+from splitfed.wire.messages import (
+    ALIGN,
+    DONE,
+    GOODBYE,
+    REFUSED,
+    EvaluateMetrics,
+    Identity,
+    Order,
+    Refusal,
+    TrainMetrics,
+)
 from splitfed.wire.records import shown
 
 if TYPE_CHECKING:
@@ -45,7 +55,7 @@ class Joining:
     """What a client machine decides for itself: its number, where its images are, what it trains on and writes to.
 
     With `own`, the images at `data` are this client's; otherwise it takes its share of the scenario's data set, which
-    lies at `data` if that is given.
+    lies at `data` if that is given. `weights` is the file that it loads, where the scenario has clients load theirs.
     """
 
     client: int
@@ -54,6 +64,7 @@ class Joining:
     device: str | None = None
     threads: int | None = None
     state: Path = Path("splitfed-client")
+    weights: Path | None = None
 
     def node_config(self, host: str, ca: Path | None) -> dict[str, Any]:
         """Return what the ClientApp reads as `Settings`."""
@@ -65,6 +76,7 @@ class Joining:
             "splitfed-states": self.state.resolve(),
             "splitfed-host": host,
             "splitfed-ca": ca,
+            "splitfed-weights": self.weights,
         }
         kept = {key: value for key, value in settings.items() if value is not None}
         texts = {key: value if isinstance(value, int) else str(value) for key, value in kept.items()}
@@ -75,6 +87,7 @@ def join(
     server: str, *, tls: Path | None = None, insecure: bool = False, client: int | None = None,
     partition: int | None = None, data: Path | None = None, device: str | None = None, threads: int | None = None,
     state: Path = Path("splitfed-client"), stay: bool = False, say: Callable[[str], None] = print,
+    weights: Path | None = None,
 ) -> None:  # fmt: skip
     """Train for the server at `server` (host or host:port) until its run is over; with `stay`, for the next one too.
 
@@ -101,7 +114,9 @@ def join(
         )
     if data is not None and not (data := expanded(data)).exists():
         raise RunError(f"--data {data}: there is no such file or folder")
-    joining = Joining(number, partition is None, data, device, threads, state)
+    if weights is not None and not (weights := expanded(weights)).is_file():
+        raise RunError(f"--weights {weights}: there is no such file")
+    joining = Joining(number, partition is None, data, device, threads, state, weights)
     _Client(host, port, files, joining, stay, say).run()
 
 
@@ -218,8 +233,9 @@ class _Client:
         elif event.message_type == REFUSED:
             # It is asked again: the server may take it later, for instance when it has missed its crashed forerunner.
             self.say(f"the server does not take this client for now: {Refusal.read(event.message.content).problem}")
-        elif event.message_type == GOODBYE:
-            self.say("the run is over")
+        elif event.message_type in (GOODBYE, DONE):
+            over = "the run is over" if event.message_type == GOODBYE else "done: the run goes on without this client"
+            self.say(over)
             self.problem = None
             if not self.stay:
                 self.over.set()

@@ -63,6 +63,7 @@ class Adc(Reducer):
     """
 
     needs_attention = True
+    separable = True
 
     def __init__(
         self, kept_samples: float, kept_tokens: float, iterations: int = 50, pooling: str = "attention",

@@ -94,6 +94,9 @@ class Reducer(ABC):
     the model."""
 
     needs_attention: bool = False
+    separable: bool = False
+    """Whether smashed samples of several mini-batches may be mixed and restored together: each by its own rows of
+    `smashed`, targets and side tensors, under the same meta. Where they may not, memory shuffles mini-batches whole."""
 
     def halves(self, geometry: Geometry, key: Key) -> "Halves | None":
         """Return the reducer's own layers, new and drawn from `key`; None where it has none."""

@@ -18,6 +18,8 @@ class _Everything(Plan):
 class NoReduction(Reducer):
     """The identity, a real object so that the path of a batch is the same with and without reduction."""
 
+    separable = True
+
     def plan(self, view: View, key: Key) -> Plan:
         """Keep everything."""
         return _Everything()

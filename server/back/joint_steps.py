@@ -5,12 +5,10 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Condition
 
-from torch import Tensor
-
 from splitfed.engines.compute_lock import aside
 from splitfed.errors import WireError
 from splitfed.seeds import Key
-from splitfed.server.back.passes import Passes
+from splitfed.server.back.passes import Passes, Trained
 from splitfed.server.back.pools import Trainer
 from splitfed.server.back.steps import Steps
 from splitfed.split.cut import Arrived
@@ -21,7 +19,7 @@ class _Waiting:
 
     def __init__(self, batch: Arrived, key: Key) -> None:
         self.batch, self.key = batch, key
-        self.outcome: tuple[Tensor, float] | BaseException | None = None
+        self.outcome: Trained | BaseException | None = None
 
 
 class JointSteps(Steps):
@@ -68,7 +66,7 @@ class JointSteps(Steps):
                 self._missed.add(client)
                 self._changed.notify_all()
 
-    def step(self, trainer: Trainer, batch: Arrived, key: Key) -> tuple[Tensor, float]:
+    def step(self, trainer: Trainer, batch: Arrived, key: Key) -> Trained:
         """Wait for the others, and train the joint step with them."""
         mine, client = _Waiting(batch, key), batch.frame.client
         with self._changed:
@@ -116,7 +114,7 @@ class JointSteps(Steps):
 
     def _train(self, trainer: Trainer, together: dict[int, _Waiting]) -> None:
         """Train a step and leave each of its clients its outcome, or the error that ended it."""
-        outcomes: Sequence[tuple[Tensor, float] | BaseException]
+        outcomes: Sequence[Trained | BaseException]
         try:
             batches, first = [waiting.batch for waiting in together.values()], min(together)
             step = self._thread.submit(self._passes.train, trainer, batches, together[first].key)

@@ -1,7 +1,7 @@
 """The passes of a back: forward on what clients send, backward to the gradient that they get, and the update between
 two mini-batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,8 +16,11 @@ from splitfed.server.back.turns import Turns
 from splitfed.split.bounds import check_bounds, check_number, shortened
 from splitfed.split.cut import Arrived, Cut
 
-# The gradient of what was sent, and the loss; or why there is none.
-Outcome = tuple[Tensor, float] | Diverged
+# Changes inputs of the back and their targets, by a key.
+Alter = Callable[[Tensor, Tensor, Key], tuple[Tensor, Tensor]]
+# The gradient of what was sent, None where none was asked for, and the loss; or why there is neither.
+Trained = tuple[Tensor | None, float]
+Outcome = Trained | Diverged
 
 
 class Passes:
@@ -37,18 +40,20 @@ class Passes:
         self._train_turns = Turns(1 if shared or draws else at_once)
         self._evaluate_turns = Turns(at_once)
 
-    def train(self, trainer: Trainer, batches: Sequence[Arrived], key: Key) -> list[Outcome]:
+    def train(
+        self, trainer: Trainer, batches: Sequence[Arrived], key: Key, alter: Alter | None = None
+    ) -> list[Outcome]:  # fmt: skip
         """Update a back once, on one mini-batch or on several together, and return for each of them the gradient of its
-        own mean loss with respect to what was sent, and that loss.
+        own mean loss with respect to what was sent, if it is to be answered with that, and that loss.
 
         What is minimised is the mean loss of all images: sum_i (n_i / N) CE_i, with n_i the images of mini-batch i and
         N those of all. The gradient of its own loss is that of this sum times N / n_i. The outcome of a mini-batch
         whose loss or gradient is not finite, or absurd, is a Diverged: it teaches the back nothing, and the others are
-        trained as if it had not come.
+        trained as if it had not come. `alter` changes what the back sees of a mini-batch that comes alone.
         """
         with self._train_turns:
             try:
-                return list(self._update(trainer, batches, key))
+                return list(self._update(trainer, batches, key, alter))
             except Diverged as error:
                 if len(batches) == 1:
                     return [error]
@@ -61,25 +66,32 @@ class Passes:
                 return [spoilt.get(place, error) for place in range(len(batches))]
             return [spoilt.get(place) or next(trained) for place in range(len(batches))]
 
-    def _update(self, trainer: Trainer, batches: Sequence[Arrived], key: Key) -> list[tuple[Tensor, float]]:
+    def _update(
+        self, trainer: Trainer, batches: Sequence[Arrived], key: Key, alter: Alter | None = None
+    ) -> list[Trained]:  # fmt: skip
         """Update a back on all of these mini-batches, or raise Diverged and leave it as it was."""
-        examples = [batch.examples for batch in batches]
-        losses = self._accumulate(trainer, batches, key)
+        everyone = sum(batch.examples for batch in batches)
+        losses = self._accumulate(trainer, batches, key, alter)
         trainer.update()
         gradients = [
-            _gradient(batch) if len(batches) == 1 else _gradient(batch) * (sum(examples) / batch.examples)
+            None if not batch.answered
+            else _gradient(batch) if len(batches) == 1
+            else _gradient(batch) * (everyone / batch.examples)
             for batch in batches
-        ]
+        ]  # fmt: skip
         return list(zip(gradients, losses, strict=True))
 
-    def _accumulate(self, trainer: Trainer, batches: Sequence[Arrived], key: Key) -> list[float]:
+    def _accumulate(
+        self, trainer: Trainer, batches: Sequence[Arrived], key: Key, alter: Alter | None = None
+    ) -> list[float]:  # fmt: skip
         """Leave the back the gradient of these mini-batches, and return their losses; or raise Diverged and leave it
         none."""
         with self._forward(key):
-            logits = _through(trainer.back, [self._restored(trainer, batch) for batch in batches])
-            losses = [
-                nn.functional.cross_entropy(found, batch.targets) for found, batch in zip(logits, batches, strict=True)
-            ]
+            inputs, targets = [self._restored(trainer, batch) for batch in batches], [one.targets for one in batches]
+            if alter is not None:
+                inputs[0], targets[0] = alter(inputs[0], targets[0], key.at("alter"))
+            logits = _through(trainer.back, inputs)
+            losses = [nn.functional.cross_entropy(found, meant) for found, meant in zip(logits, targets, strict=True)]
         told = [float(loss.detach()) for loss in losses]
         for loss, batch in zip(told, batches, strict=True):
             check_number("the loss", loss, batch.frame.place)  # before it becomes the back's, which all may share
@@ -129,7 +141,7 @@ class Passes:
     def _restored(self, trainer: Trainer, batch: Arrived) -> Tensor:
         """Turn what a client sent into the input of the back, differentiably."""
         batch.smashed.grad = None
-        smashed = shortened(batch.smashed.requires_grad_(), self._clip.smashed)
+        smashed = shortened(batch.smashed.requires_grad_(batch.answered), self._clip.smashed)
         return self._reducer.restore(smashed, batch.side, batch.frame.meta, trainer.back.get_submodule("decoder"))
 
 

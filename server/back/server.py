@@ -2,7 +2,7 @@
 trained."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
 
@@ -13,13 +13,15 @@ from splitfed.scenario.sections import Clip
 from splitfed.seeds import Key
 from splitfed.server.back.evaluation_session import EvaluationRound
 from splitfed.server.back.joint_steps import JointSteps
-from splitfed.server.back.passes import Passes
+from splitfed.server.back.memory.session import StoringSession
+from splitfed.server.back.memory.store import Store
+from splitfed.server.back.passes import Alter, Outcome, Passes
 from splitfed.server.back.pools import BackPool
 from splitfed.server.back.private_session import PrivateSession
 from splitfed.server.back.round_context import OnStep, RoundContext, nobody_hears
 from splitfed.server.back.session import ClientSession, SplitSession, away
 from splitfed.server.back.steps import SeparateSteps, Steps
-from splitfed.split.cut import Cut
+from splitfed.split.cut import Arrived, Cut
 from splitfed.split.evaluation import EvaluationCut
 
 
@@ -52,22 +54,29 @@ class SplitServer:
         self._examples: dict[int, int] = {}
         self._most: dict[int, int] = {}
         self._sessions: dict[int, SplitSession] = {}
+        self._store: Store | None = None
         self._lock = Lock()
 
-    def _context(self, round: int, key: Key) -> RoundContext:
+    def _context(self, round: int, key: Key, frozen: bool = False) -> RoundContext:
         return RoundContext(
-            round, self._cut, self._ledger, key, self._clock, self._steps, self._passes, self._on_step, self._reporting
-        )
+            round, self._cut, self._ledger, key, self._clock, self._steps, self._passes, self._on_step,
+            self._reporting, frozen,
+        )  # fmt: skip
 
     def start_round(
-        self, round: int, lr: float, examples: dict[int, int], most: Mapping[int, int] | None = None
+        self, round: int, lr: float, examples: dict[int, int], most: Mapping[int, int] | None = None,
+        frozen: bool = False, store: Store | None = None,
     ) -> None:  # fmt: skip
         """Accept the streams of these clients, who weigh so many examples, for this round only, and of each at `most`
-        so many mini-batches."""
+        so many mini-batches; no gradient goes back where their fronts are `frozen`. With a `store` they are kept there,
+        and nothing is learned yet."""
         with self._lock:
+            self._store = store
+            if store is not None:
+                store.open(round)
             self._most = dict(most or {})
             self._pool.open_round(lr, sorted(examples))
-            self._round = self._context(round, self._key.at(round))
+            self._round = self._context(round, self._key.at(round), frozen)
             self._examples, self._sessions = dict(examples), {}
             self._steps.begin(examples)
 
@@ -85,11 +94,16 @@ class SplitServer:
             if context is None or round != context.round or client not in self._examples:
                 raise WireError(f"client {client} has no part in round {round}, or not any more")
             if client not in self._sessions:
-                kind = PrivateSession if self._cut.private else SplitSession
-                self._sessions[client] = kind(context, client, self._pool.open(client), self._most.get(client))
+                self._sessions[client] = self._session(context, client)
             session = self._sessions[client]
             session.attach()
             return session
+
+    def _session(self, context: RoundContext, client: int) -> SplitSession:
+        trainer, most = self._pool.open(client), self._most.get(client)
+        if self._store is not None:
+            return StoringSession(context, client, trainer, most, self._store)
+        return (PrivateSession if self._cut.private else SplitSession)(context, client, trainer, most)
 
     def begun(self) -> set[int]:
         """Return the clients who have opened a stream, and are not settled."""
@@ -121,6 +135,8 @@ class SplitServer:
         self._steps.leave(client)  # it may wait for others: `shut` would wait with it
         if session:
             session.shut()
+            if self._store is not None and session.refused:
+                self._store.drop(client)  # who sends what no training goes on with, of that nothing is kept
         with self._lock:
             if session and taken and session.finished:
                 self._pool.commit(client, session.trainer, examples)
@@ -141,6 +157,18 @@ class SplitServer:
             self.settle(client, taken=False)
         with self._lock:
             self._pool.close_round()
+
+    def learn(
+        self, round: int, lr: float, batches: Iterable[Arrived], alter: Alter | None = None
+    ) -> Iterator[tuple[Arrived, Outcome]]:  # fmt: skip
+        """Train the back that all rounds have made on mini-batches that no client waits for, each by itself, and yield
+        what came of it."""
+        with self._lock:
+            self._pool.open_round(lr, ())
+        key = self._key.at("alone", round)
+        for number, batch in enumerate(batches, 1):
+            (outcome,) = self._passes.train(self._pool.trainer, [batch], key.at(number), alter)
+            yield batch, outcome
 
     @contextmanager
     def evaluation(self, round: int, images: Mapping[int, int]) -> Iterator[EvaluationRound]:

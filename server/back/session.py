@@ -163,7 +163,11 @@ class SplitSession(ClientSession):
     def _work(self, frame: Frame) -> tuple[Packed, list[Row]]:
         batch, rows, key = self._taken(frame)
         gradient, loss = self.context.steps.step(self.trainer, batch, key)
-        reply = self.context.cut.pack_gradient(frame, gradient, loss, key.at("rounding"))
+        cut = self.context.cut
+        if gradient is None:
+            reply = cut.pack_taken(frame, loss)
+        else:
+            reply = cut.pack_gradient(frame, gradient, loss, key.at("rounding"))
         return reply, rows + self._count(reply, "down", batch.examples)
 
     def _taken(self, frame: Frame) -> tuple[Arrived, list[Row], Key]:
@@ -171,7 +175,7 @@ class SplitSession(ClientSession):
         here on, its frame is not taken again."""
         if self.batches == self._most:
             raise WireError(f"a mini-batch more than the {self._most} that the images of client {self.client} make")
-        batch = self.context.cut.batch(frame)
+        batch = self.context.cut.batch(frame, answered=not self.context.frozen)
         self._step += 1
         self.batches, self.images = self.batches + 1, self.images + batch.examples
         rows = self._count(frame, "up", batch.examples)

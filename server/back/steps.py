@@ -3,11 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 
-from torch import Tensor
-
 from splitfed.errors import Diverged
 from splitfed.seeds import Key
-from splitfed.server.back.passes import Passes
+from splitfed.server.back.passes import Passes, Trained
 from splitfed.server.back.pools import Trainer
 from splitfed.split.cut import Arrived
 
@@ -19,8 +17,9 @@ class Steps(ABC):
         self._passes = passes
 
     @abstractmethod
-    def step(self, trainer: Trainer, batch: Arrived, key: Key) -> tuple[Tensor, float]:
-        """Train a mini-batch and return the gradient of its mean loss with respect to what was sent, and that loss.
+    def step(self, trainer: Trainer, batch: Arrived, key: Key) -> Trained:
+        """Train a mini-batch and return the gradient of its mean loss with respect to what was sent, if that is asked
+        for, and that loss.
 
         Raises WireError where the round goes on without its client, and Diverged, having learned nothing, for a loss or
         a gradient that is not finite, or absurd.
@@ -43,7 +42,7 @@ class Steps(ABC):
 class SeparateSteps(Steps):
     """Every mini-batch is a step of its own, when its turn has come."""
 
-    def step(self, trainer: Trainer, batch: Arrived, key: Key) -> tuple[Tensor, float]:
+    def step(self, trainer: Trainer, batch: Arrived, key: Key) -> Trained:
         """Train the back on this mini-batch."""
         (outcome,) = self._passes.train(trainer, [batch], key)
         if isinstance(outcome, Diverged):

@@ -19,7 +19,8 @@ class Unsplit:
         self._round, self._waiting = 0, set[int]()
 
     def start_round(
-        self, round: int, lr: float, examples: dict[int, int], most: Mapping[int, int] | None = None
+        self, round: int, lr: float, examples: dict[int, int], most: Mapping[int, int] | None = None,
+        frozen: bool = False, store: object = None,
     ) -> None:  # fmt: skip
         """Begin a round of these clients."""
         self._round, self._waiting = round, set(examples)

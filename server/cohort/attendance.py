@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from splitfed.data.batches import count_batches
 from splitfed.federation.trace import Presence
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment
@@ -55,14 +54,13 @@ class Attendance:
         """Return those of the clients who are not away in a round."""
         return {client for client in there if not self._availability.away(round, client)}
 
-    def plan(self, round: int, examples: Mapping[int, int]) -> RoundPlan:
-        """Plan a round of these clients, who hold so many examples, in their order."""
-        federation, batch = self.scenario.federation, self.scenario.training.batch_size
+    def plan(self, round: int, planned_steps: Mapping[int, int]) -> RoundPlan:
+        """Plan a round of these clients, who send so many mini-batches, in their order."""
+        federation = self.scenario.federation
         if isinstance(self.scenario.engine, Deployment):
-            return RoundPlan(dict.fromkeys(examples), 0.0)
+            return RoundPlan(dict.fromkeys(planned_steps), 0.0)
         stays = {}
-        for client, number in examples.items():
-            steps = count_batches(number, batch, federation.local_steps, federation.local_epochs)
+        for client, steps in planned_steps.items():
             rank = self.key.at("availability", round, client, "rank").integer()
             stays[client] = Stay(self._availability.presence(round, client, steps), steps, rank)
         limit = math.inf if federation.deadline is None else federation.deadline

@@ -19,11 +19,12 @@ log = getLogger("splitfed")
 @dataclass(frozen=True, slots=True)
 class Told:
     """What a client was told, or has told before a round: how many images it trains on, what `planned` steps these
-    make, and what it weighs in averages."""
+    make, and what it weighs in averages; and whether its front is `frozen`, so that it has none to return."""
 
     examples: int
     planned: Crossed
     weight: int
+    frozen: bool = False
 
 
 def checked(
@@ -34,7 +35,7 @@ def checked(
     of examples, by which strategies average, is what the server lets the client weigh. Errors are logged."""
     if not reply.has_error():
         try:
-            holds_only(reply.content, ARRAYS, METRICS)
+            holds_only(reply.content, *((METRICS,) if told.frozen else (ARRAYS, METRICS)))
             metrics = TrainMetrics.read(reply.content)
             _agreed(metrics.examples, told.examples)
             if metrics.steps != told.planned.steps:

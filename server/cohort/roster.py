@@ -125,12 +125,17 @@ class Roster:
             log.warning("%d of %d clients hold no images and never train: %s", len(empty), self.clients, named)
         self._known = dict(self.examples)
 
-    def goodbye(self) -> None:
-        """Tell the clients that the run is over; whoever is busy hears of it later, or never."""
+    def known(self) -> dict[int, int]:
+        """Return how many images each client trains on that was ever there, in an earlier attempt too."""
+        return {**self._known, **self.examples}
+
+    def goodbye(self, kind: str = GOODBYE) -> None:
+        """Tell the clients that the run is over, or by another `kind` of message that it goes on without them; whoever
+        is busy hears of it later, or never."""
         end = time.monotonic() + _GOODBYE
         self.online()
         nodes = [node for _, node in sorted(self.nodes.items())]
-        numbers = {self.mail.send(Message(RecordDict(), node, GOODBYE)) for node in nodes} - {None}
+        numbers = {self.mail.send(Message(RecordDict(), node, kind)) for node in nodes} - {None}
         while numbers and time.monotonic() < end:
             numbers -= set(self.mail.take(numbers))  # type: ignore[arg-type]
             time.sleep(0.1)

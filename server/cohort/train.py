@@ -8,23 +8,35 @@ from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 
 from splitfed.errors import Diverged, RunError
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Remote
+from splitfed.server.back.memory.store import Store
 from splitfed.server.back.server import SplitServer
 from splitfed.server.back.whole_model import Unsplit
 from splitfed.server.cohort.attendance import RoundPlan
-from splitfed.server.cohort.claims import Claims
+from splitfed.server.cohort.claims import Claims, Crossed
 from splitfed.server.cohort.dispatch import Dispatch
 from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.replies import Told, checked
 from splitfed.server.weights.exchange import WeightExchange
 from splitfed.server.weights.strategy import Aggregation
 from splitfed.wire.channel import Listener
-from splitfed.wire.messages import ABSURD, ARRAYS, CONFIG, LACKING, LOST, UNREACHED, VANISHED, Order, TrainMetrics
+from splitfed.wire.messages import (
+    ABSURD,
+    ARRAYS,
+    CONFIG,
+    LACKING,
+    LOST,
+    UNREACHED,
+    UNTAKEN,
+    VANISHED,
+    Order,
+    TrainMetrics,
+)
 
 log = getLogger("splitfed")
 
@@ -57,7 +69,9 @@ class TrainPhase:
     def __init__(
         self, scenario: Scenario, dispatch: Dispatch, split: SplitServer | Unsplit, listener: Listener,
         exchange: WeightExchange, strategy: Aggregation, claims: Claims, refusals: Refusals,
+        store: Store | None = None,
     ) -> None:  # fmt: skip
+        self.store = store
         self.dispatch, self.split, self.listener = dispatch, split, listener
         self.claims, self.refusals = claims, refusals
         self.exchange, self.strategy = exchange, strategy
@@ -77,13 +91,25 @@ class TrainPhase:
         # In which round each client was last taken, where it keeps something of that.
         self._keeps = scenario.training.client_state == "keep" or bool(scenario.compression.front_weights.delta)
         self._taken: dict[int, int] = {}
+        self._scenario = scenario
+
+    def planned(self, round: int, client: int, examples: int) -> Crossed:
+        """Return what a client that trains on so many images sends in a round."""
+        if (stored := self._stored(round, client)) is None:
+            return self.claims.planned(examples)
+        return self.claims.to_store(examples, stored)
+
+    def _stored(self, round: int, client: int) -> int | None:
+        """Return how many of a client's mini-batches memory has; None in a round in which it takes none."""
+        return self.store.batches(client) if self.store is not None and self._scenario.remembers(round) else None
 
     def run(self, round: int, server_lr: float, cohort: Cohort, weights: ArrayRecord, plan: RoundPlan) -> Replies:
         """Let the cohort train from these weights, the back at this learning rate, and return the replies in order of
         client; None for one that was lost, or given up."""
         count = {client: cohort.weights[client] for client in cohort.examples}
-        most = {client: self.claims.planned(number).steps for client, number in cohort.examples.items()}
-        self.split.start_round(round, server_lr, count, most)
+        most = {client: self.planned(round, client, number).steps for client, number in cohort.examples.items()}
+        store = self.store if self._scenario.remembers(round) else None
+        self.split.start_round(round, server_lr, count, most, self._scenario.phase(round).frozen, store)
         self.exchange.open(round, sorted(cohort.examples))
         replies = self._exchange(round, cohort, weights, plan)
         self.split.end_round()
@@ -115,10 +141,13 @@ class TrainPhase:
     def aggregate(
         self, round: int, cohort: Cohort, replies: Replies, before: ArrayRecord
     ) -> tuple[ArrayRecord | None, float]:
-        """Return the round's new weights, None where they stay as they were, and the mean loss, by examples, of all who
-        trained, whichever of them the strategy selects."""
+        """Return the round's new weights, None where they stay as they were, as in a frozen phase, and the mean loss,
+        by examples, of all who trained, whichever of them the strategy selects."""
         taken = trained(replies)
-        if self._hands_on:
+        arrays: ArrayRecord | None
+        if self._scenario.phase(round).frozen:
+            arrays = None
+        elif self._hands_on:
             arrays = self._handed_on(cohort, replies)
         else:
             arrays = self.strategy.aggregate(round, list(taken.values()), before)
@@ -129,10 +158,15 @@ class TrainPhase:
     def _exchange(self, round: int, cohort: Cohort, arrays: ArrayRecord, plan: RoundPlan) -> Replies:
         finish = _Finish(self._enough, self._seconds)
         nodes, examples = cohort.nodes, cohort.examples
-        configured = self.strategy.configure(round, arrays, Order.blank(), [nodes[client] for client in examples])
-        messages = {client: configured[nodes[client]] for client in examples}
+        frozen = self._scenario.phase(round).frozen
+        chosen = [nodes[client] for client in examples]
+        made = _orders(round, arrays, chosen) if frozen else self.strategy.configure(
+            round, arrays, Order.blank(), chosen
+        )  # fmt: skip
+        messages = {client: made[nodes[client]] for client in examples}
         for client, message in messages.items():
-            invite(message, self.listener, round, client, plan.vanish[client], self._taken.get(client))
+            stored = self._stored(round, client)
+            invite(message, self.listener, round, client, plan.vanish[client], self._taken.get(client), stored)
         replies: Replies = {}
         self.forgetful, self.refused = set(), {}
 
@@ -152,8 +186,11 @@ class TrainPhase:
                 self.refused[client], reply = refused, None
                 self.refusals.count(client, round)
             if (reply := present(reply)) is not None:
-                told = Told(examples[client], self.claims.planned(examples[client]), cohort.weights[client])
+                planned = self.planned(round, client, examples[client])
+                told = Told(examples[client], planned, cohort.weights[client], frozen)
                 reply = checked(reply, round, client, told, self.split.crossed(client), self.refusals)
+                if self.store is not None and _code(reply) in (UNTAKEN, ABSURD):
+                    self.store.drop(client)
             if finish.over():
                 reply = None
             taken = reply is not None and not reply.has_error()
@@ -174,7 +211,7 @@ class TrainPhase:
                 for client in wave:
                     settle(client, None)
                 continue
-            if self._hands_on:
+            if self._hands_on and not frozen:
                 messages[wave[0]].content[ARRAYS] = self._handed_on(cohort, replies) or arrays
             self.split.start_wave(wave)
             sent = {client: messages[client] for client in wave}
@@ -193,15 +230,21 @@ class TrainPhase:
         return None if last is None else taken[last].content.array_records[ARRAYS]
 
 
+def _orders(round: int, arrays: ArrayRecord, nodes: list[int]) -> dict[int, Message]:
+    """Return the messages of a round in which no strategy has a say, by the node that each is for."""
+    content = RecordDict({ARRAYS: arrays, CONFIG: Order(round, "", "").write()})
+    return {node: Message(RecordDict(dict(content)), node, MessageType.TRAIN) for node in nodes}
+
+
 def invite(
     message: Message, listener: Listener, round: int, client: int, vanishes_after: int | None = None,
-    trained: int | None = None,
+    trained: int | None = None, stored: int | None = None,
 ) -> None:  # fmt: skip
     """Give a message, whose content is shared among all, what is its own client's alone: its invitation, after how many
-    mini-batches it vanishes, and in which round it was last taken."""
+    mini-batches it vanishes, in which round it was last taken, and how many of its mini-batches are stored."""
     content = RecordDict(dict(message.content))
     told = message.content.config_records[CONFIG]
-    content[CONFIG] = Order.addressed(told, listener.invite(client, round), vanishes_after, trained)
+    content[CONFIG] = Order.addressed(told, listener.invite(client, round), vanishes_after, trained, stored)
     message.content = content
 
 

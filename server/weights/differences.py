@@ -15,19 +15,22 @@ from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.server.weights.exchange import Coded, WeightExchange, plain, where
 from splitfed.server.weights.guard import Given, Guard
+from splitfed.split.initial import Initial
 from splitfed.split.weight_differences import Base, base_of, restored, send
 from splitfed.split.weights import WeightWire
 from splitfed.wire.messages import Weights
 
 MOST_GROUPS = 3
-_WHOLE = 0  # the group of those who are sent all; the others count from 1
+# The groups of those who are sent all, and of those who have what they loaded themselves; the others count from 1.
+_WHOLE, _LOADED = 0, -1
 
 
 class WeightDifferences(WeightExchange):
-    """Weights that cross as differences. `open` and `close` embrace a round. `guard` judges what comes back."""
+    """Weights that cross as differences. `open` and `close` embrace a round. `guard` judges what comes back. Who has
+    nothing of the last round is sent all, or the difference to the `initial` weights, if it loads these itself."""
 
-    def __init__(self, wire: WeightWire, guard: Guard | None = None) -> None:
-        self.wire, self._guard = wire, guard or Guard()
+    def __init__(self, wire: WeightWire, guard: Guard | None = None, initial: Initial | None = None) -> None:
+        self.wire, self._guard, self._initial = wire, guard or Guard(), initial
         self._round = 0
         self._arrays: ArrayRecord | None = None
         self._weights: dict[str, Tensor] = {}
@@ -49,7 +52,10 @@ class WeightDifferences(WeightExchange):
         largest = sorted(groups, key=lambda number: (-len(groups[number]), groups[number][0]))[:MOST_GROUPS]
         self._bases = {place: Base(self._since, self._known[number]) for place, number in enumerate(largest, 1)}
         members = {client: place for place, number in enumerate(largest, 1) for client in groups[number]}
-        self._group = {client: members.get(client, _WHOLE) for client in clients}
+        others = _WHOLE
+        if self._initial is not None:
+            others, self._bases[_LOADED] = _LOADED, Base(0, self._initial.weights)
+        self._group = {client: members.get(client, others) for client in clients}
 
     def down(self, arrays: ArrayRecord, client: int, round: int, key: Key) -> Coded:
         """Return the frame for a client of the round. Raises RunError where it is to get other weights than the others
@@ -58,11 +64,17 @@ class WeightDifferences(WeightExchange):
             self._take(arrays)
         group = self._group[client]
         if group not in self._sent:
-            place = key.at(group) if group else key
-            sent = send(self.wire, self._weights, self._bases.get(group), place, round, -1)
-            coded = Weights(sent.packed.buffer), self.wire.sizes(sent.packed)
-            self._sent[group] = coded, sent.known, self._guard.given(sent.known)
+            self._sent[group] = self._encoded(group, round, key.at(group) if group else key)
         return self._sent[group][0]
+
+    def _encoded(self, group: int, round: int, key: Key) -> tuple[Coded, dict[str, Tensor], Given]:
+        loaded = self._initial.sha256 if self._initial is not None and group == _LOADED else ""
+        if loaded and self._initial is not None and self._initial.same(self._weights):
+            known = self._initial.weights
+            return (Weights(b"", loaded=loaded), {}), known, self._guard.given(known)
+        sent = send(self.wire, self._weights, self._bases.get(group), key, round, -1)
+        coded = Weights(sent.packed.buffer, loaded=loaded), self.wire.sizes(sent.packed)
+        return coded, sent.known, self._guard.given(sent.known)
 
     def up(self, buffer: bytes, client: int) -> tuple[dict[str, Tensor], dict[str, Sizes]]:
         """Read a client's frame, and return its weights, to which what it was sent is added. Raises WireError, and
@@ -78,7 +90,7 @@ class WeightDifferences(WeightExchange):
         """Hear that a client has not what it was thought to know: it is sent all when it is next drawn. Return whether
         that can be."""
         self._knows.pop(client, None)
-        return self._group.get(client, _WHOLE) != _WHOLE
+        return self._group.get(client, _WHOLE) > 0
 
     def close(self, clients: list[int]) -> None:
         """End the round: these clients were trained, and know what they were sent."""

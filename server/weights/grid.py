@@ -115,7 +115,7 @@ class WireGrid(Grid):
         if WIRE not in content:
             return content, {}
         exchange, sent = self.exchanges.get(reply.metadata.message_type), Weights.read(content)
-        if exchange is None or sent.once:
+        if exchange is None or sent.once or sent.loaded:
             raise WireError("it has weights that nobody asked for")
         weights, sizes = exchange.up(sent.weights, self._client(reply.metadata.src_node_id))
         kept: dict[str, Any] = {name: value for name, value in content.items() if name != WIRE}

@@ -108,6 +108,10 @@ def join(
     state: Annotated[Path, typer.Option(help="The folder for what this client keeps between rounds.")] = Path(
         "splitfed-client"
     ),
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="The scenario's file of weights as it lies here, where clients load them themselves."),
+    ] = None,
     stay: Annotated[bool, typer.Option("--stay", help="Wait for the next run when one is over.")] = False,
 ) -> None:
     """Train as a client of 'splitfed serve', on images that stay here."""
@@ -118,4 +122,5 @@ def join(
     join(
         server, tls=tls, insecure=insecure, client=client, partition=partition, data=data, device=device,
         threads=threads, state=state, stay=stay, say=lambda line: print(line, flush=True),
+        weights=weights,
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """Vision Transformers of timm: which one a scenario trains, and from which weights; `splitfed.model.parts` cuts it."""
 
+import hashlib
 from typing import Any
 
 import splitfed.model._torchvision  # noqa: F401  before timm, which imports torchvision
@@ -85,6 +86,25 @@ def _unloadable(config: ModelConfig, error: Exception) -> str:
 def _short(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 240 else text[:237] + "..."
+
+
+def fingerprint(config: ModelConfig) -> str:
+    """Return the SHA-256 of the file of weights. Raises ModelError where it cannot be read, or is another than the
+    config says."""
+    path, expected = str(config.weights), config.fingerprint
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(
+            f"model.weights: {path} cannot be read ({error.strerror}); name where it lies with --weights"
+        ) from None
+    if expected is not None and found != expected:
+        raise ModelError(
+            f"model.weights: {path} holds other weights than the run began with (SHA-256 {found[:12]}..., not "
+            f"{expected[:12]}...); name the place of the run's own with --weights, or start a new run"
+        )
+    return found
 
 
 def pixel_stats(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:

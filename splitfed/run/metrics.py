@@ -7,6 +7,7 @@ from typing import Any
 from splitfed.run.journal import count, read_table
 
 NAME = "metrics.csv"
+RECALL = "memory"  # the phase of a round that is a pass over memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,8 @@ class Metrics:
     without evaluation. Learning rates are those used in the round. `clients` were taken, and `lost` sampled but not
     taken; where none was taken there is no `train_loss`. `simulated_seconds` are cumulative, and None where nothing
     tells them. `clients_accuracy` is the mean, by examples, of what clients found on images that they hold out,
-    `*_client` the accuracy of one client; None in rounds where none did.
+    `*_client` the accuracy of one client; None in rounds where none did. `phase` is what taught the
+    front; `memory` is a pass over memory, in which no client has a part.
 
     Fields with a default may be missing in a file, as in those of earlier versions."""
 
@@ -39,10 +41,11 @@ class Metrics:
     worst_client: float | None = None
     median_client: float | None = None
     best_client: float | None = None
+    phase: str = "gradient"
 
     def line(self) -> str:
         """Return the row as a line of CSV; None is an empty field, and floats read back as the same bits."""
-        return ",".join("" if value is None else repr(value) for value in astuple(self)) + "\n"
+        return ",".join(map(_text, astuple(self))) + "\n"
 
 
 HEADER = ",".join(field.name for field in fields(Metrics)) + "\n"
@@ -60,7 +63,13 @@ def _row(line: dict[str, str]) -> Metrics:
     )
 
 
+def _text(value: float | str | None) -> str:
+    return value if isinstance(value, str) else "" if value is None else repr(value)
+
+
 def _value(kind: Any, text: str) -> Any:
     if kind is int:
         return count(text)
+    if kind is str:
+        return text
     return None if text == "" and kind == (float | None) else float(text)

@@ -3,13 +3,12 @@
 A run that goes on is held to the fingerprints. The paths may change: the same images may lie elsewhere by then.
 """
 
-import hashlib
 import logging
 from pathlib import Path
 
 from splitfed.data.dataset import FederatedData, forget, load
 from splitfed.data.sources.fingerprint import differences
-from splitfed.errors import ModelError
+from splitfed.model.build import fingerprint
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment
 from splitfed.scenario.places import resolved, with_value
@@ -40,7 +39,7 @@ def pinned(scenario: Scenario, data: str | None = None, weights: str | None = No
     scenario = with_value(scenario, ("data", "fingerprint"), found.fingerprint)
     if scenario.model.weights is None:
         return scenario
-    return with_value(scenario, ("model", "fingerprint"), _weights_fingerprint(scenario))
+    return with_value(scenario, ("model", "fingerprint"), fingerprint(scenario.model))
 
 
 def continued(scenario: Scenario, folder: Path, data: str | None = None, weights: str | None = None) -> Scenario:
@@ -64,20 +63,3 @@ def same_data(scenario: Scenario, stored: Scenario) -> bool:
     """Tell whether a scenario's data are those of a run, wherever they lie. Raises DataError."""
     expected = stored.data.fingerprint
     return expected is not None and not differences(load_data(scenario).fingerprint, expected)
-
-
-def _weights_fingerprint(scenario: Scenario) -> str:
-    path, expected = str(scenario.model.weights), scenario.model.fingerprint
-    try:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelError(
-            f"model.weights: {path} cannot be read ({error.strerror}); name where it lies with --weights"
-        ) from None
-    if expected is not None and found != expected:
-        raise ModelError(
-            f"model.weights: {path} holds other weights than the run began with (SHA-256 {found[:12]}..., not "
-            f"{expected[:12]}...); name the place of the run's own with --weights, or start a new run"
-        )
-    return found

@@ -11,7 +11,7 @@ from splitfed.errors import RunError
 from splitfed.files import reason, write
 from splitfed.run.client_scores import STANDING
 from splitfed.run.ledger import Totals
-from splitfed.run.metrics import Metrics
+from splitfed.run.metrics import RECALL, Metrics
 
 if TYPE_CHECKING:
     from splitfed.scenario import Scenario
@@ -25,7 +25,8 @@ _LAST = ("eval_accuracy", "simulated_seconds", *STANDING)
 class Summary:
     """The end of a run. Accuracy is a share in [0, 1] on the test split, read once. `cut_*` is the data plane, the
     others both planes; `total_bytes` contains `bytes_wasted`, and `factor` divides what would have been sent
-    uncompressed by what was. `raw_bytes` is the uncompressed size of the cut. `stopped` is `rounds` or `budget`. `lost`
+    uncompressed by what was. `raw_bytes` is the uncompressed size of the cut. `stopped` is `rounds`, `budget` or, where
+    the passes over memory were done before, `memory`. `lost`
     counts clients that were sampled and not taken, over all rounds; `simulated_seconds` is None where nothing tells
     them. The four of clients are what these found after the last round, None where they were not asked;
     `images_left_out` counts those that `data.on_bad: skip` passes over. `images_bytes` is what the images weigh that
@@ -75,7 +76,7 @@ class Summary:
             test_accuracy=test_accuracy, test_loss=test_loss, cut_bytes=totals.cut.sent, total_bytes=total,
             bytes_wasted=wasted, raw_bytes=totals.cut.raw, total_raw_bytes=totals.total.raw,
             cut_factor=_factor(totals.cut.raw, totals.cut.sent), factor=_factor(totals.total.raw, total),
-            seconds=seconds, stopped="rounds" if rounds == federation.rounds else "budget",
+            seconds=seconds, stopped=_why(scenario, rows),
             reducer=scenario.compression.reducer.kind, mode=federation.mode, lost=sum(row.lost for row in rows),
             images_left_out=mark.bad if (mark := scenario.data.fingerprint) else 0,
             images_bytes=images_bytes or None, images_factor=total / images_bytes if images_bytes else None,
@@ -103,6 +104,13 @@ class Summary:
             why = f"no {error}" if isinstance(error, KeyError) else reason(error)
             raise RunError(f"{path}: broken ({why}); without it, --resume {folder} writes it again") from error
         return found
+
+
+def _why(scenario: "Scenario", rows: Sequence[Metrics]) -> str:
+    if rows and rows[-1].round == scenario.federation.rounds:
+        return "rounds"
+    passes = scenario.memory.passes if scenario.memory else None
+    return "memory" if passes is not None and sum(row.phase == RECALL for row in rows) >= passes else "budget"
 
 
 def _check(name: str, value: Any, kind: Any) -> None:

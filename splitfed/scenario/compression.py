@@ -29,6 +29,10 @@ class WeightPacking(Packing):
     out is made up for in later rounds. `true` sends differences in the codecs of whole weights; a codec in its place,
     for instance of fewer bits, is that of the differences alone. It concerns all weights that cross with a round,
     whatever their role."""
+    initial: Literal["send", "load"] = "send"
+    """How clients come by the weights that a run begins with. With `send` the server sends them to each; with `load`
+    each has them from `model.pretrained`, or from its own copy of the file `model.weights`, which is refused where it
+    is another: that takes no bytes. What no file holds, both ends draw from the seed."""
 
 
 class Compression(Config):

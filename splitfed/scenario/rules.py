@@ -4,14 +4,16 @@ Each rule takes, by their names, the sections that it reads, whose keys are vali
 not go with others, each with the reason and the way out. All rules run after validation, whatever the order of fields.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from inspect import signature
 
 from pydantic import BaseModel
 
 from splitfed.compression.reducers.settings import NoneConfig
-from splitfed.data.settings import Evaluation
+from splitfed.data.settings import DataConfig, Evaluation
+from splitfed.federation.memory import Memory
+from splitfed.federation.phases import Frozen, Gradient
 from splitfed.federation.strategies import FedAvgConfig
 from splitfed.model.optim_settings import SideConfig
 from splitfed.model.settings import ModelConfig
@@ -21,6 +23,7 @@ from splitfed.scenario.engine import Deployment, EngineConfig, Remote
 from splitfed.scenario.sections import Federation, Training
 
 Found = Iterator[tuple[str, str]]
+Phases = Sequence[Gradient | Frozen]
 Rule = Callable[..., Found]
 
 # Packings of what crosses the cut, and of the layers that a reducer brings.
@@ -148,6 +151,73 @@ def availability_is_of_a_simulation(federation: Federation, engine: EngineConfig
         yield "federation.availability", "a deployment's clients have their own: set it to none"
 
 
+def phases_fill_the_rounds(phases: Phases, federation: Federation) -> Found:
+    """Each phase but the last says how many rounds it lasts, and some are left for the last."""
+    before = [phase.rounds for phase in phases[:-1]]
+    for place, rounds in enumerate(before, 1):
+        if rounds is None:
+            yield "phases", f"phase {place} says no rounds, but the last phase alone takes those that are left"
+    if not phases or None in before:
+        return
+    left = federation.rounds - sum(rounds or 0 for rounds in before)
+    if left < 1:
+        yield (
+            "phases",
+            f"those before the last one take {federation.rounds - left} rounds, and federation.rounds is "
+            f"{federation.rounds}: raise that, or shorten them",
+        )
+    elif phases[-1].rounds not in (None, left):
+        yield (
+            "phases",
+            f"the last one is of {phases[-1].rounds} rounds, where {left} of federation.rounds are left: leave its "
+            "rounds out",
+        )
+
+
+def phases_are_of_a_front(phases: Phases, federation: Federation) -> Found:
+    """Only a front that is apart from the rest of the model can learn otherwise, or rest."""
+    if all(isinstance(phase, Gradient) for phase in phases):
+        return
+    if not federation.splits:
+        yield "phases", "with fl there is no front apart from the rest: leave it out, or set another federation.mode"
+    elif federation.private:
+        yield (
+            "phases",
+            "with federation.labels: private the tail learns beside the front and crosses with it: leave it out, or "
+            "set labels: shared",
+        )
+
+
+def memory_is_of_a_frozen_front(memory: Memory | None, phases: Phases) -> Found:
+    """What is kept is of use only as long as the front stays as it is."""
+    if memory is not None and not (phases and isinstance(phases[-1], Frozen)):
+        yield "memory", "is of a front that stays as it is to the end: let the last of phases be frozen"
+
+
+def memory_is_of_fixed_images(memory: Memory | None, data: DataConfig) -> Found:
+    """Each image crosses once, so it cannot look another way each time."""
+    if memory is not None and data.augment != "none" and data.variants is None:
+        yield "memory", f"with data.augment: {data.augment} images never look the same twice: set data.variants"
+
+
+def memory_is_gone_over(memory: Memory | None, phases: Phases, federation: Federation) -> Found:
+    """The last phase has rounds for all to send their images, and for the passes over them."""
+    if memory is None or not phases or any(phase.rounds is None for phase in phases[:-1]):
+        return
+    left = federation.rounds - sum(phase.rounds or 0 for phase in phases[:-1])
+    sending, passes = -(-federation.clients // federation.cohort_size), memory.passes or 1
+    if 0 < left < sending + passes:
+        yield (
+            "memory",
+            f"in {_rounds(sending)} all clients send their images, then come {passes} passes, and the last phase has "
+            f"{_rounds(left)}: raise federation.rounds",
+        )
+
+
+def _rounds(number: int) -> str:
+    return f"{number} {'round' if number == 1 else 'rounds'}"
+
+
 def tail_is_of_private_labels(model: ModelConfig, federation: Federation) -> Found:
     """A client holds the end of the model only where labels stay with it."""
     tail = model.tail
@@ -184,6 +254,17 @@ def differences_are_to_a_common_round(compression: Compression, federation: Fede
             "with sl each client gets the front of the one before it, so there is no common round to measure from: set "
             "it to false, or set another federation.mode",
         )
+
+
+def loaded_weights_are_in_a_file(compression: Compression, model: ModelConfig) -> Found:
+    """Clients can load only what lies somewhere, and where they are."""
+    key = "compression.front_weights.initial"
+    if compression.front_weights.initial == "send":
+        return
+    if not model.pretrained and model.weights is None:
+        yield key, "the model's weights are drawn, so there are none to load: set it to send, or model.pretrained"
+    if getattr(compression.reducer, "weights", None) is not None:
+        yield key, "the reducer's layers come from a file of the server's, compression.reducer.weights: set it to send"
 
 
 def what_is_packed_crosses(compression: Compression, federation: Federation) -> Found:
@@ -251,10 +332,16 @@ RULES: tuple[Rule, ...] = (
     availability_is_of_a_simulation,
     oversample_takes_more_than_the_cohort,
     deadline_is_on_a_clock,
+    phases_fill_the_rounds,
+    phases_are_of_a_front,
+    memory_is_of_a_frozen_front,
+    memory_is_of_fixed_images,
+    memory_is_gone_over,
     tail_is_of_private_labels,
     server_trains_what_it_holds,
     reducer_takes_the_batches,
     differences_are_to_a_common_round,
+    loaded_weights_are_in_a_file,
     what_is_packed_crosses,
     evaluation_asks_of_the_clients,
     budget_can_be_spent,

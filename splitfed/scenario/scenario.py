@@ -7,13 +7,15 @@ from copy import deepcopy
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from splitfed.config import Broken, Config
+from splitfed.config import Broken, Config, as_tuple
 from splitfed.data.settings import DataConfig, Evaluation
 from splitfed.errors import ScenarioError
+from splitfed.federation.memory import Memory
+from splitfed.federation.phases import Phase, PhaseConfig, phase_of
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario.budget import BudgetConfig, Unlimited
 from splitfed.scenario.compression import Compression
@@ -44,6 +46,11 @@ class Scenario(Config):
     """Which images there are, and how they are shared out."""
     federation: Federation
     """Who trains, how often and in which order."""
+    phases: Annotated[tuple[PhaseConfig, ...], BeforeValidator(as_tuple)] = ()
+    """What teaches the front, one phase after another, such as `[{kind: gradient, rounds: 3}, frozen]`; without any it
+    learns from the gradient throughout."""
+    memory: Memory | None = None
+    """What the server keeps of smashed data once the front is frozen; null is nothing."""
     training: Training = Training()
     """Batches, optimisers and learning rates of the two sides."""
     compression: Compression = Compression()
@@ -76,6 +83,14 @@ class Scenario(Config):
         if not self.federation.private:
             return None
         return 1 if self.model.tail is None else self.model.tail
+
+    def phase(self, round: int) -> Phase:
+        """Return the phase that a round is in."""
+        return phase_of(self.phases, round)
+
+    def remembers(self, round: int) -> bool:
+        """Tell whether a round is one in which memory is filled, or gone over."""
+        return self.memory is not None and bool(self.phases) and self.phase(round).settings is self.phases[-1]
 
     @classmethod
     def load(

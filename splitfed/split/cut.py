@@ -4,7 +4,8 @@
     front -> plan -> reduce -> codec -> zstd  ==>  zstd -> codec -> restore -> back -> loss
     front <- autograd <------- codec <- zstd  <==  zstd <- codec <- cut gradient <---'
 
-Frames up are `step` (one mini-batch) and `end` (the client's own count of bytes); down come `gradient` and `done`.
+Frames up are `step` (one mini-batch) and `end` (the client's own count of bytes); down come `gradient`, or
+where the front learns nothing `taken`, or `stored` where the back does so later, and `done`.
 
 Where labels are private there is a second cut, before the tail, which the client holds with the loss. No targets go up;
 `step` is answered with `features`, the activations at the second cut, and `backward`, their gradient, with `gradient`:
@@ -45,13 +46,14 @@ _SLACK_BYTES, _MOST_BYTES_A_NUMBER = 1 << 17, 16
 @dataclass(frozen=True, slots=True)
 class Arrived:
     """A mini-batch as it arrives: what the back is trained on and the images that it stands for. Where labels are
-    private `targets` only count the samples: they are all 0."""
+    private `targets` only count the samples: they are all 0. `answered` says whether its gradient is asked for."""
 
     frame: Frame
     smashed: Tensor
     targets: Tensor
     side: dict[str, Tensor]
     examples: int
+    answered: bool = True
 
 
 class Cut:
@@ -121,8 +123,9 @@ class Cut:
             kinds = {"backward": {"tail_gradient": (Expect.floats(*features.shape),)}}
         return unpack(buffer, kinds, device=self.device, max_bytes=self.most_bytes)
 
-    def batch(self, frame: Frame) -> Arrived:
-        """Check what a `step` frame says beyond shapes. Raises WireError."""
+    def batch(self, frame: Frame, answered: bool = True) -> Arrived:
+        """Check what a `step` frame says beyond shapes; `answered` says whether its gradient will go back. Raises
+        WireError."""
         examples = self._count(frame, "examples")
         if self.private:
             targets = torch.zeros(self._count(frame, "targets"), dtype=torch.int64, device=self.device)
@@ -133,7 +136,7 @@ class Cut:
         smashed = frame.tensors["smashed"]
         side = {name.split("/")[1]: tensor for name, tensor in frame.tensors.items() if name.startswith("side/")}
         self.reducer.check(smashed, targets, side, frame.meta, self.geometry)
-        return Arrived(frame, smashed, targets, side, examples)
+        return Arrived(frame, smashed, targets, side, examples, answered)
 
     def check(self, batch: Arrived) -> None:
         """Raise Diverged for a mini-batch that holds numbers with which no training goes on."""
@@ -179,6 +182,26 @@ class Cut:
             raise WireError("a gradient without its loss")
         return frame
 
+    def pack_taken(self, frame: Frame, loss: float) -> Packed:
+        """Encode what answers a `step` frame where no gradient goes back: the loss."""
+        return pack("taken", *frame.place, {}, {"loss": loss})
+
+    def unpack_taken(self, buffer: bytes) -> float:
+        """Decode the answer to what the back alone learns from, and return the loss. Raises WireError for anything
+        else."""
+        frame = unpack(buffer, {"taken": {}}, device=self.device, max_bytes=self.most_bytes)
+        if type(loss := frame.meta.get("loss")) is not float:
+            raise WireError("a mini-batch was taken without its loss")
+        return loss
+
+    def pack_stored(self, frame: Frame) -> Packed:
+        """Encode what answers a `step` frame that the server keeps, to train on later."""
+        return pack("stored", *frame.place, {})
+
+    def unpack_stored(self, buffer: bytes) -> None:
+        """Check the answer to what the server keeps. Raises WireError for anything else."""
+        unpack(buffer, {"stored": {}}, device=self.device, max_bytes=self.most_bytes)
+
     def corrected(self, gradient: Tensor, smashed: Tensor, packed: Packed) -> Tensor:
         """Return the gradient of what the client computed, from that of what the server saw: what the `packed` step
         holds. The same, but for a codec that asks for a correction."""
@@ -212,13 +235,19 @@ class Cut:
         return rows | {"envelope": Sizes(sent=packed.envelope)}
 
     def rehearse(
-        self, batch: RandomBatch, key: Key, encoder: nn.Module = IDENTITY, decoder: nn.Module = IDENTITY
+        self,
+        batch: RandomBatch,
+        key: Key,
+        encoder: nn.Module = IDENTITY,
+        decoder: nn.Module = IDENTITY,
+        frozen: bool = False,
     ) -> Generator[Crossed, None, torch.Size]:
         """Take a mini-batch across and back, both ends here, and yield each frame when it is packed: which way it goes,
         and what it adds to the ledger. Return the shape of what enters the back.
 
         Until a frame goes up the client computes, until one comes down the server, and after the last the client. The
         model is left out but for the reducer's layers, which get gradients: random numbers stand for what it makes.
+        Where the front is `frozen`, no gradient comes back.
         """
         plan, targets = self.plan(batch.activations, batch.labels, key, batch.attention, encoder)
         smashed = plan.reduce(batch.activations)
@@ -228,6 +257,9 @@ class Cut:
         given = arrived.smashed.requires_grad_()
         restored = self.reducer.restore(given, arrived.side, arrived.frame.meta, decoder)
         gradient = batch.like(restored.shape)
+        if frozen:
+            yield "down", self.sizes(self.pack_taken(arrived.frame, 1.0), len(batch))
+            return restored.shape
         if self.private:
             yield from self._rehearse_tail(arrived.frame, gradient, len(batch), key)
         restored.backward(gradient)

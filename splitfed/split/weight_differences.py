@@ -21,7 +21,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """Weights, float32 on the CPU, that both ends have since a round."""
+    """Weights, float32 on the CPU, that both ends have since a round; since round 0 if each has loaded them itself."""
 
     round: int
     weights: Weights
@@ -57,11 +57,12 @@ def send(
 
 
 def base_of(frame: Frame) -> int | None:
-    """Return the round whose weights a frame's are measured from, None where they are whole. Raises WireError."""
+    """Return the round whose weights a frame's are measured from, 0 for those that both ends have loaded, None where
+    they are whole. Raises WireError."""
     if not frame.meta:
         return None
     base = frame.meta.get(BASE)
-    if len(frame.meta) > 1 or type(base) is not int or not 1 <= base <= frame.round:
+    if len(frame.meta) > 1 or type(base) is not int or not 0 <= base <= frame.round:
         raise WireError(f"weights of round {frame.round} are measured from {str(frame.meta)[:60]}")
     return base
 

@@ -3,7 +3,8 @@
     query          Question ->             <- Identity        who a node is, and whether it can take part
     query.refused  Refusal ->                                 that the server does not take this client, for now
     query.goodbye                                             that the run is over
-    train          Order, Weights ->       <- Weights, TrainMetrics
+    query.done                                                that the run goes on without the client
+    train          Order, Weights ->       <- Weights, TrainMetrics (in a frozen phase without Weights)
     train.align    AlignOrder, Weights ->  <- Weights, AlignMetrics
     evaluate       Order, Weights ->       <- EvaluateMetrics
 
@@ -28,11 +29,12 @@ from splitfed.wire.records import Blob, Flag, Real, Record, Text, Whole, names, 
 ARRAYS, CONFIG, METRICS, WIRE = "arrays", "config", "metrics", "wire"
 
 # Types of messages beside Flower's own three.
-ALIGN, REFUSED, GOODBYE = "train.align", "query.refused", "query.goodbye"
+ALIGN, REFUSED, GOODBYE, DONE = "train.align", "query.refused", "query.goodbye", "query.done"
 
 # Which records the replies to messages of each type hold as they cross, where they are no errors.
 _REPLIES: dict[str, tuple[set[str], ...]] = {
-    MessageType.QUERY: ({CONFIG},), REFUSED: (set(),), GOODBYE: (set(),), MessageType.TRAIN: ({WIRE, METRICS},),
+    MessageType.QUERY: ({CONFIG},), REFUSED: (set(),), GOODBYE: (set(),), DONE: (set(),),
+    MessageType.TRAIN: ({METRICS}, {WIRE, METRICS}),
     ALIGN: ({METRICS}, {WIRE, METRICS}), MessageType.EVALUATE: ({METRICS},),
 }  # fmt: skip
 
@@ -68,11 +70,13 @@ _Name = Annotated[Text, Field(max_length=_MOST_NAME)]
 
 @dataclass(frozen=True, slots=True)
 class Weights(Record):
-    """Weights as frames: those of the round, and those that are never trained (`once`; empty where there are none, or
-    the client has them)."""
+    """Weights as frames: those of the round, empty where the client has them, and those that are never trained (`once`;
+    empty where there are none, or the client has them). `loaded` is the SHA-256 of the weights that the client has from
+    its own files where these are meant, or built on; else empty."""
 
     weights: Blob
     once: Blob = b""
+    loaded: Annotated[Text, Field(max_length=64)] = ""
 
     def write(self) -> ConfigRecord:
         """Return the record `wire`."""
@@ -203,7 +207,8 @@ class Refusal(Record):
 class Order(Record):
     """The order to train or to evaluate: the round, who waits for mini-batches, and the weight of FedProx's proximal
     term, 0 for none. In a simulation the client may have to vanish after so many mini-batches. `trained` is the last
-    round in which it was taken, if it keeps something of that. What else a strategy sends is not read."""
+    round in which it was taken, if it keeps something of that. Where the server keeps what it is sent, so many
+    mini-batches are `stored` already. What else a strategy sends is not read."""
 
     __pydantic_config__ = ConfigDict(extra="ignore")
 
@@ -213,6 +218,7 @@ class Order(Record):
     proximal: Annotated[Real, Field(ge=0, alias=PROXIMAL)] = 0.0
     vanishes_after: Annotated[_Number | None, Field(alias="vanishes-after")] = None
     trained: Annotated[_Number, Field(ge=1)] | None = None
+    stored: _Number | None = None
 
     @staticmethod
     def blank() -> ConfigRecord:
@@ -222,7 +228,7 @@ class Order(Record):
     @staticmethod
     def addressed(
         config: Mapping[str, Any], invitation: Invitation, vanishes_after: int | None = None,
-        trained: int | None = None,
+        trained: int | None = None, stored: int | None = None,
     ) -> ConfigRecord:  # fmt: skip
         """Return the record `config` of one client: what all are told, and what is its own alone."""
         own: dict[str, Any] = {_CHANNEL: invitation.address, _TOKEN: invitation.token}
@@ -230,6 +236,8 @@ class Order(Record):
             own["vanishes-after"] = vanishes_after
         if trained is not None:
             own["trained"] = trained
+        if stored is not None:
+            own["stored"] = stored
         return ConfigRecord({**config, **own})
 
     @property

@@ -36,6 +36,7 @@ class MergeSamples(Reducer):
     """
 
     needs_attention = True
+    separable = True
 
     def __init__(self, kept_samples: float) -> None:
         self.kept_samples = kept_samples

@@ -33,6 +33,7 @@ class DiscardTokens(Reducer):
     """The second half of ADC, for single samples instead of merged ones (ADC, arXiv 2509.15058, section 3)."""
 
     needs_attention = True
+    separable = True
 
     def __init__(self, share: float) -> None:
         self.kept_tokens = share

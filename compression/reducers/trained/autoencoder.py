@@ -37,6 +37,8 @@ from splitfed.seeds import Key
 class Ae(Reducer):
     """Encodes all tokens but the prefix to `width` numbers and decodes them at the server."""
 
+    separable = True
+
     def __init__(self, width: int) -> None:
         self.width = width
 

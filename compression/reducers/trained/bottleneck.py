@@ -39,6 +39,8 @@ class EncodingPlan(Plan):
 class Bottleneck(Reducer):
     """Encodes each token to `width` numbers and decodes it at the server."""
 
+    separable = True
+
     def __init__(self, width: int, hidden: int | None = None) -> None:
         self.width, self.hidden = width, hidden
 

@@ -54,6 +54,8 @@ class SparsePlan(Plan):
 class Sparse(Reducer):
     """Values and gaps up, zeros filled in at the server; a subclass says which values."""
 
+    separable = True
+
     def __init__(self, ratio: float) -> None:
         self.ratio = ratio
 

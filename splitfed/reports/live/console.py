@@ -108,6 +108,7 @@ class Console(Observer):
                     units.decimal(metrics.seconds, 1),
                 ]
             )
+            + (f"  {metrics.phase}" if metrics.phase != "gradient" else "")
             + (f"  {metrics.lost} lost" if metrics.lost else "")
         )
         if self._info.asks and not beside:
@@ -129,7 +130,7 @@ class Console(Observer):
             ("total factor", units.factor(summary.total_raw_bytes, summary.total_bytes)),
             ("time", units.duration(summary.seconds)),
             *_if_known(summary),
-            ("rounds", f"{summary.rounds}{', then the budget was spent' if summary.stopped == 'budget' else ''}"),
+            ("rounds", f"{summary.rounds}{_STOPPED.get(summary.stopped, '')}"),
             ("run folder", str(self._info.folder)),
         )
 
@@ -192,6 +193,9 @@ class Console(Observer):
         self._print()
         print_whole(self.out, breakdown(totals, wasted))
         self._print()
+
+
+_STOPPED = {"budget": ", then the budget was spent", "memory": ", then memory had been gone over as often as asked"}
 
 
 def _total(sent: int, images_bytes: int | None, reported: bool) -> list[tuple[str, str]]:

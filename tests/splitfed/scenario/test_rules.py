@@ -80,6 +80,17 @@ BREAKS = {
     "deadline_is_on_a_clock": [
         "  deadline: 9.0  # federation.deadline: nothing tells the time of a simulation: set federation.availability",
     ],
+    "phases_fill_the_rounds": [
+        "phases: [{kind: gradient}, frozen]  # phases: phase 1 says no rounds, but the last phase alone takes those",
+        "phases: [{kind: gradient, rounds: 3}, frozen]  # phases: those before the last one take 3 rounds, and federat",
+        "phases: [{kind: gradient, rounds: 1}, {kind: frozen, rounds: 1}]  # phases: the last one is of 1 rounds,",
+    ],
+    "phases_are_of_a_front": [
+        "  mode: fl\n"
+        "phases: [frozen]  # phases: with fl there is no front apart from the rest: leave it out, or set another",
+        "  labels: private\n"
+        "phases: [frozen]  # phases: with federation.labels: private the tail learns beside the front and crosses",
+    ],
     "tail_is_of_private_labels": [
         "model: {name: m, cut: 1, tail: 2, image_size: 8}\n"
         "data: {path: digits}\n"
@@ -109,6 +120,11 @@ BREAKS = {
         "compression:\n"
         "  front_weights:\n"
         "    delta: true  # compression.front_weights.delta: with sl each client gets the front of the one before it",
+    ],
+    "loaded_weights_are_in_a_file": [
+        "compression:\n"
+        "  front_weights:\n"
+        "    initial: load  # compression.front_weights.initial: the model's weights are drawn, so there are none to",
     ],
     "what_is_packed_crosses": [
         "compression:\n"

@@ -291,7 +291,7 @@ def test_the_baseline_of_digits_differs_in_compression_only() -> None:
     assert baseline.compression.model_dump(exclude={"tail_smashed", "tail_gradient"}) == {
         "reducer": {"kind": "none"},
         **dict.fromkeys(("smashed", "targets", "cut_gradient", "parts"), plain),
-        "front_weights": {**plain, "delta": False},
+        "front_weights": {**plain, "delta": False, "initial": "send"},
     }
     other = {"name", "compression"}
     assert ours.model_dump(exclude=other) == baseline.model_dump(exclude=other)

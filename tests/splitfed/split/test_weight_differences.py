@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from splitfed import simulate
 from splitfed.clients.state import ClientState
-from splitfed.clients.weights import RoundWeights
+from splitfed.clients.weights import RoundWeights, Wires
 from splitfed.errors import Lacking, RunError, ScenarioError, WireError
+from splitfed.federation.phases import phase_of
 from splitfed.scenario.compression import Compression
 from splitfed.seeds import Key
 from splitfed.server.cohort.attendance import Attendance
@@ -23,8 +24,10 @@ from splitfed.server.weights.differences import MOST_GROUPS, WeightDifferences
 from splitfed.server.weights.exchange import WholeWeights
 from splitfed.split.weight_differences import Base, base_of, restored, send
 from splitfed.split.weights import WeightWire
+from splitfed.wire.messages import Weights as Message
 
 KEY = Key(0)
+GRADIENT = phase_of((), 1)
 SHAPES = {"a.weight": (6, 8), "a.bias": (8,), "token": (1, 1, 8), "scale": ()}
 NONE = WeightWire({}, Compression())  # nothing is frozen
 
@@ -90,10 +93,10 @@ def test_residuals_make_up_for_what_few_bits_take(feedback, tmp_path):
             tensor[..., 0], tensor[..., 1] = 0.0, 1.0
     total = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
     for round in range(1, rounds + 1):
-        whole = wire().pack(weights(0), KEY, round, -1).buffer
+        whole = Message(wire().pack(weights(0), KEY, round, -1).buffer)
         if not feedback:
             state.save_weights(round - 1, {}, {name: torch.zeros(shape) for name, shape in SHAPES.items()})
-        crossing = RoundWeights(one, NONE, state, round, 0)
+        crossing = RoundWeights(Wires(one, NONE), state, round, 0, GRADIENT)
         known, _ = crossing.down(whole)
         came, _ = one.unpack(crossing.up(added(known, step), KEY).buffer)
         total = added(total, came)
@@ -118,10 +121,9 @@ class Client:
 
     def train(self, server: WeightDifferences, front: ArrayRecord, round: int) -> dict[str, torch.Tensor]:
         sent, _ = server.down(front, self.number, round, KEY.at(round))
-        buffer = sent.weights
-        crossing = RoundWeights(self.wire, NONE, self.state, round, self.number)
-        new = added(crossing.down(buffer)[0], weights(100 * round + self.number, 0.01))
-        self.last_down = base_of(self.wire.unpack(buffer)[1])
+        crossing = RoundWeights(Wires(self.wire, NONE), self.state, round, self.number, GRADIENT)
+        new = added(crossing.down(sent)[0], weights(100 * round + self.number, 0.01))
+        self.last_down = base_of(self.wire.unpack(sent.weights)[1])
         came, _ = server.up(crossing.up(new, KEY.at("up", round)).buffer, self.number)
         assert all(torch.allclose(came[name], new[name], atol=0.06) for name in SHAPES)
         return came

@@ -1,0 +1,1 @@
+"""What the server keeps of smashed data, and how the back is trained on it."""
