@@ -155,3 +155,10 @@ def test_memory_is_on_disk_before_its_round_is(tmp_path, monkeypatch):
     simulate(small(*MEMORY), runs=tmp_path, observers=())
     assert all(len(sha256) == 64 for sha256 in saved[0])
     assert len(saved[0]) == 3
+
+
+def test_a_spent_budget_ends_what_is_sent_and_not_the_passes(tmp_path):
+    spent = ["phases=[frozen]", "federation.cohort=1", "budget={kind: cut_bytes, bytes: 1}"]
+    folder = simulate(small(*MEMORY, *spent), runs=tmp_path, observers=()).folder
+    assert phases(folder) == ["frozen", "memory", "memory", "memory", "memory"]
+    assert Summary.read(folder).stopped == "rounds"
