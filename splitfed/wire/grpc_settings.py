@@ -12,7 +12,7 @@ SERVICE, METHOD = "splitfed.Split", "Exchange"
 PATH = f"/{SERVICE}/{METHOD}"
 
 # Raised whenever an older peer could misunderstand a newer one.
-PROTOCOL = 1
+PROTOCOL = 2
 PROTOCOL_KEY, TOKEN_KEY = "splitfed-protocol", "splitfed-token"
 
 # What a client takes that was told no limit; what a server takes follows from the scenario.
