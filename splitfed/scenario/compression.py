@@ -1,12 +1,9 @@
 """The section of a scenario that says what is sent: a reducer, and how each kind of tensor becomes bytes."""
 
-from typing import Any, Literal
-
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from splitfed.compression.codecs.registry import CodecConfig
 from splitfed.compression.lossless_settings import LosslessConfig
-from splitfed.compression.presets import PRESETS, written_out
 from splitfed.compression.reducers.registry import ReducerConfig
 from splitfed.config import Config
 
@@ -34,9 +31,6 @@ class WeightPacking(Packing):
 class Compression(Config):
     """What makes the bytes fewer: a `reducer` that drops or merges before sending, and a packing for each role."""
 
-    preset: Literal[tuple(PRESETS)] | None = Field(None, exclude=True)  # type: ignore[valid-type]
-    """Name of settings for the whole section, of which keys beside it win; it is written out when it is read, and not
-    kept. Null is none."""
     reducer: ReducerConfig = Field("none", validate_default=True)
     """What drops or merges samples, tokens or numbers before they are sent."""
     smashed: Packing = Packing()
@@ -53,8 +47,3 @@ class Compression(Config):
     """Packing of all weights that a client holds of the model, of whatever part; they go both ways once a round."""
     parts: Packing = Packing()
     """Packing of the layers that some reducers bring with them, which go both ways once a round."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset_written_out(cls, data: Any) -> Any:
-        return written_out(data)

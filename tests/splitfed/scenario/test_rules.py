@@ -10,6 +10,7 @@ from splitfed.config import Config
 from splitfed.errors import ScenarioError
 from splitfed.scenario import Scenario
 from splitfed.scenario.document import read
+from splitfed.scenario.presets import written_out
 from splitfed.scenario.problems import valid_part
 from splitfed.scenario.rules import RULES, breaks
 from splitfed.scenario.sections import Federation
@@ -120,8 +121,7 @@ BREAKS = {
         "compression:\n"
         "  reducer: {kind: discard_tokens, kept_tokens: 0.5}  # compression.reducer: with fl nothing crosses a cut, w",
         "  mode: fl\n"
-        "compression:  # compression: with fl nothing crosses a cut, weights are packed by front_weights: leave out\n"
-        "  preset: small",
+        "preset: small  # compression: with fl nothing crosses a cut, weights are packed by front_weights: leave out r",
         "  mode: fl\n"
         "compression:  # compression: with fl nothing crosses a cut, weights are packed by front_weights: leave out\n"
         "  smashed: {codec: float16}\n"
@@ -174,7 +174,7 @@ def test_each_rule_tells_its_key_and_line(rule: str, more: str) -> None:
     assert len(found) == len(wanted) > 0
     for problem, beginning in zip(found, wanted, strict=True):
         assert problem.startswith(beginning)
-    part = valid_part(Scenario, read(text(more), "f.yaml").data)
+    part = valid_part(Scenario, written_out(read(text(more), "f.yaml").data))
     assert {one.__name__ for one in RULES if list(breaks(one, part))} == {rule}
 
 
