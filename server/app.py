@@ -106,7 +106,8 @@ def _exchanges(scenario: Scenario, model: Model, key: Key) -> dict[str, WeightEx
     """Return how the weights in messages of each type cross."""
     compression = scenario.compression
     clip = scenario.federation.clip.front_weights
-    each_round, evaluation = exchanges_of(model.client_part, compression, key, clip)
+    in_turn = scenario.federation.mode == "sl"
+    each_round, evaluation = exchanges_of(model.client_part, compression, key, clip, in_turn=in_turn)
     exchanges = {MessageType.TRAIN: each_round, MessageType.EVALUATE: evaluation}
     if compression.reducer.alignment():
         exchanges[ALIGN] = WholeWeights(*WeightWire.of_alignment(model.front, model.back.decoder, compression))

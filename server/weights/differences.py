@@ -24,10 +24,12 @@ _WHOLE = 0  # the group of those who are sent all; the others count from 1
 
 
 class WeightDifferences(WeightExchange):
-    """Weights that cross as differences. `open` and `close` embrace a round. `guard` judges what comes back."""
+    """Weights that cross as differences. `open` and `close` embrace a round. `guard` judges what comes back. Where
+    clients train `in_turn`, each is sent another front and nobody has one of the round before: all of it goes down, and
+    a difference comes up."""
 
-    def __init__(self, wire: WeightWire, guard: Guard | None = None) -> None:
-        self.wire, self._guard = wire, guard or Guard()
+    def __init__(self, wire: WeightWire, guard: Guard | None = None, *, in_turn: bool = False) -> None:
+        self.wire, self._guard, self._in_turn = wire, guard or Guard(), in_turn
         self._round = 0
         self._arrays: ArrayRecord | None = None
         self._weights: dict[str, Tensor] = {}
@@ -42,6 +44,9 @@ class WeightDifferences(WeightExchange):
     def open(self, round: int, clients: list[int]) -> None:
         """Begin a round with these clients; it may be one that was begun before."""
         self._round, self._arrays, self._sent = round, None, {}
+        if self._in_turn:
+            self._group = {client: place for place, client in enumerate(sorted(clients))}
+            return
         groups: dict[int, list[int]] = {}
         for client in sorted(clients):
             if client in self._knows and self._since == round - 1:
@@ -54,6 +59,8 @@ class WeightDifferences(WeightExchange):
     def down(self, arrays: ArrayRecord, client: int, round: int, key: Key) -> Coded:
         """Return the frame for a client of the round. Raises RunError where it is to get other weights than the others
         of its cohort."""
+        if self._in_turn:
+            self._sent = {}  # the turn before is over
         if self._arrays is not arrays:
             self._take(arrays)
         group = self._group[client]
@@ -78,11 +85,11 @@ class WeightDifferences(WeightExchange):
         """Hear that a client has not what it was thought to know: it is sent all when it is next drawn. Return whether
         that can be."""
         self._knows.pop(client, None)
-        return self._group.get(client, _WHOLE) != _WHOLE
+        return self._group.get(client, _WHOLE) in self._bases
 
     def close(self, clients: list[int]) -> None:
         """End the round: these clients were trained, and know what they were sent."""
-        self._knows = {client: self._group[client] for client in clients}
+        self._knows = {} if self._in_turn else {client: self._group[client] for client in clients}
         self._known = {group: self._sent[group][1] for group in sorted(set(self._knows.values()))}
         self._since, self._sent, self._bases, self._group = self._round, {}, {}, {}
         self._arrays, self._weights = None, {}
@@ -101,7 +108,11 @@ class WeightDifferences(WeightExchange):
 
     def _take(self, arrays: ArrayRecord) -> None:
         weights = plain(arrays)
-        if self._arrays is not None and any(not weights[n].equal(t) for n, t in self._weights.items()):
+        if (
+            not self._in_turn
+            and self._arrays is not None
+            and any(not weights[n].equal(t) for n, t in self._weights.items())
+        ):
             raise RunError(
                 "federation.strategy sends clients of one round different weights, from which no differences can be "
                 "told: set compression.front_weights.delta to false"

@@ -74,13 +74,14 @@ class FrozenOnce(WeightExchange):
 
 
 def exchanges_of(
-    part: ClientPart, compression: Compression, key: Key, clip: float | None = None
+    part: ClientPart, compression: Compression, key: Key, clip: float | None = None, *, in_turn: bool = False
 ) -> tuple[WeightExchange, WeightExchange]:
     """Return how the weights of what clients hold cross each round, updates clipped to the norm `clip`, and how to be
-    evaluated; and give `part` those that all clients will have of what is frozen."""
+    evaluated; and give `part` those that all clients will have of what is frozen. `in_turn`: clients hand one front on.
+    """
     wire = WeightWire.of(part, compression)
     guard = Guard(clip)
-    each_round = WeightDifferences(wire, guard) if wire.delta else WholeWeights(wire, guard=guard)
+    each_round = WeightDifferences(wire, guard, in_turn=in_turn) if wire.delta else WholeWeights(wire, guard=guard)
     evaluation = WholeWeights(wire, purpose="evaluation")
     frozen = {name: tensor.cpu().clone() for name, tensor in part.frozen().items()}
     if not frozen:

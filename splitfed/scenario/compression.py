@@ -22,7 +22,8 @@ class WeightPacking(Packing):
 
     delta: bool | CodecConfig = False
     """Whether weights travel as their difference to what the other side has already: up, to what the client was sent in
-    this round; down, to what it was sent in the round before, if it took part in that, else whole. What rounding leaves
+    this round; down, to what it was sent in the round before, if it took part in that, else whole, as always in `sl`,
+    where each client gets the front of the one before it. What rounding leaves
     out is made up for in later rounds. `true` sends differences in the codecs of whole weights; a codec in its place,
     for instance of fewer bits, is that of the differences alone. It concerns all weights that cross with a round,
     whatever their role."""

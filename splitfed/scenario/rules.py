@@ -176,16 +176,6 @@ def reducer_takes_the_batches(compression: Compression, training: Training) -> F
         yield "compression.reducer", f"{reducer.kind}: {problem}"
 
 
-def differences_are_to_a_common_round(compression: Compression, federation: Federation) -> Found:
-    """Weights can be sent as differences only from a round that both sides know."""
-    if federation.mode == "sl" and compression.front_weights.delta:
-        yield (
-            "compression.front_weights.delta",
-            "with sl each client gets the front of the one before it, so there is no common round to measure from: set "
-            "it to false, or set another federation.mode",
-        )
-
-
 def what_is_packed_crosses(compression: Compression, federation: Federation) -> Found:
     """What does not cross in a mode cannot be made smaller."""
     if federation.splits and federation.private:
@@ -250,7 +240,6 @@ RULES: tuple[Rule, ...] = (
     tail_is_of_private_labels,
     server_trains_what_it_holds,
     reducer_takes_the_batches,
-    differences_are_to_a_common_round,
     what_is_packed_crosses,
     evaluation_asks_of_the_clients,
     budget_can_be_spent,

@@ -105,12 +105,6 @@ BREAKS = {
         "  reducer: {kind: c3sl, r: 4}  # compression.reducer: c3sl: r: 4 does not divide training.batch_size: 30\n"
         "training: {batch_size: 30}",
     ],
-    "differences_are_to_a_common_round": [
-        "  mode: sl\n"
-        "compression:\n"
-        "  front_weights:\n"
-        "    delta: true  # compression.front_weights.delta: with sl each client gets the front of the one before it",
-    ],
     "what_is_packed_crosses": [
         "compression:\n"
         "  tail_smashed: {codec: float16}  # compression.tail_smashed: only with federation.labels: private is there",
