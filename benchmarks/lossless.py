@@ -10,9 +10,9 @@ decompress. Then come the relative squared error of each codec and its bits a nu
 
 With `--contexts` it tells what coding with contexts could gain instead, for few rotated bits, the front's weights, and
 their difference to those of an epoch before. A cell is a share of the packet's bytes: as Zstandard leaves them, and as
-an arithmetic coder would that learns as it goes (Krichevsky and Trofimov's estimate, with what learning costs; scales as
-they are), of each code by itself, or given its position, its channel, its row's grid (where zero lies in it), or the
-code that the reconstruction of an epoch before has in its place.
+an arithmetic coder would that learns as it goes (by Krichevsky and Trofimov's estimate; scales as they are), of each
+code by itself, or given its position, its channel, its row's grid (where zero lies in it), or the code that the
+reconstruction of an epoch before has in its place.
 """
 
 import argparse
