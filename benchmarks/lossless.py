@@ -40,7 +40,10 @@ from splitfed.data.dataset import load
 from splitfed.model.build import build, pixel_stats, split
 from splitfed.seeds import Key
 
-STAGES = {f"zstd {level}{', shuffled' * shuffle}": (level, shuffle) for level in (1, 3) for shuffle in (False, True)}
+STAGES = {
+    "zstd 1": Zstd(), "zstd 3": Zstd(level=3), "shuffled": Zstd(shuffle=True), "channels": Zstd(shuffle="channels"),
+    "channels, 15": Zstd(level=15, shuffle="channels"),
+}  # fmt: skip
 KEY = Key(0)
 
 
@@ -110,8 +113,8 @@ def best(run: Callable[[], object], repeats: int = 10) -> float:
 
 def cell(stage: Lossless, packet: Packet) -> str:
     """Return the share of a packet's bytes that a stage leaves, and the milliseconds of both directions."""
-    size, (tag, sent) = len(packet.buffer), stage.compress(packet.buffer, packet.bits)
-    down = best(lambda: stage.compress(packet.buffer, packet.bits))
+    size, (tag, sent) = len(packet.buffer), stage.compress(packet.buffer, packet.bits, packet.shape)
+    down = best(lambda: stage.compress(packet.buffer, packet.bits, packet.shape))
     up = best(lambda: decompress(tag, sent, size))
     return f"{len(sent) / size:10.3f} {down:6.2f}+{up:4.2f} ms"
 
@@ -123,8 +126,8 @@ def table(name: str, x: Tensor) -> None:
     for codec_name, codec in codecs().items():
         packet = codec.encode(x, KEY)
         size, row = len(packet.buffer), ""
-        for level, shuffle in STAGES.values():
-            row += cell(Zstd(level=level, shuffle=shuffle).build(), packet)
+        for stage in STAGES.values():
+            row += cell(stage.build(), packet)
         error = float((decode(packet) - x).square().mean() / x.var())
         print(f"{codec_name:20}{size:9}{row}{error:9.4f}{8 * size / x.numel():7.2f}", flush=True)
 
@@ -172,21 +175,15 @@ def shares(config: Uniform, x: Tensor, earlier: Tensor | None) -> list[float]:
 
 def coding(name: str, x: Tensor, earlier: Tensor | None) -> None:
     """Print what Zstandard and what coders with contexts make of few bits."""
-    print(f"\n{name} {list(x.shape)}\n{'codec':20}" + "".join(f"{one:>19}" for one in LAYOUTS)
+    print(f"\n{name} {list(x.shape)}\n{'codec':20}" + "".join(f"{one:>13}" for one in STAGES)
           + "".join(f"{one:>10}" for one in CONTEXTS))  # fmt: skip
     few = [Uniform(bits=bits, rotation=True, scale_bits=16) for bits in (2, 3, 4)]
     for config in [Uniform(bits=8)] if name.endswith("weights") else few:
         packet = config.build().encode(x, KEY)
-        sizes = [len(stage.build().compress(packet.buffer, packet.bits)[1]) for stage in LAYOUTS.values()]
+        sizes = [len(stage.build().compress(packet.buffer, packet.bits, packet.shape)[1]) for stage in STAGES.values()]
         print(f"uniform {config.bits}{' rotated' * config.rotation:12}"
-              + "".join(f"{size / len(packet.buffer):19.3f}" for size in sizes)
+              + "".join(f"{size / len(packet.buffer):13.3f}" for size in sizes)
               + "".join(f"{share:10.3f}" for share in shares(config, x, earlier)), flush=True)  # fmt: skip
-
-
-LAYOUTS = {
-    "zstd 1": Zstd(), "zstd 1, shuffled": Zstd(shuffle=True), "zstd 3, shuffled": Zstd(level=3, shuffle=True),
-    "zstd 15, shuffled": Zstd(level=15, shuffle=True),
-}  # fmt: skip
 
 
 def main() -> None:
