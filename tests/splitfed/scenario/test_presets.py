@@ -292,6 +292,14 @@ def test_a_batch_crosses_under_every_preset(name: str) -> None:
     assert cut.unpack_gradient(reply.buffer, smashed).tensors["cut_gradient"].shape == smashed.shape
 
 
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("mode", ["sl", "sfl-v1", "sfl-v2", "psl"])
+def test_every_mode_with_a_cut_takes_every_preset(mode: str, name: str) -> None:
+    assert compression(HEAD, f"federation.mode={mode}", preset=name) == stated(name)
+    if mode != "psl":
+        assert compression(HEAD, f"federation.mode={mode}", "federation.labels=private", preset=name) == stated(name)
+
+
 def test_presets_stand_in_the_order_of_their_bytes() -> None:
     cut, total = [], []
     for name in ("medium", "small", "tiny"):
