@@ -12,7 +12,7 @@ RUN := digits
 LOCK := build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --constraint constraints.txt \
 	--custom-compile-command "make lock"
 # A look into every room, the quick ones of its tests.
-SMOKE := tests/test_layout.py tests/compression/test_lossless.py tests/compression/test_presets.py \
+SMOKE := tests/test_layout.py tests/compression/test_lossless.py tests/splitfed/scenario/test_presets.py \
 	tests/compression/codecs/test_rotation.py tests/compression/reducers/test_registry.py \
 	tests/splitfed/scenario/test_document.py tests/splitfed/data/test_own.py \
 	tests/splitfed/model/test_parts.py tests/splitfed/federation/test_availability.py tests/splitfed/wire \

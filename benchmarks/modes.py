@@ -31,12 +31,13 @@ import torch
 from torch import nn
 
 from splitfed import Scenario, simulate
-from splitfed.compression.presets import PRESETS
 from splitfed.data.batches import batches
 from splitfed.data.dataset import load
 from splitfed.engines.allocator import keep_freed_memory
 from splitfed.model.build import build, pixel_stats
 from splitfed.reports import units
+from splitfed.scenario.overrides import named
+from splitfed.scenario.presets import PRESETS
 from splitfed.seeds import Key
 
 # What makes each mode.
@@ -64,13 +65,13 @@ def packing_of(mode: str, packing: str) -> list[str]:
         second = SECOND_CUT if mode == "private" else ()
         roles = ("front_weights",) if mode == "fl" else (*CUT, *second, "front_weights")
         return [f"compression.{role}.lossless=none" for role in roles]
-    small = PRESETS["small"]
+    small = PRESETS["small"]["compression"]
     if mode == "fl":
         return [f"compression.front_weights={json.dumps(small['front_weights'])}"]
     if mode != "private":
-        return ["compression.preset=small"]
+        return named("small")
     second = zip(SECOND_CUT, ("smashed", "cut_gradient"), strict=True)
-    return ["compression.preset=small", *(f"compression.{one}={json.dumps(small[like])}" for one, like in second)]
+    return [*named("small"), *(f"compression.{one}={json.dumps(small[like])}" for one, like in second)]
 
 
 def ours(scenario: Scenario, samples: int) -> tuple[list[float], int, int]:

@@ -1,14 +1,16 @@
 """The lossless stage after a codec: Zstandard, or nothing; never larger than stored raw."""
 
+import struct
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import zstandard
 
+from splitfed.compression.channels import ByChannel, by_channel, read
 from splitfed.compression.codecs.base import Buffer
 from splitfed.compression.codecs.bits import pack, unpack
 from splitfed.compression.codecs.buffers import from_buffer, to_buffer
@@ -66,6 +68,8 @@ def order_for(bits: int, size: int) -> str | None:
 
 
 RAW, ZSTD = "raw", "zstd"
+BY_CHANNEL = f"{ZSTD}-channels"
+_REST_BITS = 16  # of the numbers that follow codes of few bits: most often scales
 # What level 19 uses at most; a decoder may have to hold a window besides its output.
 MAX_WINDOW = 8 * 1024 * 1024
 
@@ -74,9 +78,9 @@ class Lossless(ABC):
     """Shrinks buffers; `decompress` undoes it by the tag."""
 
     @abstractmethod
-    def compress(self, buffer: Buffer, bits: int = 8) -> tuple[str, Buffer]:
+    def compress(self, buffer: Buffer, bits: int = 8, shape: Iterable[int] = ()) -> tuple[str, Buffer]:
         """Return the tag and the bytes to send, no more of them than there were; `bits` is the width of what the buffer
-        holds most of."""
+        holds most of, `shape` that of the tensor whose codes they are."""
 
 
 class _PerThread(threading.local):
@@ -97,17 +101,32 @@ _contexts = _PerThread()
 
 class ZstdStage(Lossless):
     """Zstandard frames that declare their content's size, of the buffer or of its bits in another order; raw where they
-    would not be smaller."""
+    would not be smaller. `shuffle` says which orders are tried: none, that of its bits, or also `channels`."""
 
-    def __init__(self, level: int, shuffle: bool) -> None:
+    def __init__(self, level: int, shuffle: bool | str) -> None:
         self.level, self.shuffle = level, shuffle
 
-    def compress(self, buffer: Buffer, bits: int = 8) -> tuple[str, Buffer]:
-        """Return the smaller of the frame and the buffer itself."""
+    def compress(self, buffer: Buffer, bits: int = 8, shape: Iterable[int] = ()) -> tuple[str, Buffer]:
+        """Return the smallest of the buffer itself and its frames."""
         order = order_for(bits, len(buffer)) if self.shuffle else None
-        ordered = ORDERS[order].apply(buffer) if order else buffer
-        frame = _contexts.compressor(self.level).compress(ordered)
-        return (_tag(order), frame) if len(frame) < len(buffer) else (RAW, buffer)
+        tried: list[tuple[str, Buffer]] = [(RAW, buffer), (_tag(order), self._frame(buffer, order))]
+        if self.shuffle == "channels" and (lies := by_channel(buffer, bits, shape)) is not None:
+            tried.append((BY_CHANNEL, self._by_channel(buffer, lies)))
+        return min(tried, key=lambda one: len(one[1]))
+
+    def _frame(self, buffer: Buffer, order: str | None) -> bytes:
+        return _contexts.compressor(self.level).compress(ORDERS[order].apply(buffer) if order else buffer)
+
+    def _by_channel(self, buffer: Buffer, lies: ByChannel) -> bytes:
+        parts = zip(lies.parts(buffer), _orders(lies, len(buffer)), strict=True)
+        frames = [self._frame(part, order) if len(part) else b"" for part, order in parts]
+        return b"".join([lies.head(), struct.pack(f"<{len(frames)}I", *map(len, frames)), *frames])
+
+
+def _orders(lies: ByChannel, size: int) -> list[str | None]:
+    """Return the order of each part."""
+    rest, *groups = lies.sizes(size)
+    return [order_for(_REST_BITS, rest), *(order_for(lies.bits, group) for group in groups)]
 
 
 def _tag(order: str | None) -> str:
@@ -117,12 +136,12 @@ def _tag(order: str | None) -> str:
 class NoStage(Lossless):
     """Leaves buffers as they are."""
 
-    def compress(self, buffer: Buffer, bits: int = 8) -> tuple[str, Buffer]:
+    def compress(self, buffer: Buffer, bits: int = 8, shape: Iterable[int] = ()) -> tuple[str, Buffer]:
         """Return the buffer itself."""
         return RAW, buffer
 
 
-_ORDERS = {_tag(name): order for name, order in ORDERS.items()}
+_ORDERS = {_tag(name): name for name in ORDERS}
 
 
 def decompress(tag: str, data: Buffer, size: int) -> Buffer:
@@ -138,10 +157,34 @@ def decompress(tag: str, data: Buffer, size: int) -> Buffer:
         return data
     if tag == ZSTD:
         return _inflate(data, size)
-    order = _ORDERS.get(tag)
-    if order is None:
+    if tag == BY_CHANNEL:
+        return _from_channels(data, size)
+    if (order := _ORDERS.get(tag)) is None:
         raise WireError(f"no lossless stage has the tag {tag[:32]!r}")
-    return order.undo(_inflate(data, order.size(size)), size)
+    return _undone(data, size, order)
+
+
+def _from_channels(data: Buffer, size: int) -> Buffer:
+    lies, start = read(data, size)
+    sizes, orders = lies.sizes(size), _orders(lies, size)
+    lengths = struct.Struct(f"<{len(sizes)}I")
+    if len(data) < start + lengths.size:
+        raise WireError(f"{len(data)} bytes end before the lengths of {len(sizes)} frames")
+    frames, start = lengths.unpack(data[start : start + lengths.size]), start + lengths.size
+    if sum(frames) != len(data) - start:
+        raise WireError(f"{len(data) - start} bytes of frames whose lengths are {frames}")
+    parts: list[Buffer] = []
+    for frame, part, order in zip(frames, sizes, orders, strict=True):
+        sent = data[start : start + frame]
+        if not part and frame:
+            raise WireError(f"a frame of {frame} bytes for nothing")
+        parts.append(b"" if not part else _undone(sent, part, order))
+        start += frame
+    return lies.whole(parts)
+
+
+def _undone(frame: Buffer, size: int, order: str | None) -> Buffer:
+    return ORDERS[order].undo(_inflate(frame, ORDERS[order].size(size)), size) if order else _inflate(frame, size)
 
 
 def _inflate(data: Buffer, size: int) -> bytes:

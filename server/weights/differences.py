@@ -27,10 +27,13 @@ _WHOLE, _LOADED = 0, -1
 
 class WeightDifferences(WeightExchange):
     """Weights that cross as differences. `open` and `close` embrace a round. `guard` judges what comes back. Who has
-    nothing of the last round is sent all, or the difference to the `initial` weights, if it loads these itself."""
+    nothing of the last round is sent all, or the difference to the `initial` weights, if it loads these itself. Where
+    clients train `in_turn`, each is sent another front, and nobody has anything of the round before."""
 
-    def __init__(self, wire: WeightWire, guard: Guard | None = None, initial: Initial | None = None) -> None:
-        self.wire, self._guard, self._initial = wire, guard or Guard(), initial
+    def __init__(
+        self, wire: WeightWire, guard: Guard | None = None, initial: Initial | None = None, *, in_turn: bool = False
+    ) -> None:  # fmt: skip
+        self.wire, self._guard, self._initial, self._in_turn = wire, guard or Guard(), initial, in_turn
         self._round = 0
         self._arrays: ArrayRecord | None = None
         self._weights: dict[str, Tensor] = {}
@@ -45,6 +48,9 @@ class WeightDifferences(WeightExchange):
     def open(self, round: int, clients: list[int]) -> None:
         """Begin a round with these clients; it may be one that was begun before."""
         self._round, self._arrays, self._sent = round, None, {}
+        if self._in_turn:
+            self._group = {client: place for place, client in enumerate(sorted(clients))}
+            return
         groups: dict[int, list[int]] = {}
         for client in sorted(clients):
             if client in self._knows and self._since == round - 1:
@@ -52,14 +58,14 @@ class WeightDifferences(WeightExchange):
         largest = sorted(groups, key=lambda number: (-len(groups[number]), groups[number][0]))[:MOST_GROUPS]
         self._bases = {place: Base(self._since, self._known[number]) for place, number in enumerate(largest, 1)}
         members = {client: place for place, number in enumerate(largest, 1) for client in groups[number]}
-        others = _WHOLE
-        if self._initial is not None:
-            others, self._bases[_LOADED] = _LOADED, Base(0, self._initial.weights)
+        others = _WHOLE if self._initial is None else _LOADED
         self._group = {client: members.get(client, others) for client in clients}
 
     def down(self, arrays: ArrayRecord, client: int, round: int, key: Key) -> Coded:
         """Return the frame for a client of the round. Raises RunError where it is to get other weights than the others
         of its cohort."""
+        if self._in_turn:
+            self._sent = {}  # the turn before is over
         if self._arrays is not arrays:
             self._take(arrays)
         group = self._group[client]
@@ -68,11 +74,12 @@ class WeightDifferences(WeightExchange):
         return self._sent[group][0]
 
     def _encoded(self, group: int, round: int, key: Key) -> tuple[Coded, dict[str, Tensor], Given]:
-        loaded = self._initial.sha256 if self._initial is not None and group == _LOADED else ""
-        if loaded and self._initial is not None and self._initial.same(self._weights):
-            known = self._initial.weights
-            return (Weights(b"", loaded=loaded), {}), known, self._guard.given(known)
-        sent = send(self.wire, self._weights, self._bases.get(group), key, round, -1)
+        base, loaded = self._bases.get(group), ""
+        if self._initial is not None and (self._in_turn or group == _LOADED):
+            base, loaded = Base(0, self._initial.weights), self._initial.sha256
+            if self._initial.same(self._weights):
+                return (Weights(b"", loaded=loaded), {}), base.weights, self._guard.given(base.weights)
+        sent = send(self.wire, self._weights, base, key, round, -1)
         coded = Weights(sent.packed.buffer, loaded=loaded), self.wire.sizes(sent.packed)
         return coded, sent.known, self._guard.given(sent.known)
 
@@ -80,7 +87,8 @@ class WeightDifferences(WeightExchange):
         """Read a client's frame, and return its weights, to which what it was sent is added. Raises WireError, and
         Diverged for absurd ones."""
         difference, frame = self.wire.unpack(buffer)
-        base, sent = base_of(frame), self._sent.get(self._group.get(client, -1))
+        base, group = base_of(frame), self._group.get(client)
+        sent = None if group is None else self._sent.get(group)
         if base != self._round or sent is None:
             raise WireError(f"weights that are measured from those of round {base}, where {self._round} is open")
         weights = self._guard.taken(restored(sent[1], difference), sent[2], where(frame.round, client))
@@ -90,11 +98,11 @@ class WeightDifferences(WeightExchange):
         """Hear that a client has not what it was thought to know: it is sent all when it is next drawn. Return whether
         that can be."""
         self._knows.pop(client, None)
-        return self._group.get(client, _WHOLE) > 0
+        return self._group.get(client, _WHOLE) in self._bases
 
     def close(self, clients: list[int]) -> None:
         """End the round: these clients were trained, and know what they were sent."""
-        self._knows = {client: self._group[client] for client in clients}
+        self._knows = {} if self._in_turn else {client: self._group[client] for client in clients}
         self._known = {group: self._sent[group][1] for group in sorted(set(self._knows.values()))}
         self._since, self._sent, self._bases, self._group = self._round, {}, {}, {}
         self._arrays, self._weights = None, {}
@@ -113,7 +121,11 @@ class WeightDifferences(WeightExchange):
 
     def _take(self, arrays: ArrayRecord) -> None:
         weights = plain(arrays)
-        if self._arrays is not None and any(not weights[n].equal(t) for n, t in self._weights.items()):
+        if (
+            not self._in_turn
+            and self._arrays is not None
+            and any(not weights[n].equal(t) for n, t in self._weights.items())
+        ):
             raise RunError(
                 "federation.strategy sends clients of one round different weights, from which no differences can be "
                 "told: set compression.front_weights.delta to false"

@@ -82,9 +82,9 @@ def exchanges_of(scenario: Scenario, part: ClientPart, key: Key) -> tuple[Weight
     wire, guard = WeightWire.of(part, compression), Guard(scenario.federation.clip.front_weights)
     loads = compression.front_weights.initial == "load"
     initial = Initial.of(part) if loads else None
-    each_round: WeightExchange = (
-        WeightDifferences(wire, guard, initial) if wire.delta else WholeWeights(wire, guard=guard, initial=initial)
-    )
+    each_round: WeightExchange = WholeWeights(wire, guard=guard, initial=initial)
+    if wire.delta:
+        each_round = WeightDifferences(wire, guard, initial, in_turn=scenario.federation.mode == "sl")
     evaluation: WeightExchange = WholeWeights(wire, purpose="evaluation", initial=initial)
     if any(not phase.learns for phase in scenario.phases):
         each_round = Settled(each_round, scenario)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from splitfed.cli.options import Overrides, ScenarioName
+from splitfed.cli.options import Overrides, PresetName, ScenarioName
 
 
 def align(
@@ -21,6 +21,7 @@ def align(
     steps: Annotated[
         int | None, typer.Option(min=0, help="How many mini-batches to train for; ten passes if not set.")
     ] = None,
+    preset: PresetName = None,
     set_: Overrides = None,
     device: Annotated[str | None, typer.Option(help="Train there: auto, cpu, cuda, cuda:1, mps.")] = None,
 ) -> None:
@@ -36,7 +37,7 @@ def align(
     from splitfed.split.autoencoder import align as fit
 
     changes = [*(set_ or []), *([f"training.server.device={device}"] if device else [])]
-    loaded = splitfed.Scenario.load(scenario, changes)
+    loaded = splitfed.Scenario.load(scenario, changes, preset=preset)
 
     def say(step: int, steps: int) -> None:
         if step % max(1, steps // 10) == 0 or step == steps:

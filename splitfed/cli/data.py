@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-from splitfed.cli.options import Overrides, ScenarioName
+from splitfed.cli.options import Overrides, PresetName, ScenarioName
 from splitfed.errors import SplitfedError
 
 
 def data(
     scenario: ScenarioName,
+    preset: PresetName = None,
     set_: Overrides = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than the scenario's.")] = None,
     clients: Annotated[int, typer.Option(min=0, help="How many clients the table shows, the first ones.")] = 20,
@@ -29,7 +30,7 @@ def data(
 
         check_path(out)
     changes = [*(set_ or []), *([f"seed={seed}"] if seed is not None else [])]
-    found = splitfed.describe(splitfed.Scenario.load(scenario, changes), check=check)
+    found = splitfed.describe(splitfed.Scenario.load(scenario, changes, preset=preset), check=check)
     print("\n".join(head(found)), end="\n\n")
     more = len(found.held) - clients
     notes = [f"and {more:,} more; --csv FILE writes all"] if more > 0 and csv is None else []

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from splitfed.cli.options import DataPlace, Overrides, WeightsPlace, check_moved
+from splitfed.cli.options import DataPlace, Overrides, PresetName, WeightsPlace, check_moved
 from splitfed.errors import SplitfedError
 
 
@@ -38,6 +38,7 @@ def certs(
 
 def serve(
     scenario: Annotated[str | None, typer.Argument()] = None,
+    preset: PresetName = None,
     set_: Overrides = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than the scenario's.")] = None,
     device: Annotated[str | None, typer.Option(help="Train the back there: auto, cpu, cuda, cuda:1, mps.")] = None,
@@ -73,12 +74,14 @@ def serve(
         *([f"seed={seed}"] if seed is not None else []),
         *([f"training.server.device={device}"] if device else []),
     ]
-    if resume is not None and (changes or clients is not None):
+    if resume is not None and (changes or clients is not None or preset is not None):
         raise SplitfedError(
-            "--resume goes on with the run's own scenario: leave out --set, --seed, --device and --clients"
+            "--resume goes on with the run's own scenario: leave out --preset, --set, --seed, --device and --clients"
         )
     check_moved(resume, data, weights)
-    loaded = splitfed.Scenario.load(scenario, changes, also=BEFORE_A_RUN) if scenario is not None else None
+    loaded = (
+        splitfed.Scenario.load(scenario, changes, preset=preset, also=BEFORE_A_RUN) if scenario is not None else None
+    )
     serve(
         loaded, host=host, **ports, tls=tls, insecure=insecure, clients=clients,
         enough=start_with, runs=runs, resume=resume, observers=(Console(),), record=recorders,

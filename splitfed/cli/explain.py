@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from splitfed.cli.options import DataPlace, Overrides, WeightsPlace, moved
+from splitfed.cli.options import DataPlace, Overrides, PresetName, WeightsPlace, moved
 from splitfed.errors import SplitfedError
 
 
@@ -31,12 +31,14 @@ def explain(
     tensorboard: Annotated[bool, typer.Option(help="Show it among the images of the run's TensorBoard too.")] = True,
     data: DataPlace = None,
     weights: WeightsPlace = None,
+    preset: PresetName = None,
     set_: Overrides = None,
 ) -> None:
     """Show which tokens a run's reducer keeps and which samples it merges, on real images."""
     import splitfed
     from splitfed.reports.explanation.text import notes, table
     from splitfed.reports.tables import show
+    from splitfed.scenario.overrides import named
 
     if client is not None and split is Which.validation:
         raise SplitfedError("--client: clients hold training images; leave out --split validation, or --client")
@@ -44,9 +46,8 @@ def explain(
         from splitfed.reports.study.plots import check_path
 
         check_path(out)
-    found = splitfed.explain(
-        run, round=round, split=split.value, client=client or 0, overrides=[*moved(data, weights), *(set_ or [])]
-    )
+    changes = [*named(preset), *moved(data, weights), *(set_ or [])]
+    found = splitfed.explain(run, round=round, split=split.value, client=client or 0, overrides=changes)
     written = []
     if out is not None or tensorboard:
         from splitfed.reports.explanation.picture import draw, png, save

@@ -15,7 +15,7 @@ from splitfed.cli.deployment import certs, join, serve
 from splitfed.cli.ending import ending
 from splitfed.cli.explain import explain
 from splitfed.cli.export import export, schema
-from splitfed.cli.options import SCENARIO, DataPlace, Overrides, WeightsPlace, check_moved
+from splitfed.cli.options import SCENARIO, DataPlace, Overrides, PresetName, WeightsPlace, check_moved
 from splitfed.cli.study import compare, list_, sweep
 from splitfed.cli.validate import validate
 from splitfed.engines.allocator import keep_freed_memory
@@ -58,6 +58,7 @@ _debug = False
 @app.command(epilog=SCENARIO)
 def simulate(
     scenario: Annotated[str | None, typer.Argument()] = None,
+    preset: PresetName = None,
     set_: Overrides = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than the scenario's.")] = None,
     device: Annotated[str | None, typer.Option(help="Train both sides there: auto, cpu, cuda, cuda:1, mps.")] = None,
@@ -82,14 +83,17 @@ def simulate(
         *([f"seed={seed}"] if seed is not None else []),
         *([f"training.{side}.device={device}" for side in ("client", "server")] if device else []),
     ]
-    if resume is not None and (changes or dry_run):
+    if resume is not None and (changes or dry_run or preset is not None):
         raise SplitfedError(
-            "--resume goes on with the run's own scenario: leave out --set, --seed, --device, --engine and --dry-run"
+            "--resume goes on with the run's own scenario: leave out --preset, --set, --seed, --device, --engine and "
+            "--dry-run"
         )
     check_moved(resume, data, weights)
     if scenario is None and resume is None:
         raise SplitfedError("name a scenario, for instance: splitfed simulate digits")
-    loaded = splitfed.Scenario.load(scenario, changes, also=BEFORE_A_RUN) if scenario is not None else None
+    loaded = (
+        splitfed.Scenario.load(scenario, changes, preset=preset, also=BEFORE_A_RUN) if scenario is not None else None
+    )
     if dry_run:
         from splitfed.reports.costs.text import text as estimate_text
 

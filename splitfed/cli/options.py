@@ -11,6 +11,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the scenario, e.g. model.cut=4; repeatable."),
 ]
+PresetName = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", metavar="NAME", help="Take this preset in place of what the file says of it: medium, small or tiny."
+    ),
+]
 ScenarioName = Annotated[str, typer.Argument()]
 DataPlace = Annotated[str | None, typer.Option("--data", help="Where the run's own data lie now.")]
 WeightsPlace = Annotated[str | None, typer.Option("--weights", help="Where the run's file of weights lies now.")]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from splitfed.cli.options import Overrides
+from splitfed.cli.options import Overrides, PresetName
 from splitfed.errors import SplitfedError
 
 
@@ -93,6 +93,7 @@ def compare(
 
 def sweep(
     file: Annotated[Path, typer.Argument()],
+    preset: PresetName = None,
     set_: Overrides = None,
     device: Annotated[str | None, typer.Option(help="Train both sides there: auto, cpu, cuda, cuda:1, mps.")] = None,
     jobs: Annotated[
@@ -110,8 +111,10 @@ def sweep(
 
     import splitfed
     from splitfed.reports.sweep.plan import Sweep
+    from splitfed.scenario.overrides import named
 
     changes = [
+        *named(preset),
         *(set_ or []),
         *([f"training.{side}.device={device}" for side in ("client", "server")] if device else []),
     ]

@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-from splitfed.cli.options import Overrides
+from splitfed.cli.options import Overrides, PresetName
 from splitfed.errors import ScenarioError, SplitfedError
 
 
 def validate(
     files: Annotated[list[str], typer.Argument()],
+    preset: PresetName = None,
     set_: Overrides = None,
     data: Annotated[
         bool, typer.Option("--data", help="Open the data sets too, and deal them to clients; tell what they hold.")
@@ -18,10 +19,13 @@ def validate(
 ) -> None:
     """Check scenarios and sweeps with their models, and name every mistake; trains nothing, loads no weights, and data
     if asked."""
+    from splitfed.scenario.overrides import named
+
     problems: list[str] = []
+    changes = [*named(preset), *(set_ or [])]
     for file in files:
         try:
-            print(_checked(file, set_ or [], data))
+            print(_checked(file, changes, data))
         except SplitfedError as error:
             problems += str(error).splitlines()
     if problems:

@@ -1,12 +1,11 @@
 """The section of a scenario that says what is sent: a reducer, and how each kind of tensor becomes bytes."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from splitfed.compression.codecs.registry import CodecConfig
 from splitfed.compression.lossless_settings import LosslessConfig
-from splitfed.compression.presets import PRESETS, written_out
 from splitfed.compression.reducers.registry import ReducerConfig
 from splitfed.config import Config
 
@@ -25,7 +24,8 @@ class WeightPacking(Packing):
 
     delta: bool | CodecConfig = False
     """Whether weights travel as their difference to what the other side has already: up, to what the client was sent in
-    this round; down, to what it was sent in the round before, if it took part in that, else whole. What rounding leaves
+    this round; down, to what it was sent in the round before, if it took part in that, else whole, as always in `sl`,
+    where each client gets the front of the one before it. What rounding leaves
     out is made up for in later rounds. `true` sends differences in the codecs of whole weights; a codec in its place,
     for instance of fewer bits, is that of the differences alone. It concerns all weights that cross with a round,
     whatever their role."""
@@ -38,9 +38,6 @@ class WeightPacking(Packing):
 class Compression(Config):
     """What makes the bytes fewer: a `reducer` that drops or merges before sending, and a packing for each role."""
 
-    preset: Literal[tuple(PRESETS)] | None = Field(None, exclude=True)  # type: ignore[valid-type]
-    """Name of settings for the whole section, of which keys beside it win; it is written out when it is read, and not
-    kept. Null is none."""
     reducer: ReducerConfig = Field("none", validate_default=True)
     """What drops or merges samples, tokens or numbers before they are sent."""
     smashed: Packing = Packing()
@@ -57,8 +54,3 @@ class Compression(Config):
     """Packing of all weights that a client holds of the model, of whatever part; they go both ways once a round."""
     parts: Packing = Packing()
     """Packing of the layers that some reducers bring with them, which go both ways once a round."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset_written_out(cls, data: Any) -> Any:
-        return written_out(data)

@@ -17,10 +17,12 @@ ASIDE = "x-"
 
 
 class Origin(NamedTuple):
-    """Where a value comes from: `file:line` or `--set key=value`, and its place in the order of problems."""
+    """Where a value comes from: `file:line` or `--set key=value`, and its place in the order of problems; and the
+    preset that is named there, if it is that which sets the value."""
 
     order: int
     place: str
+    preset: str | None = None
 
 
 class Problem(NamedTuple):
@@ -31,7 +33,8 @@ class Problem(NamedTuple):
     why: str
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.origin.place, dotted(self.path), self.why) if part)
+        said = ": ".join(part for part in (self.origin.place, dotted(self.path), self.why) if part)
+        return said if self.origin.preset is None else f"{said} (preset {self.origin.preset!r} sets it)"
 
 
 @dataclass

@@ -1,11 +1,12 @@
-"""Overrides from the command line: `--set section.key=value` changes one value of a scenario before it is checked."""
+"""Overrides from the command line: `--set section.key=value` changes one value of a scenario before it is checked,
+`--preset` the settings that all others refine."""
 
+import json
 from typing import Any
 
 from pydantic import BaseModel
 
-from splitfed.compression.presets import PRESETS, written_out
-from splitfed.config import did_you_mean
+from splitfed.scenario import presets
 from splitfed.scenario.document import Document, Origin, Path, Reader, printable, shown
 from splitfed.scenario.problems import Sections, below, kind
 from splitfed.scenario.yaml import MOST_DEPTH, TOO_DEEP, Unreadable, compose
@@ -16,7 +17,7 @@ _LONGEST = 200  # letters of an override that a problem repeats
 
 
 class Change(str):
-    """An override that is written in a file, not on the command line: `place` is `file:line`."""
+    """An override that is not written after `--set`: `place` is `file:line`, or what it is on the command line."""
 
     place: str
 
@@ -33,24 +34,49 @@ class _Refused(Exception):
         self.path, self.why = path, why
 
 
+def named(preset: str | None) -> list[str]:
+    """Return the override that names a preset in place of the file's; nothing where there is none."""
+    return [] if preset is None else [Change(f"{presets.KEY}={json.dumps(preset)}", f"--preset {_short(preset)}")]
+
+
 def override(document: Document, overrides: list[str], model: type[BaseModel]) -> None:
     """Apply overrides in order. Values are YAML (`3`, `1e-4`, `[1, 2]`, `{kind: adc, ratio: 0.1}`; nothing is null),
     sections that are missing are created, `reducer: adc` becomes a section when one of its keys is set, and setting
-    another `kind` drops the keys of the old one. A preset of the compression is written out, see `write_out`.
-    Problems are noted in the document."""
-    write_out(document, _AFTER_THE_FILE)
+    another `kind` drops the keys of the old one. A preset is written out before, below what the file says; the last one
+    that `named` or a sweep names takes the file's place in all keys that any preset sets. Problems are noted in the
+    document."""
+    chosen = [text for text in overrides if _names_preset(text)]
+    if chosen:
+        presets.drop(document)
+        # Its settings count as written in the file, so that another kind drops the keys of theirs.
+        _try(document, chosen[-1], _AFTER_THE_FILE - 1, model)
+    known = presets.write_out(document)
     for i, text in enumerate(overrides):
-        said = printable(" ".join(text.split()))
-        said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
-        place = text.place if isinstance(text, Change) else f"--set {said}"
-        origin = Origin(_AFTER_THE_FILE + i, place)
-        try:
-            _apply(document, text, origin, model)
-            write_out(document, _AFTER_THE_FILE)
-        except _Refused as e:
-            document.refuse(e.path, e.why, origin)
-        except Unreadable as e:
-            document.refuse((), e.why, origin)
+        if not _names_preset(text):
+            _try(document, text, _AFTER_THE_FILE + i, model)
+    if presets.refuse_old_place(document) or not known:
+        presets.drop(document)  # what these refine is anyone's guess
+
+
+def _try(document: Document, text: str, order: int, model: type[BaseModel]) -> None:
+    """Apply one override, or note what is wrong with it."""
+    place = text.place if isinstance(text, Change) else f"--set {_short(text)}"
+    origin = Origin(order, place)
+    try:
+        _apply(document, text, origin, model)
+    except _Refused as e:
+        document.refuse(e.path, e.why, origin)
+    except Unreadable as e:
+        document.refuse((), e.why, origin)
+
+
+def _short(text: str) -> str:
+    said = printable(" ".join(text.split()))
+    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
+
+
+def _names_preset(text: str) -> bool:
+    return isinstance(text, Change) and text.partition("=")[0].strip() == presets.KEY
 
 
 def _apply(document: Document, text: str, origin: Origin, model: type[BaseModel]) -> None:
@@ -60,9 +86,9 @@ def _apply(document: Document, text: str, origin: Origin, model: type[BaseModel]
         raise _Refused((), "write it as section.key=value")
     if len(parts) > MOST_DEPTH:
         raise _Refused((), TOO_DEEP)
+    if parts == [presets.KEY] and not isinstance(text, Change):
+        raise _Refused((presets.KEY,), f"is not set but named: write --preset {_short(written)}")
     node = compose(written)
-    if tuple(parts) == PRESET:
-        drop_file(document, _AFTER_THE_FILE)
     holder, path = _holder(document, parts, origin, (model,))
     key = _key(holder, parts[-1], path)
     path = (*path, key)
@@ -110,52 +136,3 @@ def _drop_old_kind(document: Document, section: dict[str, Any], path: Path, orig
     for key in [k for k in section if k != "kind" and document.origin((*path, k)).order < _AFTER_THE_FILE]:
         del section[key]
     document.origins[path] = origin
-
-
-SECTION = ("compression",)
-PRESET = ("compression", "preset")
-
-
-def write_out(document: Document, first_override: int) -> None:
-    """Put the settings of a preset in the place of its name; an unknown one is noted as a problem. What comes from the
-    preset counts as written in the file (its order is below `first_override`), where the preset is named."""
-    section = document.data.get(SECTION[0])
-    if not isinstance(section, dict) or (name := section.get(PRESET[1])) is None:
-        return
-    if not isinstance(name, str) or name not in PRESETS:
-        known = list(PRESETS)
-        close = did_you_mean(name, known) if isinstance(name, str) else ""
-        document.refuse(PRESET, f"unknown preset {shown(name)}, known: {', '.join(map(repr, known))}{close}")
-        document.data[SECTION[0]] = {}  # what the other keys refine is anyone's guess
-        return
-    named = document.origin(PRESET)
-    whole = document.data[SECTION[0]] = written_out(section)
-    _note(document, whole, section, SECTION, Origin(min(named.order, first_override - 1), named.place))
-
-
-def drop_file(document: Document, first_override: int) -> None:
-    """Drop what the file, or a preset, says of the compression; what overrides have set of it stays."""
-    section = document.data.get(SECTION[0])
-    document.data[SECTION[0]] = _overridden(document, section, SECTION, first_override)
-    for path in [p for p, origin in document.origins.items() if p[:1] == SECTION and origin.order < first_override]:
-        del document.origins[path]
-
-
-def _overridden(document: Document, value: Any, path: Path, first_override: int) -> dict[str, Any]:
-    kept = {}
-    for key, inner in value.items() if isinstance(value, dict) else ():
-        at = (*path, key)
-        if at in document.origins and document.origins[at].order >= first_override:
-            kept[key] = inner
-        elif some := _overridden(document, inner, at, first_override):
-            kept[key] = some
-    return kept
-
-
-def _note(document: Document, whole: dict[str, Any], own: dict[str, Any], path: Path, origin: Origin) -> None:
-    """Note the origin of everything in a section that is not the user's own."""
-    for key, value in whole.items():
-        if key not in own:
-            document.origins[*path, key] = origin
-        elif isinstance(value, dict) and isinstance(own[key], dict):
-            _note(document, value, own[key], (*path, key), origin)

@@ -175,7 +175,9 @@ def _of_rule(section: Path, key: str, why: str) -> ErrorDetails:
 
 def _why(errors: list[tuple[ErrorDetails, Location]], value: Any) -> str:
     # Of a union, say what is wrong in the branch whose type fits; only if none fits, list all types.
-    telling = [e for e in errors if not e[0]["type"].endswith("_type")] or errors
+    fits = [e for e in errors if not e[0]["type"].endswith("_type")]
+    no_word = not isinstance(value, str) and all(details["type"] == "literal_error" for details, _ in fits)
+    telling = errors if no_word or not fits else fits
     must_be = [_MUST_BE[e["type"]].format(**e.get("ctx", {})) for e, _ in telling if e["type"] in _MUST_BE]
     if not must_be or telling[0][1].path[-1:] == ("kind",):
         return "; ".join(dict.fromkeys(_one(details, place, value) for details, place in telling))

@@ -246,16 +246,6 @@ def reducer_takes_the_batches(compression: Compression, training: Training) -> F
         yield "compression.reducer", f"{reducer.kind}: {problem}"
 
 
-def differences_are_to_a_common_round(compression: Compression, federation: Federation) -> Found:
-    """Weights can be sent as differences only from a round that both sides know."""
-    if federation.mode == "sl" and compression.front_weights.delta:
-        yield (
-            "compression.front_weights.delta",
-            "with sl each client gets the front of the one before it, so there is no common round to measure from: set "
-            "it to false, or set another federation.mode",
-        )
-
-
 def loaded_weights_are_in_a_file(compression: Compression, model: ModelConfig) -> Found:
     """Clients can load only what lies somewhere, and where they are."""
     key = "compression.front_weights.initial"
@@ -340,7 +330,6 @@ RULES: tuple[Rule, ...] = (
     tail_is_of_private_labels,
     server_trains_what_it_holds,
     reducer_takes_the_batches,
-    differences_are_to_a_common_round,
     loaded_weights_are_in_a_file,
     what_is_packed_crosses,
     evaluation_asks_of_the_clients,

@@ -7,7 +7,7 @@ from copy import deepcopy
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
@@ -21,7 +21,8 @@ from splitfed.scenario.budget import BudgetConfig, Unlimited
 from splitfed.scenario.compression import Compression
 from splitfed.scenario.document import Document, Origin, printable, read, without_asides
 from splitfed.scenario.engine import EngineConfig, Inline
-from splitfed.scenario.overrides import override
+from splitfed.scenario.overrides import named, override
+from splitfed.scenario.presets import PRESETS, written_out
 from splitfed.scenario.problems import note, valid_part
 from splitfed.scenario.rules import broken, broken_in_part
 from splitfed.scenario.sections import CheckpointConfig, Federation, Training
@@ -40,6 +41,9 @@ class Scenario(Config):
     """Name of its run folders; where none is written, that of the file."""
     seed: int = Field(0, ge=0)
     """Decides every draw: weights, shares of the data, orders, noise."""
+    preset: Literal[tuple(PRESETS)] | None = Field(None, exclude=True)  # type: ignore[valid-type]
+    """Name of settings for several sections, of which keys beside it win; it is written out when it is read, and not
+    kept. Null is none."""
     model: ModelConfig
     """Which model is trained, and where it is cut."""
     data: DataConfig
@@ -63,6 +67,11 @@ class Scenario(Config):
     """How many checkpoints stay on disk."""
     engine: EngineConfig = Inline()
     """Where the clients run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_written_out(cls, data: Any) -> Any:
+        return written_out(data)
 
     @field_validator("name")
     @classmethod
@@ -94,12 +103,14 @@ class Scenario(Config):
 
     @classmethod
     def load(
-        cls, path_or_name: str | os.PathLike[str], overrides: list[str] | None = None, *, also: Sequence[Rule] = ()
-    ) -> Self:
+        cls, path_or_name: str | os.PathLike[str], overrides: list[str] | None = None, *, preset: str | None = None,
+        also: Sequence[Rule] = (),
+    ) -> Self:  # fmt: skip
         """Load a YAML file, or by its name (`digits`) one that ships with splitfed; a file that exists wins.
 
-        `overrides` are `section.key=value`, as `--set` takes them. `also` are rules beside those that every scenario
-        keeps, such as `splitfed.split.mistakes.of_the_model`: each is given the scenario, or what is valid of it.
+        `overrides` are `section.key=value`, as `--set` takes them; `preset`, as `--preset` does, takes the file's place
+        in all keys that any preset sets. `also` are rules beside those that every scenario keeps, such as
+        `splitfed.split.mistakes.of_the_model`: each is given the scenario, or what is valid of it.
         Raises ScenarioError with every problem at once.
         """
         path = _find(os.fspath(path_or_name))
@@ -110,33 +121,39 @@ class Scenario(Config):
             raise ScenarioError([f"{source}: not UTF-8 text: byte {e.start} is 0x{e.object[e.start]:02x}"]) from None
         except (OSError, ValueError) as e:
             raise ScenarioError([f"{source}: cannot be read: {getattr(e, 'strerror', None) or e}"]) from None
-        return cls.parse(text, source, overrides, name=folder_name(path.stem), also=also)
+        return cls.parse(text, source, overrides, name=folder_name(path.stem), preset=preset, also=also)
 
     @classmethod
     def parse(
         cls, text: str, source: str = "<text>", overrides: list[str] | None = None, *, name: str | None = None,
-        also: Sequence[Rule] = (),
+        preset: str | None = None, also: Sequence[Rule] = (),
     ) -> Self:  # fmt: skip
-        """Check the text of a scenario; problems start with `source:line`, and `name` is for a text without one. `also`
-        is as in `load`.
+        """Check the text of a scenario; problems start with `source:line`, and `name` is for a text without one.
+        `preset` and `also` are as in `load`.
 
         Raises ScenarioError with every problem at once.
         """
-        return cls._checked(read(text, source), overrides, {"name": name} if name is not None else {}, also)
+        changes = [*named(preset), *(overrides or [])]
+        return cls._checked(read(text, source), changes, {"name": name} if name is not None else {}, also)
 
     @classmethod
-    def from_dict(cls, sections: dict[str, Any], overrides: list[str] | None = None) -> Self:
+    def from_dict(
+        cls, sections: dict[str, Any], overrides: list[str] | None = None, *, preset: str | None = None
+    ) -> Self:
         """Check a scenario that is written in Python, as nested dicts of what a file would say.
+
+        `preset` is as in `load`.
 
         Raises ScenarioError with every problem at once.
         """
-        return cls._checked(Document(deepcopy(without_asides(sections)), {(): Origin(0, "scenario")}), overrides, {})
+        document = Document(deepcopy(without_asides(sections)), {(): Origin(0, "scenario")})
+        return cls._checked(document, [*named(preset), *(overrides or [])], {})
 
     @classmethod
     def _checked(
-        cls, document: Document, overrides: list[str] | None, given: dict[str, str], also: Sequence[Rule] = ()
+        cls, document: Document, overrides: list[str], given: dict[str, str], also: Sequence[Rule] = ()
     ) -> Self:
-        override(document, overrides or [], cls)
+        override(document, overrides, cls)
         data = {**given, **document.data}
         try:
             valid = scenario = cls.model_validate(data)
@@ -153,9 +170,9 @@ class Scenario(Config):
         """Return the complete scenario, defaults written out; it loads back to an equal one."""
         return write(self.model_dump(mode="json"))
 
-    def with_(self, overrides: list[str]) -> Self:
-        """Return a copy with some values changed. Raises ScenarioError."""
-        return self.parse(self.to_yaml(), self.name, overrides)
+    def with_(self, overrides: list[str], *, preset: str | None = None) -> Self:
+        """Return a copy with some values changed; `preset` is as in `load`. Raises ScenarioError."""
+        return self.parse(self.to_yaml(), self.name, overrides, preset=preset)
 
 
 def folder_name(stem: str) -> str:

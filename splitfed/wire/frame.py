@@ -96,7 +96,7 @@ def pack(
         raise CodecError(f"the meta of a {kind} frame ({Place(round, client, step)}): {problem}")
     entries, buffers = [], []
     for name, (packet, stage) in packets.items():
-        lossless, sent = stage.compress(packet.buffer, packet.bits)
+        lossless, sent = stage.compress(packet.buffer, packet.bits, packet.shape)
         entries.append(Entry(name, packet.tag, packet.dtype, packet.shape, lossless, len(packet.buffer), len(sent)))
         buffers.append(sent)
     header = Header(kind, round, client, step, dict(meta or {}), entries).write()

@@ -23,8 +23,9 @@ NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 def test_a_dict_is_what_a_file_is() -> None:
     sections = read(BASE, "base").data
     before = json.dumps(sections)
-    found = Scenario.from_dict(sections, ["model.cut=2", "compression.preset=small"])
-    assert found == Scenario.parse(BASE, overrides=["model.cut=2", "compression.preset=small"])
+    found = Scenario.from_dict(sections, ["model.cut=2"], preset="small")
+    assert found == Scenario.parse(BASE, overrides=["model.cut=2"], preset="small")
+    assert found == Scenario.from_dict(sections | {"preset": "small"}, ["model.cut=2"])
     assert json.dumps(sections) == before
 
 

@@ -15,16 +15,16 @@ from pydantic.json_schema import GenerateJsonSchema
 from splitfed.cli.listing.kinds import first_sentence, one_line
 from splitfed.reports.sweep.plan import SweepFile
 from splitfed.scenario import Scenario
-from splitfed.scenario.compression import Compression
 from splitfed.scenario.document import ASIDE
 from splitfed.scenario.engine import Inline
+from splitfed.scenario.presets import KEY, PRESETS
 from splitfed.scenario.problems import kind, sections
 
 Schema = dict[str, Any]
 
 _DRAFT = "http://json-schema.org/draft-07/schema#"  # the one that editors know best
 _DEFS = "#/$defs/"
-# Sections in which a `preset` lets others leave out what it says; under these names what remains of them.
+# Beside a `preset` sections may leave out what it says; what remains of them stands under their names with this behind.
 _REFINED = "Refined"
 # Where no kind is said, it is this one.
 _UNSAID = Inline
@@ -42,6 +42,7 @@ class _Generator(GenerateJsonSchema):
 def scenario_schema() -> Schema:
     """Return the schema of a scenario, a draft 7 JSON schema."""
     schema = _generated(Scenario)
+    _with_presets(schema)
     return {"$schema": _DRAFT, **schema, **_ASIDES, "title": "A scenario of splitfed"}
 
 
@@ -93,8 +94,6 @@ def _generated(model: type[BaseModel]) -> Schema:
             one["required"] = ["kind", *(name for name in one.get("required", []) if name != "kind")]
     short = {_DEFS + name: _short(one, classes.get((one["title"], _kind(one)))) for name, one in defs.items()}
     _with_short_forms(schema, short)
-    if Compression.__name__ in defs:
-        _with_presets(defs, Compression.__name__)
     return schema
 
 
@@ -150,32 +149,32 @@ def _with_short_forms(schema: Any, short: dict[str, Schema | None]) -> None:
         schema["anyOf"] = [way for some in ways for way in some]
 
 
-def _with_presets(defs: dict[str, Schema], name: str) -> None:
-    """Let sections leave out what a preset says: all but their keys is free where one is named."""
-    whole = defs[name]
+def _with_presets(schema: Schema) -> None:
+    """Let the sections of presets leave out what a preset says: all but their keys is free where one is named."""
+    defs: dict[str, Schema] = schema["$defs"]
+    properties: dict[str, Schema] = schema["properties"]
 
-    def refined(schema: Any) -> Any:
-        if isinstance(schema, list):
-            return [refined(one) for one in schema]
-        if not isinstance(schema, dict):
-            return schema
-        if (ref := schema.get("$ref")) is not None:
+    def refined(one: Any) -> Any:
+        if isinstance(one, list):
+            return [refined(inner) for inner in one]
+        if not isinstance(one, dict):
+            return one
+        if (ref := one.get("$ref")) is not None:
             target = ref.removeprefix(_DEFS) + _REFINED
             if target not in defs:
                 defs[target] = {}  # it may name itself
                 defs[target] = refined(defs[target.removesuffix(_REFINED)])
-            return {**schema, "$ref": _DEFS + target}
-        return {key: refined(value) for key, value in schema.items() if key not in ("required", "default")}
+            return {**one, "$ref": _DEFS + target}
+        return {key: refined(value) for key, value in one.items() if key not in ("required", "default")}
 
-    defs[name + "Whole"] = whole
-    defs[name + _REFINED] = refined(whole)
-    defs[name] = {
-        "title": whole["title"],
-        "description": whole["description"],
-        "type": "object",
-        "if": {"properties": {"preset": {"type": "string"}}, "required": ["preset"]},
-        "then": {"$ref": _DEFS + name + _REFINED},
-        "else": {"$ref": _DEFS + name + "Whole"},
+    of_presets = [name for name in properties if any(name in settings for settings in PRESETS.values())]
+    whole = {name: properties[name] for name in of_presets}
+    for name in of_presets:
+        properties[name] = {"description": properties[name]["description"]}
+    schema |= {
+        "if": {"properties": {KEY: {"type": "string"}}, "required": [KEY]},
+        "then": {"properties": {name: refined(one) for name, one in whole.items()}},
+        "else": {"properties": whole},
     }
 
 
@@ -189,7 +188,6 @@ def _paths(
         found.setdefault(path, []).append(f"{at}/properties/{key}")
         for ref in _refs(one):
             name = ref.removeprefix(_DEFS)
-            name = name + "Whole" if name + "Whole" in defs else name
             for inner, places in _paths(defs[name], defs, _DEFS + name, f"{path}.").items():
                 known = found.setdefault(inner, [])
                 known += [place for place in places if place not in known]

@@ -165,7 +165,7 @@ def _lossless(_: str) -> Iterator[Listed]:
 
 
 def _presets(_: str) -> Iterator[Listed]:
-    from splitfed.compression.presets import PRESETS
+    from splitfed.scenario.presets import PRESETS
     from splitfed.scenario.yaml import write_line
 
     for name, settings in PRESETS.items():
@@ -241,7 +241,7 @@ _SORTS: dict[str, tuple[Callable[[str], Iterator[Listed]], str]] = {
     "reducers": (_reducers, "What drops or merges samples, tokens or numbers before they are sent."),
     "codecs": (_codecs, "What turns numbers into bytes."),
     "lossless": (_lossless, "What makes bytes fewer and gives back every bit."),
-    "presets": (_presets, "Names for whole sections `compression`."),
+    "presets": (_presets, "Names for settings of several sections: `preset: small` at the top of a scenario."),
     "partitions": (_partitions, "How images are dealt to clients."),
     "budgets": (_of_scenario("budget"), "When a run has sent enough."),
     "modes": (_modes, "Who holds which part of the model, and how it learns."),

@@ -91,8 +91,9 @@ class Traffic:
     def _add_weights(self, found: _Sum) -> None:
         wire, cohort = self._wire, self.shares.cohort(self.scenario)
         found.add("control", ("up", wire.rehearse(self.key, wire.delta)), cohort)
-        # Who was drawn in the round before too is sent a difference.
-        again = cohort * self.shares.drawn(self.scenario) if wire.delta else 0.0
+        # Who was drawn in the round before too is sent a difference, but for a front that is handed on.
+        goes_down = wire.delta and self.scenario.federation.mode != "sl"
+        again = cohort * self.shares.drawn(self.scenario) if goes_down else 0.0
         found.add("control", ("down", wire.rehearse(self.key)), cohort - again)
         if again:
             found.add("control", ("down", wire.rehearse(self.key, difference=True)), again)

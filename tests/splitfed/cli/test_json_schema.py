@@ -20,9 +20,9 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from splitfed import Scenario
 from splitfed.cli import main as cli
 from splitfed.cli.listing.json_schema import SCHEMAS, text
-from splitfed.compression.presets import PRESETS
 from splitfed.reports.sweep.plan import SweepFile
 from splitfed.scenario.document import read
+from splitfed.scenario.presets import PRESETS
 from splitfed.scenario.problems import kind, sections
 from splitfed.scenario.scenario import shipped
 
@@ -106,10 +106,12 @@ def test_keys_beside_a_preset_refine_it(preset: str) -> None:
         {"front_weights": {"codec": "float16"}},
         {"smashed": {"codec": {"bits": 8}}},
     ):
-        data = changed(compression={"preset": preset, **beside})
+        data = changed(preset=preset, compression=beside)
         assert taken(data)
         assert not mistakes(data)
     assert mistakes(changed(compression={"smashed": {"codec": {"bits": 8}}}))  # of what kind?
+    for wrong in ({"smashd": {}}, {"smashed": {"codec": {"bits": "few"}}}):
+        assert mistakes(changed(preset=preset, compression=wrong))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,8 @@ def test_sizes_in_every_unit_are_valid(number: int, space: str, unit: str, upper
         ("compression__reducer", {"kind": "adc", "ratio": 2.0}),
         ("compression__reducer", {"kind": "none", "ratio": 0.5}),
         ("compression__smashed__codec", {"kind": "uniform", "bits": 5}),
-        ("compression__preset", "smal"),
+        ("preset", "smal"),
+        ("compression__preset", "small"),
         ("budget", {"kind": "cut_bytes"}),
         ("data__partition", {"kind": "dirichlet", "alpha": "high"}),
         ("engine", {"treads": 1}),
@@ -209,7 +212,7 @@ def test_every_property_of_a_schema_has_a_description(what: str) -> None:
 
 SWEEP = {
     "scenario": "digits",
-    "set": {"federation.rounds": 2, "compression.preset": "small", "model.args.depth": 2, "engine": "inline"},
+    "set": {"federation.rounds": 2, "preset": "small", "model.args.depth": 2, "engine": "inline"},
     "grid": {
         "method": {"all": None, "adc": {"compression.reducer": {"kind": "adc", "ratio": 0.5}}},
         "training.batch_size": [8, 16],

@@ -254,7 +254,14 @@ def test_simulate_needs_a_scenario(run: Run) -> None:
 @pytest.mark.usefixtures("never")
 @pytest.mark.parametrize(
     "change",
-    [("--set", "seed=1"), ("--seed", "1"), ("--device", "cpu"), ("--engine", "inline"), ("--dry-run",)],
+    [
+        ("--preset", "tiny"),
+        ("--set", "seed=1"),
+        ("--seed", "1"),
+        ("--device", "cpu"),
+        ("--engine", "inline"),
+        ("--dry-run",),
+    ],
     ids=lambda change: change[0],
 )
 def test_a_resumed_run_keeps_its_scenario(run: Run, change: tuple[str, ...]) -> None:

@@ -129,9 +129,9 @@ def test_both_ends_hold_the_same_frozen_weights_after_a_lossy_codec(tmp_path):
 def test_an_interrupted_run_goes_on_bit_for_bit(mode, tmp_path, monkeypatch):
     from splitfed.server.model import Model
 
-    delta = [] if mode == "sl" else ["compression.front_weights.delta={kind: uniform, bits: 4}"]
+    delta = "compression.front_weights.delta={kind: uniform, bits: 4}"
     plan = small(NORMS, f"federation.mode={mode}", "federation.rounds=3", "federation.cohort=2",
-                 "training.client_state=keep", "data.limit=48", *delta)  # fmt: skip
+                 "training.client_state=keep", "data.limit=48", delta)  # fmt: skip
     whole = simulate(plan, runs=tmp_path / "whole", observers=()).folder
     validate, calls = Model.validate, []
 

@@ -219,6 +219,10 @@ def test_overrides(overrides: list[str], change: dict[str, Any]) -> None:
             "compression.targets.codec.bits=4",
             f"compression.targets.codec: 'kind' is missing: one of {CODECS}",
         ),
+        (
+            "compression.smashed.lossless={kind: zstd, shuffle: 3}",
+            "compression.smashed.lossless.shuffle: must be true or false or 'channels', not 3",
+        ),
         ("engine=rai", "engine: unknown kind 'rai', known: 'inline', 'ray', 'deployment', did you mean 'ray'?"),
         ("engine.client_cpus=2", "engine.client_cpus: unknown key for kind 'inline', it belongs to 'ray'"),
     ],

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from models import newest
 from safetensors.torch import load_file
 
-from splitfed import simulate
+from splitfed import estimate, simulate
 from splitfed.clients.state import ClientState
 from splitfed.clients.weights import RoundWeights, Wires
-from splitfed.errors import Lacking, RunError, ScenarioError, WireError
+from splitfed.errors import Lacking, RunError, WireError
 from splitfed.federation.phases import phase_of
 from splitfed.scenario.compression import Compression
 from splitfed.seeds import Key
@@ -192,9 +192,35 @@ def test_different_weights_for_clients_of_a_round_are_refused():
         server.down(record(weights(1)), 1, 1, KEY)
 
 
-def test_split_learning_in_turn_has_no_common_round():
-    with pytest.raises(ScenarioError, match="no common round to measure from"):
-        small("compression.front_weights.delta=true", "federation.mode=sl")
+def test_a_front_that_is_handed_on_goes_down_whole_and_comes_up_as_a_difference(tmp_path):
+    one = wire()
+    server = WeightDifferences(one, in_turn=True)
+    clients = [Client(number, one, tmp_path) for number in range(3)]
+    front = weights(0)
+    for round in (1, 2):
+        server.open(round, [0, 1, 2])
+        for client in clients:
+            came = client.train(server, record(front), round)
+            assert client.last_down is None
+            assert not server.forget(client.number)  # whoever was sent all lacks nothing
+            with pytest.raises(WireError):  # the one before has had its turn
+                server.up(one.pack(front, KEY, round, 0, round).buffer, (client.number - 1) % 3)
+            front = came
+        server.close([0, 1, 2])
+        assert server.state_dict() == {"round": round, "knows": {}, "known": {}}
+
+
+def test_in_turn_few_bits_come_up_as_foretold(tmp_path):
+    sent = {}
+    for delta in ("false", "{kind: uniform, bits: 2}"):
+        plan = small("federation.mode=sl", "federation.rounds=2", "compression.front_weights={codec: float16}",
+                     f"compression.front_weights.delta={delta}")  # fmt: skip
+        run, foretold = simulate(plan, runs=tmp_path, observers=()).totals, estimate(plan).round
+        for way in ("down", "up"):
+            sent[delta, way] = run.select(direction=way, role="front_weights").coded
+            assert sent[delta, way] == 2 * foretold.select(direction=way, role="front_weights").coded
+    assert sent["{kind: uniform, bits: 2}", "down"] == sent["false", "down"]
+    assert sent["{kind: uniform, bits: 2}", "up"] < 0.5 * sent["false", "up"]
 
 
 DELTA = [
