@@ -128,9 +128,9 @@ class SplitServer:
             self._pool.drop(client, session.trainer if session else None)
             return False
 
-    def refusal(self, client: int) -> Refused | None:
-        """Return why a client of the round that is not yet settled was refused for its numbers; None where it was
-        not."""
+    def refusal(self, client: int) -> Refused | WireError | None:
+        """Return why a client of the round that is not yet settled was refused, for its numbers or for what its stream
+        brought; None where it was not."""
         with self._lock:
             session = self._sessions.get(client)
         return session.refused if session else None

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
-from splitfed.errors import Refused
+from splitfed.errors import Refused, WireError
 from splitfed.server.back.round_context import OnStep
 from splitfed.split.evaluation import Evaluated
 from splitfed.wire.channel import Invitation
@@ -62,7 +62,7 @@ class Unsplit:
 class Unasked:
     """An evaluation in which the server is not asked, so whatever a client's reply says is all there is."""
 
-    refused: Mapping[int, Refused] = MappingProxyType({})
+    refused: Mapping[int, Refused | WireError] = MappingProxyType({})
 
     def begun(self) -> set[int]:
         """Return nobody: no client is heard of before it is done."""

@@ -62,7 +62,9 @@ class EvaluatePhase:
                 if reply is not None and reply.has_error() and reply.error.code == LACKING:
                     self.exchange.forget(client)
                 if refused := evaluation.refused.get(client):
-                    log.warning("round %d: client %d is refused to evaluate: %s", round, client, refused.problem)
+                    why = refused.problem if isinstance(refused, Refused) else refused
+                    log.warning("round %d: client %d is refused to evaluate: %s", round, client, why)
+                    self.refusals.count(client, round)
                     return
                 if (reply := present(reply)) is None or (seen is None and not reply.has_error()):
                     log.warning("round %d: client %d is lost to its evaluation", round, client)
@@ -72,9 +74,7 @@ class EvaluatePhase:
                     scores[client] = score
 
             self.dispatch.exchange(messages, lambda: evaluation.lost(self._grace), settle, begun=evaluation.begun)
-        self.refused = dict(sorted(evaluation.refused.items()))
-        for client in self.refused:
-            self.refusals.count(client, round)
+        self.refused = {c: why for c, why in sorted(evaluation.refused.items()) if isinstance(why, Refused)}
         self.exchange.close(list(scores))
         return [scores[client] for client in sorted(scores)]
 

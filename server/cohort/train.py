@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
-from splitfed.errors import Diverged, RunError
+from splitfed.errors import Diverged, Refused, RunError
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Remote
 from splitfed.server.back.server import SplitServer
@@ -24,7 +24,18 @@ from splitfed.server.cohort.replies import Told, checked
 from splitfed.server.weights.exchange import WeightExchange
 from splitfed.server.weights.strategy import Aggregation
 from splitfed.wire.channel import Listener
-from splitfed.wire.messages import ABSURD, ARRAYS, CONFIG, LACKING, LOST, UNREACHED, VANISHED, Order, TrainMetrics
+from splitfed.wire.messages import (
+    ABSURD,
+    ARRAYS,
+    CONFIG,
+    LACKING,
+    LOST,
+    UNREACHED,
+    UNTAKEN,
+    VANISHED,
+    Order,
+    TrainMetrics,
+)
 
 log = getLogger("splitfed")
 
@@ -147,10 +158,14 @@ class TrainPhase:
                 self.forgetful.add(client)
                 reply = None
             unreached = f": {reply.error.reason}" if reply is not None and code == UNREACHED else ""
-            if refused := self.split.refusal(client):
+            refused = self.split.refusal(client)
+            if isinstance(refused, Refused):
                 log.warning("round %d: client %d is refused: %s", round, client, refused.problem)
                 self.refused[client], reply = refused, None
                 self.refusals.count(client, round)
+            elif refused:
+                error = Error(UNTAKEN, f"stream refused: {refused}")
+                reply = Message(error, metadata=messages[client].metadata)  # type: ignore[call-overload]
             if (reply := present(reply)) is not None:
                 told = Told(examples[client], self.claims.planned(examples[client]), cohort.weights[client])
                 reply = checked(reply, round, client, told, self.split.crossed(client), self.refusals)
