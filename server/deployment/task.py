@@ -51,7 +51,7 @@ def run_server_app(
         except KeyboardInterrupt:
             status, details = SubStatus.STOPPED, "stopped by its user"
             raise
-        except httpx.TransportError as error:
+        except httpx.HTTPError as error:
             raise RunError(f"the SuperLink at {address} does not answer any more ({error})") from error
         except BaseException as error:
             details = f"{type(error).__name__}: {error}"
