@@ -17,7 +17,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supernode.fleet_http_connection import http_request_response
 from network.liars import Answer, lying
 
-_LOOK_SECONDS = 0.5
+_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
