@@ -107,6 +107,12 @@ class SplitServer:
             session = self._sessions.get(client)
             return (session.batches, session.images) if session else None
 
+    def loss(self, client: int) -> float | None:
+        """Return the mean loss of what a client has sent in this round; None where it alone knows it, or never came."""
+        with self._lock:
+            session = self._sessions.get(client)
+        return session.loss if session else None
+
     def settle(self, client: int, taken: bool) -> bool:
         """End a client's round: hand what it trained to the pool if its reply was `taken` and its stream was finished,
         and drop it otherwise. Return whether it was handed over.

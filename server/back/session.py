@@ -166,6 +166,7 @@ class SplitSession(ClientSession):
         super().__init__(context, client)
         self.trainer, self._most = trainer, most
         self.batches = self.images = 0  # taken so far
+        self._losses = 0.0  # their sum, in the order in which the client adds them
 
     def _unpack(self, buffer: bytes) -> Frame:
         return self.context.cut.unpack_up(buffer)
@@ -176,8 +177,14 @@ class SplitSession(ClientSession):
     def _work(self, frame: Frame) -> tuple[Packed, list[Row]]:
         batch, rows, key = self._taken(frame)
         gradient, loss = self.context.steps.step(self.trainer, batch, key)
+        self._losses += loss
         reply = self.context.cut.pack_gradient(frame, gradient, loss, key.at("rounding"))
         return reply, rows + self._count(reply, "down", batch.examples)
+
+    @property
+    def loss(self) -> float | None:
+        """The mean loss of the mini-batches so far, as an honest client counts it; None where it alone knows it."""
+        return self._losses / max(1, self.batches)
 
     def _taken(self, frame: Frame) -> tuple[Arrived, list[Row], Key]:
         """Take a mini-batch and count it; return it with its rows and the key of what it draws. Whatever fails from

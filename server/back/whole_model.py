@@ -38,6 +38,9 @@ class Unsplit:
     def crossed(self, client: int) -> None:
         """Return nothing: no mini-batch crosses."""
 
+    def loss(self, client: int) -> None:
+        """Return nothing: the client alone knows its loss."""
+
     def settle(self, client: int, taken: bool) -> bool:
         """End a client's round; return whether it counts. Harmless when called again."""
         if client not in self._waiting:

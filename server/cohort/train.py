@@ -168,7 +168,8 @@ class TrainPhase:
                 reply = Message(error, metadata=messages[client].metadata)  # type: ignore[call-overload]
             if (reply := present(reply)) is not None:
                 told = Told(examples[client], self.claims.planned(examples[client]), cohort.weights[client])
-                reply = checked(reply, round, client, told, self.split.crossed(client), self.refusals)
+                crossed, loss = self.split.crossed(client), self.split.loss(client)
+                reply = checked(reply, round, client, told, crossed, loss, self.refusals)
             if finish.over():
                 reply = None
             taken = reply is not None and not reply.has_error()

@@ -56,7 +56,7 @@ TRAIN_LIES: list[Lie] = [
     lambda reply: reply.content.update(more=MetricRecord({"x": 1})),
     lambda reply: reply.content.update(metrics=ConfigRecord({"num-examples": 32, "train-loss": 1.0, "steps": 2})),
     *[_put("metrics", "num-examples", value) for value in (31, 10**9, -1, [32], 32.0)],
-    *[_put("metrics", "train-loss", value) for value in (1.7e308, math.nan, -1.0, [1.0], 1)],
+    *[_put("metrics", "train-loss", value) for value in (1.7e308, math.nan, -1.0, [1.0], 1, 0.0, 1.5000000000000002)],
     *[_put("metrics", "steps", value) for value in ([1.5], 3, -1, 2**62, 2.0)],
     _put("metrics", "bonus\x1b[2J", 1),
     lambda reply: reply.metadata.__dict__.update(_message_type="evaluate"),
@@ -149,7 +149,7 @@ def test_a_lie_about_training_is_refused(number, caplog):
     seen = Refusals()
     lie = TRAIN_LIES[number] if number >= 0 else lambda reply: None
     told = Told(32, Crossed(2, 32), weight=8)
-    taken = checked(_pulled("train", lie), 4, LIAR, told, (2, 32), seen)
+    taken = checked(_pulled("train", lie), 4, LIAR, told, (2, 32), 1.5, seen)
     assert taken.has_error() == (number >= 0)
     assert seen.state_dict() == ({"refused": [[LIAR, [4]]]} if number >= 0 else {})
     if number < 0:
