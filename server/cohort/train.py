@@ -2,7 +2,6 @@
 the strategy makes of them."""
 
 import math
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from logging import getLogger
@@ -18,7 +17,7 @@ from splitfed.server.back.server import SplitServer
 from splitfed.server.back.whole_model import Unsplit
 from splitfed.server.cohort.attendance import RoundPlan
 from splitfed.server.cohort.claims import Claims
-from splitfed.server.cohort.dispatch import Dispatch
+from splitfed.server.cohort.dispatch import Dispatch, after
 from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.replies import Told, checked
 from splitfed.server.weights.exchange import WeightExchange
@@ -254,13 +253,13 @@ class _Finish:
 
     def __init__(self, enough: int, seconds: float | None) -> None:
         self._enough, self._seconds = enough, seconds
-        self._limit = None if seconds is None else time.monotonic() + seconds
+        self._late = after(seconds)
         self.taken = 0
 
     def over(self) -> str:
         """Return why, or nothing as long as it goes on."""
         if self.taken >= self._enough:
             return f"{self._enough} others were first"
-        if self._limit is not None and time.monotonic() > self._limit:
+        if self._late():
             return f"it has not finished within {self._seconds:g} s"
         return ""

@@ -53,11 +53,11 @@ class Door:
     """Lets everyone call the nodes' API and ask for health, and only this machine, with the proof, anything else.
 
     Everyone else may send `SMALL` bytes at once, and `most()` who has signed a request on the same connection with a
-    key that is known: `knows(headers)` says that, and then `strangers` hear of it.
+    key that is known: `knows(headers)` says which, and then `strangers` hear of it.
     """
 
     def __init__(
-        self, app: "ASGIApp", secret: bytes, strangers: Strangers, knows: Callable[[Headers], bool],
+        self, app: "ASGIApp", secret: bytes, strangers: Strangers, knows: Callable[[Headers], bytes | None],
         most: Callable[[], int],
     ) -> None:  # fmt: skip
         self._app, self._proof = app, proof(secret).encode()
@@ -108,10 +108,10 @@ class Door:
         at = _peer(scope)
         if at is not None and self._strangers.knows(at):
             return True
-        known = await asyncio.to_thread(self._knows, scope["headers"])
-        if known and at is not None:
-            self._strangers.know(at)
-        return known
+        key = await asyncio.to_thread(self._knows, scope["headers"])
+        if key is not None and at is not None:
+            self._strangers.know(at, key)
+        return key is not None
 
 
 def _peer(scope: "Scope") -> Peer | None:
@@ -167,9 +167,10 @@ def main() -> None:
         sys.exit("the SuperLink needs --isolation process and --superexec-auth-secret-file")
     app, strangers = create_app(config, SuperLinkLifespan), Strangers()
 
-    def knows(headers: Headers) -> bool:
+    def knows(headers: Headers) -> bytes | None:
         key = signer(headers)
-        return key is not None and app.state.linkstate_factory.state().get_node_id_by_public_key(key) is not None
+        node = None if key is None else app.state.linkstate_factory.state().get_node_id_by_public_key(key)
+        return None if node is None else key
 
     def most() -> int:
         with suppress(OSError, ValueError):  # before the model is built
