@@ -161,6 +161,8 @@ def _serve(
         wait_until_healthy(f"{'https' if ca else 'http'}://{inside}", child, ca)
         with Control(inside, ca, secret) as control:
             nodes = {control.register(key): client for client, key in files.clients.items()} if files else None
+            if nodes is not None:
+                control.keep(nodes)
             for run in control.open_runs():
                 control.stop_run(run)  # of an attempt that was killed
             run_id = control.start_run(app_bundle)
