@@ -70,10 +70,11 @@ def attend(crowd: Crowd, client: int, answer: Answer) -> None:
             parts = [part.object_id for part in iterate_object_tree(tree)]
             contents = pull_objects(parts, lambda part, run=run: pull(run, part))
             message = inflate_object_from_contents(announced.metadata.message_id, contents)
+            # The number has no setter.
             message.metadata.__dict__["_message_id"] = announced.metadata.message_id
             confirm(run, announced.metadata.message_id)
             reply = _answered(answer, message, contexts[run])
-            reply.metadata.__dict__["_message_id"] = reply.object_id  # the number has no setter
+            reply.metadata.__dict__["_message_id"] = reply.object_id  # likewise
             wanted, session = send(reply, get_object_tree(reply), 0.0)
             for part, content in get_all_nested_objects(reply).items():
                 if part in wanted:
