@@ -152,15 +152,16 @@ def main() -> None:
     # an hour for one that announced half of that and went.
     sql_linkstate.HEARTBEAT_PATIENCE = ours.silence / HEARTBEAT_DEFAULT_INTERVAL
     fleet_handlers.HEARTBEAT_MAX_INTERVAL = HEARTBEAT_DEFAULT_INTERVAL
-    sql_mixin.SQLITE_PRAGMAS = (*sql_mixin.SQLITE_PRAGMAS, ("busy_timeout", str(_LOCKED_MS)))
+    patient = ("busy_timeout", str(_LOCKED_MS))
+    sql_mixin.SQLITE_PRAGMAS = (*sql_mixin.SQLITE_PRAGMAS, patient)  # type: ignore[assignment]
     store = sql_linkstate.SqlLinkState.store_message_and_object_tree
 
     def bounded(
-        state: sql_linkstate.SqlLinkState, message: "Message", tree: "ObjectTree", session_id: str
+        state: sql_linkstate.SqlLinkState, message: "Message", object_tree: "ObjectTree", session_id: str
     ) -> tuple[bool, list[str]]:
-        return store(state, message, few_parts(tree), session_id)
+        return store(state, message, few_parts(object_tree), session_id)
 
-    sql_linkstate.SqlLinkState.store_message_and_object_tree = bounded  # type: ignore[method-assign]
+    sql_linkstate.SqlLinkState.store_message_and_object_tree = bounded  # type: ignore[assignment,method-assign]
 
     config = _parse_superlink_lifespan_config()
     if config.superexec_auth_secret is None:
