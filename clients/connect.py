@@ -10,6 +10,7 @@ from splitfed.engines.deployment.diagnosis import explain
 from splitfed.errors import WireError
 from splitfed.wire.channel import Invitation, Stream, connect_inline
 from splitfed.wire.grpc_settings import MOST_BYTES, endpoint
+from splitfed.wire.records import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def probe(address: str, reach: Reach, timeout: float = 10.0) -> None:
             with context.wrap_socket(plain, server_hostname=host) as secure:
                 _greet(secure, f"{where} speaks TLS, but is no split server")
     except ssl.SSLError as error:
-        raise WireError(f"{where}: {explain(error) or error}") from None
+        raise WireError(f"{where}: {explain(error) or shown(str(error))}") from None
     except (socket.gaierror, UnicodeError):
         raise WireError(f"cannot reach {where}: no machine of this name is known") from None
     except ConnectionRefusedError:

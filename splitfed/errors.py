@@ -49,6 +49,10 @@ class Unreached(WireError):
     """A peer that does not answer, or not any more."""
 
 
+class Late(WireError):
+    """What comes when nobody waits for it any more, or has come before."""
+
+
 class NotFinite(WireError):
     """A peer's numbers that are NaN, infinite, or more than their type holds."""
 

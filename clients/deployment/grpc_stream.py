@@ -10,6 +10,7 @@ import grpc
 from splitfed.errors import Unreached, WireError
 from splitfed.wire.channel import Stream
 from splitfed.wire.grpc_settings import PATH, PROTOCOL, PROTOCOL_KEY, TOKEN_KEY, Arrivals, entry, options
+from splitfed.wire.records import shown
 
 # Seconds in which a server that is there says whether it takes a stream.
 _OPENING = 30.0
@@ -135,12 +136,12 @@ class _Call:
         """Turn a status into a break, which is mended, or a refusal, which is told."""
         code, details = error.code(), error.details() or "no reason given"
         if code not in _BREAKS:
-            return WireError(f"the split server at {self._where} refuses: {details}")
+            return WireError(f"the split server at {self._where} refuses: {shown(details)}")
         if self._tls and (trouble := _trouble(details)):
             return WireError(f"{self._where} does not prove that it is the server: {trouble}")
         if not self._tls and details.endswith("Socket closed"):
             return _Broken("it closes the connection; if it speaks TLS, this client needs its CA certificate")
-        return _Broken(_short(details))
+        return _Broken(shown(_short(details)))
 
     def close(self) -> None:
         """End the call and its connection."""

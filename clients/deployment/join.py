@@ -18,6 +18,7 @@ from splitfed.engines.deployment.processes import (
     Child,
     ChildError,
     free_port,
+    is_loopback,
     port_number,
     supernode_command,
     wait_until_healthy,
@@ -42,7 +43,6 @@ from splitfed.wire.records import shown
 if TYPE_CHECKING:
     from splitfed.clients.deployment.tasks import TaskEvent
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 PORT = 9092
 _RETRY_SECONDS, _LOOK_SECONDS = 5.0, 5.0
 # A client that was killed is refused for as long as its SuperLink takes it for alive, which is up to a minute.
@@ -95,12 +95,12 @@ def join(
     SplitfedError for what waiting would not mend, and KeyboardInterrupt.
     """
     host, port = parse(server)
-    if host not in LOOPBACK and (names := proxies(host)):
+    if not is_loopback(host) and (names := proxies(host)):
         say(
             f"{' and '.join(names)}: no proxy is used, {host} is asked directly. Where there is no direct way, forward "
             f"its ports, with ssh -L {port}:{host}:{port} and -L for that of the mini-batches, and join 127.0.0.1"
         )
-    if tls is None and host not in LOOPBACK and not insecure:
+    if tls is None and not is_loopback(host) and not insecure:
         raise RunError(
             f"joining {host} without --tls: all would cross in plain text, to a server that proves nothing. Add --tls "
             f"with the folder of this client that 'splitfed certs' made, or say --insecure"

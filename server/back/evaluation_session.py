@@ -20,7 +20,7 @@ class EvaluationRound:
     def __init__(self, context: RoundContext, cut: EvaluationCut, back: nn.Module, images: Mapping[int, int]) -> None:
         self._context, self._cut, self._back, self._images = context, cut, back.eval(), dict(images)
         self._sessions: dict[int, EvaluationSession] = {}
-        self.refused: dict[int, Refused] = {}  # clients that were settled, and had been refused for their numbers
+        self.refused: dict[int, Refused | WireError] = {}  # clients that were settled, and had been refused
         self._lock = Lock()
 
     def open(self, client: int, round: int) -> "EvaluationSession":

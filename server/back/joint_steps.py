@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Condition
 
 from splitfed.engines.compute_lock import aside
-from splitfed.errors import WireError
+from splitfed.errors import Late
 from splitfed.seeds import Key
 from splitfed.server.back.passes import Passes, Trained
 from splitfed.server.back.pools import Trainer
@@ -52,7 +52,7 @@ class JointSteps(Steps):
             self._expected, self._missed = set(clients), set()
 
     def leave(self, client: int) -> None:
-        """Wait for a client no longer; whoever waits in its name gets a WireError."""
+        """Wait for a client no longer; whoever waits in its name gets a Late."""
         with self._changed:
             self._expected.discard(client)
             if waiting := self._gathered.pop(client, None):
@@ -131,5 +131,5 @@ class JointSteps(Steps):
             self._changed.notify_all()
 
 
-def _gone(client: int) -> WireError:
-    return WireError(f"the round has gone on without client {client}")
+def _gone(client: int) -> Late:
+    return Late(f"the round has gone on without client {client}")

@@ -31,6 +31,11 @@ class PrivateSession(SplitSession):
     def _next(self) -> int:
         return self._step + (self._waiting is None)
 
+    @property
+    def loss(self) -> None:
+        """None: the client computes it."""
+        return None
+
     def _unpack(self, buffer: bytes) -> Frame:
         return self.context.cut.unpack_up(buffer, self._waiting.features if self._waiting else None)
 

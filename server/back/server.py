@@ -121,6 +121,12 @@ class SplitServer:
             session = self._sessions.get(client)
             return (session.batches, session.images) if session else None
 
+    def loss(self, client: int) -> float | None:
+        """Return the mean loss of what a client has sent in this round; None where it alone knows it, or never came."""
+        with self._lock:
+            session = self._sessions.get(client)
+        return session.loss if session else None
+
     def settle(self, client: int, taken: bool) -> bool:
         """End a client's round: hand what it trained to the pool if its reply was `taken` and its stream was finished,
         and drop it otherwise. Return whether it was handed over.
@@ -144,9 +150,9 @@ class SplitServer:
             self._pool.drop(client, session.trainer if session else None)
             return False
 
-    def refusal(self, client: int) -> Refused | None:
-        """Return why a client of the round that is not yet settled was refused for its numbers; None where it was
-        not."""
+    def refusal(self, client: int) -> Refused | WireError | None:
+        """Return why a client of the round that is not yet settled was refused, for its numbers or for what its stream
+        brought; None where it was not."""
         with self._lock:
             session = self._sessions.get(client)
         return session.refused if session else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import ClassVar
 
-from splitfed.errors import Diverged, NotFinite, Refused, WireError
+from splitfed.errors import Diverged, Late, NotFinite, Refused, WireError
 from splitfed.run.ledger import Direction, Row, Sizes
 from splitfed.seeds import Key
 from splitfed.server.back.pools import Trainer
@@ -33,7 +33,8 @@ class ClientSession(ABC):
     def __init__(self, context: RoundContext, client: int) -> None:
         self.context, self.client = context, client
         self.finished = False
-        self.refused: Refused | None = None  # why nothing more is taken of the client, where its numbers are the reason
+        # Why nothing more is taken of the client: its numbers, or that it sent what no client sends.
+        self.refused: Refused | WireError | None = None
         self._detached: float | None = None  # when its last stream was closed; None while it has one
         self._step = 0
         self._up = self._down = 0
@@ -45,20 +46,26 @@ class ClientSession(ABC):
         """Take a client's frame and return the reply; the last frame again gets its reply again.
 
         Raises WireError for anything else, and Refused for numbers with which no training goes on, be they the client's
-        or what came of them: nothing is taken from the client any more.
+        or what came of them: nothing is taken from the client any more. What is Late alone does no harm: a stream that
+        was superseded may bring it.
         """
         try:
             return self._handle(buffer)
         except (Diverged, NotFinite) as error:
-            self.refused = self._refusal(error)
-            self.shut()
-            raise self.refused from error
+            told = self._told(error)
+            self._refuse(told)
+            raise told from error
+        except Late:
+            raise
+        except WireError as error:
+            self._refuse(error)
+            raise
 
     def _handle(self, buffer: bytes) -> bytes:
         with self._lock:
             round = self.context.round
             if self._shut:
-                raise WireError(f"round {round} has gone on without client {self.client}")
+                raise Late(f"round {round} has gone on without client {self.client}")
             if self._last and buffer == self._last.request:
                 self.context.ledger.retried(self._last.rows)
                 return self._last.reply
@@ -66,7 +73,8 @@ class ClientSession(ABC):
                 raise WireError("the stream has ended")
             frame = self._unpack(buffer)
             if (frame.round, frame.client, frame.step) != (round, self.client, self._next):
-                raise WireError(
+                before = (frame.round, frame.client) == (round, self.client) and frame.step < self._next
+                raise (Late if before else WireError)(
                     f"frame of round {frame.round}, client {frame.client}, step {frame.step}, "
                     f"where {round}, {self.client}, {self._next} is next"
                 )
@@ -75,7 +83,12 @@ class ClientSession(ABC):
         self._done(frame)
         return reply.buffer
 
-    def _refusal(self, error: Diverged | NotFinite) -> Refused:
+    def _refuse(self, why: Refused | WireError) -> None:
+        """Take nothing more of the client."""
+        self.refused = why
+        self.shut()
+
+    def _told(self, error: Diverged | NotFinite) -> Refused:
         if isinstance(error, Diverged):
             return Refused(error.where, error.problem, error.sides)
         return Refused(str(Place(self.context.round, self.client, self._next)), str(error))
@@ -153,6 +166,7 @@ class SplitSession(ClientSession):
         super().__init__(context, client)
         self.trainer, self._most = trainer, most
         self.batches = self.images = 0  # taken so far
+        self._losses = 0.0  # their sum, in the order in which the client adds them
 
     def _unpack(self, buffer: bytes) -> Frame:
         return self.context.cut.unpack_up(buffer)
@@ -163,12 +177,18 @@ class SplitSession(ClientSession):
     def _work(self, frame: Frame) -> tuple[Packed, list[Row]]:
         batch, rows, key = self._taken(frame)
         gradient, loss = self.context.steps.step(self.trainer, batch, key)
+        self._losses += loss
         cut = self.context.cut
         if gradient is None:
             reply = cut.pack_taken(frame, loss)
         else:
             reply = cut.pack_gradient(frame, gradient, loss, key.at("rounding"))
         return reply, rows + self._count(reply, "down", batch.examples)
+
+    @property
+    def loss(self) -> float | None:
+        """The mean loss of the mini-batches so far, as an honest client counts it; None where it alone knows it."""
+        return self._losses / max(1, self.batches)
 
     def _taken(self, frame: Frame) -> tuple[Arrived, list[Row], Key]:
         """Take a mini-batch and count it; return it with its rows and the key of what it draws. Whatever fails from
@@ -187,9 +207,9 @@ class SplitSession(ClientSession):
         self.context.steps.leave(self.client)
         return reply
 
-    def _refusal(self, error: Diverged | NotFinite) -> Refused:
+    def _refuse(self, why: Refused | WireError) -> None:
         self.context.steps.leave(self.client)  # the others must not wait for it
-        return super()._refusal(error)
+        super()._refuse(why)
 
     def _done(self, frame: Frame) -> None:
         if frame.kind == self._trains:

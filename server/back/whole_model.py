@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
-from splitfed.errors import Refused
+from splitfed.errors import Refused, WireError
 from splitfed.server.back.round_context import OnStep
 from splitfed.split.evaluation import Evaluated
 from splitfed.wire.channel import Invitation
@@ -39,6 +39,9 @@ class Unsplit:
     def crossed(self, client: int) -> None:
         """Return nothing: no mini-batch crosses."""
 
+    def loss(self, client: int) -> None:
+        """Return nothing: the client alone knows its loss."""
+
     def settle(self, client: int, taken: bool) -> bool:
         """End a client's round; return whether it counts. Harmless when called again."""
         if client not in self._waiting:
@@ -63,7 +66,7 @@ class Unsplit:
 class Unasked:
     """An evaluation in which the server is not asked, so whatever a client's reply says is all there is."""
 
-    refused: Mapping[int, Refused] = MappingProxyType({})
+    refused: Mapping[int, Refused | WireError] = MappingProxyType({})
 
     def begun(self) -> set[int]:
         """Return nobody: no client is heard of before it is done."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from splitfed.compression.reducers.trained.layers import DECODER
 from splitfed.scenario import Scenario
-from splitfed.server.cohort.dispatch import Dispatch
+from splitfed.scenario.engine import Deployment
+from splitfed.server.cohort.dispatch import Dispatch, after
 from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.replies import checked_alignment
 from splitfed.server.cohort.train import Cohort, Replies
@@ -29,6 +30,7 @@ class AlignPhase:
 
     def __init__(self, scenario: Scenario, dispatch: Dispatch, model: Model, refusals: Refusals) -> None:
         self.fitting = scenario.compression.reducer.alignment()
+        self._seconds = scenario.federation.deadline if isinstance(scenario.engine, Deployment) else None
         self.dispatch, self.model, self.refusals = dispatch, model, refusals
         self.aligned = set[int]()
 
@@ -50,7 +52,9 @@ class AlignPhase:
         content = RecordDict({ARRAYS: self._weights(), CONFIG: AlignOrder(round, both).write()})
         replies: Replies = {}
         messages = {client: Message(content, cohort.nodes[client], ALIGN) for client in missing}
-        self.dispatch.exchange(messages, set, lambda client, reply: replies.update({client: reply}))
+        self.dispatch.exchange(
+            messages, set, lambda client, reply: replies.update({client: reply}), after(self._seconds)
+        )
         failed: Replies = {}
         total: dict[str, Tensor] = {}
         count = 0

@@ -64,6 +64,12 @@ class Mail:
         return self._sent[number][0]
 
 
+def after(seconds: float | None) -> Callable[[], bool]:
+    """Return what tells whether so many seconds have passed from now; never with None."""
+    limit = None if seconds is None else time.monotonic() + seconds
+    return lambda: limit is not None and time.monotonic() > limit
+
+
 class Dispatch:
     """Exchanges messages with the clients of a round; `meanwhile` is called now and then while it waits for them. With
     `says` it tells, once in an exchange, for whom it has waited long."""

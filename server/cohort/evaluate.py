@@ -12,13 +12,13 @@ from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from splitfed.errors import Refused
 from splitfed.run.client_scores import Score
 from splitfed.scenario import Scenario
-from splitfed.scenario.engine import Remote
+from splitfed.scenario.engine import Deployment, Remote
 from splitfed.seeds import Key
 from splitfed.server.back.server import SplitServer
 from splitfed.server.back.whole_model import Unsplit
 from splitfed.server.cohort.align import AlignPhase
 from splitfed.server.cohort.attendance import Attendance
-from splitfed.server.cohort.dispatch import Dispatch
+from splitfed.server.cohort.dispatch import Dispatch, after
 from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.replies import checked_score
 from splitfed.server.cohort.roster import Roster
@@ -42,6 +42,7 @@ class EvaluatePhase:
         self.dispatch, self.split, self.listener, self.exchange = dispatch, split, listener, exchange
         self.roster, self.attendance, self.alignment, self.refusals = roster, attendance, alignment, refusals
         self._grace = scenario.engine.grace if isinstance(scenario.engine, Remote) else 0.0
+        self._seconds = scenario.federation.deadline if isinstance(scenario.engine, Deployment) else None
         self.refused: dict[int, Refused] = {}  # clients whose numbers were refused in the last evaluation
 
     def run(self, round: int, weights: ArrayRecord) -> list[Score]:
@@ -62,7 +63,9 @@ class EvaluatePhase:
                 if reply is not None and reply.has_error() and reply.error.code == LACKING:
                     self.exchange.forget(client)
                 if refused := evaluation.refused.get(client):
-                    log.warning("round %d: client %d is refused to evaluate: %s", round, client, refused.problem)
+                    why = refused.problem if isinstance(refused, Refused) else refused
+                    log.warning("round %d: client %d is refused to evaluate: %s", round, client, why)
+                    self.refusals.count(client, round)
                     return
                 if (reply := present(reply)) is None or (seen is None and not reply.has_error()):
                     log.warning("round %d: client %d is lost to its evaluation", round, client)
@@ -71,10 +74,9 @@ class EvaluatePhase:
                 if (score := checked_score(reply, round, client, images[client], found, self.refusals)) is not None:
                     scores[client] = score
 
-            self.dispatch.exchange(messages, lambda: evaluation.lost(self._grace), settle, begun=evaluation.begun)
-        self.refused = dict(sorted(evaluation.refused.items()))
-        for client in self.refused:
-            self.refusals.count(client, round)
+            lost, over = lambda: evaluation.lost(self._grace), after(self._seconds)
+            self.dispatch.exchange(messages, lost, settle, over, begun=evaluation.begun)
+        self.refused = {c: why for c, why in sorted(evaluation.refused.items()) if isinstance(why, Refused)}
         self.exchange.close(list(scores))
         return [scores[client] for client in sorted(scores)]
 

@@ -28,11 +28,13 @@ class Told:
 
 
 def checked(
-    reply: Message, round: int, client: int, told: Told, crossed: tuple[int, int] | None, refusals: Refusals
+    reply: Message, round: int, client: int, told: Told, crossed: tuple[int, int] | None, loss: float | None,
+    refusals: Refusals,
 ) -> Message:  # fmt: skip
     """Return the reply, or an error in its place where it is not a trained front with the metrics of a client that
-    trained as it was `told` to, on what has `crossed`; None where nothing does. In the reply that is taken the number
-    of examples, by which strategies average, is what the server lets the client weigh. Errors are logged."""
+    trained as it was `told` to, on what has `crossed`, with the `loss` that the server found; None where nothing does,
+    or the client alone knows its loss. In the reply that is taken the number of examples, by which strategies average,
+    is what the server lets the client weigh. Errors are logged."""
     if not reply.has_error():
         try:
             holds_only(reply.content, *((METRICS,) if told.frozen else (ARRAYS, METRICS)))
@@ -46,6 +48,8 @@ def checked(
                     f"{images} images in {steps} mini-batches have crossed, where its {told.examples} make "
                     f"{told.planned.images} in {told.planned.steps}"
                 )
+            if loss is not None and metrics.loss != loss:
+                raise WireError(f"it tells a loss of {metrics.loss}, where the server found {loss}")
             reply.content[METRICS] = replace(metrics, examples=told.weight).write()
         except WireError as problem:
             reply = refusal(reply, str(problem))

@@ -2,16 +2,15 @@
 the strategy makes of them."""
 
 import math
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 
-from splitfed.errors import Diverged, RunError
+from splitfed.errors import Diverged, Refused, RunError
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Remote
 from splitfed.server.back.memory.store import Store
@@ -19,7 +18,7 @@ from splitfed.server.back.server import SplitServer
 from splitfed.server.back.whole_model import Unsplit
 from splitfed.server.cohort.attendance import RoundPlan
 from splitfed.server.cohort.claims import Claims, Crossed
-from splitfed.server.cohort.dispatch import Dispatch
+from splitfed.server.cohort.dispatch import Dispatch, after
 from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.replies import Told, checked
 from splitfed.server.weights.exchange import WeightExchange
@@ -181,14 +180,19 @@ class TrainPhase:
                 self.forgetful.add(client)
                 reply = None
             unreached = f": {reply.error.reason}" if reply is not None and code == UNREACHED else ""
-            if refused := self.split.refusal(client):
+            refused = self.split.refusal(client)
+            if isinstance(refused, Refused):
                 log.warning("round %d: client %d is refused: %s", round, client, refused.problem)
                 self.refused[client], reply = refused, None
                 self.refusals.count(client, round)
+            elif refused:
+                error = Error(UNTAKEN, f"stream refused: {refused}")
+                reply = Message(error, metadata=messages[client].metadata)  # type: ignore[call-overload]
             if (reply := present(reply)) is not None:
                 planned = self.planned(round, client, examples[client])
                 told = Told(examples[client], planned, cohort.weights[client], frozen)
-                reply = checked(reply, round, client, told, self.split.crossed(client), self.refusals)
+                crossed, loss = self.split.crossed(client), self.split.loss(client)
+                reply = checked(reply, round, client, told, crossed, loss, self.refusals)
                 if self.store is not None and _code(reply) in (UNTAKEN, ABSURD):
                     self.store.drop(client)
             if finish.over():
@@ -281,13 +285,13 @@ class _Finish:
 
     def __init__(self, enough: int, seconds: float | None) -> None:
         self._enough, self._seconds = enough, seconds
-        self._limit = None if seconds is None else time.monotonic() + seconds
+        self._late = after(seconds)
         self.taken = 0
 
     def over(self) -> str:
         """Return why, or nothing as long as it goes on."""
         if self.taken >= self._enough:
             return f"{self._enough} others were first"
-        if self._limit is not None and time.monotonic() > self._limit:
+        if self._late():
             return f"it has not finished within {self._seconds:g} s"
         return ""

@@ -108,7 +108,7 @@ class GrpcListener:
         try:
             ticket = self._tickets.check(entry(context.invocation_metadata(), TOKEN_KEY))
             with suppress(ValueError):  # no address
-                self._strangers.know(plain(*_address(context.peer())))
+                self._strangers.know(plain(*_address(context.peer())), ticket.client)
             arrivals = self._supersede(ticket.client, requests)
             session = None
             try:

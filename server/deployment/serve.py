@@ -9,6 +9,7 @@ from splitfed.engines.deployment.flower_tasks import bundle
 from splitfed.engines.deployment.processes import (
     Child,
     check_port,
+    is_loopback,
     most_bytes_file,
     port_number,
     superlink_command,
@@ -29,7 +30,6 @@ from splitfed.scenario.places import for_clients
 from splitfed.scenario.rules import broken
 from splitfed.server.deployment.strangers import raise_file_limit
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 PORT, SPLIT_PORT = 9092, 9093
 
 # Makes of a run's log the observers that write into its folder.
@@ -59,7 +59,7 @@ def serve(
         port_number(number, name)
     if not host:
         raise RunError("--host: name an address to listen at; 0.0.0.0 is all of this machine's")
-    if tls is None and host not in LOOPBACK and not insecure:
+    if tls is None and not is_loopback(host) and not insecure:
         raise RunError(
             f"--host {host} without --tls: all would cross in plain text, and anybody could join. Make keys with "
             f"'splitfed certs tls/ --host ...' and add --tls tls/, or say --insecure"
@@ -161,6 +161,8 @@ def _serve(
         wait_until_healthy(f"{'https' if ca else 'http'}://{inside}", child, ca)
         with Control(inside, ca, secret) as control:
             nodes = {control.register(key): client for client, key in files.clients.items()} if files else None
+            if nodes is not None:
+                control.keep(nodes)
             for run in control.open_runs():
                 control.stop_run(run)  # of an attempt that was killed
             run_id = control.start_run(app_bundle)

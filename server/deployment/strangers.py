@@ -11,11 +11,13 @@ import socket
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager, suppress
 
 # A client proves who it is with its first request, a moment after it has connected.
 PER_ADDRESS, IN_ALL, SECONDS = 128, 256, 20.0
+# Of one who is known: more than a SuperNode has, and than streams that broke leave behind.
+EACH = 32
 _LOOK_SECONDS = 0.5
 _MOST_FILES, _KEPT = 1 << 20, 512
 
@@ -23,22 +25,28 @@ Peer = tuple[str, int]  # address and port
 
 
 class Strangers:
-    """Decides which connections must go: those of strangers after so many `seconds`, and the oldest of the address that
-    has most, where it has more than `per_address`, or all together more than `in_all`. Safe to call from threads."""
+    """Decides which connections must go: those of strangers after so many `seconds`, the oldest of the address that has
+    most, where it has more than `per_address`, or all together more than `in_all`, and the oldest of one who is known
+    and has more than `each`. Safe to call from threads."""
 
     def __init__(
         self, per_address: int = PER_ADDRESS, in_all: int = IN_ALL, seconds: float = SECONDS,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, each: int = EACH,
     ) -> None:  # fmt: skip
         self._per_address, self._in_all, self._seconds, self._clock = per_address, in_all, seconds, clock
+        self._each = each
         self._since: dict[Peer, float] = {}
         self._unseen: dict[Peer, int] = {}  # of those who are known: in how many looks they were not there
+        self._whose: dict[Peer, Hashable] = {}  # in the order in which they became known
         self._lock = threading.Lock()
 
-    def know(self, peer: Peer) -> None:
-        """Hear that who is at this connection has proved who it is."""
+    def know(self, peer: Peer, who: Hashable = None) -> None:
+        """Hear that who is at this connection has proved who it is; None is this machine's own, which has as many as it
+        likes."""
         with self._lock:
             self._unseen[peer] = 0
+            if who is not None:
+                self._whose[peer] = who
 
     def knows(self, peer: Peer) -> bool:
         """Tell whether who is at this connection has proved who it is."""
@@ -54,10 +62,16 @@ class Strangers:
             self._unseen = {peer: looks for peer, looks in unseen.items() if looks < 2}
             self._since = {peer: self._since.get(peer, now) for peer in there if peer not in self._unseen}
             since = dict(self._since)
+            self._whose = {peer: who for peer, who in self._whose.items() if peer in self._unseen}
+            known: dict[Hashable, list[Peer]] = defaultdict(list)
+            for peer, who in self._whose.items():
+                if peer in there:
+                    known[who].append(peer)
         of_address: dict[str, list[Peer]] = defaultdict(list)
         for peer in sorted(since, key=since.__getitem__, reverse=True):
             of_address[peer[0]].append(peer)
-        gone, left = [], len(since)
+        gone = [peer for peers in known.values() for peer in peers[: max(0, len(peers) - self._each)]]
+        left = len(since)
         for peers in of_address.values():
             while peers and (len(peers) > self._per_address or now - since[peers[-1]] > self._seconds):
                 gone.append(peers.pop())

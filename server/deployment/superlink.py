@@ -14,6 +14,7 @@ import ipaddress
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from splitfed.engines.deployment.proof import HEADER, proof
 from splitfed.server.deployment.strangers import Peer, Strangers, Watch, plain
 
 if TYPE_CHECKING:
+    from flwr.app import Message
+    from flwr.proto.message_pb2 import ObjectTree
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 _NODES = "/v1/fleet/"
@@ -30,6 +33,10 @@ _HEALTH = "/health"
 # Of the messages of a SuperNode only weights are larger, and what Flower says of them before.
 SMALL = 64 * 1024
 _MOST_HEADER_BYTES = 32 * 1024
+# A message of ours has 4, or 5: itself, what it holds, and each of its records.
+MOST_PARTS = 16
+# Flower gives up after 5 s: one who waits for a slow disk, or behind a long transaction, would end the run.
+_LOCKED_MS = 60_000
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -46,11 +53,11 @@ class Door:
     """Lets everyone call the nodes' API and ask for health, and only this machine, with the proof, anything else.
 
     Everyone else may send `SMALL` bytes at once, and `most()` who has signed a request on the same connection with a
-    key that is known: `knows(headers)` says that, and then `strangers` hear of it.
+    key that is known: `knows(headers)` says which, and then `strangers` hear of it.
     """
 
     def __init__(
-        self, app: "ASGIApp", secret: bytes, strangers: Strangers, knows: Callable[[Headers], bool],
+        self, app: "ASGIApp", secret: bytes, strangers: Strangers, knows: Callable[[Headers], bytes | None],
         most: Callable[[], int],
     ) -> None:  # fmt: skip
         self._app, self._proof = app, proof(secret).encode()
@@ -101,10 +108,10 @@ class Door:
         at = _peer(scope)
         if at is not None and self._strangers.knows(at):
             return True
-        known = await asyncio.to_thread(self._knows, scope["headers"])
-        if known and at is not None:
-            self._strangers.know(at)
-        return known
+        key = await asyncio.to_thread(self._knows, scope["headers"])
+        if key is not None and at is not None:
+            self._strangers.know(at, key)
+        return key is not None
 
 
 def _peer(scope: "Scope") -> Peer | None:
@@ -114,14 +121,26 @@ def _peer(scope: "Scope") -> Peer | None:
     return None
 
 
+def few_parts(tree: "ObjectTree") -> "ObjectTree":
+    """Return of which parts a message is to be taken, each as large as a node may send at once: those that it has, or,
+    where it has more than `MOST_PARTS`, its first alone, which is no message then."""
+    from flwr.proto.message_pb2 import ObjectTree
+    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+
+    many = next(islice(iterate_object_tree(tree), MOST_PARTS, None), None) is not None
+    return ObjectTree(object_id=tree.object_id) if many else tree
+
+
 def main() -> None:
     """Serve until told to end; the arguments are those of `flower-superlink`, and our own."""
     follow_parent()
     import uvicorn
     from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
     from flwr.server.superlink.linkstate import sql_linkstate
+    from flwr.supercore import sql_mixin
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
     from flwr.superlink.main import create_app
+    from flwr.superlink.servicer.fleet import fleet_handlers
 
     from splitfed.server.deployment.keys import signer
 
@@ -129,17 +148,30 @@ def main() -> None:
     parser.add_argument("--silence", type=float, required=True)
     parser.add_argument("--most-bytes", type=Path, required=True)
     ours, sys.argv[1:] = parser.parse_known_args()
-    # A node counts as online for so many of the intervals that it announces, which are all the same.
+    # A node counts as online for so many of the intervals that it announces. All announce the same: a round would wait
+    # an hour for one that announced half of that and went.
     sql_linkstate.HEARTBEAT_PATIENCE = ours.silence / HEARTBEAT_DEFAULT_INTERVAL
+    fleet_handlers.HEARTBEAT_MAX_INTERVAL = HEARTBEAT_DEFAULT_INTERVAL
+    patient = ("busy_timeout", str(_LOCKED_MS))
+    sql_mixin.SQLITE_PRAGMAS = (*sql_mixin.SQLITE_PRAGMAS, patient)  # type: ignore[assignment]
+    store = sql_linkstate.SqlLinkState.store_message_and_object_tree
+
+    def bounded(
+        state: sql_linkstate.SqlLinkState, message: "Message", object_tree: "ObjectTree", session_id: str
+    ) -> tuple[bool, list[str]]:
+        return store(state, message, few_parts(object_tree), session_id)
+
+    sql_linkstate.SqlLinkState.store_message_and_object_tree = bounded  # type: ignore[assignment,method-assign]
 
     config = _parse_superlink_lifespan_config()
     if config.superexec_auth_secret is None:
         sys.exit("the SuperLink needs --isolation process and --superexec-auth-secret-file")
     app, strangers = create_app(config, SuperLinkLifespan), Strangers()
 
-    def knows(headers: Headers) -> bool:
+    def knows(headers: Headers) -> bytes | None:
         key = signer(headers)
-        return key is not None and app.state.linkstate_factory.state().get_node_id_by_public_key(key) is not None
+        node = None if key is None else app.state.linkstate_factory.state().get_node_id_by_public_key(key)
+        return None if node is None else key
 
     def most() -> int:
         with suppress(OSError, ValueError):  # before the model is built

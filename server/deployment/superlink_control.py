@@ -5,6 +5,7 @@ errors that are exceptions.
 """
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +19,7 @@ from flwr.proto.control_pb2 import (
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
+    UnregisterNodeRequest,
 )
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
@@ -36,7 +38,7 @@ class Control:
     def register(self, public_key: str) -> int:
         """Return the node id of a client's public key (the line of its .pub file), which is new or known already.
 
-        Raises RunError for a key of another kind."""
+        Raises RunError for a key of another kind, and for one that was taken out of the run before."""
         try:
             key = load_ssh_public_key(public_key.encode())
         except ValueError as error:
@@ -44,8 +46,21 @@ class Control:
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise RunError("a client's key must be an elliptic-curve key (ssh-keygen -t ecdsa -b 384)")
         packed = public_key_to_bytes(key)
-        known = {node.public_key: node.node_id for node in self._client.ListNodes(ListNodesRequest()).nodes_info}
-        return known.get(packed) or self._client.RegisterNode(RegisterNodeRequest(public_key=packed)).node_id
+        known = {node.public_key: node for node in self._client.ListNodes(ListNodesRequest()).nodes_info}
+        if (node := known.get(packed)) is None:
+            return self._client.RegisterNode(RegisterNodeRequest(public_key=packed)).node_id
+        if node.status == "unregistered":
+            raise RunError(
+                f"{public_key.strip()[-60:]}: this client's key was taken out of the run before, and cannot come back: "
+                f"make the client a new one with 'splitfed certs'"
+            )
+        return node.node_id
+
+    def keep(self, nodes: Collection[int]) -> None:
+        """Know no other nodes than these any more: those of keys that have been taken out."""
+        for node in self._client.ListNodes(ListNodesRequest()).nodes_info:
+            if node.node_id not in nodes and node.status != "unregistered":
+                self._client.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
 
     def online(self) -> set[int]:
         """Return the ids of the nodes that are there."""

@@ -16,6 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from splitfed.engines.deployment.flower_tasks import acquire, connect, finish, heartbeat
 from splitfed.errors import RunError
 from splitfed.server.deployment.http_grid import ArrivingGrid
+from splitfed.wire.records import shown
 
 _POLL_SECONDS = 0.2
 CLAIM_SECONDS = 30.0  # until the SuperLink must have offered the run's task
@@ -51,8 +52,8 @@ def run_server_app(
         except KeyboardInterrupt:
             status, details = SubStatus.STOPPED, "stopped by its user"
             raise
-        except httpx.TransportError as error:
-            raise RunError(f"the SuperLink at {address} does not answer any more ({error})") from error
+        except httpx.HTTPError as error:
+            raise RunError(f"the SuperLink at {address} does not answer any more ({shown(str(error))})") from error
         except BaseException as error:
             details = f"{type(error).__name__}: {error}"
             raise

@@ -78,7 +78,7 @@ class Federation(Config):
     clock."""
     deadline: float | None = Field(None, gt=0, le=1e9)
     """Seconds that a round may last: who has not finished by then is given up. Null is no end. Like `oversample` it
-    needs something that tells the time."""
+    needs something that tells the time. In a deployment an evaluation and an alignment may each last as long again."""
 
     @model_validator(mode="before")
     @classmethod

@@ -95,6 +95,20 @@ def test_a_refusal_is_not_tried_again(error):
     assert door.happened.count((0, 1)) == 1
 
 
+def test_what_a_server_says_is_shown_as_one_short_line_without_control_characters():
+    def fail(buffer: bytes) -> bytes:
+        raise WireError("no\x1b[2J\rround 9: all is well\n" + "x" * 5000)
+
+    with (
+        listen(Door(fail)) as listener,
+        dial(listener.invite(0, 1)) as stream,
+        pytest.raises(WireError, match=r"refuses: no\\x1b\[2J round 9") as told,
+    ):
+        stream.exchange(b"frame")
+    assert str(told.value).isprintable()
+    assert len(str(told.value)) < 600
+
+
 def test_a_reply_that_does_not_come_is_given_up():
     go = Event()
     with listen(Door(lambda buffer: (go.wait(20), buffer)[-1])) as listener:

@@ -254,23 +254,30 @@ def test_what_no_honest_client_sends_is_refused(ask):
         for client, round in ((5, 2), (4, 1), (4, 3)):
             with pytest.raises(WireError, match="no part in the evaluation"):
                 ask.server.open(client, round)
-        session = ask.server.open(4, 2)
-        wrong = {
-            "kind": ask.frame()[0],  # a mini-batch to train on
-            "where there are 10 classes": ask.look(labels=torch.full((4,), 10))[0],
-            "labels from -1": ask.look(labels=torch.full((4,), -1))[0],
-            "labels for 4 images": ask.look(labels=torch.zeros(3, dtype=torch.int64))[0],
-            "not expected": ask.look(images=17)[0],
-            "9 images more, where client 4 holds out 8": ask.look(images=9)[0],
-            "is next": ask.look(step=2)[0],
-            "frame of round 2, client 3": ask.look(client=3)[0],
-            "8 images left": pack("end", 2, 4, 1, {}, {"up": 0, "down": 0}),
-        }
-        for why, packed in wrong.items():
-            with pytest.raises(WireError, match=why):
+    wrong = {
+        "kind": ask.frame()[0],  # a mini-batch to train on
+        "where there are 10 classes": ask.look(labels=torch.full((4,), 10))[0],
+        "labels from -1": ask.look(labels=torch.full((4,), -1))[0],
+        "labels for 4 images": ask.look(labels=torch.zeros(3, dtype=torch.int64))[0],
+        "not expected": ask.look(images=17)[0],
+        "9 images more, where client 4 holds out 8": ask.look(images=9)[0],
+        "is next": ask.look(step=2)[0],
+        "frame of round 2, client 3": ask.look(client=3)[0],
+        "8 images left": pack("end", 2, 4, 1, {}, {"up": 0, "down": 0}),
+    }
+    for why, packed in wrong.items():
+        with ask.server.evaluation(2, {4: 8}) as evaluation:
+            session = ask.server.open(4, 2)
+            with pytest.raises(WireError, match=why) as told:
                 session.handle(packed.buffer)
-        assert ask.ledger.open.cut.sent == 0
-        packed = ask.look(images=8)[0]
+            with pytest.raises(WireError, match="gone on without"):
+                session.handle(ask.look(images=8)[0].buffer)
+            assert evaluation.lost(1e9) == {4}
+            assert evaluation.settle(4) is None
+            assert evaluation.refused == {4: told.value}
+    assert ask.ledger.open.cut.sent == 0
+    with ask.server.evaluation(2, {4: 8}) as evaluation:
+        session, packed = ask.server.open(4, 2), ask.look(images=8)[0]
         reply = session.handle(packed.buffer)
         with pytest.raises(WireError, match="counts"):
             session.handle(pack("end", 2, 4, 2, {}, {"up": packed.total, "down": 1 + len(reply)}).buffer)

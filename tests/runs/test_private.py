@@ -158,22 +158,34 @@ def test_what_goes_up_first_knows_nothing_of_the_labels(overrides, tmp_path):
 
 
 def test_the_server_takes_neither_targets_nor_frames_out_of_turn(tmp_path):
-    ends = Ends(tmp_path)
-    session, shared = ends.server.open(4, 2), Ends(tmp_path / "shared")
+    ends, shared, gradient = Ends(tmp_path), Ends(tmp_path / "shared"), torch.zeros(6, 5, 16)
     shared.cut.private = False
-    with pytest.raises(WireError):
-        session.handle(shared.first())
-    gradient = torch.zeros(6, 5, 16)
-    with pytest.raises(WireError, match="'backward', where end, step is expected"):
-        session.handle(ends.cut.pack_backward(gradient, KEY, Place(2, 4, 1)).buffer)
+
+    def backward(numbers: torch.Tensor, step: int = 1) -> bytes:
+        return ends.cut.pack_backward(numbers, KEY, Place(2, 4, step)).buffer
+
+    first = {
+        "the tensors that is not a list of 1": shared.first(),
+        "'backward', where end, step is expected": backward(gradient),
+    }
+    second = {
+        "'step', where backward is expected": [ends.first(2)],
+        "tail_gradient is float32": [backward(gradient[:5]), backward(gradient[:, :4])],
+        "step 2, where 2, 4, 1 is next": [backward(gradient, 2)],
+    }
+    for why, wrong in [*first.items(), *((why, one) for why, some in second.items() for one in some)]:
+        ends.server.start_round(2, 1e-3, {4: 104})
+        session = ends.server.open(4, 2)
+        if why in second:
+            session.handle(ends.first())
+        with pytest.raises(WireError, match=why):
+            session.handle(wrong)
+    ends.server.start_round(2, 1e-3, {4: 104}, {4: 1})
+    session = ends.server.open(4, 2)
     session.handle(ends.first())
-    with pytest.raises(WireError, match="'step', where backward is expected"):
+    session.handle(backward(gradient))
+    with pytest.raises(WireError, match="more than the 1 that the images of client 4 make"):
         session.handle(ends.first(2))
-    for wrong in (gradient[:5], gradient[:, :4]):
-        with pytest.raises(WireError, match="tail_gradient is float32"):
-            session.handle(ends.cut.pack_backward(wrong, KEY, Place(2, 4, 1)).buffer)
-    with pytest.raises(WireError, match="step 2, where 2, 4, 1 is next"):
-        session.handle(ends.cut.pack_backward(gradient, KEY, Place(2, 4, 2)).buffer)
     packets = ends.cut.encode({"smashed": torch.zeros(6, 5, 16)}, KEY, "")
     for claim in ({}, {"targets": 0}, {"targets": 17}, {"targets": "6"}, {"targets": 5}):
         frame = ends.cut.unpack_up(pack("step", 2, 4, 1, packets, {"examples": 6, **claim}).buffer)

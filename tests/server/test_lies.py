@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from helpers import small, table
 from outcomes import outcome
 
-from splitfed import simulate
+from splitfed import Observer, simulate
 from splitfed.engines.inline import InlineGrid
 from splitfed.errors import RunError, WireError
 from splitfed.scenario import Scenario
@@ -56,7 +56,7 @@ TRAIN_LIES: list[Lie] = [
     lambda reply: reply.content.update(more=MetricRecord({"x": 1})),
     lambda reply: reply.content.update(metrics=ConfigRecord({"num-examples": 32, "train-loss": 1.0, "steps": 2})),
     *[_put("metrics", "num-examples", value) for value in (31, 10**9, -1, [32], 32.0)],
-    *[_put("metrics", "train-loss", value) for value in (1.7e308, math.nan, -1.0, [1.0], 1)],
+    *[_put("metrics", "train-loss", value) for value in (1.7e308, math.nan, -1.0, [1.0], 1, 0.0, 1.5000000000000002)],
     *[_put("metrics", "steps", value) for value in ([1.5], 3, -1, 2**62, 2.0)],
     _put("metrics", "bonus\x1b[2J", 1),
     lambda reply: reply.metadata.__dict__.update(_message_type="evaluate"),
@@ -149,7 +149,7 @@ def test_a_lie_about_training_is_refused(number, caplog):
     seen = Refusals()
     lie = TRAIN_LIES[number] if number >= 0 else lambda reply: None
     told = Told(32, Crossed(2, 32), weight=8)
-    taken = checked(_pulled("train", lie), 4, LIAR, told, (2, 32), seen)
+    taken = checked(_pulled("train", lie), 4, LIAR, told, (2, 32), 1.5, seen)
     assert taken.has_error() == (number >= 0)
     assert seen.state_dict() == ({"refused": [[LIAR, [4]]]} if number >= 0 else {})
     if number < 0:
@@ -187,19 +187,26 @@ def test_others_get_what_they_would_if_the_liar_had_vanished(monkeypatch, tmp_pa
 
 
 def test_who_lies_in_three_rounds_is_left_out_for_good_also_over_a_resumption(monkeypatch, tmp_path):
-    lies = [_put("metrics", "steps", 9)] * 9
-    plan = small("federation.rounds=5", "checkpoints.keep=5")
-    folder = _run(monkeypatch, tmp_path, plan, train=_lying(lies))
+    """Killed in the middle of round 5, and from there on it would be honest."""
+
+    class Kill(Observer):
+        def progress(self, round: int, share: float) -> None:
+            if round == 5:
+                raise KeyboardInterrupt
+
+    plan = small("federation.rounds=6")
+    with monkeypatch.context() as patch:
+        _answering(patch, {"train": _lying([_put("metrics", "steps", 9)] * 9)})
+        with pytest.raises(KeyboardInterrupt):
+            simulate(plan, runs=tmp_path, observers=[Kill()])
+    (folder,) = tmp_path.iterdir()
+    simulate(resume=folder)
     assert [(row["clients"], row["lost"]) for row in table(folder / "metrics.csv")] == [
-        ("3", "0"), ("2", "1"), ("2", "1"), ("2", "1"), ("2", "0"),
+        ("3", "0"), ("2", "1"), ("2", "1"), ("2", "1"), ("2", "0"), ("2", "0"),
     ]  # fmt: skip
     log = (folder / "log.txt").read_text()
     assert log.count("client 1 is left out for the rest of the run: its replies were refused in 3 rounds") == 1
     assert "round 4: client 1 is left out" in log
-    state = json.loads((folder / "checkpoints" / "round-000004" / "state.json").read_text())
-    again = Refusals()
-    again.load_state_dict(state["states"]["refusals"])
-    assert again.out == {LIAR}
 
 
 def test_in_a_deployment_others_go_on_where_a_cohort_fails_and_a_round_starts_again_where_there_are_none(

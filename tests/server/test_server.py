@@ -74,13 +74,18 @@ def test_a_repeated_frame_is_answered_again_and_not_trained_twice(door):
 
 @pytest.mark.parametrize("step", [1, 3])
 def test_another_frame_of_the_same_step_or_a_later_one_is_refused_and_not_trained(door, step):
+    """What comes late, a stream that was superseded may bring; what comes early, no honest client sends."""
     door.session.handle(door.frame(1)[0].buffer)
     before = weights(door.pool.trainer)
     with pytest.raises(WireError, match="is next"):
         door.session.handle(door.frame(step, examples=5)[0].buffer)
     assert same(weights(door.pool.trainer), before)
     assert wasted(door.ledger.folder) == []
-    assert door.session.handle(door.frame(2)[0].buffer)  # who is refused may come back and go on
+    assert (door.server.refusal(4) is None) == (step == 1)
+    if step == 1:
+        assert door.session.handle(door.frame(2)[0].buffer)
+    else:
+        refused(door, door.frame(2)[0].buffer)
 
 
 def test_a_frame_that_failed_in_training_is_not_trained_again(door, monkeypatch):
@@ -92,6 +97,34 @@ def test_a_frame_that_failed_in_training_is_not_trained_again(door, monkeypatch)
     with pytest.raises(WireError, match="is next"):
         door.session.handle(buffer)
     assert same(weights(door.pool.trainer), before)
+
+
+def refused(door, buffer: bytes) -> None:
+    """Hold that nothing more is taken of client 4, and that nobody waits for it to come back."""
+    with pytest.raises(WireError, match="has gone on without client 4"):
+        door.server.open(4, 2).handle(buffer)
+    assert door.server.lost(1e9) == {4}
+    assert not door.server.settle(4, taken=True)
+
+
+def test_garbage_ends_a_clients_round(door):
+    door.session.handle(door.frame(1)[0].buffer)
+    with pytest.raises(WireError):
+        door.session.handle(b"garbage")
+    assert isinstance(door.server.refusal(4), WireError)
+    refused(door, door.frame(2)[0].buffer)
+
+
+def test_no_more_mini_batches_are_taken_than_are_planned(door):
+    door.server.start_round(2, 1e-3, {4: 104}, {4: 2})
+    session = door.server.open(4, 2)
+    for step in (1, 2):
+        session.handle(door.frame(step)[0].buffer)
+    before = weights(door.pool.trainer)
+    with pytest.raises(WireError, match="a mini-batch more than the 2 that the images of client 4 make"):
+        session.handle(door.frame(3)[0].buffer)
+    assert same(weights(door.pool.trainer), before)
+    refused(door, door.frame(3)[0].buffer)
 
 
 @pytest.mark.parametrize("labels", [torch.full((6,), 10), torch.full((6,), -1)])

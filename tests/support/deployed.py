@@ -10,8 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from network.crowd import Crowd
+from places import python_path
+
 from splitfed import Scenario
 from splitfed.engines.deployment.processes import free_port
+
+SUPPORT = Path(__file__).parent
 
 
 class Process:
@@ -20,10 +25,14 @@ class Process:
     def __init__(self, log: Path, *arguments: object, before: str = "") -> None:
         self.log = log
         start = f"{before}\nfrom splitfed.cli.main import main\nmain()"
-        with open(log, "wb") as output:
+        self._start("-c", start, *map(str, arguments))
+
+    def _start(self, *command: str, **environment: str) -> None:
+        with open(self.log, "wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", start, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, env=os.environ | {"PYTHONUNBUFFERED": "1"}, start_new_session=True,
+                [sys.executable, *command], stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
             )  # fmt: skip
 
     @property
@@ -60,6 +69,14 @@ class Process:
         return found.group(0)
 
 
+class Many(Process):
+    """Many clients in one process."""
+
+    def __init__(self, log: Path, crowd: Crowd) -> None:
+        self.log = log
+        self._start("-m", "network.crowd", crowd.text(), PYTHONPATH=python_path(SUPPORT, *filter(None, sys.path)))
+
+
 class Deployment:
     """A server and its clients; `host` is where the clients look for it."""
 
@@ -90,6 +107,12 @@ class Deployment:
         """Start a client with its share of the scenario's data."""
         own = ["--partition", client, "--state", self.folder / f"state-{client}"]
         return self._start(f"join{client}", "join", f"{self.host}:{self.port}", *own, *more, before=before)
+
+    def crowd(self, crowd: Crowd) -> Process:
+        """Start many clients in one process."""
+        number = sum(process.log.stem.startswith("crowd") for process in self.processes)
+        self.processes.append(Many(self.folder / f"crowd-{number}.log", crowd))
+        return self.processes[-1]
 
 
 @contextmanager

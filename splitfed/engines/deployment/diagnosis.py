@@ -7,6 +7,8 @@ import ssl
 import urllib.request
 from pathlib import Path
 
+from splitfed.wire.records import shown
+
 _PROBE_SECONDS = 5.0
 _CERTIFICATES = {
     r"certificate has expired": "the server's certificate has expired: make a new one with `splitfed certs`",
@@ -80,7 +82,7 @@ def probe(host: str, port: int, ca: Path | None = None, timeout: float = _PROBE_
     except ConnectionRefusedError:
         return f"nobody listens at {where}: is `splitfed serve` running there, on this port?"
     except ssl.SSLError as error:
-        return f"{where}: {explain(error) or error}"
+        return f"{where}: {explain(error) or shown(str(error))}"
     except (http.client.HTTPException, ConnectionError):
         if ca is None and _speaks_tls(host, port, timeout):
             return f"{where}: {_WANTS_TLS}"

@@ -28,6 +28,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from splitfed.engines.deployment.processes import own_context
 from splitfed.engines.deployment.proof import HEADER, proof
 from splitfed.errors import SplitfedError
+from splitfed.wire.records import shown
 
 # A claimed task is given up by Flower after 30 s without a sign of life, a started one after 60 s.
 _HEARTBEAT_SECONDS = 10.0
@@ -61,7 +62,7 @@ class _Refusals:
         if not response.is_error or response.status_code in _UNAVAILABLE:
             return response
         known = FlowerError.from_json(response.text)
-        text = known.message if known else f"HTTP {response.status_code} {response.text.strip()[:200]}"
+        text = shown(known.message if known else f"HTTP {response.status_code} {response.text}")
         if response.status_code in (401, 403) and self._token:
             raise TaskEnded(f"Flower ended this task: {text}")
         raise ApiError(f"{context.rpc_method}: {text}", known.code if known else 0)

@@ -5,6 +5,7 @@ Each child leads a session of its own, so that a terminal's Ctrl-C reaches us al
 """
 
 import errno
+import ipaddress
 import os
 import re
 import signal
@@ -16,12 +17,14 @@ import threading
 import time
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from splitfed.engines.deployment.diagnosis import diagnose, explain
 from splitfed.engines.runtime import ServerTls
 from splitfed.errors import RunError, SplitfedError
+from splitfed.wire.records import shown
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 PARENT, _PARENT_CHECK_SECONDS, _GRACE_SECONDS = "SPLITFED_PARENT", 0.5, 8.0
@@ -87,7 +90,8 @@ class Child:
         """Return one line that says why it ended, or what it wrote last."""
         found = diagnose(self.tail(), self.returncode)
         last = next((line.strip() for line in reversed(self.tail().splitlines()) if line.strip()), "it wrote nothing")
-        return found or f"{self.name} ended ({self.returncode}): {last}; its log: {self.log}"
+        # What it wrote last may be what a peer has told it.
+        return found or f"{self.name} ended ({self.returncode}): {shown(last)}; its log: {self.log}"
 
     def stop(self, grace: float = _GRACE_SECONDS) -> None:
         """End it and all that it started: ask, wait at most `grace` seconds, then kill."""
@@ -206,6 +210,14 @@ def port_number(text: str | int, name: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", str(text)) or not 0 < int(text) < 65536:
         raise RunError(f"{name}: a port is a number from 1 to 65535, not {str(text)[:40]!r}")
     return int(text)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether what is sent to this host, a name or an address, stays on this machine."""
+    with suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    return host.lower().removesuffix(".") == "localhost"
 
 
 def check_port(host: str, port: int) -> None:

@@ -14,6 +14,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.run import Run
 
 from splitfed.server.deployment.http_grid import ArrivingGrid
+from splitfed.wire.messages import UNTAKEN
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -106,6 +107,42 @@ def test_a_reply_that_was_not_uploaded_to_the_end_is_an_error(grid, link):
     assert reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE
     assert (reply.metadata.reply_to_message_id, reply.metadata.src_node_id) == ("broken", 7)
     assert link.confirmed == []
+
+
+def _another_kind(link: SuperLink, parts: list[str]) -> None:
+    """A record where a message is announced."""
+    link.parts[parts[-1]] = RecordDict({"answer": ConfigRecord({"text": "x"})}).deflate()
+
+
+def _elsewhere(link: SuperLink, parts: list[str]) -> None:
+    """A whole message of another node's, where one of this node's is announced."""
+    proto, tree = link.replies["lie"]
+    proto.metadata.src_node_id = 8
+    link.replies["lie"] = proto, tree
+
+
+def _to_another(link: SuperLink, parts: list[str]) -> None:
+    """A whole message of another type."""
+    proto, tree = link.replies["lie"]
+    proto.metadata.message_type = "evaluate"
+    link.replies["lie"] = proto, tree
+
+
+def _garbage(link: SuperLink, parts: list[str]) -> None:
+    for part in parts:
+        link.parts[part] = b"garbage"
+
+
+@pytest.mark.parametrize("lie", [_another_kind, _elsewhere, _to_another, _garbage])
+def test_what_is_no_message_is_refused_in_a_line_and_the_others_come(lie, grid, link):
+    lie(link, link.add("lie", "false", uploaded=True))
+    link.add("honest", "true", uploaded=True)
+    one, other = sorted(pulled(grid, {"lie", "honest"}, 2), key=lambda reply: reply.has_error())
+    assert text(one) == "true"
+    assert other.error.code == UNTAKEN
+    assert other.error.reason == "reply refused: it is no message of Flower's"
+    assert other.metadata.reply_to_message_id == "lie"
+    assert len(link.confirmed) == 2
 
 
 def test_what_fetching_meets_comes_through(grid, link):

@@ -52,6 +52,23 @@ def test_strangers_go_after_their_time_and_those_who_are_known_never() -> None:
     assert strangers.surplus([second]) == []
 
 
+def test_the_oldest_connections_of_one_who_is_known_make_room_for_newer_ones() -> None:
+    strangers = Strangers(each=3)
+    greedy, modest, own = peers("10.0.0.1", 5), peers("10.0.0.1", 3, first=100), peers("127.0.0.1", 50)
+    for peer in greedy:
+        strangers.know(peer, b"a key")
+        strangers.know(peer, b"a key")  # each request says it anew
+    for peer in modest:
+        strangers.know(peer, b"another key")
+    for peer in own:
+        strangers.know(peer)
+    assert strangers.surplus([*greedy, *modest, *own]) == greedy[:2]
+    assert strangers.surplus([*greedy[2:], *modest, *own]) == []
+    late = ("10.0.0.9", 1)
+    strangers.know(late, b"a key")
+    assert strangers.surplus([*greedy[2:], late]) == greedy[2:3]
+
+
 def test_an_address_that_comes_again_starts_anew() -> None:
     clock = Clock()
     strangers = Strangers(seconds=20, clock=clock)

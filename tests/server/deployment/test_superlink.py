@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import httpx
 import pytest
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes, sign_message
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
@@ -13,7 +14,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from splitfed.engines.deployment.proof import HEADER, proof
 from splitfed.server.deployment.keys import signer
 from splitfed.server.deployment.strangers import Strangers
-from splitfed.server.deployment.superlink import SMALL, Door
+from splitfed.server.deployment.superlink import MOST_PARTS, SMALL, Door, few_parts
 
 SECRET, MOST = b"the secret", 1 << 30
 PROVEN = (HEADER.encode(), proof(SECRET).encode())
@@ -44,7 +45,7 @@ def door(known: bool = False, most: int = MOST, strangers: Strangers | None = No
     async def app(scope, receive, send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    return Door(app, SECRET, strangers or Strangers(), lambda headers: known, lambda: most)
+    return Door(app, SECRET, strangers or Strangers(), lambda headers: b"key" if known else None, lambda: most)
 
 
 def length(number: int | str) -> tuple[bytes, bytes]:
@@ -82,6 +83,20 @@ def test_who_has_shown_a_key_is_no_stranger_any_more() -> None:
     assert strangers.knows(NODE)
     assert status(door(strangers=strangers), length(MOST)) == 200  # the same connection
     assert status(door(strangers=strangers), length(MOST), client=("10.0.0.9", 5001)) == 413
+
+
+def test_a_message_in_many_parts_is_taken_without_them() -> None:
+    """Each of them may be as long as all that a client needs."""
+
+    def tree(*children: ObjectTree) -> ObjectTree:
+        return ObjectTree(object_id="root", children=children)
+
+    leaf = ObjectTree(object_id="leaf")
+    deep = ObjectTree(object_id="node", children=[leaf] * (MOST_PARTS - 2))
+    for fits in (tree(), tree(*[leaf] * (MOST_PARTS - 1)), tree(deep)):
+        assert few_parts(fits) == fits
+    for many in (tree(*[leaf] * MOST_PARTS), tree(deep, leaf), tree(*[leaf] * 100_000)):
+        assert few_parts(many) == tree()
 
 
 def signed(**changes: str) -> list[tuple[bytes, bytes]]:

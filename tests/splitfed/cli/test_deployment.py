@@ -146,6 +146,27 @@ def test_a_proxy_is_told_to_be_of_no_use_where_it_would_be_used(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "host", ["127.0.0.2", "127.255.0.1:9000", "::1", "[::1]:80", "::ffff:127.0.0.3", "localhost", "LocalHost.:81"]
+)
+def test_what_stays_on_this_machine_needs_no_keys(host, tmp_path, monkeypatch):
+    monkeypatch.setenv("all_proxy", "http://proxy.example.org")
+    said = []
+    with pytest.raises(SplitfedError, match="which client is this"):
+        join(host, say=said.append)
+    assert said == []
+    with pytest.raises(SplitfedError, match="--start-with 9"):
+        serve(small(), host=parse(host)[0], enough=9, runs=tmp_path)
+
+
+@pytest.mark.parametrize("host", ["128.0.0.1", "::2", "0.0.0.0", "::", "localhost.example.org", "127.0.0.1.nip.io"])
+def test_what_may_leave_this_machine_needs_keys(host, tmp_path):
+    with pytest.raises(SplitfedError, match="without --tls"):
+        join(host, client=0)
+    with pytest.raises(SplitfedError, match="without --tls"):
+        serve(small(), host=host, runs=tmp_path)
+
+
+@pytest.mark.parametrize(
     ("options", "problem"),
     [
         ({"server": "gpu.example.org", "partition": 0}, "without --tls: all would cross in plain text"),

@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, RegisterNodeFleetRequest
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from waiting import eventually, running
 
 import splitfed.clients.deployment.tasks
@@ -270,6 +276,18 @@ def test_a_reason_is_one_line(error: Exception, said: str) -> None:
     assert reason(error) == said
 
 
+def taken(address: str, ca: Path, key: Any, kind: Any, **more: Any) -> bool:
+    """Ask a SuperLink as a SuperNode with this key does; tell whether it does what it is asked for."""
+    signs = NodeAuthHttpInterceptor(key, key.public_key())
+    with FleetHttpClient.from_server_address(address, False, str(ca), interceptors=[signs]) as client:
+        call = client.RegisterNode if kind is RegisterNodeFleetRequest else client.ActivateNode
+        try:
+            call(kind(public_key=public_key_to_bytes(key.public_key()), **more))
+        except httpx.HTTPStatusError:
+            return False
+        return True
+
+
 @pytest.mark.slow
 def test_with_tls_a_superlink_knows_its_clients_by_their_keys_also_after_a_restart(tmp_path: Path) -> None:
     for name in ("tls", "other"):
@@ -314,6 +332,21 @@ def test_with_tls_a_superlink_knows_its_clients_by_their_keys_also_after_a_resta
                 with superlink(2):
                     assert control.register(files.clients[0]) == node_id
                     place.run(lambda grid, _: replies.append(ask(grid, "who")))
+                    other = control.register(files.clients[1])
+                    control.keep({node_id, other})
+                    assert eventually(lambda: control.online() == {node_id})
+                    # Whoever has a key has one node, and makes no other, with that key or one of its own.
+                    key, own = load_ssh_private_key(clients[1].key.read_bytes(), None), generate_key_pairs()[0]
+                    at = f"localhost:{port}", files.ca
+                    assert not any(taken(*at, one, RegisterNodeFleetRequest) for one in (key, own))
+                    assert not taken(*at, own, ActivateNodeRequest, heartbeat_interval=30)
+                    assert not taken(*at, key, ActivateNodeRequest, heartbeat_interval=1800)
+                    assert taken(*at, key, ActivateNodeRequest, heartbeat_interval=30)
+                    control.keep({node_id})
+                    assert control.online() == {node_id}
+                    assert not taken(*at, key, ActivateNodeRequest, heartbeat_interval=30)
+                    with pytest.raises(RunError, match="taken out of the run before"):
+                        control.register(files.clients[1])
                 assert [reply.has_error() for reply in replies] == [False, False]
                 assert node.alive
     assert not any(running(child.pid) for child in (link, node, worker))

@@ -153,6 +153,15 @@ def test_waiting_for_a_child_that_ends_says_why(tmp_path: Path) -> None:
         wait_until_healthy(f"http://127.0.0.1:{free_port()}", child)
 
 
+def test_what_a_child_wrote_last_is_shown_without_control_characters(tmp_path: Path) -> None:
+    """It may be what a peer told it, of any length."""
+    with python(r"print('no\x1b]0;x\x07\x1b[2J' + 9999 * 'x')", tmp_path) as child:
+        assert eventually(lambda: not child.alive)
+        told = child.why().removesuffix(str(child.log))
+    assert told.isprintable()
+    assert len(told) < 600
+
+
 def test_waiting_for_a_child_that_never_answers_ends(tmp_path: Path) -> None:
     with python("import time; time.sleep(60)", tmp_path) as child, pytest.raises(ChildError, match="did not answer"):
         wait_until_healthy(f"http://127.0.0.1:{free_port()}", child, timeout=0.3)
