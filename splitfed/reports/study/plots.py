@@ -5,6 +5,7 @@ against the factor, and bytes by role. A group has the same label and the same l
 """
 
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from splitfed.errors import RunError
+from splitfed.files import told, write
 from splitfed.reports import units
 from splitfed.reports.plain import legend_label
 from splitfed.reports.study.fitting import add_legend, columns, set_ticks, text_width
@@ -78,11 +80,11 @@ def save(figure: Figure, path: Path) -> None:
     """Write a picture, and the folder that it goes to. Raises RunError where it cannot be written."""
     # No date in it: the same runs make the same file.
     metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix.lower())
-    try:
+    drawn = BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:].lower(), metadata=metadata)
+    with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata=metadata)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror})") from error
+    write(path, drawn.getvalue())
 
 
 def short_labels(groups: list[Group]) -> list[str]:
