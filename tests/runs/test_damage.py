@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ADC, small
+from helpers import ADC, full_disk, small
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from outcomes import outcome
 
 from splitfed import Scenario, simulate
-from splitfed.errors import SplitfedError
+from splitfed.errors import SplitfedError, WriteError
 from splitfed.reports.study.comparison import compare
 from splitfed.run.folder import create
 from splitfed.run.observer import Observer
@@ -207,14 +207,12 @@ def test_a_run_folder_is_there_with_its_scenario_or_not_at_all(tmp_path: Path, m
 
 def test_a_full_disk_is_a_line_and_the_run_goes_on_later(tmp_path: Path) -> None:
     """Files can have 12 kB: the curves fail first, then the checkpoint."""
-    (tmp_path / "small.yaml").write_text(scenario().to_yaml())
-    command = f"ulimit -f 12; exec {sys.executable} -m splitfed simulate small.yaml"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "safetensors: cannot be written (File too large); " in done.stderr.splitlines()[-1]
-    assert done.stderr.splitlines()[-1].endswith(f"splitfed simulate --resume {folder}")
+    with full_disk(12 << 10), pytest.raises(WriteError) as told:
+        simulate(scenario(), runs=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    assert "safetensors: cannot be written (File too large); " in str(told.value)
+    assert str(told.value).endswith(f"splitfed simulate --resume {folder}")
+    assert "\n" not in str(told.value)
     simulate(resume=folder)
 
 

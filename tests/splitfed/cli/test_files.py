@@ -1,29 +1,17 @@
 """Files that people ask for: on a disk that is full the old one stays, and what a path leads to is what is written."""
 
 import os
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import full_disk
 from matplotlib.figure import Figure
 
 from splitfed.cli import main as cli
 from splitfed.errors import RunError, WriteError
 from splitfed.files import write
 from splitfed.reports.study.plots import save
-
-
-@contextmanager
-def full_disk(most: int = 64) -> Iterator[None]:
-    """Let no file grow beyond so many bytes, as on a disk that is nearly full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def command(*arguments: str) -> Callable[[Path], None]:
@@ -56,7 +44,7 @@ def test_a_file_that_cannot_be_written_whole_stays_the_old_one(
 ) -> None:
     path = tmp_path / f"one.{suffix}"
     path.write_text("old")
-    with full_disk(), pytest.raises(RunError):
+    with full_disk(64), pytest.raises(RunError):
         put(path)
     told = capsys.readouterr().err
     assert told in ("", f"{path}: cannot be written (File too large)\n")
@@ -75,7 +63,7 @@ def test_a_link_stays_one_and_a_mode_stays(tmp_path: Path) -> None:
     write(link, "new")
     assert link.is_symlink()
     assert (real.read_text(), real.stat().st_mode & 0o777) == ("new", 0o600)
-    with full_disk(), pytest.raises(WriteError, match=r"link: cannot be written"):
+    with full_disk(64), pytest.raises(WriteError, match=r"link: cannot be written"):
         write(link, "x" * 100)
     assert real.read_text() == "new"
     write(tmp_path / "name", os.fsdecode(b"a name of \xff"))

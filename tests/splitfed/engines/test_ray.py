@@ -183,10 +183,9 @@ def crossed(run: splitfed.Result) -> list[dict[str, str]]:
     return sorted(rows, key=lambda row: [*map(int, (row["round"], row["client"], row["step"])), *row.values()])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_is_up")
-@pytest.mark.parametrize(
-    "mode", ["sfl-v1", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("sl", "sfl-v2", "psl"))]
-)
+@pytest.mark.parametrize("mode", ["sfl-v1", "sl", "sfl-v2", "psl"])
 def test_the_same_numbers_as_in_one_process(mode: str, tmp_path: Path):
     changes = [*ADC, f"federation.mode={mode}", "training.client_state=keep", "evaluation.held_out=0.2"]
     if mode == "psl":

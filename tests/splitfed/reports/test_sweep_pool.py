@@ -211,6 +211,7 @@ def test_a_plan_shows_every_run_how_far_it_is_and_its_cost(tmp_path: Path, capsy
     assert cut[2] > 50
 
 
+@pytest.mark.slow
 def test_points_train_in_processes_of_their_own(tmp_path: Path) -> None:
     """With the same figures as the same scenario in this process."""
     path = study(tmp_path, "a", "b")
