@@ -420,7 +420,7 @@ def test_addresses(address, joined, found):
 def tried(address: str, **reach) -> str | None:
     """Return what is in the way, if anything is."""
     try:
-        probe(address, Reach(HOST, **reach), timeout=5.0)
+        probe(address, Reach(HOST, **reach), timeout=60.0)
     except WireError as error:
         return str(error)
     return None

@@ -108,13 +108,6 @@ def test_a_damaged_file_is_named_or_does_no_harm(runs, number: int, how: str, sh
     damaged(runs, number, how, share)
 
 
-@pytest.mark.slow
-@ANY
-@settings(SETTINGS, max_examples=200)
-def test_many_damaged_files(runs, number: int, how: str, share: float) -> None:
-    damaged(runs, number, how, share)
-
-
 @pytest.mark.parametrize("kept", [["training.client_state=keep"], KEPT], ids=["optimisers", "differences"])
 def test_an_older_checkpoint_leads_to_the_same_end(kept: list[str], tmp_path: Path) -> None:
     """What clients keep goes back as far as checkpoints do."""
@@ -233,7 +226,7 @@ def test_what_only_informs_stops_no_run(tmp_path: Path, caplog: pytest.LogCaptur
 def test_a_reader_who_leaves_ends_a_run_without_a_word(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(scenario("federation.rounds=50").to_yaml())
     command = f"{sys.executable} -m splitfed simulate small.yaml | head -n 1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 141
     assert all(line.endswith(" ...") for line in done.stderr.splitlines())  # what takes long is said, and no more
     assert len(done.stdout.splitlines()) == 1

@@ -9,6 +9,7 @@ from channels import dial, listen
 from helpers import ADC, small
 from split_server import KEY, Door, rows, same, train, weights
 from torch import nn
+from waiting import LONG
 
 from splitfed.engines.compute_lock import Baton
 from splitfed.errors import Refused, WireError
@@ -19,7 +20,6 @@ from splitfed.server.back.pools import Together
 from splitfed.wire.frame import pack
 
 SGD = ["training.server.optimiser={kind: sgd, lr: 0.1}"]
-LONG = 20.0
 
 
 class Trio(Door):
@@ -247,7 +247,7 @@ def test_over_grpc_as_in_one_process(tmp_path):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(LONG)
     assert same(weights(trio.pool.trainer), weights(near.pool.trainer))
     assert rows(trio) == rows(near)
     assert all(session.finished for session in trio.sessions.values())
@@ -270,7 +270,7 @@ def test_a_joint_step_goes_on_with_the_others(how, tmp_path):
         )
         spoilt = trio.send(5)
     assert done(trio.send(4), trio.send(6)) == expected
-    spoilt.thread.join(20)
+    spoilt.thread.join(LONG)
     assert isinstance(spoilt.error, Refused)
     assert same(weights(trio.pool.trainer), weights(without.pool.trainer))
     assert done(trio.send(4, 2), trio.send(6, 2)) == done(without.send(4, 2), without.send(6, 2))

@@ -300,7 +300,7 @@ def test_who_is_stopped_leaves_nothing(number: signal.Signals, code: int):
         time.sleep(1)  # some are asleep by now, and one waits for its turn
         # On a terminal Ctrl-C reaches the whole group of processes.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     assert (process.returncode, out, errors) == (code, "", "")
