@@ -33,12 +33,15 @@ runpy.run_path(str(_alone / "sitecustomize.py"))  # this process has started alr
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 import splitfed.waiting  # noqa: E402
 
 os.fsync = lambda handle: None  # no test has a power cut, and a run asks for it some forty times
 splitfed.waiting.PATIENCE = 3600.0  # what a slow machine says on top is nothing that a test waits for
 torch.set_num_threads(1)
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +68,7 @@ def identity():
 def fuzz():
     """Return what tries a property with all that hypothesis draws, a hundred examples of each seed, for as many seconds
     as SPLITFED_FUZZ_SECONDS says, the first seed being SPLITFED_FUZZ_SEED."""
-    from hypothesis import HealthCheck, given, seed, settings
+    from hypothesis import given, seed
 
     def fuzz(property, *drawn, seconds: float = 25.0) -> None:
         end = time.monotonic() + float(os.environ.get("SPLITFED_FUZZ_SECONDS", seconds))
