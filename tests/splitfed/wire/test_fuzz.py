@@ -213,7 +213,7 @@ def other_message(draw: Draw, message: Message) -> Message:
             content[name] = type(record)(values)
     made = Message(content, metadata=message.metadata)  # type: ignore[call-overload]
     if draw(st.integers(0, 9)) == 0:
-        made.metadata.__dict__["_message_type"] = draw(st.sampled_from(KINDS))
+        made.metadata.__dict__["_message_type"] = draw(st.sampled_from(KINDS))  # it has no setter
     return through_bytes(made, message)
 
 
@@ -258,10 +258,9 @@ class Lies:
             if self.now("frame up", "frame"):
                 try:
                     return handle(session, other_frame(self.draw, buffer))
-                except Refused:
-                    raise
-                except WireError:  # none of it was taken: the stream goes on
-                    pass
+                except WireError as error:  # elsewhere its stream is cut off; in this process it would end the run
+                    told(error)
+                    raise Refused("its stream", str(error)) from None
             reply = handle(session, buffer)
             return other_frame(self.draw, reply) if self.now("frame down", "frame") else reply
 
