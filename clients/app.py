@@ -33,6 +33,7 @@ from splitfed.wire.messages import (
     Question,
     TrainMetrics,
     Weights,
+    asked,
     holds_only,
 )
 
@@ -45,7 +46,7 @@ def identify(message: Message, context: Context) -> Message:
     part."""
     settings = Settings.read(context.node_config)
     try:
-        identity = _prepare(Question.read(message.content), context, settings)
+        identity = _prepare(Question.read(asked(message)), context, settings)
     except SplitfedError as error:
         identity = Identity(settings.partition, problem=" ".join(str(error).split()))
     return Message(RecordDict({CONFIG: identity.write()}), reply_to=message)
@@ -74,9 +75,9 @@ def _prepare(question: Question, context: Context, settings: Settings) -> Identi
 def train(message: Message, context: Context) -> Message:
     """Train the front that came with the message and return its weights with the client's metrics; an error where the
     client has to vanish, or lacks what the weights build on."""
-    holds_only(message.content, CONFIG, WIRE)
-    settings, order = Settings.read(context.node_config), Order.read(message.content)
-    sent = Weights.read(message.content)
+    holds_only(asked(message), CONFIG, WIRE)
+    settings, order = Settings.read(context.node_config), Order.read(asked(message))
+    sent = Weights.read(asked(message))
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
         state = worker.state(states, client)
@@ -106,9 +107,9 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Try the front that came with the message on the images that this client holds out, and return what came of it."""
-    holds_only(message.content, CONFIG, WIRE)
-    settings, order = Settings.read(context.node_config), Order.read(message.content)
-    sent = Weights.read(message.content)
+    holds_only(asked(message), CONFIG, WIRE)
+    settings, order = Settings.read(context.node_config), Order.read(asked(message))
+    sent = Weights.read(asked(message))
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
         exchange = RoundWeights(worker.wire, worker.once, worker.state(states, client), round, client)
@@ -132,7 +133,7 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query("refused")
 def refused(message: Message, context: Context) -> Message:
     """Hear that the server does not take this client, for now: whoever runs this app sees the message pass."""
-    holds_only(message.content, CONFIG)
+    holds_only(asked(message), CONFIG)
     return _reply(message, {})
 
 
@@ -140,9 +141,9 @@ def refused(message: Message, context: Context) -> Message:
 def align(message: Message, context: Context) -> Message:
     """Fit the reducer's layers that came with the message to this client's images, keep the encoder, and return the
     decoder if it is wanted."""
-    holds_only(message.content, CONFIG, WIRE)
-    settings, order = Settings.read(context.node_config), AlignOrder.read(message.content)
-    sent = Weights.read(message.content)
+    holds_only(asked(message), CONFIG, WIRE)
+    settings, order = Settings.read(context.node_config), AlignOrder.read(asked(message))
+    sent = Weights.read(asked(message))
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
         if worker.fitting is None:
@@ -161,7 +162,7 @@ def align(message: Message, context: Context) -> Message:
 @app.query("goodbye")
 def goodbye(message: Message, context: Context) -> Message:
     """Hear that the run is over: whoever runs this app sees the message pass."""
-    holds_only(message.content)
+    holds_only(asked(message))
     return _reply(message, {})
 
 

@@ -4,7 +4,6 @@ file is why not; whoever reads a finished run gets its figures, or such a line."
 import csv
 import io
 import json
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +48,6 @@ class Impatient(Observer):
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run that was stopped, and the same one that was not."""
-    logging.getLogger("splitfed").setLevel(logging.CRITICAL)
     root = tmp_path_factory.mktemp("files")
     with pytest.raises(KeyboardInterrupt):
         simulate(small(*PLAN), runs=root / "stopped", observers=[Impatient()])
@@ -143,7 +141,8 @@ def test_a_run_goes_on_to_the_same_end_or_a_line_says_why_not(stopped, fuzz, tmp
         except SplitfedError as error:
             told(error, paths, tmp_path)
             return
-        assert outcome(folder) == expected
+        if outcome(folder) != expected:  # a client lacked what it had been sent, and was sent it again
+            assert "are not here" in (folder / "log.txt").read_text()
 
     fuzz(check, st.data(), seconds=45)
 
