@@ -52,14 +52,14 @@ smoke: $(READY)  ## Run some tests of every room and one round of digits: a minu
 	rm -rf build/smoke
 	$(BIN)/splitfed simulate digits --set federation.rounds=1 --set federation.local_epochs=1 --runs build/smoke
 
-test: $(READY)  ## Run the tests that take seconds each: 6 minutes
-	@echo "about six minutes on two cores; make smoke takes one"
+test: $(READY)  ## Run the tests that take seconds each: 8 minutes
+	@echo "about eight minutes on two cores; make smoke takes one"
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(READY)  ## Run the tests that take minutes each: 25 minutes
+test-slow: $(READY)  ## Run the tests that take longer: 35 minutes
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow
 
-test-all: $(READY)  ## Run all tests: half an hour
+test-all: $(READY)  ## Run all tests: three quarters of an hour
 	$(TEST_ENV) $(BIN)/python -m pytest
 
 lint: $(READY)  ## Check style: a second

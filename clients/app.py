@@ -33,6 +33,7 @@ from splitfed.wire.messages import (
     Question,
     TrainMetrics,
     Weights,
+    asked,
     holds_only,
 )
 
@@ -45,7 +46,7 @@ def identify(message: Message, context: Context) -> Message:
     part."""
     settings = Settings.read(context.node_config)
     try:
-        identity = _prepare(Question.read(message.content), context, settings)
+        identity = _prepare(Question.read(asked(message)), context, settings)
     except SplitfedError as error:
         identity = Identity(settings.partition, problem=" ".join(str(error).split()))
     return Message(RecordDict({CONFIG: identity.write()}), reply_to=message)
@@ -77,9 +78,9 @@ def _prepare(question: Question, context: Context, settings: Settings) -> Identi
 def train(message: Message, context: Context) -> Message:
     """Train the front that came with the message and return its weights with the client's metrics, the metrics alone
     where it is frozen; an error where the client has to vanish, or lacks what the weights build on."""
-    holds_only(message.content, CONFIG, WIRE)
-    settings, order = Settings.read(context.node_config), Order.read(message.content)
-    sent = Weights.read(message.content)
+    holds_only(asked(message), CONFIG, WIRE)
+    settings, order = Settings.read(context.node_config), Order.read(asked(message))
+    sent = Weights.read(asked(message))
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
         phase = worker.scenario.phase(round)
@@ -113,9 +114,9 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Try the front that came with the message on the images that this client holds out, and return what came of it."""
-    holds_only(message.content, CONFIG, WIRE)
-    settings, order = Settings.read(context.node_config), Order.read(message.content)
-    sent = Weights.read(message.content)
+    holds_only(asked(message), CONFIG, WIRE)
+    settings, order = Settings.read(context.node_config), Order.read(asked(message))
+    sent = Weights.read(asked(message))
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
         phase = worker.scenario.phase(round)
@@ -137,7 +138,7 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query("refused")
 def refused(message: Message, context: Context) -> Message:
     """Hear that the server does not take this client, for now: whoever runs this app sees the message pass."""
-    holds_only(message.content, CONFIG)
+    holds_only(asked(message), CONFIG)
     return _reply(message, {})
 
 
@@ -145,9 +146,9 @@ def refused(message: Message, context: Context) -> Message:
 def align(message: Message, context: Context) -> Message:
     """Fit the reducer's layers that came with the message to this client's images, keep the encoder, and return the
     decoder if it is wanted."""
-    holds_only(message.content, CONFIG, WIRE)
-    settings, order = Settings.read(context.node_config), AlignOrder.read(message.content)
-    sent = Weights.read(message.content)
+    holds_only(asked(message), CONFIG, WIRE)
+    settings, order = Settings.read(context.node_config), AlignOrder.read(asked(message))
+    sent = Weights.read(asked(message))
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
         if worker.fitting is None:
@@ -167,14 +168,14 @@ def align(message: Message, context: Context) -> Message:
 def done(message: Message, context: Context) -> Message:
     """Hear that the server needs nothing more of this client, though the run goes on: whoever runs this app sees the
     message pass."""
-    holds_only(message.content)
+    holds_only(asked(message))
     return _reply(message, {})
 
 
 @app.query("goodbye")
 def goodbye(message: Message, context: Context) -> Message:
     """Hear that the run is over: whoever runs this app sees the message pass."""
-    holds_only(message.content)
+    holds_only(asked(message))
     return _reply(message, {})
 
 

@@ -1,6 +1,7 @@
 """Files that are either the old or the new ones, whenever the process dies or the disk is full."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -59,15 +60,19 @@ def replace_with(path: Path) -> Iterator[Path]:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a whole file, in place of an old one. What is no plain file, such as a pipe, is written to. Raises
-    WriteError."""
-    data = content.encode() if isinstance(content, str) else content
+    """Write a whole file, in place of an old one, whose mode it keeps; a link stays one, and what it leads to is
+    written. What is no plain file, such as a pipe, is written to, and so is what a program's own `/dev/stdout` leads
+    to. Bytes of a name that are no text go back to what they were. Raises WriteError."""
+    data = content.encode(errors="surrogateescape") if isinstance(content, str) else content
     with told(path):
-        if path.is_symlink() or (path.exists() and not path.is_file()):
+        real = Path(os.path.realpath(path))
+        if path.absolute().parts[1:2] in (("dev",), ("proc",)) or (real.exists() and not real.is_file()):
             path.write_bytes(data)
             return
-        with replace_with(path) as scratch:
+        with replace_with(real) as scratch:
             scratch.write_bytes(data)
+            if real.exists():
+                shutil.copymode(real, scratch)
 
 
 def append(path: Path, content: str) -> None:

@@ -6,6 +6,8 @@ import runpy
 import shutil
 import sys
 import tempfile
+import time
+from itertools import count
 from pathlib import Path
 
 # Before anything imports these libraries: they read their settings once. Processes that tests start inherit them.
@@ -31,11 +33,15 @@ runpy.run_path(str(_alone / "sitecustomize.py"))  # this process has started alr
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
 import splitfed.waiting  # noqa: E402
 
+os.fsync = lambda handle: None  # no test has a power cut, and a run asks for it some forty times
 splitfed.waiting.PATIENCE = 3600.0  # what a slow machine says on top is nothing that a test waits for
 torch.set_num_threads(1)
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +62,28 @@ def identity():
     from flwr.supercore.task_identity import TaskIdentity
 
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+@pytest.fixture
+def fuzz():
+    """Return what tries a property with all that hypothesis draws, twenty examples of each seed, for as many seconds
+    as SPLITFED_FUZZ_SECONDS says, the first seed being SPLITFED_FUZZ_SEED."""
+    from hypothesis import given, seed
+
+    def fuzz(property, *drawn, seconds: float = 25.0) -> None:
+        end = time.monotonic() + float(os.environ.get("SPLITFED_FUZZ_SECONDS", seconds))
+        plan = settings(
+            max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate],  # to make a failing example smaller would take many runs
+        )  # fmt: skip
+        for number in count(int(os.environ.get("SPLITFED_FUZZ_SEED", 0))):
+            tried = seed(number)(plan(given(*drawn)(property)))
+            try:
+                tried()
+            except BaseException as error:
+                error.add_note(f"seed {number}")
+                raise
+            if time.monotonic() > end:
+                return
+
+    return fuzz

@@ -158,7 +158,7 @@ def meta_number(meta: Meta, name: str, low: int, high: int) -> int:
     """Return a whole number out of a peer's meta. Raises WireError where there is none from `low` to `high`."""
     value = meta.get(name)
     if type(value) is not int or not low <= value <= high:
-        raise WireError(f"a step whose {name} is {str(value)[:32]}, where {low} to {high} is allowed")
+        raise WireError(f"a step whose {name} is {repr(value)[:32]}, where {low} to {high} is allowed")
     return value
 
 

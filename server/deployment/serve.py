@@ -19,6 +19,7 @@ from splitfed.engines.deployment.proof import make_secret
 from splitfed.engines.deployment.tls import ServerFiles, check_host, read_server
 from splitfed.engines.runtime import Runtime, lent
 from splitfed.errors import RunError, SplitfedError, WriteError
+from splitfed.files import write
 from splitfed.model.optim import pick_device
 from splitfed.run.folder import attempt, begun, check_resumable, create, store
 from splitfed.run.log import SpareFile
@@ -169,7 +170,7 @@ def _serve(
         runtime = Runtime(
             (*observers, *recorders), host=host, port=split_port, tls=tls,
             roster=None if nodes is None else lambda: nodes, waits=True, enough=enough,
-            expect=lambda most: most_bytes_file(database).write_text(str(most)),
+            expect=lambda most: write(most_bytes_file(database), str(most)),
         )  # fmt: skip
         for observer in observers:
             observer.serving(

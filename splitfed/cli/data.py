@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from splitfed.cli.options import Overrides, PresetName, ScenarioName
-from splitfed.errors import SplitfedError
+from splitfed.files import write
 
 
 def data(
@@ -40,10 +40,7 @@ def data(
         save(draw(found), out)
         notes.append(str(out))
     if csv is not None:
-        try:
-            csv.write_text(to_csv(found), encoding="utf-8", errors="surrogateescape")
-        except OSError as error:
-            raise SplitfedError(f"--csv {csv}: cannot be written ({error.strerror})") from error
+        write(csv, to_csv(found))
         notes.append(str(csv))
     if clients:
         show(table(found, clients), notes, None)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from splitfed.cli.options import DataPlace, Overrides, WeightsPlace, moved
-from splitfed.errors import SplitfedError
+from splitfed.files import write
 
 
 class Written(StrEnum):
@@ -55,7 +55,4 @@ def schema(
     if out is None:
         print(written, end="")
         return
-    try:
-        out.write_text(written, encoding="utf-8")
-    except OSError as error:
-        raise SplitfedError(f"{out}: cannot be written ({error.strerror})") from error
+    write(out, written)

@@ -9,6 +9,7 @@ import typer
 
 from splitfed.cli.options import Overrides, PresetName
 from splitfed.errors import SplitfedError
+from splitfed.files import write
 
 
 class By(StrEnum):
@@ -76,10 +77,7 @@ def compare(
     shown = groups if by and groups else comparison
     shown.show(at=budget)
     if csv is not None:
-        try:
-            csv.write_text(shown.to_csv(at=budget), encoding="utf-8", errors="surrogateescape")
-        except OSError as error:
-            raise SplitfedError(f"{csv}: cannot be written ({error.strerror})") from error
+        write(csv, shown.to_csv(at=budget))
     if out is not None and groups:
         for path in draw(groups.groups, out, groups.of):
             print(path)

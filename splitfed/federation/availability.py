@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from splitfed.config import Config, kind_shorthand
 from splitfed.federation.trace import Presence, Table, read_trace
+from splitfed.files import write
 from splitfed.seeds import Key
 
 # Thirty years: whatever is drawn can be added up.
@@ -194,9 +195,7 @@ class Trace(AvailabilitySettings):
         kept = folder / TRACE
         if not kept.exists():
             self.check(clients)
-            scratch = folder / f"{TRACE}.new"
-            scratch.write_bytes(Path(self.file).read_bytes())
-            scratch.rename(kept)
+            write(kept, Path(self.file).read_bytes())
         return read_trace(kept, clients)
 
 

@@ -147,7 +147,7 @@ class Cut:
     def _count(self, frame: Frame, name: str) -> int:
         count = frame.meta.pop(name, None)
         if type(count) is not int or not 1 <= count <= self.geometry.batch:
-            raise WireError(f"a step of {str(count)[:32]} {name}, where 1 to {self.geometry.batch} are allowed")
+            raise WireError(f"a step of {repr(count)[:32]} {name}, where 1 to {self.geometry.batch} are allowed")
         return count
 
     def pack_features(self, frame: Frame, features: Tensor, key: Key) -> Packed:

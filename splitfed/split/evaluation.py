@@ -115,7 +115,8 @@ class EvaluationCut:
         frame = unpack(buffer, {"seen": {}}, max_bytes=_ANSWER_BYTES)
         loss, right = frame.meta.get("loss"), frame.meta.get("right")
         if frame.step != step or type(loss) is not float or type(right) is not int:
-            raise WireError(f"what answers step {step} of an evaluation says {frame.meta} of step {frame.step}")
+            said = str(frame.meta)[:100]
+            raise WireError(f"what answers step {step} of an evaluation says {said} of step {frame.step}")
         if loss < 0 or not 0 <= right <= images:
             raise WireError(f"a loss of {loss} and {right} right of {images} images")
         return Evaluated(loss, right)

@@ -80,7 +80,7 @@ def meta_problem(meta: Mapping[str, Scalar]) -> str | None:
         if type(key) is not str or len(key) > _MAX_KEY:
             return f"the key {_short(key)}"
         if not _small(value):
-            return f"{key} is {_short(value)}"
+            return f"{_short(key)} is {_short(value)}"
     return None
 
 
@@ -147,7 +147,7 @@ def _entries(rows: Any, expected: Expected) -> list[Entry]:
             raise WireError(f"the shape of {name} is no list of numbers")
         dims = tuple(_number(size, 0, f"a dimension of {name}") for size in shape)
         if not any(choice.allows(dtype, dims) for choice in expected[name]):
-            raise WireError(f"{name} is {dtype[:32]} {list(dims)}, which is not expected")
+            raise WireError(f"{name} is {_short(dtype)} {list(dims)}, which is not expected")
         if not fits(_number(coded, 0, f"the length of {name}"), coded_size(tag, dtype, dims)):
             raise WireError(f"{name} takes {coded} bytes, which no {tag} packet of this shape does")
         if _number(sent, 0, f"the sent length of {name}") > coded or (lossless == RAW and sent != coded):

@@ -324,6 +324,13 @@ def holds_only(content: RecordDict, *records: str) -> None:
         raise WireError(f"it holds {names(content)}, not {' and '.join(sorted(records)) or 'nothing'}")
 
 
+def asked(message: Message) -> RecordDict:
+    """Return what a message of the server's holds. Raises WireError where it is an error, which asks for nothing."""
+    if not message.has_content():
+        raise WireError("the server's message holds an error, and nothing that is asked")
+    return message.content
+
+
 def declared(reply: Message) -> RecordDict:
     """Return what a reply holds. Raises WireError where replies of its type hold other records."""
     kind = reply.metadata.message_type

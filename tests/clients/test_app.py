@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from channels import HOST, Door, listen
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from helpers import small
 from PIL import Image
 
@@ -88,6 +88,17 @@ def test_a_client_says_who_it_is_and_what_it_holds():
         assert not ask(told, records).has_error()
         with pytest.raises(WireError, match="it holds config, more, not"):
             ask(told, {"config": {"problem": "a second one"}, "more": {"x": 1}})
+
+
+@pytest.mark.parametrize("kind", ["query", "query.refused", "query.goodbye", "train", "train.align", "evaluate"])
+def test_an_error_where_a_message_should_be_asks_for_nothing(kind):
+    empty = Message(Error(7, "no"), reply_to=Message(RecordDict(), 2, kind))
+    context = Context(1, 2, {"partition-id": 1}, RecordDict(), {"scenario": DIGITS.to_yaml(), "run": "run-1"})
+    if kind == "query":
+        assert "holds an error" in app(empty, context).content["config"]["problem"]
+    else:
+        with pytest.raises(WireError, match="holds an error"):
+            app(empty, context)
 
 
 def test_a_client_with_images_of_its_own(hospital, tmp_path):
@@ -431,7 +442,7 @@ def test_addresses(address, joined, found):
 def tried(address: str, **reach) -> str | None:
     """Return what is in the way, if anything is."""
     try:
-        probe(address, Reach(HOST, **reach), timeout=5.0)
+        probe(address, Reach(HOST, **reach), timeout=60.0)
     except WireError as error:
         return str(error)
     return None

@@ -207,7 +207,7 @@ print(json.dumps(found))
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": python_path(folder, ROOT)}
     return subprocess.run(
-        [sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True, timeout=120
+        [sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True, timeout=300
     )
 
 

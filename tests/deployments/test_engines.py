@@ -17,7 +17,8 @@ def scenario(mode: str, clients: int) -> Scenario:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("mode", "clients"), [("sfl-v1", 2), pytest.param("sfl-v2", 3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "clients"), [("sfl-v1", 2), ("sfl-v2", 3)])
 def test_a_deployment_repeats_a_simulation(mode, clients, tmp_path):
     """With three clients, one of them waits in each round."""
     expected = simulate(scenario(mode, clients), runs=tmp_path / "inline")

@@ -19,7 +19,7 @@ from splitfed.engines.deployment.certificates import make
 from splitfed.run.summary import Summary
 
 
-def long_rounds(mode: str = "sfl-v1", clients: int = 3, rounds: int = 3) -> Scenario:
+def long_rounds(mode: str = "sfl-v1", clients: int = 3, *, rounds: int) -> Scenario:
     """Rounds of a few seconds, in which there is time to be killed."""
     return small(
         *ADC, f"federation.mode={mode}", f"federation.clients={clients}", f"federation.rounds={rounds}",
@@ -56,7 +56,7 @@ def test_a_client_killed_in_mid_round_is_lost_to_it_and_may_come_back(tmp_path):
         server.shows(r"  1/200 ")
         back = here.join(1)
         back.shows(r"round \d+: 250 steps")
-        limit = time.monotonic() + 100
+        limit = time.monotonic() + 300
         while table(folder / "metrics.csv")[-1]["clients"] != "3" and time.monotonic() < limit:
             time.sleep(0.2)
         server.kill(signal.SIGINT)
@@ -76,7 +76,7 @@ def test_a_client_killed_in_mid_round_is_lost_to_it_and_may_come_back(tmp_path):
 def test_the_last_client_goes_on_alone(tmp_path):
     """The others crash with all their processes: Flower takes them for alive for up to a minute."""
     with deployment(tmp_path) as here:
-        server = here.serve(long_rounds("sfl-v2"))
+        server = here.serve(long_rounds("sfl-v2", rounds=2))
         clients = [here.join(client) for client in range(3)]
         folder = trains(here, 1, 0)
         for client in clients[1:]:
@@ -85,18 +85,18 @@ def test_the_last_client_goes_on_alone(tmp_path):
         assert server.end() == 0, server.text
         assert clients[0].end() == 0
     assert [row["clients"] for row in table(folder / "metrics.csv")][-1] == "1"
-    assert Summary.read(folder).rounds == 3
+    assert Summary.read(folder).rounds == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
 def test_a_killed_server_goes_on_where_it_was_while_its_clients_wait(mode, tmp_path):
-    scenario = long_rounds(mode, clients=2)
+    scenario = long_rounds(mode, clients=2, rounds=2)
     expected = simulate(scenario.model_copy(update={"engine": small().engine}), runs=tmp_path / "inline")
     with deployment(tmp_path) as here:
         server = here.serve(scenario)
         clients = [here.join(client) for client in range(2)]
-        server.shows(r"  1/3 ")
+        server.shows(r"  1/2 ")
         folder = trains(here, 2, 0)
         server.kill()
         assert server.end() == -signal.SIGKILL
@@ -117,7 +117,7 @@ def test_a_killed_server_goes_on_where_it_was_while_its_clients_wait(mode, tmp_p
 @pytest.mark.slow
 def test_ctrl_c_stops_a_server_and_a_client_with_all_their_processes(tmp_path):
     with deployment(tmp_path) as here:
-        server = here.serve(long_rounds(clients=2))
+        server = here.serve(long_rounds(clients=2, rounds=1))
         clients = [here.join(client) for client in range(2)]
         folder = trains(here, 1, 0)
         started = descendants(server.pid) | descendants(clients[0].pid)
@@ -132,7 +132,7 @@ def test_ctrl_c_stops_a_server_and_a_client_with_all_their_processes(tmp_path):
         again = here.serve(None, "--resume", folder)
         here.join(0)
         assert again.end() == 0, again.text
-    assert Summary.read(folder).rounds == 3
+    assert Summary.read(folder).rounds == 1
 
 
 @pytest.mark.slow

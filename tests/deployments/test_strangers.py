@@ -56,7 +56,7 @@ def test_strangers_at_both_ports_cost_little_and_go(tmp_path):
         server.shows("  2/400 ")
 
         def connect(port: int, says: bytes = b"") -> socket.socket:
-            one = stack.enter_context(socket.create_connection(("127.0.0.1", port), 20))
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", port), 60))
             one.settimeout(90)
             with suppress(ConnectionError):  # it may hang up before it has all
                 one.sendall(says)
@@ -71,7 +71,7 @@ def test_strangers_at_both_ports_cost_little_and_go(tmp_path):
             crowd += [connect(here.port, says) for says in (BIG + bytes(1 << 24), CHUNKED + bytes(1 << 24), HEADS)]
         assert all(map(hung_up, crowd))
         assert memory(link) + memory(server.pid) - before < 100e6
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 200
         while rounds(here.runs[0]) < done + 3 and time.monotonic() < limit:
             time.sleep(0.2)
         assert rounds(here.runs[0]) >= done + 3, server.text
@@ -98,7 +98,7 @@ def test_a_client_that_is_stopped_is_lost_to_its_round_and_comes_back(tmp_path):
         clients[0].kill(signal.SIGCONT)
         server.shows("client 0 joined with .*[^$]*client 0 joined with ")
         last = clients[0].text.count("steps, loss")
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 200
         while clients[0].text.count("steps, loss") < last + 2 and time.monotonic() < limit:
             time.sleep(0.2)
         assert clients[0].text.count("steps, loss") >= last + 2, (server.text, clients[0].text)

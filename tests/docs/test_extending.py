@@ -1,6 +1,7 @@
 """The example of docs/extending.md: taken out of the text, installed as its reader would, and run."""
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -55,36 +56,64 @@ def test_its_tests_pass(folder):
     assert "5 passed" in done.stdout
 
 
-def test_it_is_listed_with_its_paper_and_package_and_the_sweep_is_one(folder):
-    commands = [["list", "reducers"], ["list", "codecs"], ["sweep", "mine-against-others.yaml", "--dry-run"]]
-    done = run(folder, "-c", f"from splitfed.cli.main import app\nfor c in {commands}: app(c, standalone_mode=False)")
-    assert done.returncode == 0, done.stderr
-    for line in (
-        r"patch_dropout +Keep the share .* \(arXiv 2208\.07220; my-methods 0\.1\)  kept_tokens=\?",
-        r"sign +One bit a number, .* \(arXiv 1901\.09847; my-methods 0\.1\)",
-    ):
-        assert re.search(f"^{line}$", done.stdout, re.M), done.stdout
-    assert len(re.findall(r"-seed[012]", done.stdout)) == 18
+# Each in the same process: to load all that splitfed needs takes longer than any of them.
+COMMANDS = """
+import contextlib, io, json, sys
+from splitfed.cli.main import main
+for command in json.loads(sys.argv[1]):
+    sys.argv, code, out, err = ["splitfed", *command], 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([code or 0, out.getvalue(), err.getvalue()]))
+"""
 
 
-def test_a_mistake_in_its_section_is_told_with_its_line(folder):
+@pytest.fixture(scope="module")
+def ended(folder) -> dict[str, tuple[int, str, str]]:
+    """The code, stdout and stderr of every command, by its first word and what it is about."""
     text = (folder / "mine.yaml").read_text()
     (folder / "wrong.yaml").write_text(text.replace("kept_tokens", "kept_token").replace("codec: sign", "codec: sing"))
-    done = run(folder, "-m", "splitfed", "validate", "wrong.yaml")
-    assert done.returncode == 2
-    missing, unknown, codec = done.stderr.splitlines()
+    plain = [f"--set=compression.{role}.lossless=none" for role in ("smashed", "targets", "cut_gradient")]
+    small = ["data.limit=96", "federation.rounds=1", "federation.clients=2", "federation.cohort=2",
+             "compression.smashed.codec=float32", "engine.threads=1"]  # fmt: skip
+    commands = [
+        ["list", "reducers"], ["list", "codecs"], ["sweep", "mine-against-others.yaml", "--dry-run"],
+        ["validate", "wrong.yaml"], ["simulate", "mine.yaml", *plain, *(f"--set={change}" for change in small)],
+    ]  # fmt: skip
+    done = run(folder, "-c", COMMANDS, json.dumps(commands))
+    assert done.returncode == 0, done.stderr
+    return {" ".join(c[:2]): json.loads(line) for c, line in zip(commands, done.stdout.splitlines(), strict=True)}
+
+
+def test_it_is_listed_with_its_paper_and_package_and_the_sweep_is_one(ended):
+    for what, line in (
+        ("reducers", r"patch_dropout +Keep the share .* \(arXiv 2208\.07220; my-methods 0\.1\)  kept_tokens=\?"),
+        ("codecs", r"sign +One bit a number, .* \(arXiv 1901\.09847; my-methods 0\.1\)"),
+    ):
+        code, out, _ = ended[f"list {what}"]
+        assert code == 0
+        assert re.search(f"^{line}$", out, re.M), out
+    code, out, error = ended["sweep mine-against-others.yaml"]
+    assert code == 0, error
+    assert len(re.findall(r"-seed[012]", out)) == 18
+
+
+def test_a_mistake_in_its_section_is_told_with_its_line(ended):
+    code, _, error = ended["validate wrong.yaml"]
+    assert code == 2
+    missing, unknown, codec = error.splitlines()
     assert missing == "wrong.yaml:9: compression.reducer.kept_tokens: is missing"
     assert unknown == "wrong.yaml:9: compression.reducer.kept_token: unknown key, did you mean 'kept_tokens'?"
     assert codec.startswith("wrong.yaml:11: compression.cut_gradient.codec: unknown kind 'sing', known: 'float32', ")
     assert codec.endswith("'sign', did you mean 'sign'?")
 
 
-def test_a_run_sends_what_its_formulas_say(folder):
-    plain = [f"--set=compression.{role}.lossless=none" for role in ("smashed", "targets", "cut_gradient")]
-    small = ["data.limit=96", "federation.rounds=1", "federation.clients=2", "federation.cohort=2",
-             "compression.smashed.codec=float32", "engine.threads=1"]  # fmt: skip
-    done = run(folder, "-m", "splitfed", "simulate", "mine.yaml", *plain, *(f"--set={change}" for change in small))
-    assert done.returncode == 0, done.stderr
+def test_a_run_sends_what_its_formulas_say(folder, ended):
+    code, _, error = ended["simulate mine.yaml"]
+    assert code == 0, error
     (made,) = (folder / "runs").iterdir()
     with open(made / "ledger.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["plane"] == "data"]

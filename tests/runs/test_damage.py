@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ADC, small
+from helpers import ADC, full_disk, small
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from outcomes import outcome
 
 from splitfed import Scenario, simulate
-from splitfed.errors import SplitfedError
+from splitfed.errors import SplitfedError, WriteError
 from splitfed.reports.study.comparison import compare
 from splitfed.run.folder import create
 from splitfed.run.observer import Observer
@@ -105,13 +105,6 @@ ANY = given(number=st.integers(0, 99), how=st.sampled_from([*HARMS, "delete", "f
 @ANY
 @settings(SETTINGS, max_examples=20)
 def test_a_damaged_file_is_named_or_does_no_harm(runs, number: int, how: str, share: float) -> None:
-    damaged(runs, number, how, share)
-
-
-@pytest.mark.slow
-@ANY
-@settings(SETTINGS, max_examples=200)
-def test_many_damaged_files(runs, number: int, how: str, share: float) -> None:
     damaged(runs, number, how, share)
 
 
@@ -207,14 +200,12 @@ def test_a_run_folder_is_there_with_its_scenario_or_not_at_all(tmp_path: Path, m
 
 def test_a_full_disk_is_a_line_and_the_run_goes_on_later(tmp_path: Path) -> None:
     """Files can have 12 kB: the curves fail first, then the checkpoint."""
-    (tmp_path / "small.yaml").write_text(scenario().to_yaml())
-    command = f"ulimit -f 12; exec {sys.executable} -m splitfed simulate small.yaml"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "safetensors: cannot be written (File too large); " in done.stderr.splitlines()[-1]
-    assert done.stderr.splitlines()[-1].endswith(f"splitfed simulate --resume {folder}")
+    with full_disk(12 << 10), pytest.raises(WriteError) as told:
+        simulate(scenario(), runs=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    assert "safetensors: cannot be written (File too large); " in str(told.value)
+    assert str(told.value).endswith(f"splitfed simulate --resume {folder}")
+    assert "\n" not in str(told.value)
     simulate(resume=folder)
 
 
@@ -235,7 +226,7 @@ def test_what_only_informs_stops_no_run(tmp_path: Path, caplog: pytest.LogCaptur
 def test_a_reader_who_leaves_ends_a_run_without_a_word(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(scenario("federation.rounds=50").to_yaml())
     command = f"{sys.executable} -m splitfed simulate small.yaml | head -n 1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 141
     assert all(line.endswith(" ...") for line in done.stderr.splitlines())  # what takes long is said, and no more
     assert len(done.stdout.splitlines()) == 1

@@ -21,6 +21,10 @@ REFUSED = {
     ("psl", "private"): "with psl the back takes a step for all clients at once",
 }
 WORKING = [pair for pair in product(MODES, ("shared", "private")) if pair not in REFUSED]
+# What other tests do with more in it, and compare more of: tests/splitfed/engines/test_ray.py has all modes that split
+# over Ray, tests/deployments/test_engines.py and tests/runs/test_fl.py deploy these.
+IN_RAY = [pair for pair in WORKING if pair[1] == "private" or pair[0] == "fl"]
+DEPLOYED = [pair for pair in WORKING if pair not in [("sfl-v1", "shared"), ("sfl-v2", "shared"), ("fl", "shared")]]
 
 
 def scenario(mode: str, labels: str, *more: str):
@@ -76,14 +80,14 @@ def test_inline(mode: str, labels: str, runs: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "labels"), WORKING)
+@pytest.mark.parametrize(("mode", "labels"), IN_RAY)
 def test_ray(mode: str, labels: str, runs: Path, cluster: None, tmp_path: Path) -> None:
     result = simulate(scenario(mode, labels, "engine={kind: ray, threads: 1}"), runs=tmp_path)
     assert crossed(result.folder) == crossed(inline(mode, labels, runs))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "labels"), WORKING)
+@pytest.mark.parametrize(("mode", "labels"), DEPLOYED)
 def test_deployment(mode: str, labels: str, runs: Path, tmp_path: Path) -> None:
     with deployment(tmp_path) as here:
         server = here.serve(scenario(mode, labels))

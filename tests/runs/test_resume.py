@@ -51,7 +51,8 @@ def written(folder: Path | None) -> int:
         return 0
 
 
-@pytest.mark.parametrize("mode", ["sfl-v1", pytest.param("sfl-v2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
 def test_killed_at_random_moments(mode, tmp_path):
     plan = scenario(mode)
     expected = outcome(simulate(plan, runs=tmp_path / "whole").folder)

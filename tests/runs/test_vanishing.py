@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from outcomes import data_rows, outcome
 from safetensors.torch import load_file
 
 from splitfed import Scenario, compare, simulate
+from splitfed.engines.ray.cluster import connected
 from splitfed.errors import RunError
 from splitfed.run.observer import Observer
 from splitfed.run.recovery import wasted_bytes
@@ -233,7 +235,15 @@ def test_runs_are_sorted_by_simulated_time(tmp_path):
     assert [one.label for one in compare(folders).grouped("simulated_time").groups] == ["run-fast", "run-slow"]
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Start Ray once."""
+    with connected(None, {}):
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize(
     "more",
     [
@@ -260,7 +270,7 @@ def test_ray_does_the_same(more, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "why"),
     [
-        ("federation.deadline=45", "it has not finished within 45 s"),
+        ("federation.deadline=25", "it has not finished within 25 s"),
         ("federation.oversample=1.5", "2 others were first"),
     ],
 )

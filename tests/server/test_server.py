@@ -8,6 +8,7 @@ from channels import dial, listen, losing
 from helpers import ADC, small
 from split_server import KEY, Door, rows, same, train, wasted, weights
 from torch import nn
+from waiting import LONG
 
 from splitfed.compression.reducers.values.topk import TopK
 from splitfed.errors import CodecError, Diverged, WireError
@@ -292,17 +293,17 @@ def test_who_is_left_at_the_end_is_settled(tmp_path):
 def test_settling_waits_for_the_mini_batch_in_progress(door, monkeypatch):
     inside, go, settled = Event(), Event(), Event()
     buffer, update = door.frame()[0].buffer, door.pool.trainer.update
-    monkeypatch.setattr(door.pool.trainer, "update", lambda: (inside.set(), go.wait(20), update()))
+    monkeypatch.setattr(door.pool.trainer, "update", lambda: (inside.set(), go.wait(LONG), update()))
     replies: list[bytes] = []
     training = Thread(target=lambda: replies.append(door.session.handle(buffer)))
     settling = Thread(target=lambda: (door.server.settle(4, taken=False), settled.set()))
     training.start()
-    assert inside.wait(20)
+    assert inside.wait(LONG)
     settling.start()
     assert not settled.wait(0.05)
     go.set()
-    assert settled.wait(20)
-    training.join(20)
+    assert settled.wait(LONG)
+    training.join(LONG)
     assert len(replies) == 1
 
 
@@ -346,7 +347,7 @@ def test_sixteen_streams_at_once_train_as_one_after_another(tmp_path):
 
     def run(client: int) -> None:
         with dial(listener.invite(client, 2)) as stream:
-            barrier.wait(20)
+            barrier.wait(LONG)
             train(many, stream, client)
 
     with listen(many.server, streams=16) as listener:
@@ -374,7 +375,7 @@ def test_turns_are_taken_in_order_and_by_no_more_than_allowed():
                     inside[0] += 1
                     most[0] = max(most[0], inside[0])
                     order.append(number)
-                assert go.wait(20)
+                assert go.wait(LONG)
                 with lock:
                     inside[0] -= 1
 
@@ -386,7 +387,7 @@ def test_turns_are_taken_in_order_and_by_no_more_than_allowed():
                 thread.join(0.001)
         go.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(LONG)
         assert most[0] == at_once
         if at_once == 1:
             assert order == list(range(9))
@@ -426,4 +427,4 @@ def training_at_once(door, monkeypatch, others: float) -> int:
 def test_one_trains_at_a_time_where_two_would_meet_whatever_is_asked_for(tmp_path, monkeypatch, pool, overrides, most):
     """Two would meet in a shared back, or in torch's global generator."""
     door = Door(tmp_path, *overrides, pool=pool, clients=range(4), at_once=4)
-    assert training_at_once(door, monkeypatch, others=20.0 if most == 4 else 0.1) == most
+    assert training_at_once(door, monkeypatch, others=LONG if most == 4 else 0.1) == most

@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from waiting import LONG
 
 from splitfed.clients.connect import Reach, connect
 from splitfed.engines.runtime import ServerTls
@@ -44,11 +45,11 @@ class Door:
 
 def listen(acceptor, **changes) -> GrpcListener:
     """Return a listener on a free port of loopback."""
-    settings = {"host": HOST, "port": 0, "tls": None, "run": "run", "attempt": 1, "streams": 8, "deadline": 20.0}
+    settings = {"host": HOST, "port": 0, "tls": None, "run": "run", "attempt": 1, "streams": 8, "deadline": LONG}
     return GrpcListener(acceptor, **(settings | changes))  # type: ignore[arg-type]
 
 
-def dial(invitation: Invitation, *, grace: float = 0.0, deadline: float = 20.0, ca=None, **more) -> Stream:
+def dial(invitation: Invitation, *, grace: float = 0.0, deadline: float = LONG, ca=None, **more) -> Stream:
     """Open the stream of an invitation, by default without a second try."""
     return connect(invitation, 0, 1, Reach(HOST, ca, deadline, grace), **more)
 

@@ -1,6 +1,9 @@
 """A scenario small enough to run in a second, and ways to look into runs."""
 
 import csv
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from splitfed import Scenario, simulate
@@ -37,6 +40,17 @@ def table(path: Path, *without: str) -> list[dict[str, str]]:
     """Read a CSV file, leaving out some columns."""
     with open(path, newline="") as file:
         return [{k: v for k, v in row.items() if k not in without} for row in csv.DictReader(file)]
+
+
+@contextmanager
+def full_disk(most: int) -> Iterator[None]:
+    """Let no file that this process writes grow beyond so many bytes, as on a disk that is nearly full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def run_in_child(text: str, runs: str, resume: str | None) -> None:

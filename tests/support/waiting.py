@@ -3,22 +3,20 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
 
 import pytest
+
+# Seconds: only a fault, or a machine that has far too much to do, makes one wait for so long.
+LONG = 120.0
 
 
 def until(condition) -> None:
     """Wait for what another thread is about to do; fails the test where it never does."""
-    pause = Event()
-    for _ in range(400):
-        if condition():
-            return
-        pause.wait(0.05)
-    pytest.fail("it never came")
+    if not eventually(condition):
+        pytest.fail("it never came")
 
 
-def eventually(holds: Callable[[], object], seconds: float = 20.0) -> bool:
+def eventually(holds: Callable[[], object], seconds: float = LONG) -> bool:
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         if holds():

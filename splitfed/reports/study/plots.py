@@ -6,6 +6,7 @@ a line stands at what the clients' images weigh: beyond it, sending the images w
 """
 
 from collections import Counter
+from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from splitfed.errors import RunError
+from splitfed.files import told, write
 from splitfed.reports import units
 from splitfed.reports.plain import legend_label
 from splitfed.reports.study.fitting import add_legend, columns, set_ticks, text_width
@@ -82,11 +84,11 @@ def save(figure: Figure, path: Path) -> None:
     """Write a picture, and the folder that it goes to. Raises RunError where it cannot be written."""
     # No date in it: the same runs make the same file.
     metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix.lower())
-    try:
+    drawn = BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:].lower(), metadata=metadata)
+    with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata=metadata)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror})") from error
+    write(path, drawn.getvalue())
 
 
 def short_labels(groups: list[Group]) -> list[str]:

@@ -259,7 +259,7 @@ def test_plugins_that_are_installed_are_in_it(tmp_path: Path) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[splitfed.reducers]\nmine = mine:Mine\n")
     done = subprocess.run(
-        [sys.executable, "-m", "splitfed", "schema"], capture_output=True, text=True, timeout=120, check=True,
+        [sys.executable, "-m", "splitfed", "schema"], capture_output=True, text=True, timeout=300, check=True,
         env={**os.environ, "PYTHONPATH": python_path(tmp_path)}, cwd=ROOT,
     )  # fmt: skip
     validator = Draft7Validator(json.loads(done.stdout))

@@ -228,7 +228,7 @@ def test_neither_superlink_nor_supernode_hands_out_work_without_the_secret(deplo
         stranger.open_runs()
     with pytest.raises(ApiError):
         TaskLoop(f"127.0.0.1:{deployed.node_port}", b"a guess").run(None)  # type: ignore[arg-type]
-    connection = http.client.HTTPConnection("127.0.0.1", deployed.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", deployed.port, timeout=60)
     answers = {}
     for path in ("/v1/control/list-runs", "/v1/runtime/acquire-task", "/openapi.json"):
         connection.request("POST", path)

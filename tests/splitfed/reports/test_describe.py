@@ -137,7 +137,7 @@ def test_the_command(command, tmp_path):
     ("arguments", "problem"),
     [
         (["--out", "one.txt"], "--out one.txt: pictures are named *.png, *.pdf, *.svg"),
-        (["--csv", "nowhere/one.csv"], "--csv nowhere/one.csv: cannot be written (No such file or directory)"),
+        (["--csv", "nowhere/one.csv"], "nowhere/one.csv: cannot be written (No such file or directory)"),
         (["--set", "data.partition=natural_id"], "--set data.partition=natural_id: data.partition.partition_by: "),
         (["--set", "data.partition={kind: natural_id, partition_by: writer}"],
          "data.partition.partition_by: digits has no columns, so none 'writer'; use a data set that has, or another"),

@@ -211,6 +211,7 @@ def test_a_plan_shows_every_run_how_far_it_is_and_its_cost(tmp_path: Path, capsy
     assert cut[2] > 50
 
 
+@pytest.mark.slow
 def test_points_train_in_processes_of_their_own(tmp_path: Path) -> None:
     """With the same figures as the same scenario in this process."""
     path = study(tmp_path, "a", "b")
@@ -239,11 +240,13 @@ def test_an_interrupted_point_goes_on_where_it_was(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_example_runs_and_its_pictures_can_be_drawn(tmp_path: Path) -> None:
     few = ["federation.rounds=1", "federation.local_epochs=1", "data.limit=200", "data.test_limit=50"]
-    swept = sweep(SWEEPS / "digits-bits.yaml", runs=tmp_path, jobs=2, overrides=few)
+    once = (SWEEPS / "digits-bits.yaml").read_text().replace("[0, 1, 2]", "[0, 1]")
+    (tmp_path / "digits-bits.yaml").write_text(once)
+    swept = sweep(tmp_path / "digits-bits.yaml", runs=tmp_path, jobs=2, overrides=few)
     assert swept.failed == []
     groups = compare(swept.done).grouped("ratio").groups
     assert [one.label for one in groups][-1] == "uncompressed"
-    assert [len(one.runs) for one in groups if one.label.endswith("-4bit")] == [3, 3]
+    assert [len(one.runs) for one in groups if one.label.endswith("-4bit")] == [2, 2]
     assert all(path.stat().st_size > 10_000 for path in draw(groups, tmp_path / "bits.png"))
 
 
@@ -270,7 +273,7 @@ def _held(folder: Path) -> bool:
 
 
 def _until(so: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 300
     while not so():
         assert time.monotonic() < limit
         time.sleep(0.1)

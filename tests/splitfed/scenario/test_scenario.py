@@ -409,7 +409,7 @@ def loads_or_lines(text: str, overrides: list[str], where: str) -> None:
         assert Scenario.parse(scenario.to_yaml()) == scenario
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.lists(st.tuples(st.sampled_from(list(paths(COMPLETE))), st.none() | st.text(max_size=3), junk), max_size=4))
 def test_any_change_of_a_scenario_loads_or_is_refused(changes: list[tuple[tuple[str, ...], str | None, Any]]) -> None:
     data = copy.deepcopy(COMPLETE)
@@ -425,7 +425,7 @@ keys = st.sampled_from([".".join(path) for path in paths(COMPLETE)]) | st.text(m
 written = junk.map(lambda value: write({"v": value})[2:].strip()) | st.text(max_size=5)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.lists(st.tuples(keys, st.sampled_from(["", ".kind", ".x", ".0"]), written), max_size=4))
 def test_any_overrides_load_or_are_refused(overrides: list[tuple[str, str, str]]) -> None:
     loads_or_lines(SMALL, [f"{path}{more}={value}" for path, more, value in overrides], r"(--set |f\.yaml:\d+: )")
