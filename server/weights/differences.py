@@ -15,7 +15,7 @@ from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.server.weights.exchange import Coded, WeightExchange, plain, where
 from splitfed.server.weights.guard import Given, Guard
-from splitfed.split.initial import Initial
+from splitfed.split.initial import HeldByPhase, Initial
 from splitfed.split.weight_differences import Base, base_of, restored, send
 from splitfed.split.weights import WeightWire
 from splitfed.wire.messages import Weights
@@ -27,10 +27,14 @@ _WHOLE, _LOADED = 0, -1
 
 class WeightDifferences(WeightExchange):
     """Weights that cross as differences. `open` and `close` embrace a round. `guard` judges what comes back. Who has
-    nothing of the last round is sent all, or the difference to the `initial` weights, if it loads these itself."""
+    nothing of the last round is sent all, or the difference to the `initial` weights, if it loads these itself. `held`
+    has the wire and these of each round, where they change."""
 
-    def __init__(self, wire: WeightWire, guard: Guard | None = None, initial: Initial | None = None) -> None:
-        self.wire, self._guard, self._initial = wire, guard or Guard(), initial
+    def __init__(
+        self, wire: WeightWire, guard: Guard | None = None, initial: Initial | None = None,
+        held: HeldByPhase | None = None,
+    ) -> None:  # fmt: skip
+        self.wire, self._guard, self._initial, self._held = wire, guard or Guard(), initial, held
         self._round = 0
         self._arrays: ArrayRecord | None = None
         self._weights: dict[str, Tensor] = {}
@@ -45,6 +49,9 @@ class WeightDifferences(WeightExchange):
     def open(self, round: int, clients: list[int]) -> None:
         """Begin a round with these clients; it may be one that was begun before."""
         self._round, self._arrays, self._sent = round, None, {}
+        if self._held is not None:
+            now = self._held.at(round)
+            self.wire, self._initial = now.wire, now.initial
         groups: dict[int, list[int]] = {}
         for client in sorted(clients):
             if client in self._knows and self._since == round - 1:
@@ -106,10 +113,9 @@ class WeightDifferences(WeightExchange):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what an earlier attempt's `state_dict` returned. Raises KeyError where it is not of this front."""
         self._since, self._knows = state["round"], dict(state["knows"])
-        self._known = {
-            number: {name: state["known"][number][name] for name in self.wire.shapes}
-            for number in set(self._knows.values())
-        }
+        known = {number: state["known"][number] for number in set(self._knows.values())}
+        # An auxiliary net may be beside the front.
+        self._known = {n: {**{name: one[name] for name in self.wire.shapes}, **one} for n, one in known.items()}
 
     def _take(self, arrays: ArrayRecord) -> None:
         weights = plain(arrays)
