@@ -3,7 +3,7 @@
 A phase is no mode: a mode says who updates which weights of the back, a phase what the front learns from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
@@ -91,6 +91,15 @@ def phase_of(phases: Sequence[Settings], round: int) -> Phase:
             return Phase(settings, first)
         first += settings.rounds
     return Phase(Gradient(), 1)
+
+
+def spans(phases: Sequence[Settings], rounds: int) -> Iterator[tuple[Phase, int]]:
+    """Yield the phases of a run of so many rounds, each with how many of them it lasts."""
+    first = 1
+    for settings in phases or (Gradient(),):
+        number = rounds - first + 1 if settings.rounds is None else settings.rounds
+        yield Phase(settings, first), number
+        first += number
 
 
 def misfit(phases: Sequence[Settings], blocks: int) -> str | None:

@@ -127,7 +127,11 @@ class WeightWire:
             rows[role] = Sizes(0 if role == PARTS or self.extra else plain, plain, part.coded, part.sent)
         return rows
 
-    def rehearse(self, key: Key, difference: bool = False) -> dict[str, Sizes]:
-        """Return what a frame of weights, or of their difference to others, adds to the ledger; either way alike."""
+    def rehearse(
+        self, key: Key, difference: bool = False, known: Collection[str] | None = None
+    ) -> dict[str, Sizes]:  # fmt: skip
+        """Return what a frame of weights, or of their difference to others, of which these are `known` (None: all),
+        adds to the ledger; either way alike."""
         zeros = {name: torch.zeros(shape) for name, shape in self.shapes.items()}
-        return self.sizes(self.pack(zeros, key, PLACE.round, PLACE.client, PLACE.round if difference else None))
+        base = PLACE.round if difference else None
+        return self.sizes(self.pack(zeros, key, PLACE.round, PLACE.client, base, known))

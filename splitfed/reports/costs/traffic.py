@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+from splitfed.federation.phases import Phase, spans
 from splitfed.model.parts import Parts
 from splitfed.reports.costs.shares import Shares
 from splitfed.run.ledger import Plane, Row, Sizes, Totals
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split import ending
-from splitfed.split.client_part import ClientPart
+from splitfed.split.client_part import Auxiliary, ClientPart
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import EvaluationCut
 from splitfed.split.rehearsal import Crossed, RandomBatch
@@ -42,10 +43,11 @@ class Traffic:
 
     def round(self) -> Totals:
         """Return the bytes of an average round: mini-batches, weights and evaluations."""
-        found = _Sum()
-        if self.scenario.federation.splits:
-            self._add_batches(found)
-        self._add_weights(found)
+        found, rounds = _Sum(), self.scenario.federation.rounds
+        for phase, number in spans(self.scenario.phases, rounds):
+            if self.scenario.federation.splits:
+                self._add_batches(found, phase, number / rounds)
+            self._add_weights(found, phase, number / rounds)
         self._add_evaluations(found)
         return found.totals
 
@@ -78,24 +80,33 @@ class Traffic:
     def _random_batch(self, size: int, *purpose: str) -> RandomBatch:
         return RandomBatch(size, self.cut.geometry, self.key.at("estimate", *purpose, size), self.cut.device)
 
-    def _add_batches(self, found: _Sum) -> None:
+    def _add_batches(self, found: _Sum, phase: Phase, share: float) -> None:
         encoder, decoder = self.parts.front.encoder, self.parts.back.decoder
-        for size, number in sorted(self.shares.batches(self.scenario).items()):
-            for crossed in self.cut.rehearse(self._random_batch(size), self.key, encoder, decoder):
-                found.add("data", crossed, number * self.shares.drawn(self.scenario))
+        quiet = phase.local is not None
+        for size, number in sorted(self.shares.batches(self.scenario, phase.upload_every).items()):
+            for crossed in self.cut.rehearse(self._random_batch(size), self.key, encoder, decoder, quiet):
+                found.add("data", crossed, number * self.shares.drawn(self.scenario) * share)
         for part in (encoder, decoder):
             part.zero_grad(set_to_none=True)
         for crossed in ending.rehearse():
-            found.add("data", crossed, self.shares.cohort(self.scenario))
+            found.add("data", crossed, self.shares.cohort(self.scenario) * share)
 
-    def _add_weights(self, found: _Sum) -> None:
-        wire, cohort = self._wire, self.shares.cohort(self.scenario)
-        found.add("control", ("up", wire.rehearse(self.key, wire.delta)), cohort)
+    def _add_weights(self, found: _Sum, phase: Phase, share: float) -> None:
+        part, plain = ClientPart.of(self.scenario, self.parts), self._wire
+        if local := phase.local:
+            part = part.with_auxiliary(Auxiliary(self.parts.back, local.blocks, phase.first))
+        wire, cohort = WeightWire.of(part, self.scenario.compression), self.shares.cohort(self.scenario)
+        found.add("control", ("up", wire.rehearse(self.key, wire.delta)), cohort * share)
         # Who was drawn in the round before too is sent a difference.
         again = cohort * self.shares.drawn(self.scenario) if wire.delta else 0.0
-        found.add("control", ("down", wire.rehearse(self.key)), cohort - again)
-        if again:
-            found.add("control", ("down", wire.rehearse(self.key, difference=True)), again)
+        found.add("control", ("down", wire.rehearse(self.key)), (cohort - again) * share)
+        if not again:
+            return
+        # Whatever is known of the front, a new auxiliary net comes whole, in the first of the phase's rounds.
+        anew = 1 / self.scenario.federation.rounds if local else 0.0
+        if anew:
+            found.add("control", ("down", wire.rehearse(self.key, True, plain.shapes)), again * anew)
+        found.add("control", ("down", wire.rehearse(self.key, difference=True)), again * (share - anew))
 
     def _add_evaluations(self, found: _Sum) -> None:
         clients, cut, encoder = self.evaluations(), self.cut, self.parts.front.encoder
