@@ -1,7 +1,5 @@
 """The whole model as the server holds it: what is aggregated of the clients, the back, and how well they do."""
 
-from typing import Any
-
 import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
 from splitfed.split.bounds import largest
-from splitfed.split.client_part import ClientPart
+from splitfed.split.client_part import ClientPart, first_round
 from splitfed.split.initial import HeldByPhase
 
 
@@ -96,7 +94,7 @@ class AuxiliaryNet:
 
     def __init__(self, scenario: Scenario, held: HeldByPhase) -> None:
         self._scenario, self._held = scenario, held
-        self._round = 0  # the last that was open
+        self._round = 0  # the last that was open, or one of the same phase
 
     def open(self, round: int) -> ClientPart:
         """Begin a round: a phase that begins has a net that is a copy of the back as it is now, and one that has ended
@@ -110,16 +108,16 @@ class AuxiliaryNet:
             return {}
         return self._held.at(self._round).part.beside.state_dict()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the net and its round; nothing where there is none."""
-        return {"round": self._round, "weights": weights} if (weights := self.weights()) else {}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the net's tensors, whose names tell its phase; nothing where there is none."""
+        return self.weights()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over what an earlier attempt's `state_dict` returned; without a net the next phase makes one."""
         self._held.forget()
-        self._round = state.get("round", 0)
+        self._round = first_round(state)
         if self._round:
-            self._held.at(self._round).part.beside.load_state_dict(state["weights"])
+            self._held.at(self._round).part.beside.load_state_dict(state)
 
 
 def evaluate(

@@ -33,6 +33,11 @@ class Auxiliary(nn.Module):
         return self.get_submodule(self._name)(activations)
 
 
+def first_round(net: Mapping[str, Tensor]) -> int:
+    """Return the first round of the phase that an auxiliary net's tensors are of; 0 for none."""
+    return next((int(name.split(".")[0].removeprefix(AUXILIARY)) for name in net), 0)
+
+
 class ClientPart(nn.Module):
     """A front and, where there is one, another part `beside` it, whose weights travel under a `role` of their own."""
 

@@ -185,10 +185,16 @@ def crossed(run: splitfed.Result) -> list[dict[str, str]]:
 
 @pytest.mark.usefixtures("ray_is_up")
 @pytest.mark.parametrize(
-    "mode", ["sfl-v1", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("sl", "sfl-v2", "psl"))]
+    ("mode", "phases"),
+    [
+        ("sfl-v1", "[]"),
+        *(pytest.param(mode, "[]", marks=pytest.mark.slow) for mode in ("sl", "sfl-v2", "psl")),
+        pytest.param("psl", "[{kind: local, rounds: 1, upload_every: 2}, gradient]", marks=pytest.mark.slow),
+    ],
 )
-def test_the_same_numbers_as_in_one_process(mode: str, tmp_path: Path):
+def test_the_same_numbers_as_in_one_process(mode: str, phases: str, tmp_path: Path):
     changes = [*ADC, f"federation.mode={mode}", "training.client_state=keep", "evaluation.held_out=0.2"]
+    changes.append(f"phases={phases}")
     if mode == "psl":
         changes.append(f"federation.wave={CORES}")  # clients that wait for each other must all have a place
     here, there = (simulate(small(*changes, f"engine.kind={kind}"), runs=tmp_path) for kind in ("inline", "ray"))
