@@ -131,12 +131,12 @@ class Rounds:
         self.records.checkpoint(0)
 
     def _needs_nobody(self) -> bool:
-        """Tell whether all clients have sent what memory takes, so that rounds go on without them."""
-        memory, clients = self.phases.memory, self.scenario.federation.clients
-        if memory is None or not self.scenario.remembers(self.records.finished + 1) or memory.settings.keep != "all":
+        """Tell whether all clients of a deployment have sent what memory takes, so that rounds go on without them."""
+        memory, known = self.phases.memory, self.roster.known()
+        if memory is None or memory.settings.keep != "all" or not self.lent.waits:
             return False
-        known = self.roster.known()
-        return len(known) == clients and not memory.missing(known) and not self.scenario.evaluation.held_out
+        remembers = self.scenario.remembers(self.records.finished + 1) and not self.scenario.evaluation.held_out
+        return remembers and len(known) == self.scenario.federation.clients and not memory.missing(known)
 
     def _asked(self, round: int) -> set[int]:
         """Return the clients who are there, or, where memory is filled, who of them has something left to send; nobody
@@ -144,6 +144,8 @@ class Rounds:
         memory = self.phases.memory if self.scenario.remembers(round) else None
         if memory is None:
             return self._there(round)
+        if self._needs_nobody():
+            return set()
         there = self.roster.online()
         memory.forget_all_but(self.attendance.present(round, there), round)
         asked = memory.asked({client: self.roster.examples[client] for client in there})
@@ -215,7 +217,7 @@ class Rounds:
     def _recall(self, round: int, memory: Memory) -> None:
         """Have a round that is a pass over memory: no client is asked, and none is waited for."""
         self._passing = round
-        if self.lent.waits and not self._dismissed and self._needs_nobody():
+        if not self._dismissed and self._needs_nobody():
             self.roster.goodbye(DONE)
             self._dismissed = True
         self.phases.progress.begin(memory.steps())

@@ -101,7 +101,7 @@ class Store:
         self._abandon()
         self._round = round
         with told(self._folder):
-            self._folder.mkdir(exist_ok=True)
+            self._folder.mkdir(mode=0o700, exist_ok=True)  # images can be seen in what it holds
         self._tidy()
 
     def add(self, client: int, buffer: bytes, batch: Arrived) -> None:
