@@ -86,7 +86,7 @@ def train(message: Message, context: Context) -> Message:
         phase = worker.scenario.phase(round)
         if (order.stored is not None) != worker.scenario.remembers(round):
             raise WireError("the server's order says otherwise than the scenario whether what is sent is kept")
-        exchange = RoundWeights(worker.wires, worker.state(states, client), round, client, phase, order.trained)
+        exchange = RoundWeights(worker.wires(round), worker.state(states, client), round, client, phase, order.trained)
         try:
             weights, frozen = exchange.down(sent)
         except Lacking as lacking:
@@ -120,7 +120,7 @@ def evaluate(message: Message, context: Context) -> Message:
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
         phase = worker.scenario.phase(round)
-        exchange = RoundWeights(worker.wires, worker.state(states, client), round, client, phase)
+        exchange = RoundWeights(worker.wires(), worker.state(states, client), round, client, phase)
         try:
             weights, frozen = exchange.to_evaluate(sent)
         except Lacking as lacking:

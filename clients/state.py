@@ -58,8 +58,12 @@ class ClientState:
             for old in [r for r in self._rounds(kind) if r <= needed][:-1]:
                 self._path(old, kind).unlink()
 
-    def before(self, round: int, optimiser: torch.optim.Optimizer, trained: int | None = None) -> OptimiserState:
-        """Return the newest state from before a round; empty where there is none.
+    def before(
+        self, round: int, optimiser: torch.optim.Optimizer, trained: int | None = None, first: int = 0,
+        lasting: int | None = None,
+    ) -> OptimiserState:  # fmt: skip
+        """Return the newest state from before a round; empty where there is none. Of one from before the round `first`,
+        in which a phase begins, the `lasting` first parameters alone are the same (None: all).
 
         Raises RunError for one that cannot be read, or is not this optimiser's, and Lacking where that of the round in
         which this client was last `trained` is gone.
@@ -71,6 +75,8 @@ class ClientState:
             state = unflatten(load_tensors(path))
         except _BROKEN as error:
             raise RunError(f"{path}: this client's optimiser cannot be read ({error}); {_OUT}") from None
+        if lasting is not None and int(path.stem) < first:
+            state = {number: moments for number, moments in state.items() if number < lasting}
         if not _fits(state, optimiser):
             raise RunError(f"{path}: this client's optimiser is that of another model; {_OUT}")
         return state

@@ -60,6 +60,10 @@ class SplitStep:
         """Return the smashed tensor, its targets, and the frame that carries them."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
             activations = self.part.front(images)
+        return self.reduced(activations, labels, key, place)
+
+    def reduced(self, activations: Tensor, labels: Tensor, key: Key, place: Place) -> tuple[Tensor, Tensor, Packed]:
+        """Return what becomes of the activations at the cut that the front has just made, as `smashed` does."""
         check_bounds("an activation at the cut", activations, place)  # before a reducer looks at them
         attention = self.attention.read if self.attention else None
         plan, targets = self.cut.plan(activations, labels, key.at("plan"), attention, self.part.front.encoder)
@@ -73,6 +77,58 @@ class SplitStep:
         gradient = self.cut.corrected(frame.tensors["cut_gradient"], smashed, packed)
         smashed.backward(gradient.to(smashed.dtype))
         return frame
+
+
+class LocalStep:
+    """A mini-batch from which the front learns here, by the loss of the auxiliary net beside it in this `part`. The
+    first one and every so many-th after it (None: none) go up too, as another `step` packs them, and their loss alone
+    comes back. Made anew for each round.
+
+    The net sees what the front makes: nothing crosses on the way there, so that nothing need be left out.
+    """
+
+    def __init__(self, step: SplitStep, part: ClientPart, every: int | None) -> None:
+        self._step, self._part, self._every = step, part, every
+        self._draws = draws(part)
+        self._seen = 0
+        self._losses: list[float] = []  # of what went up, at the server
+
+    def __call__(
+        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
+    ) -> tuple[float, int, int]:
+        """Take a mini-batch; return the loss here and the bytes up and down. Raises as `SplitStep` does."""
+        step = self._step
+        with keyed_rng(key.at("dropout"), step.device, self._draws), autocast(step.precision, step.device):
+            activations = self._part.front(images)
+            loss = nn.functional.cross_entropy(self._part.beside(activations), labels)
+        check_bounds("the loss", loss, place, sides=("client",))
+        up = down = 0
+        if self._every is not None and self._seen % self._every == 0:
+            up, down = self._exchange(stream, activations.detach(), labels, key, place)
+        self._seen += 1
+        loss.backward()
+        return float(loss.detach()), up, down
+
+    def _exchange(
+        self, stream: Stream | None, activations: Tensor, labels: Tensor, key: Key, place: Place
+    ) -> tuple[int, int]:
+        assert stream is not None
+        numbered = place._replace(step=self.crossed + 1)  # the server counts what it sees
+        with torch.no_grad():
+            _, _, packed = self._step.reduced(activations, labels, key, numbered)
+        reply = stream.exchange(packed.buffer)
+        self._losses.append(self._step.cut.unpack_taken(reply))
+        return packed.total, len(reply)
+
+    @property
+    def crossed(self) -> int:
+        """How many mini-batches have gone up."""
+        return len(self._losses)
+
+    @property
+    def loss(self) -> float | None:
+        """The mean loss of the whole model on what went up; None where nothing did."""
+        return sum(self._losses) / self.crossed if self._losses else None
 
 
 class FrozenStep:

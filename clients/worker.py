@@ -18,7 +18,7 @@ from splitfed.clients.connect import Reach, connect
 from splitfed.clients.images import Holding, hold
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
-from splitfed.clients.steps import Anchor, FrozenStep, SplitStep, StoredStep, WholeStep, step_of
+from splitfed.clients.steps import Anchor, FrozenStep, LocalStep, SplitStep, StoredStep, WholeStep, step_of
 from splitfed.clients.weights import Wires
 from splitfed.compression.reducers.trained.layers import DECODER
 from splitfed.data.augment import variants_of
@@ -34,7 +34,7 @@ from splitfed.split.autoencoder import Aligner
 from splitfed.split.client_part import ClientPart
 from splitfed.split.cut import Cut
 from splitfed.split.ending import pack_end, unpack_done
-from splitfed.split.initial import Initial
+from splitfed.split.initial import HeldByPhase
 from splitfed.split.weights import WeightWire
 from splitfed.wire.channel import Invitation, Stream
 from splitfed.wire.frame import Place
@@ -68,14 +68,12 @@ class Worker:
         loads = scenario.compression.front_weights.initial == "load"
         parts = assemble(settings.with_weights(scenario) if loads else scenario, classes, pretrained=loads or False)
         parts = parts.to(self.device)
-        self.part = ClientPart.of(scenario, parts).train()
+        self.held = HeldByPhase(scenario, parts)
+        self.part = self.held.plain.part.train()
         self.front, self.decoder = self.part.front, parts.back.decoder
         self.geometry = self.front.geometry(scenario.training.batch_size, classes)
         self.cut = Cut.of(scenario, self.geometry, self.device)
-        initial = Initial.of(self.part) if loads else None
-        once = {} if loads else self.part.frozen()
-        each_round = WeightWire.of(self.part, scenario.compression)
-        self.wires = Wires(each_round, WeightWire(once, scenario.compression), initial)
+        self._once = WeightWire({} if loads else self.part.frozen(), scenario.compression)
         self.fitting = scenario.compression.reducer.alignment()
         self.alignment_wires = WeightWire.of_alignment(self.front, self.decoder, scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)
@@ -98,11 +96,11 @@ class Worker:
         any more, CodecError for what else cannot be sent, and Lacking where what it kept of the round in which it was
         last `trained` is gone.
         """
-        self.load(weights, states, client)
-        frozen = self.scenario.phase(round).frozen
-        learner = None if frozen else self._learner(client, round, states, proximal, trained)
-        step = self._step(frozen, stored)
-        self.part.train(not frozen)
+        frozen, part = self.scenario.phase(round).frozen, self.held.at(round).part
+        self.load(weights, states, client, part)
+        learner = None if frozen else self._learner(part, client, round, states, proximal, trained)
+        step = self._step(round, part, stored)
+        part.train(not frozen)
         rows = self.holding.rows(client)
         losses, number, up, down = 0.0, 0, 0, 0
         with self.stream(invitation, client, round, reach) as stream:
@@ -116,16 +114,21 @@ class Worker:
                 losses, up, down = losses + loss, up + sent, down + received
             if vanishes_after is not None:
                 return None
+            crossed = step.crossed if isinstance(step, LocalStep) else number
             if stream is not None:
-                end(stream, Place(round, client, number + 1), up, down)
+                end(stream, Place(round, client, crossed + 1), up, down)
         if learner:
             learner.keep(round)
-        return Trained(self.part.travelling(), losses / max(1, number), number, len(rows))
+        whole = step.loss if isinstance(step, LocalStep) else None
+        return Trained(part.travelling(), losses / max(1, number) if whole is None else whole, crossed, len(rows))
 
-    def _step(self, frozen: bool, stored: int | None) -> WholeStep | SplitStep | FrozenStep:
-        if not frozen:
+    def _step(self, round: int, part: ClientPart, stored: int | None) -> WholeStep | SplitStep | LocalStep | FrozenStep:
+        phase = self.scenario.phase(round)
+        if not phase.frozen and not phase.local:
             return self.step
         assert isinstance(self.step, SplitStep)
+        if phase.local:
+            return LocalStep(self.step, part, phase.upload_every)
         return FrozenStep(self.step) if stored is None else StoredStep(self.step)
 
     def _batches(self, client: int, round: int, rows: Tensor, stored: int | None) -> Iterator[Batch]:
@@ -146,23 +149,31 @@ class Worker:
             if first < each:
                 yield from load(key, epochs=1, start=first, variant=variant if data.variants else None)
 
-    def _learner(self, client: int, round: int, states: Path, proximal: float, trained: int | None) -> "_Learner":
+    def wires(self, round: int | None = None) -> Wires:
+        """Return what weights cross by in a round; without one, to be evaluated."""
+        held = self.held.plain if round is None else self.held.at(round)
+        return Wires(held.wire, self._once, held.initial)
+
+    def _learner(
+        self, part: ClientPart, client: int, round: int, states: Path, proximal: float, trained: int | None
+    ) -> "_Learner":
         training, rounds = self.scenario.training, self.scenario.federation.rounds
         keep = self.state(states, client) if training.client_state == "keep" else None
-        optimiser = training.client.optimiser_for(self.part)
+        optimiser = training.client.optimiser_for(part)
         if keep:
-            write_optimiser(optimiser, keep.before(round, optimiser, trained))
+            first, lasting = self.scenario.phase(round).first, sum(p.requires_grad for p in self.part.parameters())
+            write_optimiser(optimiser, keep.before(round, optimiser, trained, first, lasting))
         set_lr(optimiser, training.client.lr(round, rounds))
-        return _Learner(self.part, training.client, optimiser, Anchor(self.part, proximal), keep)
+        return _Learner(part, training.client, optimiser, Anchor(part, proximal), keep)
 
     def state(self, states: Path, client: int) -> ClientState:
         """Return what a client keeps between rounds."""
         return ClientState(states, client, self.scenario.checkpoints.keep)
 
-    def load(self, weights: dict[str, Tensor], states: Path, client: int) -> None:
-        """Take over a client's weights: those that came, and the encoder that it has fitted, if it has one. Raises
-        RunError where that is not there any more."""
-        self.part.load_travelling(weights)
+    def load(self, weights: dict[str, Tensor], states: Path, client: int, part: ClientPart | None = None) -> None:
+        """Take over a client's weights: those that came for a `part` (None: that which is evaluated), and the encoder
+        that it has fitted, if it has one. Raises RunError where that is not there any more."""
+        (part or self.part).load_travelling(weights)
         if self.fitting:
             self._take_encoder(self.state(states, client).encoder())
 

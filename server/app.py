@@ -8,6 +8,7 @@ from flwr.app import Context, MessageType
 from flwr.serverapp import Grid, ServerApp
 
 from splitfed.engines.runtime import Runtime, runtime
+from splitfed.federation.phases import Local
 from splitfed.run.checkpoint import Checkpoints
 from splitfed.run.folder import stored_scenario
 from splitfed.run.ledger import Ledger
@@ -101,7 +102,7 @@ def main(grid: Grid, context: Context) -> None:
         )  # fmt: skip
         checkpoints.register(
             model=model, strategy=strategy, weights=exchanges[MessageType.TRAIN], roster=roster, alignment=align,
-            training=train, refusals=refusals, yardstick=yardstick,
+            training=train, refusals=refusals, yardstick=yardstick, auxiliary=model.auxiliary,
         )  # fmt: skip
         if memory:
             checkpoints.register(memory=memory)
@@ -115,7 +116,7 @@ def main(grid: Grid, context: Context) -> None:
 def _exchanges(scenario: Scenario, model: Model, key: Key) -> dict[str, WeightExchange]:
     """Return how the weights in messages of each type cross."""
     compression = scenario.compression
-    each_round, evaluation = exchanges_of(scenario, model.client_part, key)
+    each_round, evaluation = exchanges_of(scenario, model.held, key)
     exchanges = {MessageType.TRAIN: each_round, MessageType.EVALUATE: evaluation}
     if compression.reducer.alignment():
         exchanges[ALIGN] = WholeWeights(*WeightWire.of_alignment(model.front, model.back.decoder, compression))
@@ -124,7 +125,9 @@ def _exchanges(scenario: Scenario, model: Model, key: Key) -> dict[str, WeightEx
 
 def _most_bytes(model: Model) -> int:
     """Return what no message of a client exceeds: all that it trains, twice over, and what is said of it."""
-    states = (model.client_part.state_dict(), model.front.state_dict(), model.back.decoder.state_dict())
+    states = [model.client_part.state_dict(), model.front.state_dict(), model.back.decoder.state_dict()]
+    if any(isinstance(phase, Local) for phase in model.scenario.phases):
+        states.append(model.back.state_dict())  # an auxiliary net is all of it at most
     return 2 * sum(tensor.nbytes for state in states for tensor in state.values()) + (1 << 20)
 
 

@@ -16,20 +16,21 @@ from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
 from splitfed.split.bounds import largest
-from splitfed.split.client_part import ClientPart
+from splitfed.split.client_part import ClientPart, first_round
+from splitfed.split.initial import HeldByPhase
 
 
 class Model:
-    """The parts of a scenario's model on the server's device, with the reducer's own layers in them; `client_part` is
-    what each client has of them. Raises ModelError where the model cannot be built or the reducer does not go with
-    it."""
+    """The parts of a scenario's model on the server's device, with the reducer's own layers in them; `held` is what
+    each client has of them. Raises ModelError where the model cannot be built or the reducer does not go with it."""
 
     def __init__(self, scenario: Scenario, data: FederatedData) -> None:
         self.scenario, self.data = scenario, data
         self.device = pick_device(scenario.training.server.device)
         self.parts = assemble(scenario, len(data.classes)).to(self.device)
         self.front, self.back = self.parts.front, self.parts.back.train()
-        self.client_part = ClientPart.of(scenario, self.parts)
+        self.held = HeldByPhase(scenario, self.parts)
+        self.client_part, self.auxiliary = self.held.plain.part, AuxiliaryNet(scenario, self.held)
         self.geometry = self.front.geometry(scenario.training.batch_size, len(data.classes))
         self.mean, self.std = pixel_stats(scenario.model)
 
@@ -51,16 +52,18 @@ class Model:
 
     def largest(self) -> float:
         """Return the magnitude of the largest of all weights; NaN where one is NaN."""
-        return largest(tensor for tensor in self.state_dict().values() if tensor.is_floating_point())
+        weights = (*self.state_dict().values(), *self.auxiliary.weights().values())
+        return largest(tensor for tensor in weights if tensor.is_floating_point())
 
-    def arrays(self) -> ArrayRecord:
-        """Return the weights that clients are handed out, for a message of Flower's."""
-        weights = self.client_part.travelling()
-        return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in weights.items()})
+    def arrays(self, round: int | None = None) -> ArrayRecord:
+        """Return the weights that clients are handed out in a round, or without one to evaluate, for a message of
+        Flower's."""
+        part = self.client_part if round is None else self.auxiliary.open(round)
+        return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in part.travelling().items()})
 
-    def load_part(self, weights: dict[str, Tensor]) -> None:
-        """Take over what came back from the clients, by copy."""
-        self.client_part.load_travelling(weights)
+    def load_part(self, round: int, weights: dict[str, Tensor]) -> None:
+        """Take over what came back from the clients in a round, by copy."""
+        self.held.at(round).part.load_travelling(weights)
 
     def steps(self, examples: list[int]) -> int:
         """Return how often clients of so many examples are heard of in a round: with each mini-batch, or once
@@ -84,6 +87,37 @@ class Model:
     def test(self) -> tuple[float, float]:
         """Return loss and accuracy on the test split; read it once, at the end."""
         return self._evaluate(self.data.test)
+
+
+class AuxiliaryNet:
+    """The auxiliary net that teaches clients' fronts in the round that is open, if one does. Its state is the run's."""
+
+    def __init__(self, scenario: Scenario, held: HeldByPhase) -> None:
+        self._scenario, self._held = scenario, held
+        self._round = 0  # the last that was open, or one of the same phase
+
+    def open(self, round: int) -> ClientPart:
+        """Begin a round: a phase that begins has a net that is a copy of the back as it is now, and one that has ended
+        has none any more. Return what clients hold."""
+        self._round = round
+        return self._held.at(round).part
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the net's tensors; nothing where there is none."""
+        if not self._round or not self._scenario.phase(self._round).local:
+            return {}
+        return self._held.at(self._round).part.beside.state_dict()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the net's tensors, whose names tell its phase; nothing where there is none."""
+        return self.weights()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what an earlier attempt's `state_dict` returned; without a net the next phase makes one."""
+        self._held.forget()
+        self._round = first_round(state)
+        if self._round:
+            self._held.at(self._round).part.beside.load_state_dict(state)
 
 
 def evaluate(

@@ -114,7 +114,7 @@ class RunRecords:
     def rewind(self) -> None:
         """Bring back what the open round has changed of what is trained, as the last finished round left it."""
         self._checkpoints.rewind(
-            self.finished, "model", "optimiser", "strategy", "alignment", "weights", "training", "memory"
+            self.finished, "model", "optimiser", "strategy", "alignment", "weights", "training", "memory", "auxiliary"
         )
 
     def drop_round(self) -> None:

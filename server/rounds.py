@@ -174,7 +174,8 @@ class Rounds:
         clients = self.attendance.sample(round, there)
         # Some may leave before they are messaged: their nodes are kept here.
         examples = {client: self.roster.examples[client] for client in clients}
-        return Cohort(examples, dict(self.roster.nodes), self.claims.weights(examples))
+        every = self.scenario.phase(round).upload_every
+        return Cohort(examples, dict(self.roster.nodes), self.claims.weights(examples, every))
 
     def _round(self, round: int) -> None:
         self.grid.begin(round)
@@ -185,11 +186,11 @@ class Rounds:
             return
         drawn = self._drawn(round, asked)
         unfit = self.phases.align.run(round, drawn)
-        planned = self.phases.train.planned
-        steps = {c: planned(round, c, number).steps for c, number in drawn.examples.items() if c not in unfit}
+        computed = self.phases.train.computed
+        steps = {c: computed(round, c, number) for c, number in drawn.examples.items() if c not in unfit}
         plan = self.attendance.plan(round, steps)
         cohort = drawn.only(plan.vanish)
-        before = self.model.arrays()
+        before = self.model.arrays(round)
         replies = self._train(round, cohort, before, plan) if cohort.examples else unfit
         taken = list(trained(replies))
         self._failed = {} if taken else self._failed | failures(replies)
@@ -211,7 +212,9 @@ class Rounds:
             if taken and memory is None:
                 arrays, outcome.loss = self.phases.train.aggregate(round, cohort, replies, before)
                 if arrays is not None:
-                    self.model.load_part({name: torch.from_numpy(a.numpy()).float() for name, a in arrays.items()})
+                    self.model.load_part(
+                        round, {name: torch.from_numpy(a.numpy()).float() for name, a in arrays.items()}
+                    )
             self._examine(round, outcome)
         except Diverged as error:
             self._drop(round, error, Outcome(len(drawn.examples), plan.seconds, phase=outcome.phase))
@@ -239,8 +242,14 @@ class Rounds:
         self._close(round, outcome)
 
     def _train(self, round: int, cohort: Cohort, before: ArrayRecord, plan: RoundPlan) -> Replies:
-        self.phases.progress.begin(self.model.steps(list(cohort.examples.values())))
+        self.phases.progress.begin(self._steps(round, cohort))
         return self.phases.train.run(round, self._lr(round)[1], cohort, before, plan)
+
+    def _steps(self, round: int, cohort: Cohort) -> int:
+        """Return how often clients are heard of in a round, once at least."""
+        if not self.scenario.phase(round).local:
+            return self.model.steps(list(cohort.examples.values()))
+        return max(1, sum(self.phases.train.planned(round, *one).steps for one in cohort.examples.items()))
 
     def _examine(self, round: int, outcome: Outcome) -> None:
         """Try what the round has made while it is still open, so that whoever interrupts here drops the whole round.

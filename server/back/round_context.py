@@ -22,7 +22,7 @@ class RoundContext:
     """What all sessions of a round, or of the evaluation after it, have in common.
 
     `key` is for what is drawn in this round, `clock` tells seconds, and `on_step(round, client)` hears of every
-    mini-batch that was trained. `frozen` says that fronts stay as they are, so that no gradient goes back.
+    mini-batch that was trained. `answered` says whether its gradient goes back.
     """
 
     round: int
@@ -34,7 +34,7 @@ class RoundContext:
     passes: Passes
     on_step: OnStep
     reporting: Lock
-    frozen: bool = False
+    answered: bool = True
 
     def trained(self, client: int) -> None:
         """Report that a mini-batch of a client was trained; one thread at a time does."""

@@ -57,18 +57,18 @@ class SplitServer:
         self._store: Store | None = None
         self._lock = Lock()
 
-    def _context(self, round: int, key: Key, frozen: bool = False) -> RoundContext:
+    def _context(self, round: int, key: Key, answered: bool = True) -> RoundContext:
         return RoundContext(
             round, self._cut, self._ledger, key, self._clock, self._steps, self._passes, self._on_step,
-            self._reporting, frozen,
+            self._reporting, answered,
         )  # fmt: skip
 
     def start_round(
         self, round: int, lr: float, examples: dict[int, int], most: Mapping[int, int] | None = None,
-        frozen: bool = False, store: Store | None = None,
+        answered: bool = True, store: Store | None = None,
     ) -> None:  # fmt: skip
         """Accept the streams of these clients, who weigh so many examples, for this round only, and of each at `most`
-        so many mini-batches; no gradient goes back where their fronts are `frozen`. With a `store` they are kept there,
+        so many mini-batches, `answered` by their gradient, or by their loss alone. With a `store` they are kept there,
         and nothing is learned yet."""
         with self._lock:
             self._store = store
@@ -76,7 +76,7 @@ class SplitServer:
                 store.open(round)
             self._most = dict(most or {})
             self._pool.open_round(lr, sorted(examples))
-            self._round = self._context(round, self._key.at(round), frozen)
+            self._round = self._context(round, self._key.at(round), answered)
             self._examples, self._sessions = dict(examples), {}
             self._steps.begin(examples)
 

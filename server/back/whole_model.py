@@ -20,7 +20,7 @@ class Unsplit:
 
     def start_round(
         self, round: int, lr: float, examples: dict[int, int], most: Mapping[int, int] | None = None,
-        frozen: bool = False, store: object = None,
+        answered: bool = True, store: object = None,
     ) -> None:  # fmt: skip
         """Begin a round of these clients."""
         self._round, self._waiting = round, set(examples)

@@ -43,9 +43,15 @@ class Claims:
                 f"client {client} says that it trains on {examples} images, where it has {self._trains[client]}"
             )
 
-    def planned(self, examples: int) -> Crossed:
-        """Return what a client that trains on so many images sends in a round."""
+    def planned(self, examples: int, every: int | None = 1) -> Crossed:
+        """Return what a client that trains on so many images sends in a round, where it sends the first of `every` so
+        many mini-batches; None is none of them."""
         steps = count_batches(examples, self._batch, self._steps, self._epochs)
+        if every != 1:
+            sent = range(0, steps, every) if every else range(0)
+            each = -(-examples // self._batch)
+            last = (examples - 1) % self._batch + 1  # in the last mini-batch of each pass over its images
+            return Crossed(len(sent), sum(last if step % each == each - 1 else self._batch for step in sent))
         passes, rest = divmod(steps, -(-examples // self._batch))
         return Crossed(steps, passes * examples + min(examples, rest * self._batch))
 
@@ -57,11 +63,12 @@ class Claims:
         images = self._variants * examples - variants * examples - min(examples, rest * self._batch)
         return Crossed(max(0, self._variants * each - stored), images)
 
-    def weights(self, examples: Mapping[int, int]) -> dict[int, int]:
+    def weights(self, examples: Mapping[int, int], every: int | None = 1) -> dict[int, int]:
         """Return what each client of a round, which trains on so many images, weighs in averages: the images that it
-        has shown, or that the server believes."""
+        has shown, or that the server believes. `every` is as in `planned`."""
         believed = self.believed(examples)
-        return {c: n if self._splits and self.planned(n).images >= n else believed[c] for c, n in examples.items()}
+        shown = self._splits and every == 1
+        return {c: n if shown and self.planned(n).images >= n else believed[c] for c, n in examples.items()}
 
     def believed(self, examples: Mapping[int, int]) -> dict[int, int]:
         """Return how many of the images that clients claim are taken for true as long as they have not crossed."""

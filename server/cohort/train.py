@@ -90,13 +90,19 @@ class TrainPhase:
         # In which round each client was last taken, where it keeps something of that.
         self._keeps = scenario.training.client_state == "keep" or bool(scenario.compression.front_weights.delta)
         self._taken: dict[int, int] = {}
+        self._net = 0  # the phase, by its first round, whose auxiliary net was last averaged; 0 is none
         self._scenario = scenario
 
     def planned(self, round: int, client: int, examples: int) -> Crossed:
         """Return what a client that trains on so many images sends in a round."""
         if (stored := self._stored(round, client)) is None:
-            return self.claims.planned(examples)
+            return self.claims.planned(examples, self._scenario.phase(round).upload_every)
         return self.claims.to_store(examples, stored)
+
+    def computed(self, round: int, client: int, examples: int) -> int:
+        """Return how many mini-batches a client that holds so many images runs its front on in a round."""
+        local = self._scenario.phase(round).local
+        return (self.claims.planned(examples) if local else self.planned(round, client, examples)).steps
 
     def _stored(self, round: int, client: int) -> int | None:
         """Return how many of a client's mini-batches memory has; None in a round in which it takes none."""
@@ -108,7 +114,12 @@ class TrainPhase:
         count = {client: cohort.weights[client] for client in cohort.examples}
         most = {client: self.planned(round, client, number).steps for client, number in cohort.examples.items()}
         store = self.store if self._scenario.remembers(round) else None
-        self.split.start_round(round, server_lr, count, most, self._scenario.phase(round).frozen, store)
+        phase = self._scenario.phase(round)
+        self.split.start_round(round, server_lr, count, most, phase.settings.answered, store)
+        net = phase.first if phase.local else 0
+        if net != self._net:  # a strategy may keep something for each array that it has seen
+            self.strategy.restart()
+            self._net = net
         self.exchange.open(round, sorted(cohort.examples))
         replies = self._exchange(round, cohort, weights, plan)
         self.split.end_round()
@@ -125,12 +136,14 @@ class TrainPhase:
             self._taken |= dict.fromkeys(trained, round)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return in which round each client was last taken, where it keeps something of that."""
-        return {"taken": sorted(map(list, self._taken.items()))} if self._taken else {}
+        """Return in which round each client was last taken, where it keeps something of that, and which auxiliary net
+        the strategy knows."""
+        taken = {"taken": sorted(map(list, self._taken.items()))} if self._taken else {}
+        return {**taken, "net": self._net} if self._net else taken
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what an earlier attempt's `state_dict` returned."""
-        self._taken = dict(state.get("taken", ()))
+        self._taken, self._net = dict(state.get("taken", ())), state.get("net", 0)
 
     def _forget(self, client: int) -> bool:
         """Hear that a client lacks what it was thought to have. Return whether it can begin anew."""

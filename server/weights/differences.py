@@ -15,7 +15,7 @@ from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.server.weights.exchange import Coded, WeightExchange, plain, where
 from splitfed.server.weights.guard import Given, Guard
-from splitfed.split.initial import Initial
+from splitfed.split.initial import HeldByPhase, Initial
 from splitfed.split.weight_differences import Base, base_of, restored, send
 from splitfed.split.weights import WeightWire
 from splitfed.wire.messages import Weights
@@ -28,12 +28,15 @@ _WHOLE, _LOADED = 0, -1
 class WeightDifferences(WeightExchange):
     """Weights that cross as differences. `open` and `close` embrace a round. `guard` judges what comes back. Who has
     nothing of the last round is sent all, or the difference to the `initial` weights, if it loads these itself. Where
-    clients train `in_turn`, each is sent another front, and nobody has anything of the round before."""
+    clients train `in_turn`, each is sent another front, and nobody has anything of the round before. `held` has the
+    wire and the initial weights of each round, where they change."""
 
     def __init__(
-        self, wire: WeightWire, guard: Guard | None = None, initial: Initial | None = None, *, in_turn: bool = False
+        self, wire: WeightWire, guard: Guard | None = None, initial: Initial | None = None,
+        held: HeldByPhase | None = None, *, in_turn: bool = False,
     ) -> None:  # fmt: skip
-        self.wire, self._guard, self._initial, self._in_turn = wire, guard or Guard(), initial, in_turn
+        self.wire, self._guard, self._initial = wire, guard or Guard(), initial
+        self._held, self._in_turn = held, in_turn
         self._round = 0
         self._arrays: ArrayRecord | None = None
         self._weights: dict[str, Tensor] = {}
@@ -48,6 +51,9 @@ class WeightDifferences(WeightExchange):
     def open(self, round: int, clients: list[int]) -> None:
         """Begin a round with these clients; it may be one that was begun before."""
         self._round, self._arrays, self._sent = round, None, {}
+        if self._held is not None:
+            now = self._held.at(round)
+            self.wire, self._initial = now.wire, now.initial
         if self._in_turn:
             self._group = {client: place for place, client in enumerate(sorted(clients))}
             return
@@ -114,10 +120,9 @@ class WeightDifferences(WeightExchange):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what an earlier attempt's `state_dict` returned. Raises KeyError where it is not of this front."""
         self._since, self._knows = state["round"], dict(state["knows"])
-        self._known = {
-            number: {name: state["known"][number][name] for name in self.wire.shapes}
-            for number in set(self._knows.values())
-        }
+        known = {number: state["known"][number] for number in set(self._knows.values())}
+        # An auxiliary net may be beside the front.
+        self._known = {n: {**{name: one[name] for name in self.wire.shapes}, **one} for n, one in known.items()}
 
     def _take(self, arrays: ArrayRecord) -> None:
         weights = plain(arrays)

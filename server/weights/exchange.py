@@ -10,7 +10,7 @@ from torch import Tensor
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.server.weights.guard import Given, Guard
-from splitfed.split.initial import Initial
+from splitfed.split.initial import HeldByPhase, Initial
 from splitfed.split.weights import WeightWire
 from splitfed.wire.messages import Weights
 
@@ -46,20 +46,24 @@ class WeightExchange(Protocol):
 class WholeWeights(WeightExchange):
     """Weights that cross as they are, whoever knows what; `up` is the way up's wire where that is another. What is
     handed out in the same round for another `purpose` is rounded anew. `guard` judges what comes back. What clients
-    load themselves, the `initial` weights, is not sent as long as they are these."""
+    load themselves, the `initial` weights, is not sent as long as they are these. `held` has the wire and these of each
+    round, where they change."""
 
     def __init__(
         self, wire: WeightWire, up: WeightWire | None = None, purpose: str = "", guard: Guard | None = None,
-        initial: Initial | None = None,
+        initial: Initial | None = None, held: HeldByPhase | None = None,
     ) -> None:  # fmt: skip
         self._down, self._up, self._purpose, self._guard = wire, up or wire, purpose, guard or Guard()
-        self._initial = initial
+        self._initial, self._held = initial, held
         self._coded: tuple[ArrayRecord, int, Coded, Given] | None = None
         self._given: dict[int, Given] = {}
 
     def open(self, round: int, clients: list[int]) -> None:
         """Begin a round."""
         self._given = {}
+        if self._held is not None:
+            now = self._held.at(round)
+            self._down, self._up, self._initial = now.wire, now.wire, now.initial
 
     def down(self, arrays: ArrayRecord, client: int, round: int, key: Key) -> Coded:
         """Return the frame of these weights, the same for all clients."""

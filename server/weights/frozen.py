@@ -13,8 +13,7 @@ from splitfed.server.weights.differences import WeightDifferences
 from splitfed.server.weights.exchange import Coded, WeightExchange, WholeWeights
 from splitfed.server.weights.guard import Guard
 from splitfed.server.weights.settled import Kept, Settled
-from splitfed.split.client_part import ClientPart
-from splitfed.split.initial import Initial
+from splitfed.split.initial import HeldByPhase
 from splitfed.split.weights import WeightWire
 
 
@@ -75,21 +74,20 @@ class FrozenOnce(WeightExchange):
             self._inner.load_state_dict(state["each_round"])
 
 
-def exchanges_of(scenario: Scenario, part: ClientPart, key: Key) -> tuple[WeightExchange, WeightExchange]:
-    """Return how the weights of what clients hold cross each round, and how to be evaluated; and give `part` those that
-    all clients will have of what is frozen."""
-    compression = scenario.compression
-    wire, guard = WeightWire.of(part, compression), Guard(scenario.federation.clip.front_weights)
-    loads = compression.front_weights.initial == "load"
-    initial = Initial.of(part) if loads else None
-    each_round: WeightExchange = WholeWeights(wire, guard=guard, initial=initial)
+def exchanges_of(scenario: Scenario, held: HeldByPhase, key: Key) -> tuple[WeightExchange, WeightExchange]:
+    """Return how the weights of what clients hold cross each round, and how to be evaluated; and give the part that is
+    held those that all clients will have of what is frozen."""
+    compression, guard = scenario.compression, Guard(scenario.federation.clip.front_weights)
+    part, wire, initial = held.plain.part, held.plain.wire, held.plain.initial
+    each_round: WeightExchange = WholeWeights(wire, guard=guard, initial=initial, held=held)
     if wire.delta:
-        each_round = WeightDifferences(wire, guard, initial, in_turn=scenario.federation.mode == "sl")
+        in_turn = scenario.federation.mode == "sl"
+        each_round = WeightDifferences(wire, guard, initial, held, in_turn=in_turn)
     evaluation: WeightExchange = WholeWeights(wire, purpose="evaluation", initial=initial)
     if any(not phase.learns for phase in scenario.phases):
         each_round = Settled(each_round, scenario)
         evaluation = Kept(evaluation, each_round)
-    frozen = {} if loads else {name: tensor.cpu().clone() for name, tensor in part.frozen().items()}
+    frozen = {} if initial else {name: tensor.cpu().clone() for name, tensor in part.frozen().items()}
     if not frozen:
         return each_round, evaluation
     has, once, key = set[int](), WeightWire(frozen, compression), key.at("once")

@@ -35,9 +35,10 @@ class Aggregation:
     def __init__(self, settings: StrategySettings | OwnStrategy) -> None:
         self.settings, self.name = settings, settings.kind
         self._kind = settings.load() if isinstance(settings, OwnStrategy) else getattr(flower, settings.kind)
-        self._begin()
+        self.restart()
 
-    def _begin(self) -> None:
+    def restart(self) -> None:
+        """Make the strategy anew, without what it keeps from round to round. Raises RunError."""
         try:
             self.strategy: Strategy = self._kind(**self.settings.arguments())
         except Exception as error:
@@ -106,7 +107,7 @@ class Aggregation:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` once returned, in the place of whatever has come since. Raises RunError where it
         is another's."""
-        self._begin()
+        self.restart()
         if not state:
             return
         try:

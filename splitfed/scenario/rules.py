@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from splitfed.compression.reducers.settings import NoneConfig
 from splitfed.data.settings import DataConfig, Evaluation
 from splitfed.federation.memory import Memory
-from splitfed.federation.phases import Frozen, Gradient
+from splitfed.federation.phases import Frozen, Gradient, Local, Settings
 from splitfed.federation.strategies import FedAvgConfig
 from splitfed.model.optim_settings import SideConfig
 from splitfed.model.settings import ModelConfig
@@ -23,7 +23,7 @@ from splitfed.scenario.engine import Deployment, EngineConfig, Remote
 from splitfed.scenario.sections import Federation, Training
 
 Found = Iterator[tuple[str, str]]
-Phases = Sequence[Gradient | Frozen]
+Phases = Sequence[Settings]
 Rule = Callable[..., Found]
 
 # Packings of what crosses the cut, and of the layers that a reducer brings.
@@ -188,6 +188,16 @@ def phases_are_of_a_front(phases: Phases, federation: Federation) -> Found:
         )
 
 
+def phases_teach_the_back(phases: Phases) -> Found:
+    """In some phase something goes up."""
+    if phases and all(isinstance(phase, Local) and phase.upload_every is None for phase in phases):
+        yield (
+            "phases",
+            "with upload_every: null throughout nothing goes up, and the back learns nothing: set upload_every, or "
+            "add a phase in which it learns, such as frozen",
+        )
+
+
 def memory_is_of_a_frozen_front(memory: Memory | None, phases: Phases) -> Found:
     """What is kept is of use only as long as the front stays as it is."""
     if memory is not None and not (phases and isinstance(phases[-1], Frozen)):
@@ -324,6 +334,7 @@ RULES: tuple[Rule, ...] = (
     deadline_is_on_a_clock,
     phases_fill_the_rounds,
     phases_are_of_a_front,
+    phases_teach_the_back,
     memory_is_of_a_frozen_front,
     memory_is_of_fixed_images,
     memory_is_gone_over,

@@ -3,6 +3,7 @@
 from torch import nn
 
 from splitfed.errors import ModelError
+from splitfed.federation.phases import misfit
 from splitfed.model.build import build
 from splitfed.model.mistakes import blank, mistakes
 from splitfed.model.parts import Front, Parts, split, split_twice
@@ -47,7 +48,10 @@ def check_model(scenario: Scenario) -> None:
     where a run could not begin."""
     for key, why in mistakes(scenario.model, scenario.tail):
         raise ModelError(f"{key}: {why}")
-    front = Front(blank(scenario.model), scenario.model.cut)
+    vit = blank(scenario.model)
+    front = Front(vit, scenario.model.cut)
+    if problem := misfit(scenario.phases, len(vit.blocks) - scenario.model.cut):
+        raise ModelError(f"phases: {problem}")
     if problem := scenario.model.adapter.misfit(front):
         raise ModelError(f"model.adapter: {problem}")
     check_fits(scenario, front)

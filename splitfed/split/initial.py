@@ -1,5 +1,5 @@
-"""The weights that a run begins with, where both ends have them without sending any: from the model's own file and the
-scenario's seed."""
+"""What a client holds in each phase of a run, and what of it both ends have without sending any: the weights that the
+run begins with, from the model's own file and the scenario's seed."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from splitfed.errors import RunError
-from splitfed.split.client_part import ClientPart
+from splitfed.model.parts import Parts
+from splitfed.scenario import Scenario
+from splitfed.split.client_part import Auxiliary, ClientPart
+from splitfed.split.weights import WeightWire
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,51 @@ class Initial:
                 "compression.front_weights.initial: the weights that this client has loaded and drawn are others than "
                 "the server's: the same file and the same version of torch give the same, or set it to send"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a client holds in a round, what carries its weights there and back, and those that the run begins with,
+    where clients load them themselves."""
+
+    part: ClientPart
+    wire: WeightWire
+    initial: Initial | None
+
+
+class HeldByPhase:
+    """What a client holds of a scenario's model in its `parts`: the same in all phases, `plain`, but for those in which
+    an auxiliary net teaches the front. Both sides have one of their own."""
+
+    def __init__(self, scenario: Scenario, parts: Parts) -> None:
+        self._scenario, self._back = scenario, parts.back
+        part, loads = ClientPart.of(scenario, parts), scenario.compression.front_weights.initial == "load"
+        self.plain = self._held(part, Initial.of(part) if loads else None)
+        self._taught: tuple[int, Held] | None = None  # the phase, by its first round, and what is held in it
+        # An auxiliary net of the first phase belongs to what the run begins with.
+        self._first = self.plain.initial
+        if loads and scenario.phase(1).local:
+            self._first = Initial.of(self.at(1).part)
+            self._taught = None
+
+    def at(self, round: int) -> Held:
+        """Return what is held in a round. The auxiliary net of a phase is made of the back as it is when that phase is
+        first asked for, and dropped when another is."""
+        phase = self._scenario.phase(round)
+        if (local := phase.local) is None:
+            self._taught = None
+            return self.plain
+        if self._taught is None or self._taught[0] != phase.first:
+            part = self.plain.part.with_auxiliary(Auxiliary(self._back, local.blocks, phase.first))
+            self._taught = phase.first, self._held(part, self._first if phase.first == 1 else self.plain.initial)
+        return self._taught[1]
+
+    def forget(self) -> None:
+        """Drop an auxiliary net, so that the next one is made of the back as it is then."""
+        self._taught = None
+
+    def _held(self, part: ClientPart, initial: Initial | None) -> Held:
+        return Held(part, WeightWire.of(part, self._scenario.compression), initial)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

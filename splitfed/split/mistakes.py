@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from splitfed.data.settings import DataConfig, looks_like_name
 from splitfed.errors import DataError, ModelError, RunError, ScenarioError, SplitfedError
+from splitfed.federation.phases import misfit
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
@@ -41,6 +42,9 @@ def of_the_model(scenario: Scenario) -> Found:
         front = Front(blank(model), model.cut)
         if problem := model.adapter.misfit(front):
             yield "model.adapter", problem
+        with suppress(AttributeError):
+            if problem := misfit(scenario.phases, len(blank(model).blocks) - model.cut):
+                yield "phases", problem
         with suppress(AttributeError):
             yield from _of_the_reducer(scenario, front)
 

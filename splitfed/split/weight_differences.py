@@ -4,6 +4,9 @@ The difference to the last weights is small, so few bits go far. Whoever sends d
 the other end has, bit for bit. What a codec took from one difference is added to the next (error feedback, Seide et
 al. 2014; Karimireddy et al., arXiv 1901.09847): kept by hand on the way up, while on the way down it is in the
 difference by itself, as that is measured from what the client has and not from what it should have.
+
+An auxiliary net comes and goes while the front stays: where the other end has a front and not the net, the net is sent
+whole beside the front's difference.
 """
 
 from collections.abc import Mapping
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from splitfed.errors import NotFinite, WireError
 from splitfed.seeds import Key
+from splitfed.split.client_part import AUXILIARY
 from splitfed.split.weights import BASE, WeightWire
 from splitfed.wire.frame import Frame, Packed
 
@@ -48,12 +52,16 @@ def send(
     if base is None:
         packed = wire.pack(weights, key, round, client)
         return Sent(packed, wire.unpack(packed.buffer)[0], {})
-    wanted = {name: weights[name].detach().cpu().float() - known for name, known in base.weights.items()}
-    for name, missing in (residual or {}).items():
-        wanted[name] += missing
-    packed = wire.pack(wanted, key, round, client, base.round)
+    wanted = {name: weights[name].detach().cpu().float() for name in wire.shapes}
+    known = wanted.keys() & base.weights.keys()
+    for name in known:
+        wanted[name] = wanted[name] - base.weights[name]
+        if residual and name in residual:
+            wanted[name] += residual[name]
+    packed = wire.pack(wanted, key, round, client, base.round, known)
     came, _ = wire.unpack(packed.buffer)
-    return Sent(packed, restored(base.weights, came), {name: wanted[name] - came[name] for name in wanted})
+    missing = {name: wanted[name] - came[name] for name in wanted if name in known}
+    return Sent(packed, restored(base.weights, came), missing)
 
 
 def base_of(frame: Frame) -> int | None:
@@ -68,13 +76,19 @@ def base_of(frame: Frame) -> int | None:
 
 
 def restored(base: Weights, difference: Weights) -> Weights:
-    """Return the weights that differ so from these. Raises NotFinite where they are too large for float32."""
-    weights = {name: base[name] + difference[name] for name in base}
+    """Return the weights that differ so from these; of which the base has none, those are whole. Raises NotFinite where
+    they are too large for float32."""
+    weights = {name: base[name] + came if name in base else came for name, came in difference.items()}
     if not all(tensor.isfinite().all() for tensor in weights.values()):
         raise NotFinite("the weights and their difference add up to more than float32 holds")
     return weights
 
 
 def fits(wire: WeightWire, weights: Mapping[str, Tensor]) -> bool:
-    """Tell whether these are the tensors that a wire carries."""
-    return {name: tensor.shape for name, tensor in weights.items()} == wire.shapes
+    """Tell whether these are the tensors that a wire carries, but for those of an auxiliary net: that may be missing,
+    or be that of another phase."""
+    told = {name: tensor.shape for name, tensor in weights.items()}
+    return all(
+        name.startswith(AUXILIARY) if name not in told or name not in wire.shapes else told[name] == wire.shapes[name]
+        for name in told.keys() | wire.shapes.keys()
+    )

@@ -6,7 +6,7 @@ weights, and a front of 150 tensors costs as little overhead as one of four. Nam
 hold the same parts. An encoder that a reducer brought is counted, and packed, apart.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from splitfed.model.parts import Front
     from splitfed.scenario.compression import Compression
 
-FRONT, BACK, TAIL = "front_weights", "back_weights", "tail_weights"  # roles: packed alike, and counted apart
+# Roles that are packed alike, and counted apart.
+FRONT, AUX, BACK, TAIL = "front_weights", "aux_weights", "back_weights", "tail_weights"
 PARTS = "parts"  # the role of what a reducer brought
 BASE = "base"  # in a frame's meta: the round whose weights its own are measured from
 # Header and checksums of a frame, and the worst case of a codec that keeps a scale for every number.
@@ -54,7 +55,7 @@ class WeightWire:
     ) -> None:  # fmt: skip
         self.extra = extra
         self.shapes = {name: tensor.shape for name, tensor in template.items()}
-        packings = dict.fromkeys((FRONT, BACK, TAIL), compression.front_weights) | {PARTS: compression.parts}
+        packings = dict.fromkeys((FRONT, AUX, BACK, TAIL), compression.front_weights) | {PARTS: compression.parts}
         self.stages = {role: (packing.codec.build(), packing.lossless.build()) for role, packing in packings.items()}
         self.delta = compression.front_weights.delta is not False
         own = compression.front_weights.delta
@@ -78,14 +79,16 @@ class WeightWire:
         return any(self.of_differences[role][0].lossy for role in self.numbers)
 
     def pack(
-        self, weights: Mapping[str, Tensor], key: Key, round: int, client: int, base: int | None = None
+        self, weights: Mapping[str, Tensor], key: Key, round: int, client: int, base: int | None = None,
+        known: Collection[str] | None = None,
     ) -> Packed:  # fmt: skip
-        """Encode the weights as one frame, or what they differ by from those that went in the round `base`. Raises
-        Diverged for weights that are not finite, and CodecError for those that else cannot be sent."""
-        stages = self.stages if base is None else self.of_differences
+        """Encode the weights as one frame, or what they differ by from those that went in the round `base`; where only
+        some are `known` since then, the others are whole. Raises Diverged for weights that are not finite, and
+        CodecError for those that else cannot be sent."""
         packets = {}
         for (role, length), names in self.groups.items():
-            codec, lossless = stages[role]
+            whole = base is None or (known is not None and names[0] not in known)
+            codec, lossless = (self.stages if whole else self.of_differences)[role]
             rows = torch.cat([weights[name].detach().float().reshape(-1, length) for name in names])
             place = key.at(length) if role == FRONT else key.at(role, length)
             try:
@@ -124,7 +127,11 @@ class WeightWire:
             rows[role] = Sizes(0 if role == PARTS or self.extra else plain, plain, part.coded, part.sent)
         return rows
 
-    def rehearse(self, key: Key, difference: bool = False) -> dict[str, Sizes]:
-        """Return what a frame of weights, or of their difference to others, adds to the ledger; either way alike."""
+    def rehearse(
+        self, key: Key, difference: bool = False, known: Collection[str] | None = None
+    ) -> dict[str, Sizes]:  # fmt: skip
+        """Return what a frame of weights, or of their difference to others, of which these are `known` (None: all),
+        adds to the ledger; either way alike."""
         zeros = {name: torch.zeros(shape) for name, shape in self.shapes.items()}
-        return self.sizes(self.pack(zeros, key, PLACE.round, PLACE.client, PLACE.round if difference else None))
+        base = PLACE.round if difference else None
+        return self.sizes(self.pack(zeros, key, PLACE.round, PLACE.client, base, known))

@@ -9,21 +9,23 @@ from splitfed import Scenario, simulate
 from splitfed.run.summary import Summary
 from splitfed.scenario.engine import Deployment
 
+LOCAL = "phases=[{kind: local, rounds: 1, upload_every: 2}, gradient]"
 
-def scenario(mode: str, clients: int) -> Scenario:
+
+def scenario(mode: str, clients: int, *more: str) -> Scenario:
     return small(
-        *ADC, f"federation.mode={mode}", f"federation.clients={clients}", "federation.cohort=2",
+        *ADC, *more, f"federation.mode={mode}", f"federation.clients={clients}", "federation.cohort=2",
         f"federation.rounds={clients}", "training.client_state=keep", "evaluation={held_out: 0.2, every: 2}",
     )  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "clients"), [("sfl-v1", 2), ("sfl-v2", 3)])
-def test_a_deployment_repeats_a_simulation(mode, clients, tmp_path):
+@pytest.mark.parametrize(("mode", "clients", "more"), [("sfl-v1", 2, []), ("sfl-v2", 3, []), ("sfl-v1", 2, [LOCAL])])
+def test_a_deployment_repeats_a_simulation(mode, clients, more, tmp_path):
     """With three clients, one of them waits in each round."""
-    expected = simulate(scenario(mode, clients), runs=tmp_path / "inline")
+    expected = simulate(scenario(mode, clients, *more), runs=tmp_path / "inline")
     with deployment(tmp_path) as here:
-        server = here.serve(scenario(mode, clients))
+        server = here.serve(scenario(mode, clients, *more))
         joined = [here.join(client) for client in range(clients)]
         assert server.end() == 0, server.text
         assert [client.end() for client in joined] == [0] * clients

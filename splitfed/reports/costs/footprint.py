@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from splitfed.federation.phases import spans
 from splitfed.model.attention import ClsAttention
 from splitfed.model.forward import autocast, keyed_rng
 from splitfed.model.parts import Parts, Tail
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
-from splitfed.split.client_part import ClientPart
+from splitfed.split.client_part import Auxiliary, ClientPart
 from splitfed.split.cut import Cut
 
 _TIMED_STEPS = 3
@@ -56,14 +57,27 @@ def measure(parts: Parts, cut: Cut, scenario: Scenario, batch: int, key: Key) ->
             float(parts.whole()(images).sum())
         forward = time.perf_counter() - began
     measured = [_side(*side) for side in zip(sides, optimisers, saved, strict=True)]
+    if nets := [phase.local.blocks for phase, _ in spans(scenario.phases, scenario.federation.rounds) if phase.local]:
+        taught = _taught(part.with_auxiliary(Auxiliary(parts.back, max(nets), 1)), cut, scenario, images, key)
+        measured[0] = max(measured[0], taught, key=lambda side: side.state + side.activations)
     if not splits:  # the server has the model to evaluate it, and learns nothing
         numbers = sum(p.numel() for p in part.parameters())
         measured.append(Side(numbers, 4 * numbers, 0))
     return measured[0], measured[1], min(seconds[1:]), forward
 
 
+def _taught(part: ClientPart, cut: Cut, scenario: Scenario, images: Tensor, key: Key) -> Side:
+    """Take a step of a front that an auxiliary net teaches, and return the client's memory."""
+    client, saved = scenario.training.client, _Saved(part)
+    optimiser = client.optimiser_for(part)
+    with keyed_rng(key.at("estimate", "local"), cut.device):
+        _Whole(part, cut, scenario.training.precision)(images, [saved])
+    client.step(optimiser, part)
+    return _side(part, optimiser, saved)
+
+
 class _Whole:
-    """A step of a client that trains the whole model."""
+    """A step of a client that trains a whole model, its own or one that ends in an auxiliary net."""
 
     def __init__(self, part: ClientPart, cut: Cut, precision: str) -> None:
         self.part, self.cut, self.precision = part, cut, precision

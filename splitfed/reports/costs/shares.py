@@ -65,15 +65,31 @@ class Shares:
         """Return the share of its rounds in which a client trains."""
         return self.cohort(scenario) / len(self.trained)
 
-    def batches(self, scenario: Scenario) -> Counter[int]:
-        """Return how many mini-batches of which size there are in a round in which every client trains."""
+    def batches(self, scenario: Scenario, every: int | None = 1) -> Counter[int]:
+        """Return how many mini-batches of which size there are in a round in which every client trains; of a client's
+        the first of `every` so many alone (None: none)."""
         federation, size = scenario.federation, scenario.training.batch_size
         sizes: Counter[int] = Counter()
         for images in self.trained:
             count = count_batches(images, size, federation.local_steps, federation.local_epochs)
+            if every != 1:
+                each = -(-images // size)
+                ends = (number % each == each - 1 for number in (range(0, count, every) if every else ()))
+                sizes.update((images % size or size) if end else size for end in ends)
+                continue
             passes = count // -(-images // size)  # each ends with a batch of what is left
             sizes[min(images, size)] += count - passes
             sizes[images % size or size] += passes
+        return +sizes
+
+    def stored(self, scenario: Scenario) -> Counter[int]:
+        """Return how many mini-batches of which size memory takes of all clients."""
+        size, variants = scenario.training.batch_size, scenario.data.variants or 1
+        sizes: Counter[int] = Counter()
+        for images in self.trained:
+            sizes[size] += variants * (images // size)
+            sizes[images % size] += variants
+        del sizes[0]
         return +sizes
 
     def evaluated(self, batch_size: int) -> Counter[int]:

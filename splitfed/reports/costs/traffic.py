@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+from splitfed.federation.phases import Phase, spans
 from splitfed.model.parts import Parts
 from splitfed.reports.costs.shares import Shares
 from splitfed.run.ledger import Plane, Row, Sizes, Totals
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split import ending
-from splitfed.split.client_part import ClientPart
+from splitfed.split.client_part import Auxiliary, ClientPart
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import EvaluationCut
 from splitfed.split.rehearsal import Crossed, RandomBatch
@@ -42,10 +43,13 @@ class Traffic:
 
     def round(self) -> Totals:
         """Return the bytes of an average round: mini-batches, weights and evaluations."""
-        found = _Sum()
-        if self.scenario.federation.splits:
-            self._add_batches(found)
-        self._add_weights(found)
+        found, rounds = _Sum(), self.scenario.federation.rounds
+        for phase, number in spans(self.scenario.phases, rounds):
+            if self.scenario.remembers(phase.first):
+                self._add_stored(found)
+            elif self.scenario.federation.splits:
+                self._add_batches(found, phase, number / rounds)
+            self._add_weights(found, phase, number / rounds)
         self._add_evaluations(found)
         return found.totals
 
@@ -54,7 +58,8 @@ class Traffic:
         them to their images."""
         found, scenario, (front, back, _) = _Sum(), self.scenario, self.parts
         clients = len(self.shares.trained)
-        if frozen := front.frozen():
+        loads = scenario.compression.front_weights.initial == "load"
+        if (frozen := front.frozen()) and not loads:
             wire = WeightWire(frozen, scenario.compression)
             found.add("control", ("down", wire.rehearse(self.key)), clients)
         if fitting := scenario.compression.reducer.alignment():
@@ -78,31 +83,68 @@ class Traffic:
     def _random_batch(self, size: int, *purpose: str) -> RandomBatch:
         return RandomBatch(size, self.cut.geometry, self.key.at("estimate", *purpose, size), self.cut.device)
 
-    def _add_batches(self, found: _Sum) -> None:
+    def _add_batches(self, found: _Sum, phase: Phase, share: float) -> None:
         encoder, decoder = self.parts.front.encoder, self.parts.back.decoder
-        for size, number in sorted(self.shares.batches(self.scenario).items()):
-            for crossed in self.cut.rehearse(self._random_batch(size), self.key, encoder, decoder):
-                found.add("data", crossed, number * self.shares.drawn(self.scenario))
+        quiet = not phase.settings.answered
+        for size, number in sorted(self.shares.batches(self.scenario, phase.upload_every).items()):
+            for crossed in self.cut.rehearse(self._random_batch(size), self.key, encoder, decoder, quiet):
+                found.add("data", crossed, number * self.shares.drawn(self.scenario) * share)
         for part in (encoder, decoder):
             part.zero_grad(set_to_none=True)
         for crossed in ending.rehearse():
-            found.add("data", crossed, self.shares.cohort(self.scenario))
+            found.add("data", crossed, self.shares.cohort(self.scenario) * share)
 
-    def _add_weights(self, found: _Sum) -> None:
-        wire, cohort = self._wire, self.shares.cohort(self.scenario)
-        found.add("control", ("up", wire.rehearse(self.key, wire.delta)), cohort)
+    def _add_stored(self, found: _Sum) -> None:
+        """Add what goes into memory: each image once, in each of its variants."""
+        encoder, decoder, rounds = self.parts.front.encoder, self.parts.back.decoder, self.scenario.federation.rounds
+        for size, number in sorted(self.shares.stored(self.scenario).items()):
+            for crossed in self.cut.rehearse(self._random_batch(size), self.key, encoder, decoder, True):
+                found.add("data", crossed, number / rounds)
+        for crossed in ending.rehearse():
+            found.add("data", crossed, len(self.shares.trained) / rounds)
+
+    def _add_weights(self, found: _Sum, phase: Phase, share: float) -> None:
+        part, plain = ClientPart.of(self.scenario, self.parts), self._wire
+        if local := phase.local:
+            part = part.with_auxiliary(Auxiliary(self.parts.back, local.blocks, phase.first))
+        wire, cohort = WeightWire.of(part, self.scenario.compression), self.shares.cohort(self.scenario)
+        rounds, in_turn = self.scenario.federation.rounds, self.scenario.federation.mode == "sl"
+        loads = self.scenario.compression.front_weights.initial == "load"
         # Who was drawn in the round before too is sent a difference, but for a front that is handed on.
-        goes_down = wire.delta and self.scenario.federation.mode != "sl"
-        again = cohort * self.shares.drawn(self.scenario) if goes_down else 0.0
-        found.add("control", ("down", wire.rehearse(self.key)), cohort - again)
-        if again:
-            found.add("control", ("down", wire.rehearse(self.key, difference=True)), again)
+        again = cohort * self.shares.drawn(self.scenario) if wire.delta and not in_turn else 0.0
+        if phase.frozen:  # once to each who is drawn at all, to those first who were there in the round before
+            sent, differences = self._settling(phase, share), again if phase.first > 1 else 0.0
+            loaded = sent if loads and phase.first == 1 else 0.0
+        else:
+            found.add("control", ("up", wire.rehearse(self.key, wire.delta)), cohort * share)
+            sent, differences = cohort * share * rounds, again * share * rounds
+            loaded = (1 if in_turn else cohort) if loads and phase.first == 1 else 0.0
+        whole = max(0.0, sent - differences - loaded)
+        if loads and wire.delta:  # the others are sent what the front differs by from what they have loaded
+            whole, differences = 0.0, sent - loaded
+        found.add("control", ("down", wire.rehearse(self.key)), whole / rounds)
+        if not differences:
+            return
+        # Whatever is known of the front, a new auxiliary net comes whole, in the first of the phase's rounds.
+        anew = min(again, differences) if local else 0.0
+        if anew:
+            found.add("control", ("down", wire.rehearse(self.key, True, plain.shapes)), anew / rounds)
+        found.add("control", ("down", wire.rehearse(self.key, difference=True)), (differences - anew) / rounds)
+
+    def _settling(self, phase: Phase, share: float) -> float:
+        """Return how many clients are drawn at least once in a phase."""
+        clients, rounds = len(self.shares.trained), share * self.scenario.federation.rounds
+        if self.scenario.remembers(phase.first):
+            return clients
+        return clients * (1 - (1 - self.shares.drawn(self.scenario)) ** rounds)
 
     def _add_evaluations(self, found: _Sum) -> None:
         clients, cut, encoder = self.evaluations(), self.cut, self.parts.front.encoder
+        rounds = self.scenario.federation.rounds
         if not clients:
             return
-        found.add("control", ("down", self._wire.rehearse(self.key)), clients)
+        learning = [number for phase, number in spans(self.scenario.phases, rounds) if not phase.frozen]
+        found.add("control", ("down", self._wire.rehearse(self.key)), clients * sum(learning) / rounds)
         if not self.scenario.federation.splits:
             return
         evaluation, share = EvaluationCut(cut, encoder), clients / len(self.shares.held_out)

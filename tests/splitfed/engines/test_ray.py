@@ -185,9 +185,16 @@ def crossed(run: splitfed.Result) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_is_up")
-@pytest.mark.parametrize("mode", ["sfl-v1", "sl", "sfl-v2", "psl"])
-def test_the_same_numbers_as_in_one_process(mode: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("mode", "phases"),
+    [
+        *((mode, "[]") for mode in ("sfl-v1", "sl", "sfl-v2", "psl")),
+        ("psl", "[{kind: local, rounds: 1, upload_every: 2}, gradient]"),
+    ],
+)
+def test_the_same_numbers_as_in_one_process(mode: str, phases: str, tmp_path: Path):
     changes = [*ADC, f"federation.mode={mode}", "training.client_state=keep", "evaluation.held_out=0.2"]
+    changes.append(f"phases={phases}")
     if mode == "psl":
         changes.append(f"federation.wave={CORES}")  # clients that wait for each other must all have a place
     here, there = (simulate(small(*changes, f"engine.kind={kind}"), runs=tmp_path) for kind in ("inline", "ray"))

@@ -31,10 +31,12 @@ UNTOLD = (("control", "envelope"), ("control", "metrics"))  # what Flower adds
         [*BARE, OUT, "training.batch_size=5"], [*BARE, OUT, *BOTTLENECK, "evaluation.cohort=3"],
         BARE_PRIVATE, [*BARE_PRIVATE, TOKENS], [*BARE_PRIVATE, *BOTTLENECK, *TAIL_BITS],
         [*BARE_PRIVATE, OUT, "training.batch_size=5"], BARE_FL, [*BARE_FL, OUT],
+        [*BARE, "phases=[{kind: local, upload_every: 2}]", "training.batch_size=5", BITS[0]],
     ],
     ids=[
         "shared", "sl", "steps", "psl", "bottleneck", "norms", "evaluation", "evaluation-bottleneck", "private",
         "private-tokens", "private-bottleneck", "private-evaluation", "fl", "fl-evaluation",
+        "local",
     ],
 )  # fmt: skip
 def test_every_role_of_a_run_is_foretold(overrides: list[str], tmp_path) -> None:
@@ -142,6 +144,16 @@ def test_memory_counts_parameters_moments_and_copies() -> None:
     assert one.client.state >= 4 * 4 * one.client.parameters  # weights, gradients and Adam's two moments
     assert two.server.state == 2 * one.server.state
     assert one.client.activations > 0
+
+
+def test_an_auxiliary_net_takes_memory_at_the_client() -> None:
+    plain, local = (
+        estimate(small(DEPTH, *more)).client for more in ([], ["phases=[{kind: local, rounds: 1}, frozen]"])
+    )
+    block, norm_and_head = 12 * 16 * 16 + 13 * 16, 2 * 16 + 16 * 10 + 10
+    assert local.parameters == plain.parameters + block + norm_and_head
+    assert local.state == plain.state + 4 * 4 * (block + norm_and_head) + 4 * 16  # step counts: 16 tensors more
+    assert local.activations > plain.activations
 
 
 def test_a_joint_step_takes_the_memory_of_all_its_clients() -> None:

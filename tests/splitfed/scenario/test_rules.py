@@ -91,6 +91,13 @@ BREAKS = {
         "phases: [frozen]  # phases: with fl there is no front apart from the rest: leave it out, or set another",
         "  labels: private\n"
         "phases: [frozen]  # phases: with federation.labels: private the tail learns beside the front and crosses",
+        "  mode: fl\n"
+        "phases: [local]  # phases: with fl there is no front apart from the rest: leave it out, or set another",
+        "  labels: private\n"
+        "phases: [local]  # phases: with federation.labels: private the tail learns beside the front and crosses",
+    ],
+    "phases_teach_the_back": [
+        "phases: [{kind: local, upload_every: null}]  # phases: with upload_every: null throughout nothing goes",
     ],
     "tail_is_of_private_labels": [
         "model: {name: m, cut: 1, tail: 2, image_size: 8}\n"
