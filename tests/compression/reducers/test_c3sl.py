@@ -146,7 +146,7 @@ def test_every_batch_crosses_and_comes_back_in_its_shape(full, part, tokens, wid
     ("change", "why"),
     [
         ({"samples": 9}, "samples is 9"), ({"samples": 0}, "samples is 0"), ({"samples": 4}, "for 4 samples"),
-        ({"samples": 5}, "8 targets and 2 groups of 4 for 5 samples"), ({"samples": "8"}, "samples is 8"),
+        ({"samples": 5}, "8 targets and 2 groups of 4 for 5 samples"), ({"samples": "8"}, "samples is '8'"),
         ({"keys": -1}, "keys is -1"), ({"keys": 1.5}, "keys is 1.5"), ({"keys": True}, "keys is True"),
     ],
 )  # fmt: skip
