@@ -4,6 +4,7 @@ It goes out at the start of a round and comes back at its end, as one set of ten
 optimiser.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
 
@@ -24,7 +25,8 @@ class Auxiliary(nn.Module):
     def __init__(self, back: Back, blocks: int, first: int) -> None:
         super().__init__()
         net = deepcopy(back)
-        net.blocks, net.decoder = net.blocks[:blocks], nn.Identity()
+        net.blocks = nn.Sequential(OrderedDict(list(net.blocks.named_children())[:blocks]))
+        net.decoder = nn.Identity()
         self._name = f"{AUXILIARY}{first}"
         self.add_module(self._name, net.train())
 
