@@ -45,8 +45,7 @@ def evaluate_held_out(
                 workers=scenario.data.workers, mean=worker.mean, std=worker.std,
             ):  # fmt: skip
                 step += 1
-                here = Batch(batch.images.to(worker.device), batch.labels.to(worker.device))
-                made, sent, received = _one(worker, cut, stream, here, Place(round, client, step))
+                made, sent, received = _one(worker, cut, stream, batch.to(worker.device), Place(round, client, step))
                 made.check(f"the evaluation of {Place(round, client, step)}", len(batch.labels))
                 found.append(made)
                 up, down = up + sent, down + received

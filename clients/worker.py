@@ -18,6 +18,7 @@ from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
 from splitfed.clients.steps import Anchor, step_of
 from splitfed.compression.reducers.trained.layers import DECODER
+from splitfed.data.augment import variants_of
 from splitfed.data.batches import batches
 from splitfed.errors import RunError
 from splitfed.model.build import pixel_stats
@@ -99,7 +100,8 @@ class Worker:
         with self.stream(invitation, client, round, reach) as stream:
             all_batches = batches(
                 self.holding.images, rows, training.batch_size, self.key.at("batches", round, client),
-                augment=self.scenario.data.augment, workers=self.scenario.data.workers, mean=self.mean, std=self.std,
+                augment=self.scenario.data.augment, variants=variants_of(self.scenario.data, self.key),
+                workers=self.scenario.data.workers, mean=self.mean, std=self.std,
                 steps=federation.local_steps, epochs=federation.local_epochs,
             )  # fmt: skip
             for batch in islice(all_batches, vanishes_after):
@@ -149,7 +151,8 @@ class Worker:
         aligner.fit(
             batches(
                 self.holding.images, rows, training.batch_size, self.key.at("align", client),
-                augment=self.scenario.data.augment, workers=self.scenario.data.workers, mean=self.mean, std=self.std,
+                augment=self.scenario.data.augment, variants=variants_of(self.scenario.data, self.key),
+                workers=self.scenario.data.workers, mean=self.mean, std=self.std,
                 epochs=self.fitting.epochs,
             )
         )  # fmt: skip

@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -13,37 +14,29 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from splitfed.data.settings import Augment
+from splitfed.data.settings import Augment, DataConfig
 from splitfed.seeds import Key
 
 
-def nothing(pixels: Tensor, start: int, key: Key) -> Tensor:
-    """Return the images as they are."""
-    return pixels
-
-
-def flip(pixels: Tensor, start: int, key: Key) -> Tensor:
-    """Mirror each image left to right, or not, with equal chances.
-
-    `pixels` is uint8 `[B, 3, S, S]`, the images from place `start` on of the pass over the data that `key` belongs to.
-    """
-    chosen = draw_seeds(key, start, len(pixels)) & 1 == 1
+def flip(pixels: Tensor, numbers: np.ndarray) -> Tensor:
+    """Mirror the images left to right whose numbers are odd. `pixels` is uint8 `[B, 3, S, S]`, `numbers` `[B]`."""
+    chosen = numbers & 1 == 1
     out = pixels.numpy().copy()
     out[chosen] = out[chosen][..., ::-1]  # numpy mirrors bytes several times faster than torch
     return torch.from_numpy(out)
 
 
-def paper(pixels: Tensor, start: int, key: Key) -> Tensor:
+def paper(pixels: Tensor, numbers: np.ndarray) -> Tensor:
     """Augment as for DeiT in the ADC paper (arXiv 2509.15058, section IV): mirroring, RandAugment with 2 operations of
     magnitude 9 (arXiv 1909.13719, timm's), and brightness, contrast and saturation each changed by up to 40 %.
 
-    `pixels` is uint8 `[B, 3, S, S]`, the images from place `start` on of the pass over the data that `key` belongs to.
+    `pixels` is uint8 `[B, 3, S, S]`; each image's number, of `[B]`, seeds what becomes of it.
     """
-    pixels = flip(pixels, start, key)
+    pixels = flip(pixels, numbers)
     operations = _rand_augment()
     out = torch.empty_like(pixels)
     with _lent_global_randomness() as seed:
-        for place, number in enumerate(draw_seeds(key, start, len(pixels)).tolist()):
+        for place, number in enumerate(numbers.tolist()):
             seed(number >> 1)  # the lowest bit has decided about mirroring
             image = operations(Image.fromarray(pixels[place].permute(1, 2, 0).numpy()))
             image = _colour_jitter(image, 0.4)
@@ -51,12 +44,46 @@ def paper(pixels: Tensor, start: int, key: Key) -> Tensor:
     return out
 
 
-_AUGMENTERS = {"none": nothing, "flip": flip, "paper": paper}
+def anew(name: Augment, pixels: Tensor, start: int, key: Key) -> Tensor:
+    """Change images as a scenario's `data.augment` says: uint8 `[B, 3, S, S]`, those from place `start` on of the pass
+    over the data that `key` belongs to."""
+    if name == "none":
+        return pixels
+    numbers = draw_seeds(key, start, len(pixels))
+    return flip(pixels, numbers) if name == "flip" else paper(pixels, numbers)
 
 
-def augmenter(name: Augment) -> Callable[[Tensor, int, Key], Tensor]:
-    """Return the function that a scenario's `data.augment` names."""
-    return _AUGMENTERS[name]
+@dataclass(frozen=True, slots=True)
+class Variants:
+    """An image has `count` fixed variants, whatever pass shows them: variant 0 is the image as it is, all others depend
+    on `key`, sample and variant alone."""
+
+    augment: Augment
+    count: int
+    key: Key
+
+    def of(self, pixels: Tensor, samples: Tensor, variants: Tensor) -> Tensor:
+        """Return images as their variants, int64 `[B]` below `count`, show them: uint8 `[B, 3, S, S]`, of the samples
+        that `samples`, int64 `[B]`, numbers."""
+        if self.augment == "flip":
+            return flip(pixels, variants.numpy())
+        if self.augment == "none" or not bool(variants.any()):
+            return pixels
+        changed = variants > 0
+        each = zip(samples[changed].tolist(), variants[changed].tolist(), strict=True)
+        numbers = [draw_seeds(self.key.at(variant), sample, 1) for sample, variant in each]
+        out = pixels.clone()
+        out[changed] = paper(pixels[changed], np.concatenate(numbers))
+        return out
+
+    def draw(self, key: Key, samples: int) -> Tensor:
+        """Return which variant each of so many samples shows in the pass that `key` belongs to, int64 `[samples]`."""
+        return torch.from_numpy((draw_seeds(key, 0, samples) % np.uint64(self.count)).astype(np.int64))
+
+
+def variants_of(config: DataConfig, key: Key) -> Variants | None:
+    """Return the fixed variants that images have in a run with this key; None where each pass changes them anew."""
+    return None if config.variants is None else Variants(config.augment, config.variants, key.at("variants"))
 
 
 def draw_seeds(key: Key, start: int, count: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 
 from splitfed.config import Bytes, Config, as_tuple
 from splitfed.data.partitions.union import Iid, PartitionConfig
@@ -104,6 +104,10 @@ class DataConfig(Config):
     augment: Augment = "none"
     """Random changes to training images: `flip` mirrors them, `paper` does as for DeiT in the ADC paper (arXiv
     2509.15058, section IV)."""
+    variants: PositiveInt | None = None
+    """Fixed variants of each image: variant 0 is the image as it is; with `flip` variant 1 is its mirror image, with
+    `paper` each of the others is drawn once, from seed, image and variant. In each pass over the data an image shows
+    one of them. Null changes images anew in each pass."""
     white: float | None = Field(None, gt=0)
     """The value that is white in grey images of more than 8 bits, such as 4095 for 12 bits in files of 16, or 1.0 in
     floating-point ones; 0 is black. Null is 65535, and images that this would leave all but black are refused."""
@@ -119,6 +123,16 @@ class DataConfig(Config):
     """What the data set must hold, or it is refused; null takes whatever it holds."""
     fingerprint: Fingerprint | None = None
     """What a run's data set is: splitfed writes it into the run's own scenario, and refuses to go on with another."""
+
+    @field_validator("variants")
+    @classmethod
+    def _are_of_the_augmentation(cls, variants: int | None, info: ValidationInfo) -> int | None:
+        augment = info.data.get("augment")
+        if augment == "none" and variants not in (None, 1):
+            raise ValueError("with augment: none an image has no variant but itself: set 1 or null, or another augment")
+        if augment == "flip" and variants not in (None, 1, 2):
+            raise ValueError("flip has two variants, the image and its mirror image: set 2 at most, or augment: paper")
+        return variants
 
     def counts(self, train: int, test: int) -> Counts:
         """Return what is used of a data set with so many images; `DataError` where none would be left to train on."""

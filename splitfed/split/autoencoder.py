@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from splitfed.compression.reducers.settings import AeConfig
 from splitfed.compression.reducers.trained.autoencoder import Ae, Kept, write
+from splitfed.data.augment import variants_of
 from splitfed.data.batches import Batch, batches
 from splitfed.data.dataset import load
 from splitfed.data.images import Images
@@ -83,8 +84,9 @@ def align(
 
     aligner = Aligner(front, halves.encoder, halves.decoder, reducer.lr, training.precision)
     before = aligner.error(given(held_out, epochs=1, shuffle=False))
-    workers, augment = scenario.data.workers, scenario.data.augment
-    aligner.fit(given(rows, steps=count, workers=workers, augment=augment), lambda step: on_step(step, count))
+    data = scenario.data
+    how = {"workers": data.workers, "augment": data.augment, "variants": variants_of(data, key)}
+    aligner.fit(given(rows, steps=count, **how), lambda step: on_step(step, count))
     after = aligner.error(given(held_out, epochs=1, shuffle=False))
     write(out, halves, Kept.of(scenario.model, geometry, reducer.width))
     return Aligned(before, after, len(rows), len(held_out), count)

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from splitfed.data.augment import variants_of
 from splitfed.data.batches import Batch, batches
 from splitfed.data.dataset import FederatedData
 from splitfed.data.stratify import divide
@@ -161,7 +162,7 @@ def _of_client(scenario: Scenario, data: FederatedData, client: int, round: int,
     mean, std = pixel_stats(scenario.model)
     return next(batches(
         data.train, rows, scenario.training.batch_size, key.at("batches", round, client), augment=scenario.data.augment,
-        steps=1, mean=mean, std=std,
+        variants=variants_of(scenario.data, key), steps=1, mean=mean, std=std,
     ))  # fmt: skip
 
 

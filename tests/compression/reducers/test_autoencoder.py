@@ -136,7 +136,7 @@ def test_fitting_an_encoder_reaches_the_linear_regression():
     decoder.requires_grad_(False)
     fixed = decoder.weight.clone()
     encoder = nn.Linear(8, 3, bias=False).requires_grad_(False)
-    data = [Batch(torch.randn(32, 5, 8, generator=generator), torch.zeros(32)) for _ in range(4)]
+    data = [Batch(torch.randn(32, 5, 8, generator=generator), *torch.zeros(3, 32)) for _ in range(4)]
     aligner = Aligner(Given(), encoder, decoder, 0.01, "float32", both=False)
     before = aligner.error(data)
     aligner.fit(batch for _ in range(150) for batch in data)

@@ -5,10 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from splitfed.data.augment import draw_seeds, flip, paper
+from splitfed.data.augment import Variants, draw_seeds, flip, paper, variants_of
 from splitfed.data.batches import batches, count_batches
 from splitfed.data.images import Images
+from splitfed.data.settings import DataConfig
 from splitfed.data.sources.base import InMemory
 from splitfed.errors import DataError
 from splitfed.seeds import Key
@@ -114,7 +116,7 @@ def test_augmentation_depends_on_the_place_in_the_pass_not_on_the_batch(augment)
 
 def test_flips_mirror_about_half_the_images_and_nothing_else():
     pixels = make(400).pixels(torch.arange(400))
-    found = flip(pixels, 0, Key(0))
+    found = flip(pixels, draw_seeds(Key(0), 0, 400))
     mirrored = (found == pixels.flip(-1)).flatten(1).all(1)
     kept = (found == pixels).flatten(1).all(1)
     assert bool((mirrored ^ kept).all())
@@ -129,12 +131,80 @@ def test_each_pass_is_augmented_anew():
 
 def test_paper_augmentation_changes_colours_and_shapes_of_most_images():
     pixels = make(60, 16).pixels(torch.arange(60))
-    found = paper(pixels, 0, Key(0))
+    found = paper(pixels, draw_seeds(Key(0), 0, 60))
     assert found.dtype == torch.uint8
     assert found.shape == pixels.shape
     changed = ((found != pixels) & (found != pixels.flip(-1))).flatten(1).any(1)
     assert int(changed.sum()) > 55
-    assert not torch.equal(found, paper(pixels, 0, Key(1)))
+    assert not torch.equal(found, paper(pixels, draw_seeds(Key(1), 0, 60)))
+
+
+def shown(augment, count, key, rows=40, **how) -> dict[tuple[int, int], bytes]:
+    """Return the images that batches show, by place and variant."""
+    variants = variants_of(DataConfig(path="digits", augment=augment, variants=count), Key(9))
+    found = {}
+    for batch in batches(IMAGES, torch.arange(40)[-rows:], 7, key, augment=augment, variants=variants, **how, **PLAIN):
+        each = zip(batch.rows.tolist(), batch.variants.tolist(), strict=True)
+        for name, image in zip(each, batch.images, strict=True):
+            assert found.setdefault(name, image.numpy().tobytes()) == image.numpy().tobytes()
+    return found
+
+
+@pytest.mark.parametrize(("augment", "count"), [("none", 1), ("flip", 2), ("paper", 3)])
+def test_a_variant_depends_on_sample_and_variant_alone(augment, count):
+    one = {
+        name: image for v in range(count) for name, image in shown(augment, count, Key(0), variant=v, epochs=1).items()
+    }
+    assert one.keys() == {(row, variant) for row in range(40) for variant in range(count)}
+    drawn = shown(augment, count, Key(1), epochs=2)
+    assert {variant for _, variant in drawn} == set(range(count))
+    assert drawn.items() <= one.items()
+    some = shown(augment, count, Key(2), epochs=1, rows=30)
+    assert all(one[row + 10, variant] == image for (row, variant), image in some.items())
+    plain = shown("none", 1, Key(0), epochs=1)
+    assert all(one[row, 0] == plain[row, 0] for row in range(40))
+    changed = {variant: sum(one[row, variant] != one[row, 0] for row in range(40)) for variant in range(1, count)}
+    assert all(number > 35 for number in changed.values())
+    if augment == "paper":
+        assert sum(one[row, 1] != one[row, 2] for row in range(40)) > 35
+
+
+def test_all_of_one_variant_in_one_order():
+    one, other = (
+        list(batches(IMAGES, torch.arange(40), 7, Key(1), variants=FLIPS, variant=v, only=torch.tensor([3, 9, 30]),
+                     epochs=2, **PLAIN))
+        for v in (0, 1)
+    )  # fmt: skip
+    for plain, mirrored in zip(one, other, strict=True):
+        assert sorted(plain.rows.tolist()) == [3, 9, 30]
+        assert plain.rows.equal(mirrored.rows)
+        assert plain.labels.equal(plain.rows)
+        assert plain.images.flip(-1).equal(mirrored.images)
+        assert set(plain.variants.tolist()) == {0}
+        assert set(mirrored.variants.tolist()) == {1}
+    with pytest.raises(ValueError, match="no variant 2"):
+        next(batches(IMAGES, torch.arange(40), 7, Key(1), variants=FLIPS, variant=2, epochs=1, **PLAIN))
+
+
+FLIPS = Variants("flip", 2, Key(0))
+
+
+def test_passes_draw_variants_anew_whatever_the_number_of_workers():
+    def take(workers):
+        return list(batches(IMAGES, torch.arange(40), 16, Key(7), variants=FLIPS, workers=workers, epochs=2, **PLAIN))
+
+    assert same(take(0), take(2))
+    by_row = [dict(zip(torch.cat([b.rows for b in part]).tolist(), torch.cat([b.variants for b in part]).tolist(),
+                       strict=True)) for part in (take(0)[:3], take(0)[3:])]  # fmt: skip
+    assert 10 < sum(by_row[0][row] != by_row[1][row] for row in range(40)) < 30
+
+
+@pytest.mark.parametrize(("augment", "count", "why"), [
+    ("none", 2, "an image has no variant but itself"), ("flip", 3, "flip has two variants"), ("paper", 0, "greater"),
+])  # fmt: skip
+def test_variants_that_an_augmentation_lacks_are_refused(augment, count, why):
+    with pytest.raises(ValidationError, match=why):
+        DataConfig(path="digits", augment=augment, variants=count)
 
 
 @given(st.integers(0, 50), st.integers(0, 20))
