@@ -83,6 +83,7 @@ def train(message: Message, context: Context) -> Message:
         exchange = RoundWeights(worker.wire, worker.once, state, round, client, order.trained)
         try:
             weights, frozen = exchange.down(sent.weights, sent.once)
+            copies = worker.copies(states, client, order.trained)
         except Lacking as lacking:
             return Message(Error(LACKING, str(lacking)), reply_to=message)
         worker.part.load_frozen(frozen)
@@ -90,7 +91,7 @@ def train(message: Message, context: Context) -> Message:
         try:
             trained = worker.train(
                 client, round, weights, order.invitation, reach, states, order.proximal, order.vanishes_after,
-                order.trained,
+                order.trained, copies,
             )  # fmt: skip
         except Lacking as lost:
             return Message(Error(LOST, str(lost)), reply_to=message)

@@ -12,6 +12,7 @@ from splitfed.scenario.sections import Federation
 from splitfed.seeds import Key
 from splitfed.split.bounds import check_bounds
 from splitfed.split.client_part import ClientPart
+from splitfed.split.copies import Visit
 from splitfed.split.cut import Cut
 from splitfed.wire.channel import Stream
 from splitfed.wire.frame import Frame, Packed, Place
@@ -25,8 +26,8 @@ class WholeStep:
         self.draws = draws(part)
 
     def __call__(
-        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
-    ) -> tuple[float, int, int]:
+        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None = None
+    ) -> tuple[float, int, int]:  # fmt: skip
         """Return the loss, and that no bytes went up or down. Raises Diverged for a loss that is not finite."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
             logits = self.part.beside(self.part.front(images))
@@ -37,7 +38,8 @@ class WholeStep:
 
 
 class SplitStep:
-    """One exchange: smashed data and targets go up, the gradient at the cut comes down."""
+    """One exchange: smashed data and targets go up, the gradient at the cut comes down. Where both ends keep copies of
+    samples, each mini-batch is a `visit`."""
 
     def __init__(self, part: ClientPart, cut: Cut, precision: str) -> None:
         self.part, self.cut, self.device, self.precision = part, cut, cut.device, precision
@@ -45,18 +47,20 @@ class SplitStep:
         self.draws = draws(part)
 
     def __call__(
-        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
-    ) -> tuple[float, int, int]:
+        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None = None
+    ) -> tuple[float, int, int]:  # fmt: skip
         """Exchange one mini-batch; return the loss and the bytes up and down. Raises WireError where the server's reply
         is not what was asked for, Diverged for numbers that are not finite any more, and CodecError for what else
         cannot be sent."""
         assert stream is not None
-        smashed, _, packed = self._smashed(images, labels, key, place)
+        smashed, _, packed = self._smashed(images, labels, key, place, visit)
         reply = stream.exchange(packed.buffer)
-        loss = self._backward(reply, smashed, packed).meta["loss"]
+        loss = self._backward(reply, smashed, packed, visit).meta["loss"]
         return float(loss), packed.total, len(reply)
 
-    def _smashed(self, images: Tensor, labels: Tensor, key: Key, place: Place) -> tuple[Tensor, Tensor, Packed]:
+    def _smashed(
+        self, images: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None
+    ) -> tuple[Tensor, Tensor, Packed]:  # fmt: skip
         """Return the smashed tensor, its targets, and the frame that carries them."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
             activations = self.part.front(images)
@@ -64,13 +68,13 @@ class SplitStep:
         attention = self.attention.read if self.attention else None
         plan, targets = self.cut.plan(activations, labels, key.at("plan"), attention, self.part.front.encoder)
         smashed = plan.reduce(activations)
-        packed = self.cut.pack_step(plan, smashed, targets, len(labels), key.at("rounding"), place)
+        packed = self.cut.pack_step(plan, smashed, targets, len(labels), key.at("rounding"), place, visit)
         return smashed, targets, packed
 
-    def _backward(self, reply: bytes, smashed: Tensor, packed: Packed) -> Frame:
+    def _backward(self, reply: bytes, smashed: Tensor, packed: Packed, visit: Visit | None) -> Frame:
         """Go on with the gradient at the cut, through the front."""
-        frame = self.cut.unpack_gradient(reply, smashed)
-        gradient = self.cut.corrected(frame.tensors["cut_gradient"], smashed, packed)
+        frame = self.cut.unpack_gradient(reply, smashed, visit)
+        gradient = self.cut.corrected(frame.tensors["cut_gradient"], smashed, packed, visit)
         smashed.backward(gradient.to(smashed.dtype))
         return frame
 
@@ -80,11 +84,11 @@ class PrivateStep(SplitStep):
     which stay here with the labels, their gradient goes up, and the one at the first cut comes down."""
 
     def __call__(
-        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
-    ) -> tuple[float, int, int]:
+        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None = None
+    ) -> tuple[float, int, int]:  # fmt: skip
         """Exchange one mini-batch; return the loss and the bytes up and down. Raises as `SplitStep` does."""
         assert stream is not None
-        smashed, targets, packed = self._smashed(images, labels, key, place)
+        smashed, targets, packed = self._smashed(images, labels, key, place, visit)
         down = stream.exchange(packed.buffer)
         features = self.cut.unpack_features(down, len(targets)).requires_grad_()
         with keyed_rng(key.at("tail"), self.device, self.draws), autocast(self.precision, self.device):
@@ -94,7 +98,7 @@ class PrivateStep(SplitStep):
         assert features.grad is not None
         answer = self.cut.pack_backward(features.grad, key.at("rounding"), place)
         reply = stream.exchange(answer.buffer)
-        self._backward(reply, smashed, packed)
+        self._backward(reply, smashed, packed, visit)
         return float(loss.detach()), packed.total + answer.total, len(down) + len(reply)
 
 

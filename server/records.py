@@ -102,7 +102,8 @@ class RunRecords:
 
     def rewind(self) -> None:
         """Bring back what the open round has changed of what is trained, as the last finished round left it."""
-        self._checkpoints.rewind(self.finished, "model", "optimiser", "strategy", "alignment", "weights", "training")
+        trained = ("model", "optimiser", "strategy", "alignment", "weights", "training", "cache")
+        self._checkpoints.rewind(self.finished, *trained)
 
     def drop_round(self) -> None:
         """Move what the open round has sent to the waste."""

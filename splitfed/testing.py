@@ -22,7 +22,7 @@ from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.base import Plan, Reducer, ReducerSettings, View
 from splitfed.compression.reducers.trained.layers import IDENTITY, Halves
 from splitfed.errors import CodecError, WireError
-from splitfed.scenario.compression import Compression, Packing
+from splitfed.scenario.compression import Compression
 from splitfed.seeds import Key
 from splitfed.split.cut import Arrived, Cut
 from splitfed.split.rehearsal import PLACE
@@ -36,7 +36,8 @@ PLAIN = {"codec": "float32", "lossless": "none"}
 def cut_for(reducer: ReducerSettings | dict[str, Any] | str, geometry: Geometry = GEOMETRY, **packings: Any) -> Cut:
     """Return a cut with this reducer: float32 and nothing lossless, unless `packings` say otherwise."""
     packed = dict.fromkeys(("smashed", "targets", "cut_gradient"), PLAIN) | packings
-    sections = {role: Packing.model_validate(packing) for role, packing in packed.items()}
+    made = Compression.model_validate(packed)
+    sections = {role: getattr(made, role) for role in packed}
     if not isinstance(reducer, ReducerSettings):
         reducer = Compression.model_validate({"reducer": reducer}).reducer
     # Not validated: the package of the reducer may not be installed yet.

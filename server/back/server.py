@@ -11,6 +11,7 @@ from splitfed.model.forward import draws
 from splitfed.run.ledger import Ledger
 from splitfed.scenario.sections import Clip
 from splitfed.seeds import Key
+from splitfed.server.back.caches import Caches
 from splitfed.server.back.evaluation_session import EvaluationRound
 from splitfed.server.back.joint_steps import JointSteps
 from splitfed.server.back.passes import Passes
@@ -42,6 +43,7 @@ class SplitServer:
         assert not (pool.together and cut.private)  # a joint step has no halves: the scenario is refused
         self.most_bytes = max(cut.most_bytes, evaluation_cut.most_bytes if evaluation_cut else 0)
         self._pool, self._cut, self._evaluation_cut = pool, cut, evaluation_cut
+        self.caches = Caches(cut)
         self._ledger, self._key, self._clock, self._on_step = ledger, key, clock, on_step
         drawing = draws(pool.trainer.back)
         self._passes = Passes(cut, precision, shared=pool.one_at_a_time, draws=drawing, at_once=at_once, clip=clip)
@@ -86,7 +88,9 @@ class SplitServer:
                 raise WireError(f"client {client} has no part in round {round}, or not any more")
             if client not in self._sessions:
                 kind = PrivateSession if self._cut.private else SplitSession
-                self._sessions[client] = kind(context, client, self._pool.open(client), self._most.get(client))
+                self._sessions[client] = kind(
+                    context, client, self._pool.open(client), self._most.get(client), self.caches.open(client)
+                )
             session = self._sessions[client]
             session.attach()
             return session
@@ -124,9 +128,14 @@ class SplitServer:
         with self._lock:
             if session and taken and session.finished:
                 self._pool.commit(client, session.trainer, examples)
+                self.caches.commit(client, session.copies)
                 return True
             self._pool.drop(client, session.trainer if session else None)
             return False
+
+    def forget(self, client: int) -> None:
+        """Hear that a client has lost what it kept: what is kept of its samples here is forgotten too."""
+        self.caches.forget(client)
 
     def refusal(self, client: int) -> Refused | None:
         """Return why a client of the round that is not yet settled was refused for its numbers; None where it was

@@ -11,12 +11,12 @@ from inspect import signature
 from pydantic import BaseModel
 
 from splitfed.compression.reducers.settings import NoneConfig
-from splitfed.data.settings import Evaluation
+from splitfed.data.settings import DataConfig, Evaluation
 from splitfed.federation.strategies import FedAvgConfig
 from splitfed.model.optim_settings import SideConfig
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario.budget import BudgetConfig
-from splitfed.scenario.compression import Compression, Packing
+from splitfed.scenario.compression import CacheConfig, Compression, Packing
 from splitfed.scenario.engine import Deployment, EngineConfig, Remote
 from splitfed.scenario.sections import Federation, Training
 
@@ -186,6 +186,29 @@ def differences_are_to_a_common_round(compression: Compression, federation: Fede
         )
 
 
+def copies_are_of_single_samples(compression: Compression, data: DataConfig, federation: Federation) -> Found:
+    """Both ends can keep a copy of a sample only where what crosses is of one sample, and that comes again."""
+    reducer, keys = compression.reducer, [f"compression.{key}" for key in compression.remembers]
+    if not keys:
+        if compression.cache != CacheConfig():
+            yield "compression.cache", "nothing is kept without delta or skip: leave it out, or set smashed.delta"
+        return
+    if not federation.splits:
+        return  # as `what_is_packed_crosses` says
+    if not reducer.single:
+        yield (
+            keys[0],
+            f"the reducer {reducer.kind} makes samples of several images, of which none comes again: leave it out, or "
+            "set a reducer that merges none, such as discard_tokens",
+        )
+    if data.augment != "none" and data.variants is None:
+        yield (
+            keys[0],
+            f"with augment: {data.augment} an image is another at each visit: set data.variants, such as 2, or "
+            "data.augment: none",
+        )
+
+
 def what_is_packed_crosses(compression: Compression, federation: Federation) -> Found:
     """What does not cross in a mode cannot be made smaller."""
     if federation.splits and federation.private:
@@ -193,7 +216,7 @@ def what_is_packed_crosses(compression: Compression, federation: Federation) -> 
             yield "compression.targets.codec", "with federation.labels: private no targets cross: leave it out"
         return
     roles = _OF_THE_TAIL if federation.splits else (*_OF_THE_CUT, *_OF_THE_TAIL)
-    keys = [role for role in roles if getattr(compression, role) != Packing()]
+    keys = [role for role in roles if getattr(compression, role) != Compression.model_fields[role].default]
     if federation.splits:
         why, way = "only with federation.labels: private is there a second cut", "set that"
     else:
@@ -251,6 +274,7 @@ RULES: tuple[Rule, ...] = (
     server_trains_what_it_holds,
     reducer_takes_the_batches,
     differences_are_to_a_common_round,
+    copies_are_of_single_samples,
     what_is_packed_crosses,
     evaluation_asks_of_the_clients,
     budget_can_be_spent,

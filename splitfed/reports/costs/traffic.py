@@ -81,12 +81,28 @@ class Traffic:
     def _add_batches(self, found: _Sum) -> None:
         encoder, decoder = self.parts.front.encoder, self.parts.back.decoder
         for size, number in sorted(self.shares.batches(self.scenario).items()):
-            for crossed in self.cut.rehearse(self._random_batch(size), self.key, encoder, decoder):
-                found.add("data", crossed, number * self.shares.drawn(self.scenario))
+            often, ends = number * self.shares.drawn(self.scenario), (self.cut.copies(), self.cut.copies())
+            first = self._first_visits() if self.cut.kept else 1.0
+            for crossed in self.cut.rehearse(self._random_batch(size), self.key, encoder, decoder, ends):
+                found.add("data", crossed, often * first)
+            if first < 1:
+                for crossed in self.cut.rehearse(self._random_batch(size, "again"), self.key, encoder, decoder, ends):
+                    found.add("data", crossed, often * (1 - first))
         for part in (encoder, decoder):
             part.zero_grad(set_to_none=True)
         for crossed in ending.rehearse():
             found.add("data", crossed, self.shares.cohort(self.scenario))
+
+    def _first_visits(self) -> float:
+        """Return the share of all mini-batches whose samples come for the first time, in the variants that they show,
+        or have no room among the copies."""
+        assert self.cut.kept is not None
+        variants, rounds = self.scenario.data.variants or 1, self.scenario.federation.rounds
+        trained = sum(size * number for size, number in self.shares.batches(self.scenario).items())
+        passes = trained * self.shares.drawn(self.scenario) * rounds / sum(self.shares.trained)
+        shown = variants * (1 - (1 - 1 / variants) ** passes)
+        room = min(1.0, self.cut.kept.most * len(self.shares.trained) / (shown * sum(self.shares.trained)))
+        return max(0.0, 1 - room * (1 - min(1.0, shown / passes)))
 
     def _add_weights(self, found: _Sum) -> None:
         wire, cohort = self._wire, self.shares.cohort(self.scenario)
