@@ -274,7 +274,7 @@ class Cut:
         time.
         """
         here, there = ends or (self.copies(), self.copies())
-        visit = Visit(batch.ids, here) if here else None
+        visit = Visit(torch.arange(len(batch)), here) if here else None
         plan, targets = self.plan(batch.activations, batch.labels, key, batch.attention, encoder)
         smashed = plan.reduce(batch.activations)
         up = self.pack_step(plan, smashed, targets, len(batch), key, PLACE, visit)

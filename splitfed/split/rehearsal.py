@@ -25,7 +25,6 @@ class RandomBatch:
         self._generator, self._device = key.generator(), device
         self.activations = self.like((examples, geometry.tokens, geometry.width)).requires_grad_()
         self._attention = torch.rand(examples, geometry.tokens, generator=self._generator).to(device)
-        self.ids = torch.arange(examples)  # small ones, as the first of a client are
         self.labels = torch.randint(geometry.classes, (examples,), generator=self._generator).to(device)
 
     def __len__(self) -> int:

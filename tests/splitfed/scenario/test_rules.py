@@ -110,7 +110,28 @@ BREAKS = {
         "  front_weights:\n"
         "    delta: true  # compression.front_weights.delta: with sl each client gets the front of the one before it",
     ],
+    "copies_are_of_single_samples": [
+        "compression:\n"
+        "  reducer: {kind: adc, ratio: 0.5}\n"
+        "  smashed: {delta: true}  # compression.smashed.delta: the reducer adc makes samples of several images, of",
+        "compression:\n"
+        "  reducer: {kind: merge_samples, kept_samples: 0.5}\n"
+        "  smashed: {skip: 0.9}  # compression.smashed.skip: the reducer merge_samples makes samples of several images",
+        "compression:\n"
+        "  reducer: {kind: c3sl, r: 2}\n"
+        "  cut_gradient: {delta: {kind: float8}}  # compression.cut_gradient.delta: the reducer c3sl makes samples of",
+        "model: {name: m, cut: 1, image_size: 8}\n"
+        "data: {path: digits, augment: flip}\n"
+        "federation: {clients: 10, rounds: 3}\n"
+        "compression:\n"
+        "  smashed: {delta: true}  # compression.smashed.delta: with augment: flip an image is another at each visit:",
+        "compression:\n"
+        "  cache: {disk: 1GB}  # compression.cache: nothing is kept without delta or skip: leave it out, or set",
+    ],
     "what_is_packed_crosses": [
+        "  mode: fl\n"
+        "compression:\n"
+        "  smashed: {delta: true}  # compression.smashed: with fl nothing crosses a cut, weights are packed by",
         "compression:\n"
         "  tail_smashed: {codec: float16}  # compression.tail_smashed: only with federation.labels: private is there",
         "  labels: private\n"
