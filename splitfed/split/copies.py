@@ -60,7 +60,8 @@ class Copies:
         """Keep these, float16 `[B, *shape]`, in the place of what was kept of the same samples."""
         for one, copy in zip(ids.tolist(), copies.unbind(), strict=True):
             if one in self.now or len(self.now) < self._most:
-                self.now[one] = {**self.now.get(one, {}), role: copy}
+                # In memory of its own: a view would hold on to the whole mini-batch.
+                self.now[one] = {**self.now.get(one, {}), role: copy.clone()}
             else:
                 self.full = True
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from splitfed import simulate
 from splitfed.clients.state import ClientState, load_tensors, save_tensors
 from splitfed.errors import Lacking
+from splitfed.reports.costs.estimate import estimate
 from splitfed.run.observer import Observer
 from splitfed.server.model import Model
 
@@ -56,6 +57,15 @@ def test_every_mode_leaves_the_same_copies_at_both_ends(more, tmp_path):
     rows = [row for row in table(folder / "ledger.csv") if row["role"] == "ids"]
     assert {row["direction"] for row in rows} == {"up"}
     assert all(int(row["raw_bytes"]) == 0 < int(row["sent_bytes"]) for row in rows)
+
+
+def test_an_estimate_counts_what_comes_for_the_first_time(tmp_path):
+    plan = small(*COPIES, "federation.rounds=4")
+    found, expected = simulate(plan, runs=tmp_path).totals, estimate(plan)
+    for role in ("smashed", "cut_gradient"):
+        assert 4 * expected.round.select(role=role).coded == found.select(role=role).coded
+    ids = 4 * expected.round.select(role="ids").coded
+    assert ids == pytest.approx(found.select(role="ids").coded, rel=0.3)  # it takes the first rows of a client
 
 
 def test_few_bits_of_a_front_that_stands_still_come_near_whole_numbers(tmp_path):
