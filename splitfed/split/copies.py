@@ -68,8 +68,8 @@ class Copies:
 
 def flat(kept: Mapping[int, Entry]) -> dict[str, Tensor]:
     """Return copies as tensors: `ids`, int64 `[M]`, and each role's, float16 `[M, ...]`."""
-    ids = sorted(kept)
-    roles = kept[ids[0]] if ids else {}
+    roles = sorted({role for entry in kept.values() for role in entry})
+    ids = sorted(one for one, entry in kept.items() if len(entry) == len(roles))  # a peer may have left one half done
     found = {role: torch.stack([kept[one][role] for one in ids]) for role in roles}
     return {IDS: torch.tensor(ids, dtype=torch.int64), **found}
 
