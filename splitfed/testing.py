@@ -186,7 +186,7 @@ def _check_copies(settings: ReducerSettings, example: _Example) -> None:
         packed = cut.pack_step(plan, smashed, targets, len(smashed), Key(0), PLACE, visit)
         batch = cut.batch(cut.unpack_up(packed.buffer), there)
         must(torch.allclose(batch.smashed, smashed.float(), rtol=1e-2, atol=1e-2),
-             "a copy is not of what was smashed: `where` names a place twice, or others than at the client")  # fmt: skip
+             "a copy is not of what was smashed: `where` names places twice, or others than the plan")  # fmt: skip
         down = cut.pack_gradient(batch.frame, torch.ones_like(batch.smashed), 1.0, example.key, batch.visit)
         cut.unpack_gradient(down.buffer, smashed, visit)
 

@@ -111,7 +111,7 @@ def test_a_reducer_that_is_right_passes_and_its_bytes_are_counted():
         ("global", "global generator"), ("calls", "other bytes"), ("int32", "int32"), ("counts", "twice as many"),
         ("meta", "breaks `restore`"), ("side", "breaks `restore`"), ("bounds", "not expected"),
         ("attention", "needs_attention"), ("targets", "sum to 1"), ("kept", "`kept`"),
-        ("where", "others than at the client"),
+        ("where", "others than the plan"),
     ],
 )  # fmt: skip
 def test_a_reducer_that_is_wrong_is_told_so(wrong, why):
