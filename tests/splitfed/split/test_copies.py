@@ -10,19 +10,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from splitfed import Scenario
 from splitfed.compression.codecs.base import Packet
 from splitfed.compression.codecs.decoders import decode
 from splitfed.compression.codecs.rotation import unrotate
 from splitfed.compression.codecs.settings import Uniform
 from splitfed.compression.expect import Geometry
+from splitfed.data.batches import batches
+from splitfed.data.dataset import load
 from splitfed.errors import WireError
+from splitfed.model.build import pixel_stats
 from splitfed.run.ledger import Ledger
 from splitfed.seeds import Key
 from splitfed.server.back.caches import Caches
 from splitfed.server.back.round_context import RoundContext
 from splitfed.server.back.session import SplitSession
-from splitfed.split.copies import Copies, Visit, flat, unflat
+from splitfed.split.assembly import assemble
+from splitfed.split.copies import SKIPPED, Copies, Visit, flat, unflat
+from splitfed.split.cut import Cut
 from splitfed.split.rehearsal import RandomBatch
 from splitfed.testing import cut_for, plan_for
 from splitfed.wire.frame import Place
@@ -272,3 +279,71 @@ def test_a_rehearsal_counts_first_visits_and_differences(reducer):
     assert 0 < later["up"]["smashed"].coded < first["up"]["smashed"].coded
     assert later["up"]["ids"] == first["up"]["ids"]
     assert first["up"]["ids"].raw == 0
+
+
+SHOWN = (1, 2, 4, 8, 16)
+SETTINGS = [(bits, more) for more in ("", ", delta: true") for bits in (2, 3, 4)]
+SETTINGS += [(3, f", delta: true, skip: {least}") for least in (0.98, 0.95, 0.9)]
+
+
+class Learning:
+    """One client of `digits` and its server, whose front learns from scratch, pass after pass."""
+
+    def __init__(self, smashed: str, images: int, lr: float) -> None:
+        scenario = Scenario.load("digits", [f"compression.smashed={smashed}", "federation.clients=1"])
+        self.key, self.scenario = Key(scenario.seed), scenario
+        self.data = load(scenario.data, scenario.model.image_size, 1, self.key.at("data"))
+        self.rows = self.data.partitions[0][:images]
+        self.front, self.back, _ = assemble(scenario, 10)
+        self.cut = Cut.of(scenario, self.front.geometry(scenario.training.batch_size, 10), torch.device("cpu"))
+        self.optimisers = [
+            torch.optim.Adam(self.front.parameters(), lr),
+            torch.optim.Adam(self.back.parameters(), 3e-4),
+        ]
+        self.ends = self.cut.copies(), self.cut.copies()
+        self.bytes = 0
+
+    def train(self, number: int) -> tuple[float, float]:
+        """Go through the images once; return the mean error and the share that was skipped."""
+        mean, std = pixel_stats(self.scenario.model)
+        found = []
+        size, key = self.scenario.training.batch_size, self.key.at(number)
+        for batch in batches(self.data.train, self.rows, size, key, mean=mean, std=std, epochs=1):
+            found.append(self.step(batch, self.key.at(number, len(found))))
+        errors, skipped = zip(*found, strict=True)
+        return sum(errors) / len(errors), sum(skipped) / len(self.rows)
+
+    def step(self, batch, key: Key) -> tuple[float, int]:
+        """Train a mini-batch; return its error and how many samples of it were skipped."""
+        made, (here, there) = self.front(batch.images), self.ends
+        plan, targets = self.cut.plan(made, batch.labels, key)
+        smashed = plan.reduce(made)
+        visit = Visit(batch.rows, here) if here else None
+        packed = self.cut.pack_step(plan, smashed, targets, len(targets), key, Place(1, 0, 1), visit)
+        frame = self.cut.unpack_up(packed.buffer)
+        arrived = self.cut.batch(frame, there)
+        self.bytes += sum(packed.sizes[role].sent for role in ("smashed", "ids") if role in packed.sizes)
+        seen = arrived.smashed.requires_grad_()
+        nn.functional.cross_entropy(self.back(seen), targets).backward()
+        smashed.backward(seen.grad)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        error = (seen - smashed).norm() / smashed.norm()
+        return float(error.detach()), int(frame.tensors[SKIPPED].sum()) if SKIPPED in frame.tensors else 0
+
+
+@pytest.mark.slow
+def test_a_difference_is_worth_a_bit_while_the_front_learns():
+    """How far what the back sees is from what the front made, a column a pass, and what crossed: `pytest -s` shows it."""
+    last = {}
+    for bits, more in SETTINGS:
+        codec = f"codec: {{kind: uniform, bits: {bits}, rotation: true, scale_bits: 16}}"
+        learning = Learning(f"{{{codec}{more}}}", 128, 3e-3)
+        passes = {number: learning.train(number) for number in range(1, SHOWN[-1] + 1)}
+        last[bits, more] = passes[SHOWN[-1]][0]
+        for name, column in ((f"{bits} bits{more}", 0), ("  of which skipped", 1)):
+            cells = "".join(f"{passes[number][column]:9.1%}" for number in SHOWN)
+            print(f"{name:34}{cells}{learning.bytes:12,}")
+    assert last[2, ", delta: true"] < last[3, ""]
+    assert last[3, ", delta: true"] < last[4, ""]
