@@ -335,7 +335,7 @@ class Learning:
 
 @pytest.mark.slow
 def test_a_difference_is_worth_a_bit_while_the_front_learns():
-    """How far what the back sees is from what the front made, a column a pass, and what crossed: `pytest -s` shows it."""
+    """How far what the back sees is from what the front made, a column a pass, and what crossed; `-s` shows it."""
     last = {}
     for bits, more in SETTINGS:
         codec = f"codec: {{kind: uniform, bits: {bits}, rotation: true, scale_bits: 16}}"
