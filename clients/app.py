@@ -89,6 +89,7 @@ def train(message: Message, context: Context) -> Message:
         exchange = RoundWeights(worker.wires(round), worker.state(states, client), round, client, phase, order.trained)
         try:
             weights, frozen = exchange.down(sent)
+            copies = worker.copies(states, client, order.trained)
         except Lacking as lacking:
             return Message(Error(LACKING, str(lacking)), reply_to=message)
         worker.part.load_frozen(frozen)
@@ -96,7 +97,7 @@ def train(message: Message, context: Context) -> Message:
         try:
             trained = worker.train(
                 client, round, weights, order.invitation, reach, states, order.proximal, order.vanishes_after,
-                order.trained, order.stored,
+                order.trained, order.stored, copies,
             )  # fmt: skip
         except Lacking as lost:
             return Message(Error(LOST, str(lost)), reply_to=message)

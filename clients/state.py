@@ -1,16 +1,16 @@
 """What a client keeps between rounds, on its own disk: with `client_state: keep`, its optimiser; with a reducer that
 it has fitted to its images, its encoder; with weights that cross as differences, those that it was sent and what its
-own lacked; with an adapter, what is never trained; with images of its own, the scenario's class names and what these
-images are.
+own lacked; where both ends keep copies of samples, these; with an adapter, what is never trained; with images of its
+own, the scenario's class names and what these images are.
 
-Each round's optimiser is a file of its own, and so are its weights. A round that is run again finds the state from
-before it, because only older files are read; as many are kept as the server keeps checkpoints to go back to. A file
-tells the SHA-256 of what is in it.
+Each round's optimiser is a file of its own, and so are its weights and its copies. A round that is run again finds the
+state from before it, because only older files are read; as many are kept as the server keeps checkpoints to go back to.
+A file tells the SHA-256 of what is in it.
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from splitfed.data.sources.fingerprint import differences
 from splitfed.errors import DataError, Lacking, RunError
 from splitfed.files import told, write
 from splitfed.model.optim import OptimiserState, flatten, unflatten
+from splitfed.split.copies import Entry, flat, unflat
 from splitfed.split.initial import digest
 
 
@@ -49,14 +50,15 @@ class ClientState:
             raise Lacking(f"{self._path(trained, kind)}: what this client kept of round {trained} is gone")
         return self._path(older[-1], kind) if older else None
 
-    def _save(self, round: int, tensors: dict[str, Tensor], kind: str = "") -> None:
+    def _save(self, round: int, tensors: dict[str, Tensor], kind: str = "", spared: int | None = None) -> None:
         with told(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             save_tensors(self._path(round, kind), tensors)
             # In this round there are checkpoints of so many before it, and from each the newest older file is read.
             needed = max(0, round - self._keep)
             for old in [r for r in self._rounds(kind) if r <= needed][:-1]:
-                self._path(old, kind).unlink()
+                if old != spared:  # a reply may have been lost, and the server knows of an older one
+                    self._path(old, kind).unlink()
 
     def before(
         self, round: int, optimiser: torch.optim.Optimizer, trained: int | None = None, first: int = 0,
@@ -102,6 +104,20 @@ class ClientState:
         checkpoint needs. Raises WriteError."""
         tensors = {_KNOWN + name: tensor for name, tensor in known.items()}
         self._save(round, tensors | {_RESIDUAL + name: tensor for name, tensor in residual.items()}, _WEIGHTS)
+
+    def copies(self, trained: int) -> dict[int, Entry]:
+        """Return the copies of this client's samples as the round left them in which it was last `trained`. Raises
+        Lacking where they are gone, or not what was written."""
+        path = self._path(trained, _COPIES)
+        try:
+            return unflat(load_tensors(path))
+        except (*_BROKEN, KeyError) as error:
+            raise Lacking(f"{path}: the copies of this client's samples are gone ({type(error).__name__})") from None
+
+    def save_copies(self, round: int, kept: Mapping[int, Entry], trained: int | None) -> None:
+        """Store what a round has made of the copies of this client's samples, beside those from when it was last
+        `trained`, and delete those that no checkpoint needs. Raises WriteError."""
+        self._save(round, flat(kept), _COPIES, spared=trained)
 
     def frozen(self) -> dict[str, Tensor] | None:
         """Return the weights that are never trained; None where they are not kept, or not readable: the server sends
@@ -226,7 +242,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-_WEIGHTS, _KNOWN, _RESIDUAL, _SETTLED = "weights-", "held/", "residual/", "settled-"
+_WEIGHTS, _COPIES, _KNOWN, _RESIDUAL, _SETTLED = "weights-", "copies-", "held/", "residual/", "settled-"
 _SHA256 = "sha256"
 _BROKEN = (OSError, ValueError, SafetensorError)
 _OUT = "bring back the one that was there; without it a client of a deployment begins anew, and a simulation ends"

@@ -12,6 +12,7 @@ from splitfed.scenario.sections import Federation
 from splitfed.seeds import Key
 from splitfed.split.bounds import check_bounds
 from splitfed.split.client_part import ClientPart
+from splitfed.split.copies import Visit
 from splitfed.split.cut import Cut
 from splitfed.wire.channel import Stream
 from splitfed.wire.frame import Frame, Packed, Place
@@ -25,8 +26,8 @@ class WholeStep:
         self.draws = draws(part)
 
     def __call__(
-        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
-    ) -> tuple[float, int, int]:
+        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None = None
+    ) -> tuple[float, int, int]:  # fmt: skip
         """Return the loss, and that no bytes went up or down. Raises Diverged for a loss that is not finite."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
             logits = self.part.beside(self.part.front(images))
@@ -37,7 +38,8 @@ class WholeStep:
 
 
 class SplitStep:
-    """One exchange: smashed data and targets go up, the gradient at the cut comes down."""
+    """One exchange: smashed data and targets go up, the gradient at the cut comes down. Where both ends keep copies of
+    samples, each mini-batch is a `visit`."""
 
     def __init__(self, part: ClientPart, cut: Cut, precision: str) -> None:
         self.part, self.cut, self.device, self.precision = part, cut, cut.device, precision
@@ -45,36 +47,40 @@ class SplitStep:
         self.draws = draws(part)
 
     def __call__(
-        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
-    ) -> tuple[float, int, int]:
+        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None = None
+    ) -> tuple[float, int, int]:  # fmt: skip
         """Exchange one mini-batch; return the loss and the bytes up and down. Raises WireError where the server's reply
         is not what was asked for, Diverged for numbers that are not finite any more, and CodecError for what else
         cannot be sent."""
         assert stream is not None
-        smashed, _, packed = self.smashed(images, labels, key, place)
+        smashed, _, packed = self.smashed(images, labels, key, place, visit)
         reply = stream.exchange(packed.buffer)
-        loss = self._backward(reply, smashed, packed).meta["loss"]
+        loss = self._backward(reply, smashed, packed, visit).meta["loss"]
         return float(loss), packed.total, len(reply)
 
-    def smashed(self, images: Tensor, labels: Tensor, key: Key, place: Place) -> tuple[Tensor, Tensor, Packed]:
+    def smashed(
+        self, images: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None
+    ) -> tuple[Tensor, Tensor, Packed]:  # fmt: skip
         """Return the smashed tensor, its targets, and the frame that carries them."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
             activations = self.part.front(images)
-        return self.reduced(activations, labels, key, place)
+        return self.reduced(activations, labels, key, place, visit)
 
-    def reduced(self, activations: Tensor, labels: Tensor, key: Key, place: Place) -> tuple[Tensor, Tensor, Packed]:
+    def reduced(
+        self, activations: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None
+    ) -> tuple[Tensor, Tensor, Packed]:  # fmt: skip
         """Return what becomes of the activations at the cut that the front has just made, as `smashed` does."""
         check_bounds("an activation at the cut", activations, place)  # before a reducer looks at them
         attention = self.attention.read if self.attention else None
         plan, targets = self.cut.plan(activations, labels, key.at("plan"), attention, self.part.front.encoder)
         smashed = plan.reduce(activations)
-        packed = self.cut.pack_step(plan, smashed, targets, len(labels), key.at("rounding"), place)
+        packed = self.cut.pack_step(plan, smashed, targets, len(labels), key.at("rounding"), place, visit)
         return smashed, targets, packed
 
-    def _backward(self, reply: bytes, smashed: Tensor, packed: Packed) -> Frame:
+    def _backward(self, reply: bytes, smashed: Tensor, packed: Packed, visit: Visit | None) -> Frame:
         """Go on with the gradient at the cut, through the front."""
-        frame = self.cut.unpack_gradient(reply, smashed)
-        gradient = self.cut.corrected(frame.tensors["cut_gradient"], smashed, packed)
+        frame = self.cut.unpack_gradient(reply, smashed, visit)
+        gradient = self.cut.corrected(frame.tensors["cut_gradient"], smashed, packed, visit)
         smashed.backward(gradient.to(smashed.dtype))
         return frame
 
@@ -94,8 +100,8 @@ class LocalStep:
         self._losses: list[float] = []  # of what went up, at the server
 
     def __call__(
-        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
-    ) -> tuple[float, int, int]:
+        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None = None
+    ) -> tuple[float, int, int]:  # fmt: skip
         """Take a mini-batch; return the loss here and the bytes up and down. Raises as `SplitStep` does."""
         step = self._step
         with keyed_rng(key.at("dropout"), step.device, self._draws), autocast(step.precision, step.device):
@@ -104,18 +110,18 @@ class LocalStep:
         check_bounds("the loss", loss, place, sides=("client",))
         up = down = 0
         if self._every is not None and self._seen % self._every == 0:
-            up, down = self._exchange(stream, activations.detach(), labels, key, place)
+            up, down = self._exchange(stream, activations.detach(), labels, key, place, visit)
         self._seen += 1
         loss.backward()
         return float(loss.detach()), up, down
 
     def _exchange(
-        self, stream: Stream | None, activations: Tensor, labels: Tensor, key: Key, place: Place
+        self, stream: Stream | None, activations: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None
     ) -> tuple[int, int]:
         assert stream is not None
         numbered = place._replace(step=self.crossed + 1)  # the server counts what it sees
         with torch.no_grad():
-            _, _, packed = self._step.reduced(activations, labels, key, numbered)
+            _, _, packed = self._step.reduced(activations, labels, key, numbered, visit)
         reply = stream.exchange(packed.buffer)
         self._losses.append(self._step.cut.unpack_taken(reply))
         return packed.total, len(reply)
@@ -139,12 +145,12 @@ class FrozenStep:
         self._step = step
 
     def __call__(
-        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
-    ) -> tuple[float, int, int]:
+        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None = None
+    ) -> tuple[float, int, int]:  # fmt: skip
         """Exchange one mini-batch; return the loss and the bytes up and down. Raises as `SplitStep` does."""
         assert stream is not None
         with torch.no_grad():
-            _, _, packed = self._step.smashed(images, labels, key, place)
+            _, _, packed = self._step.smashed(images, labels, key, place, visit)
         reply = stream.exchange(packed.buffer)
         return self._read(self._step.cut, reply), packed.total, len(reply)
 
@@ -165,11 +171,11 @@ class PrivateStep(SplitStep):
     which stay here with the labels, their gradient goes up, and the one at the first cut comes down."""
 
     def __call__(
-        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place
-    ) -> tuple[float, int, int]:
+        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None = None
+    ) -> tuple[float, int, int]:  # fmt: skip
         """Exchange one mini-batch; return the loss and the bytes up and down. Raises as `SplitStep` does."""
         assert stream is not None
-        smashed, targets, packed = self.smashed(images, labels, key, place)
+        smashed, targets, packed = self.smashed(images, labels, key, place, visit)
         down = stream.exchange(packed.buffer)
         features = self.cut.unpack_features(down, len(targets)).requires_grad_()
         with keyed_rng(key.at("tail"), self.device, self.draws), autocast(self.precision, self.device):
@@ -179,7 +185,7 @@ class PrivateStep(SplitStep):
         assert features.grad is not None
         answer = self.cut.pack_backward(features.grad, key.at("rounding"), place)
         reply = stream.exchange(answer.buffer)
-        self._backward(reply, smashed, packed)
+        self._backward(reply, smashed, packed, visit)
         return float(loss.detach()), packed.total + answer.total, len(down) + len(reply)
 
 

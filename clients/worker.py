@@ -32,6 +32,7 @@ from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
 from splitfed.split.autoencoder import Aligner
 from splitfed.split.client_part import ClientPart
+from splitfed.split.copies import Copies, Visit
 from splitfed.split.cut import Cut
 from splitfed.split.ending import pack_end, unpack_done
 from splitfed.split.initial import HeldByPhase
@@ -82,7 +83,7 @@ class Worker:
     def train(
         self, client: int, round: int, weights: dict[str, Tensor], invitation: Invitation, reach: Reach, states: Path,
         proximal: float = 0.0, vanishes_after: int | None = None, trained: int | None = None,
-        stored: int | None = None,
+        stored: int | None = None, copies: Copies | None = None,
     ) -> Trained | None:  # fmt: skip
         """Train what a client holds for a round, mini-batch by mini-batch, against the split server that invites it;
         alone where that is the whole model.
@@ -90,7 +91,8 @@ class Worker:
         `proximal` is FedProx's mu (arXiv 1812.06127, section 3.2): mu/2 times the squared distance of what it holds to
         the round's first joins the loss that is minimised, not the one that is reported. In a simulation the client may
         have to vanish after so many mini-batches: it leaves without a word, keeps nothing, and None is returned. Where
-        the server keeps what it sends, so many mini-batches are `stored` already, and the others are sent.
+        the server keeps what it sends, so many mini-batches are `stored` already, and the others are sent. `copies` are
+        what `copies` returned.
 
         Raises WireError where the server's replies are not what was asked for, Diverged for numbers that are not finite
         any more, CodecError for what else cannot be sent, and Lacking where what it kept of the round in which it was
@@ -108,7 +110,8 @@ class Worker:
                 number += 1
                 images, labels = batch.images.to(self.device), batch.labels.to(self.device)
                 key = self.key.at("step", round, client, number)
-                loss, sent, received = step(stream, images, labels, key, Place(round, client, number))
+                place, visit = Place(round, client, number), self.visit(batch, copies)
+                loss, sent, received = step(stream, images, labels, key, place, visit)
                 if learner:
                     learner.update()
                 losses, up, down = losses + loss, up + sent, down + received
@@ -119,6 +122,8 @@ class Worker:
                 end(stream, Place(round, client, crossed + 1), up, down)
         if learner:
             learner.keep(round)
+        if copies:
+            self.state(states, client).save_copies(round, copies.now, trained)
         whole = step.loss if isinstance(step, LocalStep) else None
         return Trained(part.travelling(), losses / max(1, number) if whole is None else whole, crossed, len(rows))
 
@@ -165,6 +170,17 @@ class Worker:
             write_optimiser(optimiser, keep.before(round, optimiser, trained, first, lasting))
         set_lr(optimiser, training.client.lr(round, rounds))
         return _Learner(part, training.client, optimiser, Anchor(part, proximal), keep)
+
+    def copies(self, states: Path, client: int, trained: int | None) -> Copies | None:
+        """Return what a client and the server both keep of its samples since the round in which it was last `trained`;
+        None where they keep nothing. Raises Lacking where it is not here any more."""
+        if not self.cut.kept:
+            return None
+        return self.cut.copies({} if trained is None else self.state(states, client).copies(trained))
+
+    def visit(self, batch: Batch, copies: Copies | None) -> Visit | None:
+        """Return which samples, in which of their variants, a mini-batch has, where copies of them are kept."""
+        return Visit(batch.rows * (self.scenario.data.variants or 1) + batch.variants, copies) if copies else None
 
     def state(self, states: Path, client: int) -> ClientState:
         """Return what a client keeps between rounds."""

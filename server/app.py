@@ -75,6 +75,7 @@ def main(grid: Grid, context: Context) -> None:
         pool = POOLS[federation.mode](Trainer(model.back, scenario.training.server))
         checkpoints.register(optimiser=pool.trainer)
         split = _split_server(scenario, model, pool, ledger, key.at("server"), progress)
+        checkpoints.register(cache=split.caches)
         listener = _listener(scenario, split, folder.name, ledger.attempt, lent)
 
     with listener:

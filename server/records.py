@@ -20,7 +20,7 @@ from splitfed.scenario.budget import Counted
 from splitfed.server.cohort.yardstick import Yardstick
 
 # What a round changes that may be dropped whole.
-_TRAINED = ("model", "optimiser", "strategy", "alignment", "weights", "training", "memory")
+_TRAINED = ("model", "optimiser", "strategy", "alignment", "weights", "training", "memory", "auxiliary", "cache")
 
 
 class RunRecords:
@@ -113,9 +113,7 @@ class RunRecords:
 
     def rewind(self) -> None:
         """Bring back what the open round has changed of what is trained, as the last finished round left it."""
-        self._checkpoints.rewind(
-            self.finished, "model", "optimiser", "strategy", "alignment", "weights", "training", "memory", "auxiliary"
-        )
+        self._checkpoints.rewind(self.finished, *_TRAINED)
 
     def drop_round(self) -> None:
         """Move what the open round has sent to the waste."""

@@ -22,8 +22,9 @@ from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.base import Plan, Reducer, ReducerSettings, View
 from splitfed.compression.reducers.trained.layers import IDENTITY, Halves
 from splitfed.errors import CodecError, WireError
-from splitfed.scenario.compression import Compression, Packing
+from splitfed.scenario.compression import Compression
 from splitfed.seeds import Key
+from splitfed.split.copies import Visit
 from splitfed.split.cut import Arrived, Cut
 from splitfed.split.rehearsal import PLACE
 from splitfed.wire.frame import Packed
@@ -36,7 +37,8 @@ PLAIN = {"codec": "float32", "lossless": "none"}
 def cut_for(reducer: ReducerSettings | dict[str, Any] | str, geometry: Geometry = GEOMETRY, **packings: Any) -> Cut:
     """Return a cut with this reducer: float32 and nothing lossless, unless `packings` say otherwise."""
     packed = dict.fromkeys(("smashed", "targets", "cut_gradient"), PLAIN) | packings
-    sections = {role: Packing.model_validate(packing) for role, packing in packed.items()}
+    made = Compression.model_validate(packed)
+    sections = {role: getattr(made, role) for role in packed}
     if not isinstance(reducer, ReducerSettings):
         reducer = Compression.model_validate({"reducer": reducer}).reducer
     # Not validated: the package of the reducer may not be installed yet.
@@ -112,6 +114,8 @@ def check_reducer(settings: ReducerSettings, geometry: Geometry = GEOMETRY, key:
         example = _Example(settings, geometry, samples, key)
         _check_crossing(cut_for(settings, geometry), example)
         _check_hostile(example)
+        if settings.single:
+            _check_copies(settings, example)
         example = _Example(settings, geometry, samples, key, torch.float64)
         assert_split_equals_whole(example.reducer, example.plan(), example.activations, _cubed, example.decoder)
 
@@ -167,6 +171,24 @@ def _check_crossing(cut: Cut, example: _Example) -> None:
     kept, groups = plan.kept(*shape), plan.groups(shape[0])
     must(kept.shape == shape and bool(((kept >= 0) & (kept <= 1)).all()), "`kept` is no share for each token")
     must(groups.shape == shape[:1] and groups.dtype == torch.int64, "`groups` is no number for each sample")
+
+
+def _check_copies(settings: ReducerSettings, example: _Example) -> None:
+    """Two visits of one batch, of which both ends keep copies: the same ones, of what was smashed, in its places."""
+    kept = {"smashed": PLAIN | {"delta": True}, "cut_gradient": PLAIN | {"delta": True}}
+    cut = cut_for(settings, example.geometry, **kept)
+    (here, there), plan = (cut.copies(), cut.copies()), example.plan()
+    assert here
+    smashed, targets = plan.reduce(example.activations), plan.targets(example.labels, example.geometry.classes)
+    must(len(smashed) == len(example.labels), "it is `single`, and yet makes another number of samples")
+    for _ in range(2):
+        visit = Visit(torch.arange(len(smashed)), here)
+        packed = cut.pack_step(plan, smashed, targets, len(smashed), Key(0), PLACE, visit)
+        batch = cut.batch(cut.unpack_up(packed.buffer), there)
+        must(torch.allclose(batch.smashed, smashed.float(), rtol=1e-2, atol=1e-2),
+             "a copy is not of what was smashed: `where` names places twice, or others than the plan")  # fmt: skip
+        down = cut.pack_gradient(batch.frame, torch.ones_like(batch.smashed), 1.0, example.key, batch.visit)
+        cut.unpack_gradient(down.buffer, smashed, visit)
 
 
 def _check_restored(example: _Example, restored: Tensor, targets: int) -> None:

@@ -78,6 +78,8 @@ class Layout:
         codes = unpack(from_buffer(buffer[:split], torch.uint8, device), self.bits, count)
         values = codes.view(prod(packet.shape[:-1]), -1).to(torch.float32).mul_(step).add_(low)
         if self.rotation:
+            if dtype == torch.float64:  # in which a sum of float32 is exact in whatever order: the same anywhere
+                values = values.to(dtype)
             values = unrotate(values, int.from_bytes(buffer[-_SEED_BYTES:], "little"))
             if dtype == torch.float16:  # its largest numbers may come back a little beyond its range
                 values.clamp_(-torch.finfo(dtype).max, torch.finfo(dtype).max)

@@ -10,7 +10,7 @@ Settings are of the contract, and are read without torch: so nothing heavy is im
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from splitfed.compression.expect import Expect, Expected, Geometry
 from splitfed.config import Config
@@ -67,6 +67,11 @@ class Plan(ABC):
     def reduce(self, activations: "Tensor") -> "Tensor":
         """Turn activations `[B, n, d]` into the smashed tensor, differentiably."""
 
+    def where(self) -> "Tensor | None":
+        """Return where each row of the smashed samples belongs among `Reducer.places`, int64 `[B, k]`, no place
+        twice; None where rows come whole and in order."""
+        return None
+
     @abstractmethod
     def targets(self, labels: "Tensor", classes: int) -> "Tensor":
         """Turn labels `[B]` (int64) into what the smashed samples are trained on: `[T]` labels, or `[T, classes]`
@@ -97,6 +102,17 @@ class Reducer(ABC):
     separable: bool = False
     """Whether smashed samples of several mini-batches may be mixed and restored together: each by its own rows of
     `smashed`, targets and side tensors, under the same meta. Where they may not, memory shuffles mini-batches whole."""
+    side_places: bool = False  # whether `where` tells places; else marks of them travel beside
+
+    def places(self, geometry: Geometry) -> int | None:
+        """Return among how many places the rows of a smashed sample lie, where its plan says at each visit which they
+        are; None where rows come whole and in order."""
+        return None
+
+    def where(self, side: "Mapping[str, Tensor]") -> "Tensor | None":
+        """Return the places of the rows, as the plan does, from `side`, which `check` has passed; None where rows come
+        whole. Not asked where `side_places` says that they travel beside."""
+        return None
 
     def halves(self, geometry: Geometry, key: Key) -> "Halves | None":
         """Return the reducer's own layers, new and drawn from `key`; None where it has none."""
@@ -131,6 +147,8 @@ class ReducerSettings(Config, ABC):
     """The section of a scenario that names a reducer by its `kind`, which a subclass narrows to one `Literal`."""
 
     kind: str
+    single: ClassVar[bool] = False
+    """Whether each smashed sample is of one image: then both ends can keep copies of it (`smashed.delta`)."""
 
     @abstractmethod
     def build(self) -> Reducer:

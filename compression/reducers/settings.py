@@ -2,7 +2,7 @@
 builds, so that a scenario is read without torch."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
@@ -21,6 +21,7 @@ class NoneConfig(ReducerSettings):
     """All samples and all tokens travel."""
 
     kind: Literal["none"] = "none"
+    single: ClassVar[bool] = True
 
     def build(self) -> Reducer:
         """Return the reducer."""
@@ -100,6 +101,7 @@ class DiscardTokensConfig(ReducerSettings):
     """Keep the share `kept_tokens` of each sample's tokens, the second half of ADC (arXiv 2509.15058)."""
 
     kind: Literal["discard_tokens"] = "discard_tokens"
+    single: ClassVar[bool] = True
     kept_tokens: Share
     """Share of each sample's tokens that is kept, in (0, 1]: the prefix tokens, which are counted, and those that the
     class token attends to most."""
@@ -116,6 +118,7 @@ class TopKConfig(ReducerSettings):
     2305.18469)."""
 
     kind: Literal["topk"] = "topk"
+    single: ClassVar[bool] = True
     ratio: Share
     """Share of each sample's values that is kept, in (0, 1]: k is its floor, and at least 1."""
 
@@ -131,6 +134,7 @@ class RandomTopKConfig(ReducerSettings):
     arXiv 2305.18469)."""
 
     kind: Literal["random_topk"] = "random_topk"
+    single: ClassVar[bool] = True
     ratio: Share
     """Share of each sample's values that is kept, in (0, 1]: k is its floor, and at least 1."""
     alpha: float = Field(0.1, ge=0, lt=1)
@@ -180,6 +184,7 @@ class BottleneckConfig(ReducerSettings):
     """Send `width` numbers a token through layers that are trained with the model (BottleNet++, arXiv 1910.14315)."""
 
     kind: Literal["bottleneck"] = "bottleneck"
+    single: ClassVar[bool] = True
     width: int = Field(ge=1)
     """Numbers that a token is sent as; fewer than the model's features."""
     hidden: int | None = Field(None, ge=1)
@@ -201,6 +206,7 @@ class AeConfig(ReducerSettings):
     2026)."""
 
     kind: Literal["ae"] = "ae"
+    single: ClassVar[bool] = True
     width: int = Field(ge=1)
     """Numbers that a token is sent as, prefix tokens apart; fewer than the model's features."""
     weights: str | None = None

@@ -55,7 +55,7 @@ class PrivateSession(SplitSession):
         rows = self._count(frame, "up", batch.examples)
         gradient = cut.corrected_tail(frame.tensors["tail_gradient"], waiting.features, waiting.sent)
         at_the_cut = self.context.passes.backward(self.trainer, batch, waiting.features, gradient)
-        reply = cut.pack_gradient(frame, at_the_cut, None, waiting.key.at("rounding"))
+        reply = cut.pack_gradient(frame, at_the_cut, None, waiting.key.at("rounding"), batch.visit)
         return reply, rows + self._count(reply, "down", batch.examples)
 
     def shut(self) -> None:

@@ -11,6 +11,7 @@ from splitfed.model.forward import draws
 from splitfed.run.ledger import Ledger
 from splitfed.scenario.sections import Clip
 from splitfed.seeds import Key
+from splitfed.server.back.caches import Caches
 from splitfed.server.back.evaluation_session import EvaluationRound
 from splitfed.server.back.joint_steps import JointSteps
 from splitfed.server.back.memory.session import StoringSession
@@ -44,6 +45,7 @@ class SplitServer:
         assert not (pool.together and cut.private)  # a joint step has no halves: the scenario is refused
         self.most_bytes = max(cut.most_bytes, evaluation_cut.most_bytes if evaluation_cut else 0)
         self._pool, self._cut, self._evaluation_cut = pool, cut, evaluation_cut
+        self.caches = Caches(cut)
         self._ledger, self._key, self._clock, self._on_step = ledger, key, clock, on_step
         drawing = draws(pool.trainer.back)
         self._passes = Passes(cut, precision, shared=pool.one_at_a_time, draws=drawing, at_once=at_once, clip=clip)
@@ -103,7 +105,8 @@ class SplitServer:
         trainer, most = self._pool.open(client), self._most.get(client)
         if self._store is not None:
             return StoringSession(context, client, trainer, most, self._store)
-        return (PrivateSession if self._cut.private else SplitSession)(context, client, trainer, most)
+        kind = PrivateSession if self._cut.private else SplitSession
+        return kind(context, client, trainer, most, self.caches.open(client))
 
     def begun(self) -> set[int]:
         """Return the clients who have opened a stream, and are not settled."""
@@ -146,9 +149,14 @@ class SplitServer:
         with self._lock:
             if session and taken and session.finished:
                 self._pool.commit(client, session.trainer, examples)
+                self.caches.commit(client, session.copies)
                 return True
             self._pool.drop(client, session.trainer if session else None)
             return False
+
+    def forget(self, client: int) -> None:
+        """Hear that a client has lost what it kept: what is kept of its samples here is forgotten too."""
+        self.caches.forget(client)
 
     def refusal(self, client: int) -> Refused | WireError | None:
         """Return why a client of the round that is not yet settled was refused, for its numbers or for what its stream

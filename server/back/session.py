@@ -12,6 +12,7 @@ from splitfed.run.ledger import Direction, Row, Sizes
 from splitfed.seeds import Key
 from splitfed.server.back.pools import Trainer
 from splitfed.server.back.round_context import RoundContext
+from splitfed.split.copies import Copies
 from splitfed.split.cut import Arrived
 from splitfed.split.ending import END, counted, pack_done
 from splitfed.wire.frame import Frame, Packed, Place
@@ -158,13 +159,16 @@ class ClientSession(ABC):
 
 
 class SplitSession(ClientSession):
-    """One client's mini-batches of a round, `most` so many, each trained once."""
+    """One client's mini-batches of a round, `most` so many, each trained once; `copies` are those of its samples."""
 
     _trains: ClassVar[str] = "step"  # the kind of frame on which a mini-batch is trained
 
-    def __init__(self, context: RoundContext, client: int, trainer: Trainer, most: int | None = None) -> None:
+    def __init__(
+        self, context: RoundContext, client: int, trainer: Trainer, most: int | None = None,
+        copies: Copies | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(context, client)
-        self.trainer, self._most = trainer, most
+        self.trainer, self._most, self.copies = trainer, most, copies
         self.batches = self.images = 0  # taken so far
         self._losses = 0.0  # their sum, in the order in which the client adds them
 
@@ -182,20 +186,20 @@ class SplitSession(ClientSession):
         if gradient is None:
             reply = cut.pack_taken(frame, loss)
         else:
-            reply = cut.pack_gradient(frame, gradient, loss, key.at("rounding"))
+            reply = cut.pack_gradient(frame, gradient, loss, key.at("rounding"), batch.visit)
         return reply, rows + self._count(reply, "down", batch.examples)
 
     @property
     def loss(self) -> float | None:
         """The mean loss of the mini-batches so far, as an honest client counts it; None where it alone knows it."""
-        return self._losses / max(1, self.batches)
+        return self._losses / self.batches if self.batches else None
 
     def _taken(self, frame: Frame) -> tuple[Arrived, list[Row], Key]:
         """Take a mini-batch and count it; return it with its rows and the key of what it draws. Whatever fails from
         here on, its frame is not taken again."""
         if self.batches == self._most:
             raise WireError(f"a mini-batch more than the {self._most} that the images of client {self.client} make")
-        batch = self.context.cut.batch(frame, answered=self.context.answered)
+        batch = self.context.cut.batch(frame, self.copies, answered=self.context.answered)
         self._step += 1
         self.batches, self.images = self.batches + 1, self.images + batch.examples
         rows = self._count(frame, "up", batch.examples)

@@ -50,6 +50,9 @@ class Unsplit:
         self._on_step(self._round, client)
         return taken
 
+    def forget(self, client: int) -> None:
+        """Nothing is kept of a client's samples."""
+
     def refusal(self, client: int) -> None:
         """Return that no client is refused: none sends mini-batches."""
 

@@ -88,7 +88,9 @@ class TrainPhase:
         self.forgetful = set[int]()  # clients that lacked, in the last round, what it built on
         self.refused: dict[int, Diverged] = {}  # clients whose mini-batches were refused in the last round
         # In which round each client was last taken, where it keeps something of that.
-        self._keeps = scenario.training.client_state == "keep" or bool(scenario.compression.front_weights.delta)
+        compression = scenario.compression
+        kept = bool(compression.front_weights.delta or compression.remembers)
+        self._keeps = kept or scenario.training.client_state == "keep"
         self._taken: dict[int, int] = {}
         self._net = 0  # the phase, by its first round, whose auxiliary net was last averaged; 0 is none
         self._scenario = scenario
@@ -147,6 +149,7 @@ class TrainPhase:
 
     def _forget(self, client: int) -> bool:
         """Hear that a client lacks what it was thought to have. Return whether it can begin anew."""
+        self.split.forget(client)
         sent_again = self.exchange.forget(client)
         return self._taken.pop(client, None) is not None or sent_again
 

@@ -18,7 +18,7 @@ Plane = Literal["data", "control"]
 
 # In the order in which tables show them.
 ROLES = (
-    "smashed", "targets", "side", "tail_smashed", "tail_gradient", "cut_gradient", "evaluation", "parts",
+    "smashed", "targets", "side", "ids", "tail_smashed", "tail_gradient", "cut_gradient", "evaluation", "parts",
     "front_weights", "aux_weights", "back_weights", "tail_weights", "metrics", "envelope",
 )  # fmt: skip
 COLUMNS = (

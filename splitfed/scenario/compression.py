@@ -7,7 +7,7 @@ from pydantic import Field
 from splitfed.compression.codecs.registry import CodecConfig
 from splitfed.compression.lossless_settings import LosslessConfig
 from splitfed.compression.reducers.registry import ReducerConfig
-from splitfed.config import Config
+from splitfed.config import Bytes, Config
 
 
 class Packing(Config):
@@ -17,6 +17,34 @@ class Packing(Config):
     """What turns numbers into bytes, with or without loss."""
     lossless: LosslessConfig = Field("zstd", validate_default=True)
     """What makes these bytes fewer and gives back every bit."""
+
+
+class CutPacking(Packing):
+    """How a tensor that crosses the cut at every step becomes bytes: a `codec`, lossy or not, then a `lossless` stage;
+    of samples that have crossed before, the difference alone if `delta` says so."""
+
+    delta: bool | CodecConfig = False
+    """Whether a sample travels as its difference to what both ends have of it from its last visit, in the variant that
+    it shows (`data.variants`), where it has crossed before. What rounding leaves out of one visit is in the difference
+    of the next. `true` sends differences in the codec above; a codec in its place, for instance of fewer bits, is that
+    of the differences alone."""
+
+
+class SmashedPacking(CutPacking):
+    """How activations at the cut become bytes; those of samples that have hardly changed may be left out."""
+
+    skip: float | None = Field(None, gt=0)
+    """A sample is not sent where the cosine between its activations and what both ends have of it from its last visit
+    is this or more: that is used in its place. Above 1 none is left out; null compares nothing."""
+
+
+class CacheConfig(Config):
+    """What both ends keep of the samples that have crossed the cut, for `delta` and `skip`."""
+
+    disk: Bytes = 2_000_000_000
+    """Bytes that the server keeps at most, for all clients and all checkpoints together, as float16; each client has an
+    equal share, and keeps as much. Samples that come when a share is full are sent as if they came for the first
+    time."""
 
 
 class WeightPacking(Packing):
@@ -40,11 +68,11 @@ class Compression(Config):
 
     reducer: ReducerConfig = Field("none", validate_default=True)
     """What drops or merges samples, tokens or numbers before they are sent."""
-    smashed: Packing = Packing()
+    smashed: SmashedPacking = SmashedPacking()
     """Packing of the activations at the cut, which go up at every step."""
     targets: Packing = Packing()
     """Packing of the labels, which go up with the activations; with private labels there are none."""
-    cut_gradient: Packing = Packing()
+    cut_gradient: CutPacking = CutPacking()
     """Packing of the gradient at the cut, which comes down at every step."""
     tail_smashed: Packing = Packing()
     """Packing of the activations at the second cut, which come down where labels are private."""
@@ -54,3 +82,15 @@ class Compression(Config):
     """Packing of all weights that a client holds of the model, of whatever part; they go both ways once a round."""
     parts: Packing = Packing()
     """Packing of the layers that some reducers bring with them, which go both ways once a round."""
+
+    cache: CacheConfig = CacheConfig()
+    """What is kept of samples that have crossed, for `delta` and `skip` of `smashed` and `cut_gradient`."""
+
+    @property
+    def remembers(self) -> list[str]:
+        """The keys for which both ends keep copies of samples, such as `smashed.delta`; none where nothing is kept."""
+        found = {
+            "smashed.delta": bool(self.smashed.delta), "smashed.skip": self.smashed.skip is not None,
+            "cut_gradient.delta": bool(self.cut_gradient.delta),
+        }  # fmt: skip
+        return [key for key, wanted in found.items() if wanted]

@@ -18,7 +18,7 @@ from splitfed.federation.strategies import FedAvgConfig
 from splitfed.model.optim_settings import SideConfig
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario.budget import BudgetConfig
-from splitfed.scenario.compression import Compression, Packing
+from splitfed.scenario.compression import CacheConfig, Compression, Packing
 from splitfed.scenario.engine import Deployment, EngineConfig, Remote
 from splitfed.scenario.sections import Federation, Training
 
@@ -210,6 +210,15 @@ def memory_is_of_fixed_images(memory: Memory | None, data: DataConfig) -> Found:
         yield "memory", f"with data.augment: {data.augment} images never look the same twice: set data.variants"
 
 
+def memory_takes_whole_samples(memory: Memory | None, compression: Compression) -> Found:
+    """What is kept must be read without what came before it."""
+    if memory is not None and (keys := compression.remembers):
+        yield (
+            f"compression.{keys[0]}",
+            "memory takes samples that cross once, and differences are of such as come again: leave one of them out",
+        )
+
+
 def memory_is_gone_over(memory: Memory | None, phases: Phases, federation: Federation) -> Found:
     """The last phase has rounds for all to send their images, and for the passes over them."""
     if memory is None or not phases or any(phase.rounds is None for phase in phases[:-1]):
@@ -267,6 +276,29 @@ def loaded_weights_are_in_a_file(compression: Compression, model: ModelConfig) -
         yield key, "the reducer's layers come from a file of the server's, compression.reducer.weights: set it to send"
 
 
+def copies_are_of_single_samples(compression: Compression, data: DataConfig, federation: Federation) -> Found:
+    """Both ends can keep a copy of a sample only where what crosses is of one sample, and that comes again."""
+    reducer, keys = compression.reducer, [f"compression.{key}" for key in compression.remembers]
+    if not keys:
+        if compression.cache != CacheConfig():
+            yield "compression.cache", "nothing is kept without delta or skip: leave it out, or set smashed.delta"
+        return
+    if not federation.splits:
+        return  # as `what_is_packed_crosses` says
+    if not reducer.single:
+        yield (
+            keys[0],
+            f"the reducer {reducer.kind} makes samples of several images, of which none comes again: leave it out, or "
+            "set a reducer that merges none, such as discard_tokens",
+        )
+    if data.augment != "none" and data.variants is None:
+        yield (
+            keys[0],
+            f"with augment: {data.augment} an image is another at each visit: set data.variants, such as 2, or "
+            "data.augment: none",
+        )
+
+
 def what_is_packed_crosses(compression: Compression, federation: Federation) -> Found:
     """What does not cross in a mode cannot be made smaller."""
     if federation.splits and federation.private:
@@ -274,7 +306,7 @@ def what_is_packed_crosses(compression: Compression, federation: Federation) -> 
             yield "compression.targets.codec", "with federation.labels: private no targets cross: leave it out"
         return
     roles = _OF_THE_TAIL if federation.splits else (*_OF_THE_CUT, *_OF_THE_TAIL)
-    keys = [role for role in roles if getattr(compression, role) != Packing()]
+    keys = [role for role in roles if getattr(compression, role) != Compression.model_fields[role].default]
     if federation.splits:
         why, way = "only with federation.labels: private is there a second cut", "set that"
     else:
@@ -337,11 +369,13 @@ RULES: tuple[Rule, ...] = (
     phases_teach_the_back,
     memory_is_of_a_frozen_front,
     memory_is_of_fixed_images,
+    memory_takes_whole_samples,
     memory_is_gone_over,
     tail_is_of_private_labels,
     server_trains_what_it_holds,
     reducer_takes_the_batches,
     loaded_weights_are_in_a_file,
+    copies_are_of_single_samples,
     what_is_packed_crosses,
     evaluation_asks_of_the_clients,
     budget_can_be_spent,

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from splitfed.compression.codecs.base import Packet
+from splitfed.compression.codecs.floats import FloatCodec
 from splitfed.compression.codecs.integers import IntegerCodec
 from splitfed.compression.expect import MOST_TARGET, Expect, Expected, Geometry
 from splitfed.compression.lossless import Lossless
@@ -31,6 +32,7 @@ from splitfed.errors import CodecError, Diverged, WireError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.split.bounds import check_bounds
+from splitfed.split.copies import Copies, CutCopies, Entry, Visit
 from splitfed.split.ending import ENDING
 from splitfed.split.rehearsal import PLACE, Crossed, RandomBatch
 from splitfed.wire.frame import Frame, Packed, Place, pack, unpack
@@ -53,15 +55,17 @@ class Arrived:
     targets: Tensor
     side: dict[str, Tensor]
     examples: int
+    visit: Visit | None = None
     answered: bool = True
 
 
 class Cut:
     """Packs and unpacks the frames of a model that is cut, with `private` labels twice; holds no state between calls,
-    so both ends and all clients share it."""
+    so both ends and all clients share it. Where both ends keep copies of samples (`kept`), it is given a `Visit` beside
+    what it packs and unpacks."""
 
     def __init__(
-        self, config: "Compression", geometry: Geometry, device: torch.device, private: bool = False
+        self, config: "Compression", geometry: Geometry, device: torch.device, private: bool = False, sharing: int = 1
     ) -> None:  # fmt: skip
         self.reducer = config.reducer.build()
         self.geometry, self.device, self.private = geometry, device, private
@@ -72,6 +76,10 @@ class Cut:
         self._stages = {role: (c.codec.build(), c.lossless.build()) for role, c in self._crossings.items()}
         self._stages["side"] = (IntegerCodec(), config.targets.lossless.build())
         self.expected_up = dict(self.reducer.expected(geometry))
+        self.kept = CutCopies.of(config, self.reducer, geometry, sharing)
+        if self.kept:
+            self.expected_up |= self.kept.expected
+            self._stages |= self.kept.stages
         if private:
             del self.expected_up["targets"]
         second = {"features": (Expect.floats(geometry.batch, geometry.tokens, geometry.width),)} if private else {}
@@ -80,14 +88,21 @@ class Cut:
     @classmethod
     def of(cls, scenario: "Scenario", geometry: Geometry, device: torch.device) -> Self:
         """Return the cut, or both, of a scenario's model."""
-        return cls(scenario.compression, geometry, device, scenario.federation.private)
+        sharing = scenario.federation.clients * scenario.checkpoints.keep
+        return cls(scenario.compression, geometry, device, scenario.federation.private, sharing)
+
+    def copies(self, kept: Mapping[int, Entry] | None = None) -> Copies | None:
+        """Return a client's copies for a round that begins with those that are kept; None where none are."""
+        return Copies(kept or {}, self.kept.most) if self.kept else None
 
     def encode(self, tensors: Mapping[str, Tensor], key: Key, where: str) -> dict[str, tuple[Packet, Lossless]]:
         """Encode each tensor with the codec of its role, and give it its lossless stage. Raises Diverged for what is
         not finite, and CodecError for what else cannot be sent; both name the tensor and `where` it is."""
         packets = {}
         for name, tensor in tensors.items():
-            codec, lossless = self._stages[name.split("/")[0]]
+            codec, lossless = self._stages.get(name) or self._stages[name.split("/")[0]]
+            if tensor.is_floating_point() and not tensor.numel():
+                codec = FloatCodec(torch.float32)  # of no samples there are no grids and no codebooks
             try:
                 packets[name] = (codec.encode(tensor, key.at(name)), lossless)
             except CodecError as error:
@@ -106,12 +121,21 @@ class Cut:
         plan = self.reducer.plan(view, key)
         return plan, plan.targets(labels, self.geometry.classes)
 
-    def pack_step(self, plan: Plan, smashed: Tensor, targets: Tensor, examples: int, key: Key, place: Place) -> Packed:
+    def pack_step(
+        self, plan: Plan, smashed: Tensor, targets: Tensor, examples: int, key: Key, place: Place,
+        visit: Visit | None = None,
+    ) -> Packed:  # fmt: skip
         """Encode a mini-batch of `examples` images; of private targets it says how many there are. Raises CodecError
         for what cannot be sent."""
         tensors = {"smashed": smashed.detach().float()} | ({} if self.private else {"targets": targets.detach()})
         tensors |= {f"side/{name}": tensor for name, tensor in plan.side.items()}
+        outgoing = None
+        if self.kept and visit:
+            kept, outgoing = self.kept.up(visit, plan, smashed)
+            tensors |= kept
         packets = self.encode(tensors, key, str(place))
+        if self.kept and visit:
+            self.kept.went_up(visit, outgoing, packets)
         meta = {**plan.meta, "examples": examples} | ({"targets": len(targets)} if self.private else {})
         return pack("step", *place, packets, meta)
 
@@ -121,22 +145,30 @@ class Cut:
         kinds: dict[str, Expected] = {"step": self.expected_up, **ENDING}
         if features is not None:
             kinds = {"backward": {"tail_gradient": (Expect.floats(*features.shape),)}}
-        return unpack(buffer, kinds, device=self.device, max_bytes=self.most_bytes)
+        # What copies are made of is decoded where both ends compute alike.
+        device = "cpu" if self.kept and features is None else self.device
+        return unpack(buffer, kinds, device=device, max_bytes=self.most_bytes)
 
-    def batch(self, frame: Frame, answered: bool = True) -> Arrived:
-        """Check what a `step` frame says beyond shapes; `answered` says whether its gradient will go back. Raises
-        WireError."""
+    def batch(self, frame: Frame, copies: Copies | None = None, *, answered: bool = True) -> Arrived:
+        """Check what a `step` frame says beyond shapes, and keep what it makes of the client's `copies`; `answered`
+        says whether its gradient will go back. Raises WireError, having kept nothing."""
         examples = self._count(frame, "examples")
         if self.private:
             targets = torch.zeros(self._count(frame, "targets"), dtype=torch.int64, device=self.device)
         else:
-            targets = frame.tensors["targets"]
+            targets = frame.tensors["targets"].to(self.device)
         if not targets.is_floating_point():
             check_labels(targets, self.geometry.classes)
-        smashed = frame.tensors["smashed"]
-        side = {name.split("/")[1]: tensor for name, tensor in frame.tensors.items() if name.startswith("side/")}
-        self.reducer.check(smashed, targets, side, frame.meta, self.geometry)
-        return Arrived(frame, smashed, targets, side, examples, answered)
+        found = {name.split("/")[1]: tensor for name, tensor in frame.tensors.items() if name.startswith("side/")}
+        side = {name: tensor.to(self.device) for name, tensor in found.items()}
+        if not (self.kept and copies):
+            smashed = frame.tensors["smashed"]
+            self.reducer.check(smashed, targets, side, frame.meta, self.geometry)
+            return Arrived(frame, smashed, targets, side, examples, answered=answered)
+        visit, shaped = self.kept.visit(frame.tensors, examples, copies)
+        self.reducer.check(shaped, targets, side, frame.meta, self.geometry)
+        smashed = self.kept.came_up(visit, frame.tensors, found).to(self.device)
+        return Arrived(frame, smashed, targets, side, examples, visit, answered)
 
     def check(self, batch: Arrived) -> None:
         """Raise Diverged for a mini-batch that holds numbers with which no training goes on."""
@@ -167,17 +199,32 @@ class Cut:
         packets = self.encode({"tail_gradient": gradient.detach().float()}, key, str(place))
         return pack("backward", *place, packets)
 
-    def pack_gradient(self, frame: Frame, gradient: Tensor, loss: float | None, key: Key) -> Packed:
+    def pack_gradient(
+        self, frame: Frame, gradient: Tensor, loss: float | None, key: Key, visit: Visit | None = None
+    ) -> Packed:  # fmt: skip
         """Encode the cut gradient that answers a `step` or `backward` frame, with the loss where it is known here.
         Raises CodecError for what cannot be sent."""
-        packets = self.encode({"cut_gradient": gradient.detach().float()}, key, str(frame.place))
+        if self.kept and self.kept.gradient and visit:
+            # A sample's own, whatever the size of the mini-batch that it came in.
+            outgoing = self.kept.gradient.send(visit, gradient * len(visit.ids))
+            packets = self.encode(outgoing.tensors, key, str(frame.place))
+            self.kept.gradient.sent(visit, outgoing, packets)
+        else:
+            packets = self.encode({"cut_gradient": gradient.detach().float()}, key, str(frame.place))
         meta = {} if loss is None else {"loss": loss}
         return pack("gradient", *frame.place, packets, meta)
 
-    def unpack_gradient(self, buffer: bytes, smashed: Tensor) -> Frame:
+    def unpack_gradient(self, buffer: bytes, smashed: Tensor, visit: Visit | None = None) -> Frame:
         """Decode the gradient of what was sent. Raises WireError for anything else."""
-        expected = {"cut_gradient": (Expect.floats(*smashed.shape),)}
-        frame = unpack(buffer, {"gradient": expected}, device=self.device, max_bytes=self.most_bytes)
+        expected: Expected = {"cut_gradient": (Expect.floats(*smashed.shape),)}
+        kept, rows = self.kept.gradient if self.kept and visit else None, tuple(smashed.shape[1:])
+        if kept:
+            expected = kept.expected(len(smashed), rows)
+        device = "cpu" if kept else self.device
+        frame = unpack(buffer, {"gradient": expected}, device=device, max_bytes=self.most_bytes)
+        if kept and visit:
+            gradient = kept.take(visit, rows, frame.tensors) / len(smashed)
+            frame.tensors["cut_gradient"] = gradient.to(self.device)
         if not self.private and type(frame.meta.get("loss")) is not float:
             raise WireError("a gradient without its loss")
         return frame
@@ -202,14 +249,16 @@ class Cut:
         """Check the answer to what the server keeps. Raises WireError for anything else."""
         unpack(buffer, {"stored": {}}, device=self.device, max_bytes=self.most_bytes)
 
-    def corrected(self, gradient: Tensor, smashed: Tensor, packed: Packed) -> Tensor:
+    def corrected(self, gradient: Tensor, smashed: Tensor, packed: Packed, visit: Visit | None = None) -> Tensor:
         """Return the gradient of what the client computed, from that of what the server saw: what the `packed` step
-        holds. The same, but for a codec that asks for a correction."""
+        holds, or the copies of a `visit`. The same, but for a codec that asks for a correction."""
         codec, _ = self._stages["smashed"]
         if not codec.correction:
             return gradient
-        seen = self.unpack_up(packed.buffer).tensors["smashed"]
-        return gradient + codec.correction * (smashed.detach().float() - seen)
+        seen = visit.seen if visit else None
+        if seen is None:
+            seen = self.unpack_up(packed.buffer).tensors["smashed"]
+        return gradient + codec.correction * (smashed.detach().float() - seen.to(smashed.device))
 
     def corrected_tail(self, gradient: Tensor, features: Tensor, packed: Packed) -> Tensor:
         """Return the gradient of what the server computed, from that of what the client saw: the same at the second
@@ -235,25 +284,25 @@ class Cut:
         return rows | {"envelope": Sizes(sent=packed.envelope)}
 
     def rehearse(
-        self,
-        batch: RandomBatch,
-        key: Key,
-        encoder: nn.Module = IDENTITY,
-        decoder: nn.Module = IDENTITY,
-        frozen: bool = False,
-    ) -> Generator[Crossed, None, torch.Size]:
+        self, batch: RandomBatch, key: Key, encoder: nn.Module = IDENTITY, decoder: nn.Module = IDENTITY,
+        frozen: bool = False, ends: tuple[Copies | None, Copies | None] | None = None,
+    ) -> Generator[Crossed, None, torch.Size]:  # fmt: skip
         """Take a mini-batch across and back, both ends here, and yield each frame when it is packed: which way it goes,
         and what it adds to the ledger. Return the shape of what enters the back.
 
         Until a frame goes up the client computes, until one comes down the server, and after the last the client. The
         model is left out but for the reducer's layers, which get gradients: random numbers stand for what it makes.
         Where the front is `frozen`, no gradient comes back.
+        Where copies are kept, `ends` are those of client and server; without them every sample comes for the first
+        time.
         """
+        here, there = ends or (self.copies(), self.copies())
+        visit = Visit(torch.arange(len(batch)), here) if here else None
         plan, targets = self.plan(batch.activations, batch.labels, key, batch.attention, encoder)
         smashed = plan.reduce(batch.activations)
-        up = self.pack_step(plan, smashed, targets, len(batch), key, PLACE)
+        up = self.pack_step(plan, smashed, targets, len(batch), key, PLACE, visit)
         yield "up", self.sizes(up, len(batch))
-        arrived = self.batch(self.unpack_up(up.buffer))
+        arrived = self.batch(self.unpack_up(up.buffer), there)
         given = arrived.smashed.requires_grad_()
         restored = self.reducer.restore(given, arrived.side, arrived.frame.meta, decoder)
         gradient = batch.like(restored.shape)
@@ -264,10 +313,10 @@ class Cut:
             yield from self._rehearse_tail(arrived.frame, gradient, len(batch), key)
         restored.backward(gradient)
         assert given.grad is not None
-        down = self.pack_gradient(arrived.frame, given.grad, None if self.private else 1.0, key)
+        down = self.pack_gradient(arrived.frame, given.grad, None if self.private else 1.0, key, arrived.visit)
         yield "down", self.sizes(down, len(batch))
-        came = self.unpack_gradient(down.buffer, smashed).tensors["cut_gradient"]
-        smashed.backward(self.corrected(came, smashed, up).to(smashed.dtype))
+        came = self.unpack_gradient(down.buffer, smashed, visit).tensors["cut_gradient"]
+        smashed.backward(self.corrected(came, smashed, up, visit).to(smashed.dtype))
         return restored.shape
 
     def _rehearse_tail(self, frame: Frame, features: Tensor, examples: int, key: Key) -> Iterator[Crossed]:

@@ -1,4 +1,4 @@
-"""What makes a round's weights smaller works in every engine: the same bytes cross, and the same model comes out."""
+"""What both ends keep from round to round, in every engine: the same bytes cross, and the same model comes out."""
 
 from pathlib import Path
 
@@ -11,6 +11,12 @@ from splitfed.engines.ray.cluster import connected
 
 DELTA = "compression.front_weights={codec: {kind: uniform, bits: 8}, delta: {kind: uniform, bits: 4}}"
 NORMS, LORA = "model.adapter=norms", "model.adapter={kind: lora, rank: 2}"
+
+
+COPIES = (
+    "compression.smashed={codec: {kind: uniform, bits: 3, rotation: true}, delta: true, skip: 0.99}",
+    "compression.cut_gradient={codec: {kind: uniform, bits: 4}, delta: true}",
+)
 
 
 def scenario(*more: str):
@@ -26,7 +32,7 @@ def crossed(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_ray(tmp_path: Path) -> None:
     with connected(None, {}):
-        for number, more in enumerate(([DELTA], [NORMS], [LORA], [LORA, DELTA])):
+        for number, more in enumerate(([DELTA], [NORMS], [LORA], [LORA, DELTA], COPIES)):
             here = simulate(scenario(*more), runs=tmp_path / f"inline-{number}")
             ray = simulate(scenario(*more, "engine={kind: ray, threads: 1}"), runs=tmp_path / f"ray-{number}")
             assert crossed(ray.folder) == crossed(here.folder)
@@ -35,9 +41,9 @@ def test_ray(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_deployment(tmp_path: Path) -> None:
-    expected = simulate(scenario(NORMS, DELTA), runs=tmp_path / "inline")
+    expected = simulate(scenario(NORMS, DELTA, *COPIES), runs=tmp_path / "inline")
     with deployment(tmp_path) as here:
-        server = here.serve(scenario(NORMS, DELTA))
+        server = here.serve(scenario(NORMS, DELTA, *COPIES))
         clients = [here.join(client, "--threads", 1) for client in range(2)]
         assert server.end() == 0, server.text
         assert [client.end() for client in clients] == [0, 0], [client.text for client in clients]

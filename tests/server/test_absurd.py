@@ -26,7 +26,7 @@ def liar(place) -> bool:
 
 def spoil_smashed(monkeypatch, factor=1e20) -> None:
     honest = Cut.pack_step
-    monkeypatch.setattr(Cut, "pack_step", lambda cut, plan, smashed, targets, examples, key, place: honest(
+    monkeypatch.setattr(Cut, "pack_step", lambda cut, plan, smashed, targets, examples, key, place, visit: honest(
         cut, plan, smashed * (factor if liar(place) else 1), targets, examples, key, place))  # fmt: skip
 
 

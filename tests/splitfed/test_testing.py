@@ -29,6 +29,9 @@ class RowPlan(Plan):
             return kept[..., :-1]
         return kept * torch.rand(()) if "global" in self.reducer.wrong else kept
 
+    def where(self):
+        return self.side["rows"]
+
     def targets(self, labels, classes):
         if "targets" in self.reducer.wrong:
             return torch.nn.functional.one_hot(labels, classes).float() * 0.5
@@ -40,6 +43,8 @@ class RowPlan(Plan):
 
 class Rows(Reducer):
     """Two tokens of each sample travel, with their places; zeros stand for the others."""
+
+    side_places = True
 
     def __init__(self, wrong):
         self.wrong = wrong
@@ -63,6 +68,12 @@ class Rows(Reducer):
         if "side" not in self.wrong and (side["rows"].min() < 0 or side["rows"].max() >= geometry.tokens):
             raise WireError("a place that is none")
 
+    def places(self, geometry):
+        return geometry.tokens
+
+    def where(self, side):
+        return side["rows"] * ("where" not in self.wrong)
+
     def restore(self, smashed, side, meta, decoder=None):
         whole = smashed.new_zeros(len(smashed), meta["tokens"], smashed.shape[2])
         return whole.scatter(1, side["rows"].unsqueeze(2).expand_as(smashed), smashed)
@@ -80,6 +91,7 @@ class Rows(Reducer):
 
 class RowsConfig(ReducerSettings):
     kind: Literal["rows"] = "rows"
+    single: ClassVar[bool] = True
     wrong: str = ""
     pair: tuple[int, int] | None = None
 
@@ -99,6 +111,7 @@ def test_a_reducer_that_is_right_passes_and_its_bytes_are_counted():
         ("global", "global generator"), ("calls", "other bytes"), ("int32", "int32"), ("counts", "twice as many"),
         ("meta", "breaks `restore`"), ("side", "breaks `restore`"), ("bounds", "not expected"),
         ("attention", "needs_attention"), ("targets", "sum to 1"), ("kept", "`kept`"),
+        ("where", "others than the plan"),
     ],
 )  # fmt: skip
 def test_a_reducer_that_is_wrong_is_told_so(wrong, why):

@@ -20,6 +20,10 @@ class DiscardPlan(Plan):
         """Turn activations `[B, n, d]` into the kept tokens `[B, k, d]`."""
         return gather(activations, self.positions)
 
+    def where(self) -> Tensor:
+        """Return the positions `[B, k]`."""
+        return self.positions
+
     def targets(self, labels: Tensor, classes: int) -> Tensor:
         """Return the labels `[B]` as they are: no sample is merged."""
         return labels
@@ -37,6 +41,10 @@ class DiscardTokens(Reducer):
 
     def __init__(self, share: float) -> None:
         self.kept_tokens = share
+
+    def places(self, geometry: Geometry) -> int:
+        """Return the number of tokens."""
+        return geometry.tokens
 
     def plan(self, view: View, key: Key) -> Plan:
         """Choose the tokens; nothing is drawn."""

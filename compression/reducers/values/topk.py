@@ -40,6 +40,10 @@ class SparsePlan(Plan):
         """Turn activations `[B, n, d]` into the kept values `[B, k]`."""
         return activations.flatten(1).gather(1, self.places)
 
+    def where(self) -> Tensor:
+        """Return the places `[B, k]` in the flattened samples."""
+        return self.places
+
     def targets(self, labels: Tensor, classes: int) -> Tensor:
         """Return the labels `[B]` as they are: no sample is merged."""
         return labels
@@ -55,6 +59,7 @@ class Sparse(Reducer):
     """Values and gaps up, zeros filled in at the server; a subclass says which values."""
 
     separable = True
+    side_places = True
 
     def __init__(self, ratio: float) -> None:
         self.ratio = ratio
@@ -62,6 +67,14 @@ class Sparse(Reducer):
     @abstractmethod
     def choose(self, magnitudes: Tensor, count: int, key: Key) -> Tensor:
         """Return the places `[B, count]`, ascending, to be kept of magnitudes `[B, n * d]`."""
+
+    def places(self, geometry: Geometry) -> int:
+        """Return the number of values of a sample."""
+        return geometry.tokens * geometry.width
+
+    def where(self, side: Mapping[str, Tensor]) -> Tensor:
+        """Return the places that the gaps lead to."""
+        return _places(side["gaps"])
 
     def plan(self, view: View, key: Key) -> Plan:
         """Choose the values."""

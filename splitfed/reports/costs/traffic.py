@@ -1,6 +1,7 @@
 """Bytes by role: each frame as `splitfed.split` enumerates it, as often as it crosses."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from splitfed.federation.phases import Phase, spans
 from splitfed.model.parts import Parts
@@ -87,12 +88,31 @@ class Traffic:
         encoder, decoder = self.parts.front.encoder, self.parts.back.decoder
         quiet = not phase.settings.answered
         for size, number in sorted(self.shares.batches(self.scenario, phase.upload_every).items()):
-            for crossed in self.cut.rehearse(self._random_batch(size), self.key, encoder, decoder, quiet):
-                found.add("data", crossed, number * self.shares.drawn(self.scenario) * share)
+            often, ends = number * self.shares.drawn(self.scenario) * share, (self.cut.copies(), self.cut.copies())
+            first = self._first_visits() if self.cut.kept else 1.0
+            rehearse = partial(
+                self.cut.rehearse, key=self.key, encoder=encoder, decoder=decoder, frozen=quiet, ends=ends
+            )
+            for crossed in rehearse(self._random_batch(size)):
+                found.add("data", crossed, often * first)
+            if first < 1:
+                for crossed in rehearse(self._random_batch(size, "again")):
+                    found.add("data", crossed, often * (1 - first))
         for part in (encoder, decoder):
             part.zero_grad(set_to_none=True)
         for crossed in ending.rehearse():
             found.add("data", crossed, self.shares.cohort(self.scenario) * share)
+
+    def _first_visits(self) -> float:
+        """Return the share of all mini-batches whose samples come for the first time, in the variants that they show,
+        or have no room among the copies."""
+        assert self.cut.kept is not None
+        variants, rounds = self.scenario.data.variants or 1, self.scenario.federation.rounds
+        trained = sum(size * number for size, number in self.shares.batches(self.scenario).items())
+        passes = trained * self.shares.drawn(self.scenario) * rounds / sum(self.shares.trained)
+        shown = variants * (1 - (1 - 1 / variants) ** passes)
+        room = min(1.0, self.cut.kept.most * len(self.shares.trained) / (shown * sum(self.shares.trained)))
+        return max(0.0, 1 - room * (1 - min(1.0, shown / passes)))
 
     def _add_stored(self, found: _Sum) -> None:
         """Add what goes into memory: each image once, in each of its variants."""

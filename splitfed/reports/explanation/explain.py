@@ -27,6 +27,7 @@ from splitfed.run.origin import load_data
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
+from splitfed.split.copies import Visit
 from splitfed.split.cut import Cut
 from splitfed.split.weights import WeightWire
 from splitfed.wire.frame import Place
@@ -194,7 +195,10 @@ def _explain(
     plan, targets = cut.plan(activations, labels, key.at("plan"), read, front.encoder)
     smashed = plan.reduce(activations)
     round, split, client = where
-    packed = cut.pack_step(plan, smashed, targets, len(labels), key.at("rounding"), Place(round + 1, client or 0, 1))
+    # Where copies of samples are kept, these are shown as on their first visit.
+    visit = Visit(batch.rows, copies) if (copies := cut.copies()) else None
+    at = Place(round + 1, client or 0, 1)
+    packed = cut.pack_step(plan, smashed, targets, len(labels), key.at("rounding"), at, visit)
     samples, tokens, width = activations.shape
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in pixel_stats(scenario.model))
     return Explanation(

@@ -99,6 +99,28 @@ BREAKS = {
     "phases_teach_the_back": [
         "phases: [{kind: local, upload_every: null}]  # phases: with upload_every: null throughout nothing goes",
     ],
+    "memory_is_of_a_frozen_front": [
+        "memory: {disk: 1GB}  # memory: is of a front that stays as it is to the end: let the last of phases be froz",
+        "phases: [{kind: frozen, rounds: 1}, gradient]\n"
+        "memory: {disk: 1GB}  # memory: is of a front that stays as it is to the end: let the last of phases be froz",
+    ],
+    "memory_is_of_fixed_images": [
+        "phases: [frozen]\n"
+        "memory: {disk: 1GB}  # memory: with data.augment: flip images never look the same twice: set data.variants\n"
+        "data: {path: digits, augment: flip}",
+    ],
+    "memory_takes_whole_samples": [
+        "phases: [frozen]\n"
+        "memory: {disk: 1GB}\n"
+        "compression:\n"
+        "  smashed:\n"
+        "    delta: true  # compression.smashed.delta: memory takes samples that cross once, and differences are of",
+    ],
+    "memory_is_gone_over": [
+        "  cohort: 4\n"
+        "phases: [frozen]\n"
+        "memory: {disk: 1GB}  # memory: in 3 rounds all clients send their images, then come 1 passes, and the last",
+    ],
     "tail_is_of_private_labels": [
         "model: {name: m, cut: 1, tail: 2, image_size: 8}\n"
         "data: {path: digits}\n"
@@ -128,7 +150,28 @@ BREAKS = {
         "  front_weights:\n"
         "    initial: load  # compression.front_weights.initial: the model's weights are drawn, so there are none to",
     ],
+    "copies_are_of_single_samples": [
+        "compression:\n"
+        "  reducer: {kind: adc, ratio: 0.5}\n"
+        "  smashed: {delta: true}  # compression.smashed.delta: the reducer adc makes samples of several images, of",
+        "compression:\n"
+        "  reducer: {kind: merge_samples, kept_samples: 0.5}\n"
+        "  smashed: {skip: 0.9}  # compression.smashed.skip: the reducer merge_samples makes samples of several images",
+        "compression:\n"
+        "  reducer: {kind: c3sl, r: 2}\n"
+        "  cut_gradient: {delta: {kind: float8}}  # compression.cut_gradient.delta: the reducer c3sl makes samples of",
+        "model: {name: m, cut: 1, image_size: 8}\n"
+        "data: {path: digits, augment: flip}\n"
+        "federation: {clients: 10, rounds: 3}\n"
+        "compression:\n"
+        "  smashed: {delta: true}  # compression.smashed.delta: with augment: flip an image is another at each visit:",
+        "compression:\n"
+        "  cache: {disk: 1GB}  # compression.cache: nothing is kept without delta or skip: leave it out, or set",
+    ],
     "what_is_packed_crosses": [
+        "  mode: fl\n"
+        "compression:\n"
+        "  smashed: {delta: true}  # compression.smashed: with fl nothing crosses a cut, weights are packed by",
         "compression:\n"
         "  tail_smashed: {codec: float16}  # compression.tail_smashed: only with federation.labels: private is there",
         "  labels: private\n"
