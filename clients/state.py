@@ -24,7 +24,7 @@ from splitfed.errors import DataError, Lacking, RunError
 from splitfed.files import told, write
 from splitfed.model.optim import OptimiserState, flatten, unflatten
 from splitfed.split.copies import Entry, flat, unflat
-from splitfed.split.initial import digest
+from splitfed.split.weights.initial import digest
 
 
 class ClientState:

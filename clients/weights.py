@@ -8,9 +8,9 @@ from splitfed.clients.state import ClientState
 from splitfed.errors import Lacking, RunError, WireError
 from splitfed.federation.phases import Phase
 from splitfed.seeds import Key
-from splitfed.split.initial import Initial
-from splitfed.split.weight_differences import Base, Weights, base_of, fits, restored, send
-from splitfed.split.weights import WeightWire
+from splitfed.split.weights.differences import Base, Weights, base_of, fits, restored, send
+from splitfed.split.weights.initial import Initial
+from splitfed.split.weights.wire import WeightWire
 from splitfed.wire.frame import Packed
 from splitfed.wire.messages import Weights as Sent
 

@@ -35,8 +35,8 @@ from splitfed.split.client_part import ClientPart
 from splitfed.split.copies import Copies, Visit
 from splitfed.split.cut import Cut
 from splitfed.split.ending import pack_end, unpack_done
-from splitfed.split.initial import HeldByPhase
-from splitfed.split.weights import WeightWire
+from splitfed.split.weights.initial import HeldByPhase
+from splitfed.split.weights.wire import WeightWire
 from splitfed.wire.channel import Invitation, Stream
 from splitfed.wire.frame import Place
 

@@ -18,9 +18,6 @@ from splitfed.run.recovery import recover
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Remote
 from splitfed.seeds import Key
-from splitfed.server.back.memory.alter import Alter
-from splitfed.server.back.memory.memory import Memory
-from splitfed.server.back.memory.store import Store
 from splitfed.server.back.pools import POOLS, BackPool, Trainer
 from splitfed.server.back.server import SplitServer
 from splitfed.server.back.whole_model import Unheard, Unsplit
@@ -33,6 +30,9 @@ from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.roster import Roster
 from splitfed.server.cohort.train import TrainPhase
 from splitfed.server.cohort.yardstick import Yardstick
+from splitfed.server.memory.alter import Alter
+from splitfed.server.memory.memory import Memory
+from splitfed.server.memory.store import Store
 from splitfed.server.model import Model
 from splitfed.server.records import RunRecords, StepProgress
 from splitfed.server.rounds import Phases, Rounds
@@ -42,7 +42,7 @@ from splitfed.server.weights.grid import WireGrid
 from splitfed.server.weights.strategy import Aggregation
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import EvaluationCut
-from splitfed.split.weights import WeightWire
+from splitfed.split.weights.wire import WeightWire
 from splitfed.waiting import waiting
 from splitfed.wire.channel import InlineListener, Listener
 from splitfed.wire.messages import ALIGN, Question

@@ -17,7 +17,7 @@ from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
 from splitfed.split.bounds import largest
 from splitfed.split.client_part import ClientPart, first_round
-from splitfed.split.initial import HeldByPhase
+from splitfed.split.weights.initial import HeldByPhase
 
 
 class Model:

@@ -18,13 +18,13 @@ from splitfed.run.client_scores import Score, Standing
 from splitfed.run.metrics import RECALL, Metrics
 from splitfed.scenario import Scenario
 from splitfed.scenario.budget import Basis
-from splitfed.server.back.memory.memory import Memory
 from splitfed.server.cohort.align import AlignPhase
 from splitfed.server.cohort.attendance import Attendance, RoundPlan
 from splitfed.server.cohort.claims import Claims
 from splitfed.server.cohort.evaluate import EvaluatePhase
 from splitfed.server.cohort.roster import Roster
 from splitfed.server.cohort.train import Cohort, Replies, TrainPhase, absurd, failures, trained
+from splitfed.server.memory.memory import Memory
 from splitfed.server.model import Model
 from splitfed.server.records import RunRecords, StepProgress
 from splitfed.server.weights.grid import WireGrid

@@ -29,6 +29,7 @@ SHORT = {
     "splitfed/__main__.py": "is a name of Python's",
     "splitfed/version.py": "whoever tells the version imports nothing else",
     "splitfed/cli/options.py": "what several commands take",
+    "splitfed/federation/memory.py": "settings alone",
     "compression/reducers/registry.py": "the union, apart from the contract",
     "splitfed/split/rehearsal.py": "what every kind of frame needs to be foretold",
     "compression/reducers/none.py": "one method a file",

@@ -14,14 +14,14 @@ from splitfed.seeds import Key
 from splitfed.server.back.caches import Caches
 from splitfed.server.back.evaluation_session import EvaluationRound
 from splitfed.server.back.joint_steps import JointSteps
-from splitfed.server.back.memory.session import StoringSession
-from splitfed.server.back.memory.store import Store
 from splitfed.server.back.passes import Alter, Outcome, Passes
 from splitfed.server.back.pools import BackPool
 from splitfed.server.back.private_session import PrivateSession
 from splitfed.server.back.round_context import OnStep, RoundContext, nobody_hears
 from splitfed.server.back.session import ClientSession, SplitSession, away
 from splitfed.server.back.steps import SeparateSteps, Steps
+from splitfed.server.memory.session import StoringSession
+from splitfed.server.memory.store import Store
 from splitfed.split.cut import Arrived, Cut
 from splitfed.split.evaluation import EvaluationCut
 

@@ -13,7 +13,6 @@ from flwr.common.constant import ErrorCode
 from splitfed.errors import Diverged, Refused, RunError
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Remote
-from splitfed.server.back.memory.store import Store
 from splitfed.server.back.server import SplitServer
 from splitfed.server.back.whole_model import Unsplit
 from splitfed.server.cohort.attendance import RoundPlan
@@ -21,6 +20,7 @@ from splitfed.server.cohort.claims import Claims, Crossed
 from splitfed.server.cohort.dispatch import Dispatch, after
 from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.replies import Told, checked
+from splitfed.server.memory.store import Store
 from splitfed.server.weights.exchange import WeightExchange
 from splitfed.server.weights.strategy import Aggregation
 from splitfed.wire.channel import Listener

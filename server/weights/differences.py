@@ -15,9 +15,9 @@ from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.server.weights.exchange import Coded, WeightExchange, plain, where
 from splitfed.server.weights.guard import Given, Guard
-from splitfed.split.initial import HeldByPhase, Initial
-from splitfed.split.weight_differences import Base, base_of, restored, send
-from splitfed.split.weights import WeightWire
+from splitfed.split.weights.differences import Base, base_of, restored, send
+from splitfed.split.weights.initial import HeldByPhase, Initial
+from splitfed.split.weights.wire import WeightWire
 from splitfed.wire.messages import Weights
 
 MOST_GROUPS = 3

@@ -10,8 +10,8 @@ from torch import Tensor
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.server.weights.guard import Given, Guard
-from splitfed.split.initial import HeldByPhase, Initial
-from splitfed.split.weights import WeightWire
+from splitfed.split.weights.initial import HeldByPhase, Initial
+from splitfed.split.weights.wire import WeightWire
 from splitfed.wire.messages import Weights
 
 # What goes to a client, and what it adds to the ledger by role.

@@ -13,8 +13,8 @@ from splitfed.server.weights.differences import WeightDifferences
 from splitfed.server.weights.exchange import Coded, WeightExchange, WholeWeights
 from splitfed.server.weights.guard import Guard
 from splitfed.server.weights.settled import Kept, Settled
-from splitfed.split.initial import HeldByPhase
-from splitfed.split.weights import WeightWire
+from splitfed.split.weights.initial import HeldByPhase
+from splitfed.split.weights.wire import WeightWire
 
 
 class FrozenOnce(WeightExchange):

@@ -228,13 +228,9 @@ def memory_is_gone_over(memory: Memory | None, phases: Phases, federation: Feder
     if 0 < left < sending + passes:
         yield (
             "memory",
-            f"in {_rounds(sending)} all clients send their images, then come {passes} passes, and the last phase has "
-            f"{_rounds(left)}: raise federation.rounds",
+            f"all clients send their images in {sending} rounds of the last phase, then come {passes} passes, and it "
+            f"has {left} rounds: raise federation.rounds",
         )
-
-
-def _rounds(number: int) -> str:
-    return f"{number} {'round' if number == 1 else 'rounds'}"
 
 
 def tail_is_of_private_labels(model: ModelConfig, federation: Federation) -> Found:

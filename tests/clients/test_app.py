@@ -33,7 +33,7 @@ from splitfed.server.cohort.train import present
 from splitfed.server.model import Model
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import EvaluationCut, mean
-from splitfed.split.weights import WeightWire
+from splitfed.split.weights.wire import WeightWire
 from splitfed.wire.channel import InlineListener
 from splitfed.wire.grpc_settings import PROTOCOL
 from splitfed.wire.messages import UNREACHED

@@ -10,7 +10,7 @@ from splitfed import simulate
 from splitfed.errors import CodecError, Diverged
 from splitfed.seeds import Key
 from splitfed.split.cut import check_finite
-from splitfed.split.weights import WeightWire
+from splitfed.split.weights.wire import WeightWire
 
 HUGE = "{kind: sgd, lr: 1e30}"
 CLIENTS = "training.client.optimiser.lr"

@@ -12,7 +12,7 @@ from splitfed.seeds import Key
 from splitfed.server.weights.differences import WeightDifferences
 from splitfed.server.weights.exchange import WholeWeights
 from splitfed.server.weights.guard import Guard
-from splitfed.split.weights import WeightWire
+from splitfed.split.weights.wire import WeightWire
 
 SHAPES = {"a": (3, 4), "b": (7,)}
 

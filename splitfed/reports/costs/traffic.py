@@ -14,7 +14,7 @@ from splitfed.split.client_part import Auxiliary, ClientPart
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import EvaluationCut
 from splitfed.split.rehearsal import Crossed, RandomBatch
-from splitfed.split.weights import WeightWire
+from splitfed.split.weights.wire import WeightWire
 
 
 class _Sum:

@@ -29,7 +29,7 @@ from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
 from splitfed.split.copies import Visit
 from splitfed.split.cut import Cut
-from splitfed.split.weights import WeightWire
+from splitfed.split.weights.wire import WeightWire
 from splitfed.wire.frame import Place
 
 Split = Literal["train", "validation"]

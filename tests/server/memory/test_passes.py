@@ -11,8 +11,8 @@ from splitfed import simulate
 from splitfed.errors import Diverged, RunError, ScenarioError
 from splitfed.run.observer import Observer
 from splitfed.run.summary import Summary
-from splitfed.server.back.memory.store import Store
 from splitfed.server.cohort.attendance import Attendance
+from splitfed.server.memory.store import Store
 
 MEMORY = ["federation.rounds=5", "phases=[{kind: gradient, rounds: 1}, frozen]", "memory={disk: 1GB}"]
 
@@ -131,7 +131,7 @@ def test_only_who_is_there_is_remembered(tmp_path, monkeypatch):
 
 
 def test_the_last_phase_must_have_room_for_it():
-    with pytest.raises(ScenarioError, match="in 3 rounds all clients send their images, then come 1 passes"):
+    with pytest.raises(ScenarioError, match="all clients send their images in 3 rounds of the last phase"):
         small(*MEMORY, "federation.cohort=1", "federation.rounds=4")
 
 

@@ -160,7 +160,7 @@ def test_who_comes_late_is_sent_the_difference_to_what_it_loads(weights, tmp_pat
 
 
 def test_another_file_than_the_servers_is_refused(weights, tmp_path, monkeypatch):
-    from splitfed.split.initial import Initial
+    from splitfed.split.weights.initial import Initial
 
     check = Initial.check
     monkeypatch.setattr(Initial, "check", lambda self, sha256: check(self, "0" * 64))

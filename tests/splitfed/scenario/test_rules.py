@@ -105,9 +105,11 @@ BREAKS = {
         "memory: {disk: 1GB}  # memory: is of a front that stays as it is to the end: let the last of phases be froz",
     ],
     "memory_is_of_fixed_images": [
+        "model: {name: m, cut: 1, image_size: 8}\n"
+        "data: {path: digits, augment: flip}\n"
+        "federation: {clients: 10, rounds: 3}\n"
         "phases: [frozen]\n"
-        "memory: {disk: 1GB}  # memory: with data.augment: flip images never look the same twice: set data.variants\n"
-        "data: {path: digits, augment: flip}",
+        "memory: {disk: 1GB}  # memory: with data.augment: flip images never look the same twice: set data.variants",
     ],
     "memory_takes_whole_samples": [
         "phases: [frozen]\n"
@@ -119,7 +121,7 @@ BREAKS = {
     "memory_is_gone_over": [
         "  cohort: 4\n"
         "phases: [frozen]\n"
-        "memory: {disk: 1GB}  # memory: in 3 rounds all clients send their images, then come 1 passes, and the last",
+        "memory: {disk: 1GB}  # memory: all clients send their images in 3 rounds of the last phase, then come 1",
     ],
     "tail_is_of_private_labels": [
         "model: {name: m, cut: 1, tail: 2, image_size: 8}\n"

@@ -22,8 +22,8 @@ from splitfed.seeds import Key
 from splitfed.server.cohort.attendance import Attendance
 from splitfed.server.weights.differences import MOST_GROUPS, WeightDifferences
 from splitfed.server.weights.exchange import WholeWeights
-from splitfed.split.weight_differences import Base, base_of, restored, send
-from splitfed.split.weights import WeightWire
+from splitfed.split.weights.differences import Base, base_of, restored, send
+from splitfed.split.weights.wire import WeightWire
 from splitfed.wire.messages import Weights as Message
 
 KEY = Key(0)

@@ -15,7 +15,7 @@ from splitfed.scenario.compression import Compression
 from splitfed.seeds import Key
 from splitfed.server.weights.exchange import WholeWeights
 from splitfed.server.weights.grid import CohortGrid, WireGrid
-from splitfed.split.weights import WeightWire
+from splitfed.split.weights.wire import WeightWire
 
 KEY = Key(0)
 

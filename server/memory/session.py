@@ -1,10 +1,10 @@
 """One client's round in which it sends what the server keeps."""
 
 from splitfed.run.ledger import Row
-from splitfed.server.back.memory.store import Store
 from splitfed.server.back.pools import Trainer
 from splitfed.server.back.round_context import RoundContext
 from splitfed.server.back.session import SplitSession
+from splitfed.server.memory.store import Store
 from splitfed.wire.frame import Frame, Packed
 
 

@@ -13,7 +13,7 @@ from splitfed.errors import RunError
 from splitfed.model.parts import Parts
 from splitfed.scenario import Scenario
 from splitfed.split.client_part import Auxiliary, ClientPart
-from splitfed.split.weights import WeightWire
+from splitfed.split.weights.wire import WeightWire
 
 
 @dataclass(frozen=True, slots=True)

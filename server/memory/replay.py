@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from splitfed.seeds import Key
-from splitfed.server.back.memory.store import Store
+from splitfed.server.memory.store import Store
 from splitfed.split.cut import Arrived
 from splitfed.wire.frame import Frame, Place
 

@@ -9,10 +9,10 @@ from splitfed.errors import Diverged
 from splitfed.federation.memory import Memory as Settings
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
-from splitfed.server.back.memory.alter import Alter
-from splitfed.server.back.memory.replay import replay
-from splitfed.server.back.memory.store import Store
 from splitfed.server.back.server import SplitServer
+from splitfed.server.memory.alter import Alter
+from splitfed.server.memory.replay import replay
+from splitfed.server.memory.store import Store
 
 # What share of a pass may come to nothing, as its loss is no number, before the pass does.
 _MOST_SPOILT = 0.5

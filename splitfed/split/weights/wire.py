@@ -47,7 +47,7 @@ class WeightWire:
     reducer brought as `parts`, all else as `roles` says, and as `front_weights` where it says nothing. `extra`: no
     uncompressed run sends them.
 
-    Differences (`splitfed.split.weight_differences`) cross the same way, under codecs that may be others."""
+    Differences (`splitfed.split.weights.differences`) cross the same way, under codecs that may be others."""
 
     def __init__(
         self, template: Mapping[str, Tensor], compression: "Compression", extra: bool = False,
