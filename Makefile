@@ -18,7 +18,7 @@ SMOKE := tests/test_layout.py tests/compression/test_lossless.py tests/splitfed/
 	tests/splitfed/model/test_parts.py tests/splitfed/federation/test_availability.py tests/splitfed/wire \
 	tests/splitfed/split/test_weights.py tests/splitfed/run tests/splitfed/engines/test_tls.py \
 	tests/splitfed/reports/test_units.py tests/splitfed/cli/test_listing.py tests/clients/test_connect.py \
-	tests/server/deployment/test_tickets.py tests/server/test_pools.py tests/runs/test_bytes.py
+	tests/server/deployment/test_tickets.py tests/server/back/test_pools.py tests/runs/test_bytes.py
 
 # Tests use no network and no personal settings.
 TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 \

@@ -23,7 +23,7 @@ from splitfed.data.batches import batches
 from splitfed.data.dataset import load
 from splitfed.model.build import build, pixel_stats
 from splitfed.seeds import Key
-from splitfed.server.cohort.train import TrainPhase
+from splitfed.server.cohort.train import TrainCall
 
 PLAIN = "\n".join(f"  {role}: {{lossless: none}}" for role in ("smashed", "targets", "cut_gradient", "front_weights"))
 COMMON = f"""
@@ -49,7 +49,7 @@ training: {batch_size: 64}
 def engine(scenario: Scenario, runs: Path) -> float:
     """Return the seconds of the round's training in the inline engine."""
     seconds = []
-    run = TrainPhase.run
+    run = TrainCall.run
 
     def timed(self, *given):
         began = time.perf_counter()
@@ -57,11 +57,11 @@ def engine(scenario: Scenario, runs: Path) -> float:
         seconds.append(time.perf_counter() - began)
         return replies
 
-    TrainPhase.run = timed  # type: ignore[method-assign]
+    TrainCall.run = timed  # type: ignore[method-assign]
     try:
         simulate(scenario, runs=runs)
     finally:
-        TrainPhase.run = run  # type: ignore[method-assign]
+        TrainCall.run = run  # type: ignore[method-assign]
     return seconds[0]
 
 

@@ -21,21 +21,21 @@ from splitfed.seeds import Key
 from splitfed.server.back.pools import POOLS, BackPool, Trainer
 from splitfed.server.back.server import SplitServer
 from splitfed.server.back.whole_model import Unheard, Unsplit
-from splitfed.server.cohort.align import AlignPhase
+from splitfed.server.cohort.align import AlignCall
 from splitfed.server.cohort.attendance import Attendance
 from splitfed.server.cohort.claims import Claims
 from splitfed.server.cohort.dispatch import Dispatch, Mail
-from splitfed.server.cohort.evaluate import EvaluatePhase
+from splitfed.server.cohort.evaluate import EvaluateCall
 from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.roster import Roster
-from splitfed.server.cohort.train import TrainPhase
+from splitfed.server.cohort.train import TrainCall
 from splitfed.server.cohort.yardstick import Yardstick
 from splitfed.server.memory.alter import Alter
 from splitfed.server.memory.memory import Memory
 from splitfed.server.memory.store import Store
 from splitfed.server.model import Model
 from splitfed.server.records import RunRecords, StepProgress
-from splitfed.server.rounds import Phases, Rounds
+from splitfed.server.rounds import Calls, Rounds
 from splitfed.server.weights.exchange import WeightExchange, WholeWeights
 from splitfed.server.weights.frozen import exchanges_of
 from splitfed.server.weights.grid import WireGrid
@@ -91,13 +91,13 @@ def main(grid: Grid, context: Context) -> None:
         )  # fmt: skip
         dispatch = Dispatch(mail, roster.meanwhile, says=lent.waits)
         attendance = Attendance(scenario, folder)
-        align = AlignPhase(scenario, dispatch, model, refusals)
+        align = AlignCall(scenario, dispatch, model, refusals)
         memory = _memory(scenario, model, split, folder, claims)
-        train = TrainPhase(
+        train = TrainCall(
             scenario, dispatch, split, listener, exchanges[MessageType.TRAIN], strategy, claims, refusals,
             memory.store if memory else None,
         )  # fmt: skip
-        evaluate = EvaluatePhase(
+        evaluate = EvaluateCall(
             scenario, dispatch, split, listener, exchanges[MessageType.EVALUATE], roster, attendance, align,
             refusals,
         )  # fmt: skip
@@ -110,8 +110,8 @@ def main(grid: Grid, context: Context) -> None:
         if recovered.checkpoint:
             checkpoints.restore(recovered.checkpoint)
         records = RunRecords(scenario, folder, recovered, checkpoints, observer, yardstick, data.notes)
-        phases = Phases(align, train, evaluate, progress, memory)
-        Rounds(scenario, model, wire_grid, roster, attendance, phases, records, lent, claims).run()
+        calls = Calls(align, train, evaluate, progress, memory)
+        Rounds(scenario, model, wire_grid, roster, attendance, calls, records, lent, claims).run()
 
 
 def _exchanges(scenario: Scenario, model: Model, key: Key) -> dict[str, WeightExchange]:

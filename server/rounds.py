@@ -18,12 +18,12 @@ from splitfed.run.client_scores import Score, Standing
 from splitfed.run.metrics import RECALL, Metrics
 from splitfed.scenario import Scenario
 from splitfed.scenario.budget import Basis
-from splitfed.server.cohort.align import AlignPhase
+from splitfed.server.cohort.align import AlignCall
 from splitfed.server.cohort.attendance import Attendance, RoundPlan
 from splitfed.server.cohort.claims import Claims
-from splitfed.server.cohort.evaluate import EvaluatePhase
+from splitfed.server.cohort.evaluate import EvaluateCall
 from splitfed.server.cohort.roster import Roster
-from splitfed.server.cohort.train import Cohort, Replies, TrainPhase, absurd, failures, trained
+from splitfed.server.cohort.train import Cohort, Replies, TrainCall, absurd, failures, trained
 from splitfed.server.memory.memory import Memory
 from splitfed.server.model import Model
 from splitfed.server.records import RunRecords, StepProgress
@@ -37,13 +37,13 @@ _LONGEST_PAUSE = 60.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Phases:
+class Calls:
     """What clients are asked for in a round, one after another; `progress` hears of each mini-batch. `memory` is where
     the last phase has one."""
 
-    align: AlignPhase
-    train: TrainPhase
-    evaluate: EvaluatePhase
+    align: AlignCall
+    train: TrainCall
+    evaluate: EvaluateCall
     progress: StepProgress
     memory: Memory | None = None
 
@@ -66,15 +66,15 @@ class Outcome:
 
 
 class Rounds:
-    """A run in progress. `roster` and `attendance` say who is there and who is drawn, `phases` what they do, and
+    """A run in progress. `roster` and `attendance` say who is there and who is drawn, `calls` what they are asked, and
     `records` writes it all down."""
 
     def __init__(
-        self, scenario: Scenario, model: Model, grid: WireGrid, roster: Roster, attendance: Attendance, phases: Phases,
+        self, scenario: Scenario, model: Model, grid: WireGrid, roster: Roster, attendance: Attendance, calls: Calls,
         records: RunRecords, lent: Runtime, claims: Claims,
     ) -> None:  # fmt: skip
         self.scenario, self.model, self.grid, self.lent = scenario, model, grid, lent
-        self.roster, self.attendance, self.phases, self.records = roster, attendance, phases, records
+        self.roster, self.attendance, self.calls, self.records = roster, attendance, calls, records
         self._pause = 1.0  # seconds, until a round that nobody finished starts again
         self.claims = claims
         self._passing = 0  # the last round that was a pass over memory
@@ -93,7 +93,7 @@ class Rounds:
                 self._round(self.records.finished + 1)
             self._finish()
         except BaseException as error:
-            self.phases.train.stop()
+            self.calls.train.stop()
             self.records.give_up()
             if isinstance(error, KeyboardInterrupt):
                 self.records.interrupted()
@@ -113,7 +113,7 @@ class Rounds:
         """Decide whether another round starts after this one, by what it and those before it have sent."""
         if round >= self.scenario.federation.rounds or self._recalled(round):
             return False
-        memory = self.phases.memory if self.scenario.remembers(round + 1) else None
+        memory = self.calls.memory if self.scenario.remembers(round + 1) else None
         return not self._spent() or (memory is not None and memory.store.samples > 0)  # a pass sends nothing
 
     def _spent(self) -> bool:
@@ -141,7 +141,7 @@ class Rounds:
 
     def _needs_nobody(self) -> bool:
         """Tell whether all clients of a deployment have sent what memory takes, so that rounds go on without them."""
-        memory, known = self.phases.memory, self.roster.known()
+        memory, known = self.calls.memory, self.roster.known()
         if memory is None or memory.settings.keep != "all" or not self.lent.waits:
             return False
         remembers = self.scenario.remembers(self.records.finished + 1) and not self.scenario.evaluation.held_out
@@ -150,7 +150,7 @@ class Rounds:
     def _asked(self, round: int) -> set[int]:
         """Return the clients who are there, or, where memory is filled, who of them has something left to send; nobody
         in a round that is a pass over it."""
-        memory = self.phases.memory if self.scenario.remembers(round) else None
+        memory = self.calls.memory if self.scenario.remembers(round) else None
         if memory is None:
             return self._there(round)
         if self._needs_nobody() or (memory.store.samples and self._spent()):
@@ -180,13 +180,13 @@ class Rounds:
     def _round(self, round: int) -> None:
         self.grid.begin(round)
         asked = self._asked(round)
-        memory = self.phases.memory if self.scenario.remembers(round) else None
+        memory = self.calls.memory if self.scenario.remembers(round) else None
         if memory is not None and not self.attendance.present(round, asked) and memory.store.samples:
             self._recall(round, memory)
             return
         drawn = self._drawn(round, asked)
-        unfit = self.phases.align.run(round, drawn)
-        computed = self.phases.train.computed
+        unfit = self.calls.align.run(round, drawn)
+        computed = self.calls.train.computed
         steps = {c: computed(round, c, number) for c, number in drawn.examples.items() if c not in unfit}
         plan = self.attendance.plan(round, steps)
         cohort = drawn.only(plan.vanish)
@@ -194,7 +194,7 @@ class Rounds:
         replies = self._train(round, cohort, before, plan) if cohort.examples else unfit
         taken = list(trained(replies))
         self._failed = {} if taken else self._failed | failures(replies)
-        refused = absurd(round, replies) | (self.phases.train.refused if cohort.examples else {})
+        refused = absurd(round, replies) | (self.calls.train.refused if cohort.examples else {})
         outcome = Outcome(len(drawn.examples), plan.seconds, phase=self.scenario.phase(round).settings.kind)
         if refused and replies.keys() <= refused.keys():
             self._drop(round, refused[min(refused)], outcome)
@@ -203,14 +203,14 @@ class Rounds:
         if not taken and not sent and self._starts_again(round, replies):
             return
         self._pause = 1.0
-        self.phases.train.close(round, taken)
+        self.calls.train.close(round, taken)
         if memory is not None:
             memory.close(drawn.examples)
         if taken:
             outcome.taken, outcome.seen = len(taken), sum(cohort.weights[client] for client in taken)
         try:
             if taken and memory is None:
-                arrays, outcome.loss = self.phases.train.aggregate(round, cohort, replies, before)
+                arrays, outcome.loss = self.calls.train.aggregate(round, cohort, replies, before)
                 if arrays is not None:
                     self.model.load_part(
                         round, {name: torch.from_numpy(a.numpy()).float() for name, a in arrays.items()}
@@ -229,10 +229,10 @@ class Rounds:
         if not self._dismissed and self._needs_nobody():
             self.roster.goodbye(DONE)
             self._dismissed = True
-        self.phases.progress.begin(memory.steps())
+        self.calls.progress.begin(memory.steps())
         outcome = Outcome(0, 0.0, phase=RECALL)
         try:
-            found = memory.recall(round, self._lr(round)[1], lambda: self.phases.progress.step(round, -1))
+            found = memory.recall(round, self._lr(round)[1], lambda: self.calls.progress.step(round, -1))
             outcome.seen, outcome.loss = found.samples, found.loss
             self._examine(round, outcome)
         except Diverged as error:
@@ -242,22 +242,22 @@ class Rounds:
         self._close(round, outcome)
 
     def _train(self, round: int, cohort: Cohort, before: ArrayRecord, plan: RoundPlan) -> Replies:
-        self.phases.progress.begin(self._steps(round, cohort))
-        return self.phases.train.run(round, self._lr(round)[1], cohort, before, plan)
+        self.calls.progress.begin(self._steps(round, cohort))
+        return self.calls.train.run(round, self._lr(round)[1], cohort, before, plan)
 
     def _steps(self, round: int, cohort: Cohort) -> int:
         """Return how often clients are heard of in a round, once at least."""
         if not self.scenario.phase(round).local:
             return self.model.steps(list(cohort.examples.values()))
-        return max(1, sum(self.phases.train.planned(round, *one).steps for one in cohort.examples.items()))
+        return max(1, sum(self.calls.train.planned(round, *one).steps for one in cohort.examples.items()))
 
     def _examine(self, round: int, outcome: Outcome) -> None:
         """Try what the round has made while it is still open, so that whoever interrupts here drops the whole round.
         Raises Diverged for what no training goes on with: of that there must be no checkpoint."""
         # Clients come first, as what they send may spend the budget.
         outcome.asked = self.scenario.evaluation.due(round, last=not self._goes_on(round))
-        outcome.scores = self.phases.evaluate.run(round, self.model.arrays()) if outcome.asked else []
-        refused = list(self.phases.evaluate.refused.values()) if outcome.asked else []
+        outcome.scores = self.calls.evaluate.run(round, self.model.arrays()) if outcome.asked else []
+        refused = list(self.calls.evaluate.refused.values()) if outcome.asked else []
         validated = self._validates(round)
         if validated or refused:
             loss, accuracy = self.model.validate()
@@ -318,10 +318,10 @@ class Rounds:
         if reasons and self.lent.waits and self.roster.online() - self._failed.keys():
             log.warning("round %d: the front stays as it was: all who were drawn failed, others go on", round)
             return False
-        if not self.lent.waits and (reasons or not self.phases.train.forgetful):
+        if not self.lent.waits and (reasons or not self.calls.train.forgetful):
             raise RunError(f"round {round}: no client finished: {'; '.join(reasons) or 'all were lost'}")
         self.records.drop_round()
-        if self.phases.train.forgetful and not reasons:
+        if self.calls.train.forgetful and not reasons:
             log.warning("round %d: no client finished it; it starts again", round)
             return True
         log.warning("round %d: no client finished it; it starts again in %g s", round, self._pause)
@@ -336,5 +336,5 @@ class Rounds:
             self.records.ledger.commit()  # to the last round
             self.records.ledger.forget_open()
         self.records.finish(*self.model.test())
-        if self.phases.memory is not None:
-            self.phases.memory.store.delete()
+        if self.calls.memory is not None:
+            self.calls.memory.store.delete()

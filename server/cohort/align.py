@@ -24,7 +24,7 @@ from splitfed.wire.messages import ALIGN, ARRAYS, CONFIG, AlignOrder
 log = getLogger("splitfed")
 
 
-class AlignPhase:
+class AlignCall:
     """Knows which clients are aligned, which is the run's state, and aligns the others before they train; none have to
     be where the scenario's reducer needs none."""
 

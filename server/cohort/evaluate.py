@@ -16,7 +16,7 @@ from splitfed.scenario.engine import Deployment, Remote
 from splitfed.seeds import Key
 from splitfed.server.back.server import SplitServer
 from splitfed.server.back.whole_model import Unsplit
-from splitfed.server.cohort.align import AlignPhase
+from splitfed.server.cohort.align import AlignCall
 from splitfed.server.cohort.attendance import Attendance
 from splitfed.server.cohort.dispatch import Dispatch, after
 from splitfed.server.cohort.refusals import Refusals
@@ -31,12 +31,12 @@ from splitfed.wire.messages import ARRAYS, CONFIG, LACKING, Order
 log = getLogger("splitfed")
 
 
-class EvaluatePhase:
+class EvaluateCall:
     """Asks clients to evaluate: one by one where they are in this process, otherwise all at once."""
 
     def __init__(
         self, scenario: Scenario, dispatch: Dispatch, split: SplitServer | Unsplit, listener: Listener,
-        exchange: WeightExchange, roster: Roster, attendance: Attendance, alignment: AlignPhase, refusals: Refusals,
+        exchange: WeightExchange, roster: Roster, attendance: Attendance, alignment: AlignCall, refusals: Refusals,
     ) -> None:  # fmt: skip
         self.settings, self.clients, self.key = scenario.evaluation, scenario.federation.clients, Key(scenario.seed)
         self.dispatch, self.split, self.listener, self.exchange = dispatch, split, listener, exchange

@@ -62,7 +62,7 @@ class Cohort:
         return Cohort({client: self.examples[client] for client in clients}, self.nodes, self.weights)
 
 
-class TrainPhase:
+class TrainCall:
     """Lets the clients of a round train, in the scenario's order, and aggregates what they return."""
 
     def __init__(

@@ -9,9 +9,9 @@ from helpers import small
 from torch import nn
 
 from splitfed.server.back.whole_model import Unheard, Unsplit
-from splitfed.server.cohort.align import AlignPhase
+from splitfed.server.cohort.align import AlignCall
 from splitfed.server.cohort.dispatch import Dispatch, after
-from splitfed.server.cohort.evaluate import EvaluatePhase
+from splitfed.server.cohort.evaluate import EvaluateCall
 from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.train import Cohort
 
@@ -47,7 +47,7 @@ def test_an_evaluation_ends_at_the_deadline(caplog):
     roster = SimpleNamespace(online=lambda: {0, 1}, nodes={0: 7, 1: 8}, held_out={0: 4, 1: 4})
     attendance = SimpleNamespace(present=lambda round, there: there)
     exchange = SimpleNamespace(close=lambda taken: None, forget=lambda client: None)
-    phase = EvaluatePhase(
+    phase = EvaluateCall(
         scenario, Dispatch(mail), Unsplit(lambda *_: None), Unheard(), exchange, roster, attendance,  # type: ignore[arg-type]
         SimpleNamespace(ready=lambda client: True), Refusals(),  # type: ignore[arg-type]
     )  # fmt: skip
@@ -58,7 +58,7 @@ def test_an_evaluation_ends_at_the_deadline(caplog):
 
 def test_an_alignment_ends_at_the_deadline(caplog):
     model, mail = SimpleNamespace(front=nn.Linear(2, 2), back=SimpleNamespace(decoder=nn.Identity())), Silence()
-    phase = AlignPhase(small(*DEPLOYED), Dispatch(mail), model, Refusals())  # type: ignore[arg-type]
+    phase = AlignCall(small(*DEPLOYED), Dispatch(mail), model, Refusals())  # type: ignore[arg-type]
     phase.fitting = SimpleNamespace(epochs=1)  # type: ignore[assignment]
     assert phase.run(1, Cohort({0: 4, 1: 4}, {0: 7, 1: 8}, {0: 4, 1: 4})) == {0: None, 1: None}
     assert sorted(mail.forgotten) == mail.sent == ["m0", "m1"]

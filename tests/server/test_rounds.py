@@ -31,13 +31,13 @@ class Nothing:
         attendance.sample.return_value = [0]
         attendance.plan.side_effect = lambda round, examples: RoundPlan(dict.fromkeys(examples), 0.0)
         align = SimpleNamespace(run=lambda round, cohort: {})
-        phases = SimpleNamespace(align=align, train=train, evaluate=MagicMock(), progress=MagicMock())
+        calls = SimpleNamespace(align=align, train=train, evaluate=MagicMock(), progress=MagicMock(), memory=None)
         self.records.unsound.return_value = set()
         model, claims = MagicMock(), MagicMock()
         model.largest.return_value = 1.0
         train.refused = {}
         self.rounds = Rounds(
-            small(), model, MagicMock(), roster, attendance, phases, self.records, Runtime(waits=waits), claims,
+            small(), model, MagicMock(), roster, attendance, calls, self.records, Runtime(waits=waits), claims,
         )  # type: ignore[arg-type]  # fmt: skip
 
 
