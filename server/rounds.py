@@ -247,7 +247,7 @@ class Rounds:
 
     def _steps(self, round: int, cohort: Cohort) -> int:
         """Return how often clients are heard of in a round, once at least."""
-        if not self.scenario.phase(round).local:
+        if not (self.scenario.phase(round).local or self.scenario.remembers(round)):
             return self.model.steps(list(cohort.examples.values()))
         return max(1, sum(self.calls.train.planned(round, *one).steps for one in cohort.examples.items()))
 
