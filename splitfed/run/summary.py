@@ -29,7 +29,8 @@ class Summary:
     the passes over memory were done before, `memory`. `lost`
     counts clients that were sampled and not taken, over all rounds; `simulated_seconds` is None where nothing tells
     them. The four of clients are what these found after the last round, None where they were not asked;
-    `images_left_out` counts those that `data.on_bad: skip` passes over. `images_bytes` is what the images weigh that
+    `images_left_out` counts those that `data.on_bad: skip` passes over; `initial_weights` is `send`, or `load` where
+    clients have what the run begins with from the model's own file. `images_bytes` is what the images weigh that
     clients train on or hold out, as they are stored; `images_factor` how many times that was sent in all, `total_bytes`
     over it; `images_reported`: by the word of clients, and not as the server's own data have it. Both are None where
     nothing tells them. Fields with a default may be missing in a file, as in those of earlier versions."""
@@ -59,6 +60,7 @@ class Summary:
     median_client: float | None = None
     best_client: float | None = None
     images_left_out: int = 0
+    initial_weights: str = "send"
     images_bytes: int | None = None
     images_factor: float | None = None
     images_reported: bool = False
@@ -78,6 +80,7 @@ class Summary:
             cut_factor=_factor(totals.cut.raw, totals.cut.sent), factor=_factor(totals.total.raw, total),
             seconds=seconds, stopped=_why(scenario, rows),
             reducer=scenario.compression.reducer.kind, mode=federation.mode, lost=sum(row.lost for row in rows),
+            initial_weights=scenario.compression.front_weights.initial,
             images_left_out=mark.bad if (mark := scenario.data.fingerprint) else 0,
             images_bytes=images_bytes or None, images_factor=total / images_bytes if images_bytes else None,
             images_reported=images_reported,

@@ -48,6 +48,8 @@ def text(found: Estimate) -> str:
         ),
         ("time of the run", units.duration(found.rounds * found.round_seconds)),
     ]
+    if scenario.compression.front_weights.initial == "load":
+        rows.append(("weights", "clients load what the run begins with, from the model's own file"))
     if once := found.once.total.sent:
         rows.insert(2, ("once", f"{units.size(once)}: what each client is sent before it first trains"))
     if found.limit is not None:

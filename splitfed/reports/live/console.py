@@ -66,6 +66,7 @@ class Console(Observer):
             ("engine", info.engine),
             ("run folder", str(info.folder)),
             ("budget", "none" if info.budget is None else self._budget(info.budget)),
+            *([("weights", _LOADED)] if info.loaded else []),
             *(("data", note) for note in info.notes),
         )
         if info.resumed:
@@ -195,6 +196,7 @@ class Console(Observer):
         self._print()
 
 
+_LOADED = "clients have what the run begins with from the model's own file: it is not sent"
 _STOPPED = {"budget": ", then the budget was spent", "memory": ", then memory had been gone over as often as asked"}
 
 
