@@ -170,7 +170,7 @@ def test_the_server_takes_neither_targets_nor_frames_out_of_turn(tmp_path):
     }
     second = {
         "'step', where backward is expected": [ends.first(2)],
-        "tail_gradient is float32": [backward(gradient[:5]), backward(gradient[:, :4])],
+        "tail_gradient is 'float32'": [backward(gradient[:5]), backward(gradient[:, :4])],
         "step 2, where 2, 4, 1 is next": [backward(gradient, 2)],
     }
     for why, wrong in [*first.items(), *((why, one) for why, some in second.items() for one in some)]:

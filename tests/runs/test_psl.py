@@ -119,10 +119,10 @@ def test_a_run_that_was_interrupted_and_resumed_ends_as_one_that_was_not(tmp_pat
 def test_a_clients_exception_stops_the_run_and_leaves_no_thread(tmp_path, monkeypatch):
     step = SplitStep.__call__
 
-    def failing(self, stream, images, labels, key, place):
+    def failing(self, stream, images, labels, key, place, visit):
         if (place.client, place.step) == (1, 2):
             raise ZeroDivisionError("an oversight")
-        return step(self, stream, images, labels, key, place)
+        return step(self, stream, images, labels, key, place, visit)
 
     with monkeypatch.context() as patch:
         patch.setattr(SplitStep, "__call__", failing)
