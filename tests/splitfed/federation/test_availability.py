@@ -193,11 +193,11 @@ def test_more_are_sampled_as_it_is_written(cohort: int, oversample: float, sampl
 def test_clients_alike_have_all_a_chance() -> None:
     drawn = ["federation.clients=8", "federation.cohort=2", "federation.oversample=4", "federation.availability=drawn"]
     attendance = Attendance(small(*drawn), Path())
-    plans = [attendance.plan(round, dict.fromkeys(range(8), 32)) for round in range(1, 30)]
+    plans = [attendance.plan(round, dict.fromkeys(range(8), 2)) for round in range(1, 30)]
     taken = [[client for client, vanishes in plan.vanish.items() if vanishes is None] for plan in plans]
     assert {len(pair) for pair in taken} == {2}
     assert set().union(*taken) == set(range(8))
-    backwards = attendance.plan(1, dict.fromkeys(range(7, -1, -1), 32))
+    backwards = attendance.plan(1, dict.fromkeys(range(7, -1, -1), 2))
     assert (dict(backwards.vanish), backwards.seconds) == (dict(plans[0].vanish), 2.0)
 
 
@@ -286,5 +286,5 @@ def test_a_mode_has_its_own_time() -> None:
         ("federation.order=arrival", "federation.wave=2"): 6.0,
     }.items():  # fmt: skip
         scenario = small("federation.clients=6", "federation.availability=drawn", *settings_of)
-        plan = Attendance(scenario, Path()).plan(1, dict.fromkeys(range(6), 32))
+        plan = Attendance(scenario, Path()).plan(1, dict.fromkeys(range(6), 2))
         assert (set(plan.vanish.values()), plan.seconds) == ({None}, seconds), settings_of

@@ -303,8 +303,7 @@ def test_every_mode_with_a_cut_takes_every_preset(mode: str, name: str) -> None:
 def test_presets_stand_in_the_order_of_their_bytes() -> None:
     cut, total = [], []
     for name in ("medium", "small", "tiny"):
-        plain = small("data.expect={classes: 10, train: 96, test: 50}")
-        found = estimate(plain.with_([], preset=name)).round
+        found = estimate(small().with_([], preset=name)).round
         cut.append(found.cut.sent)
         total.append(found.total.sent)
     assert list(PRESETS) == ["medium", "small", "tiny"]

@@ -23,7 +23,7 @@ def test_the_baseline_of_digits_differs_in_compression_alone():
     assert differing == {"name", "compression"}
     reducer = two["compression"].pop("reducer")
     assert reducer["kind"] == "none"
-    for role in ("tail_smashed", "tail_gradient"):  # nothing crosses there
+    for role in ("tail_smashed", "tail_gradient", "cache"):  # nothing crosses there, and none is kept
         assert one["compression"].pop(role) == two["compression"].pop(role)
     assert {p["codec"]["kind"] for p in two["compression"].values()} == {"float32"}
     assert {p["lossless"]["kind"] for p in two["compression"].values()} == {"none"}
