@@ -33,7 +33,7 @@ def train(here: Deployment, round: int, clients: range) -> Path:
 @pytest.mark.slow
 def test_a_third_of_24_clients_vanish_and_the_run_ends_with_the_others(tmp_path):
     scenario = small(
-        *ADC, f"federation.clients={CLIENTS}", "federation.rounds=4", "federation.mode=sfl-v2",
+        *ADC, f"federation.clients={CLIENTS}", "federation.rounds=4", "federation.mode=sfl-v1",
         "federation.local_epochs=null", "federation.local_steps=12", "training.batch_size=8", "data.limit=240",
         "engine={kind: deployment, threads: 1, grace: 1, silence: 10}",
     )  # fmt: skip
