@@ -112,8 +112,8 @@ def _spoil_work(who: Mapping[str, Collection[int]]) -> None:
             opened.exchange = lambda buffer: exchange(b"garbage" * 1000)
         return opened
 
-    def spoilt_step(self, plan, smashed, targets, examples, key, place):
+    def spoilt_step(self, plan, smashed, targets, examples, key, place, visit=None):
         factor = 1e20 if place.client in who["activations"] else 1
-        return pack_step(self, plan, smashed * factor, targets, examples, key, place)
+        return pack_step(self, plan, smashed * factor, targets, examples, key, place, visit)
 
     Worker.train, Worker.stream, Cut.pack_step = spoilt_train, spoilt_stream, spoilt_step  # type: ignore[method-assign]
