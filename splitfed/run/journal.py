@@ -99,9 +99,9 @@ class Journal:
 def check_finished(folder: Path, name: str, *, more: bool = False) -> None:
     """Raise RunError where a file of a finished run is not what its last checkpoint says, or its last line is cut;
     `more` may follow. Without checkpoints, and in runs of earlier versions, the last line alone tells."""
-    path, states = folder / name, sorted(folder.glob("checkpoints/round-*/state.json"))
+    path, rounds = folder / name, sorted(one for one in folder.glob("checkpoints/round-*") if one.is_dir())
     try:
-        said = json.loads(states[-1].read_bytes()) if states else {}
+        said = json.loads((rounds[-1] / "state.json").read_bytes()) if rounds else {}
         mark = Mark(int(said.get(f"{path.stem}_bytes", 0)), said.get("sha256", {}).get(name, ""))
     except (OSError, ValueError, TypeError, AttributeError):
         mark = Mark()  # a checkpoint that is broken tells nothing

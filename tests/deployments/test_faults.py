@@ -163,7 +163,7 @@ def test_keys_decide_who_is_who(tmp_path):
         older = here.join(
             0, "--tls", tls / "client-0", before="import splitfed.wire.grpc_settings as rpc\nrpc.PROTOCOL = 7"
         )
-        server.shows(r"client 0 cannot take part: this client speaks protocol 7 \(splitfed .*\), the server 1")
+        server.shows(r"client 0 cannot take part: this client speaks protocol 7 \(splitfed .*\), the server 2")
         assert older.end() == 2
         assert "client 0 cannot take part: this client speaks protocol 7" in older.text
 

@@ -184,6 +184,13 @@ def test_a_finished_run_whose_files_are_damaged_is_told(tmp_path: Path) -> None:
             compare([one]).grouped()
 
 
+def test_a_finished_run_is_not_measured_by_an_older_checkpoint(tmp_path: Path) -> None:
+    """One that has lost the state of its last round says nothing against files that are whole."""
+    run = simulate(scenario(), runs=tmp_path, observers=())
+    (run.folder / "checkpoints" / "round-000004" / "state.json").unlink()
+    assert str(run.summary.cut_bytes) in compare([run.folder]).to_csv()
+
+
 def test_a_run_folder_is_there_with_its_scenario_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
     def killed(self: Path, target: Path) -> None:
         raise KeyboardInterrupt
