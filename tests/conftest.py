@@ -66,24 +66,27 @@ def identity():
 
 @pytest.fixture
 def fuzz():
-    """Return what tries a property with all that hypothesis draws, twenty examples of each seed, for as many seconds
-    as SPLITFED_FUZZ_SECONDS says, the first seed being SPLITFED_FUZZ_SEED."""
+    """Return what tries a property with all that hypothesis draws, twenty examples of each seed: of so many seeds, as
+    long as the seconds last. SPLITFED_FUZZ_SECONDS says for how long instead, whatever seeds that reaches, and
+    SPLITFED_FUZZ_SEED which is the first."""
     from hypothesis import given, seed
 
-    def fuzz(property, *drawn, seconds: float = 25.0) -> None:
-        end = time.monotonic() + float(os.environ.get("SPLITFED_FUZZ_SECONDS", seconds))
+    def fuzz(property, *drawn, seconds: float = 25.0, seeds: int = 5) -> None:
+        longer = os.environ.get("SPLITFED_FUZZ_SECONDS")
+        end = time.monotonic() + float(longer or seconds)
         plan = settings(
             max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck),
             phases=[Phase.generate],  # to make a failing example smaller would take many runs
         )  # fmt: skip
-        for number in count(int(os.environ.get("SPLITFED_FUZZ_SEED", 0))):
+        first = int(os.environ.get("SPLITFED_FUZZ_SEED", 0))
+        for number in count(first):
             tried = seed(number)(plan(given(*drawn)(property)))
             try:
                 tried()
             except BaseException as error:
                 error.add_note(f"seed {number}")
                 raise
-            if time.monotonic() > end:
+            if time.monotonic() > end or (longer is None and number - first + 1 >= seeds):
                 return
 
     return fuzz

@@ -102,7 +102,8 @@ def check_finished(folder: Path, name: str, *, more: bool = False) -> None:
     path, rounds = folder / name, sorted(one for one in folder.glob("checkpoints/round-*") if one.is_dir())
     try:
         said = json.loads((rounds[-1] / "state.json").read_bytes()) if rounds else {}
-        mark = Mark(int(said.get(f"{path.stem}_bytes", 0)), said.get("sha256", {}).get(name, ""))
+        length = said.get(f"{path.stem}_bytes", 0)
+        mark = Mark(length, said.get("sha256", {}).get(name, "")) if type(length) is int else Mark()
     except (OSError, ValueError, TypeError, AttributeError):
         mark = Mark()  # a checkpoint that is broken tells nothing
     mark.check(path)

@@ -137,8 +137,9 @@ def execute(block: Block, names: dict[str, object], done: set[str]) -> None:
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(code, names)
     elif block.language == "yaml" and not block.name:
-        sections = [f"{key}={json.dumps(value)}" for key, value in yaml.safe_load(block.text).items()]
-        Scenario.load("digits", sections)
+        found = yaml.safe_load(block.text)
+        preset = found.pop("preset", None)
+        Scenario.load("digits", [f"{key}={json.dumps(value)}" for key, value in found.items()], preset=preset)
     for arguments, output in block.commands:
         if block.why:
             check(arguments)

@@ -183,7 +183,7 @@ def test_any_frame_is_what_was_expected_or_is_a_wire_error(honest, fuzz):
             assert any(choice.allows(str(tensor.dtype)[6:], tuple(tensor.shape)) for choice in choices)
             assert bool(torch.isfinite(tensor).all())
 
-    fuzz(check, st.data(), seconds=20)
+    fuzz(check, st.data(), seconds=20, seeds=100)
 
 
 # ------------------------------------------------------------------------------------------------------------- messages
