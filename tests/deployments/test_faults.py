@@ -89,9 +89,8 @@ def test_the_last_client_goes_on_alone(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
-def test_a_killed_server_goes_on_where_it_was_while_its_clients_wait(mode, tmp_path):
-    scenario = long_rounds(mode, clients=2, rounds=2)
+def test_a_killed_server_goes_on_where_it_was_while_its_clients_wait(tmp_path):
+    scenario = long_rounds(clients=2, rounds=2)
     expected = simulate(scenario.model_copy(update={"engine": small().engine}), runs=tmp_path / "inline")
     with deployment(tmp_path) as here:
         server = here.serve(scenario)

@@ -69,9 +69,9 @@ def test_a_simulation_of_365_rounds_takes_no_more_and_more(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_a_deployment_of_80_rounds_takes_no_more_and_more(tmp_path) -> None:
+def test_a_deployment_of_50_rounds_takes_no_more_and_more(tmp_path) -> None:
     with deployment(tmp_path) as here:
-        server = here.serve(many_rounds(80))
+        server = here.serve(many_rounds(50))
         clients = [here.join(client) for client in range(2)]
-        check([server, *clients], server, 80)
+        check([server, *clients], server, 50)
         assert [one.end() for one in (server, *clients)] == [0, 0, 0], server.text

@@ -21,10 +21,11 @@ REFUSED = {
     ("psl", "private"): "with psl the back takes a step for all clients at once",
 }
 WORKING = [pair for pair in product(MODES, ("shared", "private")) if pair not in REFUSED]
-# What other tests do with more in it, and compare more of: tests/splitfed/engines/test_ray.py has all modes that split
-# over Ray, tests/deployments/test_engines.py and tests/runs/test_fl.py deploy these.
+# Others do with more in it what is left out here: tests/splitfed/engines/test_ray.py has all modes that split over Ray,
+# tests/deployments/test_engines.py and tests/runs/test_fl.py deploy shared labels. Clients train in turn, at once,
+# together.
 IN_RAY = [pair for pair in WORKING if pair[1] == "private" or pair[0] == "fl"]
-DEPLOYED = [pair for pair in WORKING if pair not in [("sfl-v1", "shared"), ("sfl-v2", "shared"), ("fl", "shared")]]
+DEPLOYED = [("sl", "private"), ("sfl-v1", "private"), ("psl", "shared")]
 
 
 def scenario(mode: str, labels: str, *more: str):
