@@ -68,13 +68,13 @@ class Settings:
             return scenario
         if self.weights is not None:
             scenario = with_value(scenario, ("model", "weights"), str(self.weights))
+            fingerprint(scenario.model)  # the file of a simulation is the one that the run was started with
         elif isinstance(scenario.engine, Deployment):
             # Which of this machine's files are opened is not the server's to say.
             raise RunError(
                 f"the scenario's weights lie in a file, {Path(named).name}, on the server's machine, "
                 "and clients load them themselves: say with --weights where it lies here"
             )
-        fingerprint(scenario.model)
         return scenario
 
     def reach(self, engine: EngineConfig) -> Reach:

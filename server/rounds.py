@@ -113,8 +113,12 @@ class Rounds:
         """Decide whether another round starts after this one, by what it and those before it have sent."""
         if round >= self.scenario.federation.rounds or self._recalled(round):
             return False
-        memory = self.calls.memory if self.scenario.remembers(round + 1) else None
+        memory = self._memory(round + 1)
         return not self._spent() or (memory is not None and memory.store.samples > 0)  # a pass sends nothing
+
+    def _memory(self, round: int) -> Memory | None:
+        """Return what a round fills or goes over, if anything."""
+        return self.calls.memory if self.scenario.remembers(round) else None
 
     def _spent(self) -> bool:
         limit = self._limit()
@@ -150,7 +154,7 @@ class Rounds:
     def _asked(self, round: int) -> set[int]:
         """Return the clients who are there, or, where memory is filled, who of them has something left to send; nobody
         in a round that is a pass over it."""
-        memory = self.calls.memory if self.scenario.remembers(round) else None
+        memory = self._memory(round)
         if memory is None:
             return self._there(round)
         if self._needs_nobody() or (memory.store.samples and self._spent()):
@@ -180,7 +184,7 @@ class Rounds:
     def _round(self, round: int) -> None:
         self.grid.begin(round)
         asked = self._asked(round)
-        memory = self.calls.memory if self.scenario.remembers(round) else None
+        memory = self._memory(round)
         if memory is not None and not self.attendance.present(round, asked) and memory.store.samples:
             self._recall(round, memory)
             return

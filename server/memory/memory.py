@@ -34,7 +34,7 @@ class Memory:
         self, scenario: Scenario, settings: Settings, store: Store, split: SplitServer, reducer: Reducer, alter: Alter,
         to_send: Callable[[int], int],
     ) -> None:  # fmt: skip
-        self._scenario, self.settings, self.store, self._split, self._alter = scenario, settings, store, split, alter
+        self.settings, self.store, self._split, self._alter = settings, store, split, alter
         self._separable, self._to_send, self._key = reducer.separable, to_send, Key(scenario.seed).at("memory")
         federation = scenario.federation
         # A joint step is as large as those of the phases before, whose learning rate it has.

@@ -32,13 +32,12 @@ _META = "meta"
 @dataclass(slots=True)
 class Segment:
     """What a client sent in a round: a file of frames one after the other, with the bytes and the smashed samples of
-    each, and the images in all. `sha256` is empty while it grows."""
+    each. `sha256` is empty while it grows."""
 
     client: int
     round: int
     lengths: list[int] = field(default_factory=list)
     samples: list[int] = field(default_factory=list)
-    images: int = 0
     sha256: str = ""
 
     @property
@@ -119,7 +118,6 @@ class Store:
             segment, file = self._opened(client)
             segment.lengths.append(len(content))
             segment.samples.append(len(batch.targets))
-            segment.images += batch.examples
             self._bytes += len(content)
         with told(self._folder / segment.name):
             file.write(content)

@@ -1,5 +1,6 @@
 """Phases of a run: which round is in which, what a frozen front sends and keeps, and weights that clients load."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from outcomes import outcome
 from safetensors.torch import load_file, save_file
 
 from splitfed import simulate
-from splitfed.errors import RunError
+from splitfed.clients.settings import Settings
+from splitfed.errors import ModelError, RunError
 from splitfed.federation.phases import Frozen, Gradient, phase_of
 from splitfed.model.build import build
 from splitfed.run.checkpoint import Checkpoints
 from splitfed.run.observer import Observer
+from splitfed.scenario.places import with_value
 from splitfed.seeds import Key
 
 MODES = ["sl", "sfl-v1", "sfl-v2", "psl"]
@@ -166,3 +169,15 @@ def test_another_file_than_the_servers_is_refused(weights, tmp_path, monkeypatch
     monkeypatch.setattr(Initial, "check", lambda self, sha256: check(self, "0" * 64))
     with pytest.raises(RunError, match=r"initial: the weights that this client has loaded and drawn are others"):
         simulate(small(weights, LOAD), runs=tmp_path, observers=())
+
+
+def test_a_client_elsewhere_names_the_file_itself_and_another_is_refused(weights, tmp_path):
+    path = Path(weights.removeprefix("model.weights="))
+    deployed = small("model.weights=/elsewhere/deit.safetensors", LOAD, "engine=deployment")
+    deployed = with_value(deployed, ("model", "fingerprint"), hashlib.sha256(path.read_bytes()).hexdigest())
+    assert Settings(0, weights=path).with_weights(deployed).model.weights == str(path)
+    with pytest.raises(RunError, match=r"deit.safetensors, on the server's machine.* say with --weights where"):
+        Settings(0).with_weights(deployed)
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ModelError, match="holds other weights than the run began with"):
+        Settings(0, weights=path).with_weights(deployed)
