@@ -48,6 +48,9 @@ _RETRY_SECONDS, _LOOK_SECONDS = 5.0, 5.0
 # A client that was killed is refused for as long as its SuperLink takes it for alive, which is up to a minute.
 _GIVE_UP_SECONDS = 100.0
 _ANSWER_SECONDS = 5.0
+# A client that cannot take part leaves when the server has said that it knows, or after so long: Flower's server throws
+# away what a node has answered that is gone.
+_LEAVE_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +233,9 @@ class _Client:
             self.say(f"round {round}: {right}, {event.seconds:.1f} s")
         elif event.message_type == ALIGN:
             self.say(f"encoder fitted to this client's images, {event.seconds:.1f} s")
+        elif event.message_type == REFUSED and self.problem is not None:
+            if not self.stay:
+                self.over.set()
         elif event.message_type == REFUSED:
             # It is asked again: the server may take it later, for instance when it has missed its crashed forerunner.
             self.say(f"the server does not take this client for now: {Refusal.read(event.message.content).problem}")
@@ -241,11 +247,15 @@ class _Client:
                 self.over.set()
         elif why := Identity.read(event.reply.content, self.joining.client + 1).problem:
             problem = f"client {self.joining.client} cannot take part: {why}"
-            if not self.stay:
-                self.over.set()
-            elif problem != self.problem:
+            if self.stay and problem != self.problem:
                 self.say(problem)
+            elif self.problem is None:
+                leave = threading.Timer(_LEAVE_SECONDS, self.over.set)
+                leave.daemon = True
+                leave.start()
             self.problem = problem
+        else:
+            self.problem = None
 
     @contextmanager
     def _watch(self) -> Iterator[None]:

@@ -98,7 +98,8 @@ class Roster:
                 self._refused.pop(node, None)
 
     def _refuse(self, node: int, problem: str, knows: bool) -> None:
-        """Leave a node out for now, and say so once, also to whoever sits there and does not know it already."""
+        """Leave a node out for now, and say so once, also to the node, if what it said has told nobody there. A node
+        that cannot take part waits for that, and then leaves."""
         if not self.waits:
             raise RunError(problem)
         if self._refused.get(node, ("", 0.0))[0] != problem:
@@ -181,7 +182,7 @@ class Roster:
         if self.keys and self.keys().get(node) != client:
             raise _Refused(f"a node says that it is client {client}, but its key is another's")
         if identity.problem:
-            raise _Refused(f"client {client} cannot take part: {identity.problem}", knows=True)
+            raise _Refused(f"client {client} cannot take part: {identity.problem}")
         if held_out != count_held_out(examples + held_out, self.share):
             raise _Refused(
                 f"client {client} says that it holds out {held_out} images beside {examples} that it trains on"

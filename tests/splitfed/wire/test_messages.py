@@ -162,7 +162,7 @@ def test_what_is_refused_takes_no_memory(kind, change):
 def test_a_reply_holds_what_is_declared_for_its_type_alone(kind, content):
     reply = Message(content, reply_to=Message(RecordDict(), 7, kind))
     allowed = {
-        "query": [{"config"}], "train": [{"wire", "metrics"}], "evaluate": [{"metrics"}],
+        "query": [{"config"}], "train": [{"metrics"}, {"wire", "metrics"}], "evaluate": [{"metrics"}],
         "train.align": [{"metrics"}, {"wire", "metrics"}],
     }.get(kind, [set()])  # fmt: skip
     found, why = outcome(declared, reply)
