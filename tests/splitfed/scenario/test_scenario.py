@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import ROOT
+from places import ROOT, WANTED
 
 from splitfed.errors import ScenarioError
 from splitfed.scenario.scenario import Scenario, shipped
@@ -281,12 +281,19 @@ def test_every_shipped_scenario_loads_by_name_and_round_trips() -> None:
     assert sorted(shipped()) == names
     assert {"digits", "digits-uncompressed", "cifar100", "cifar100-cpu", "cifar100-paper"} <= set(names)
     for name in names:
-        scenario = Scenario.load(name)
+        scenario = Scenario.load(name, WANTED.get(name, ()))
         assert scenario.name == name
-        assert scenario == Scenario.load(root / f"{name}.yaml")
+        assert scenario == Scenario.load(root / f"{name}.yaml", WANTED.get(name, ()))
         again = Scenario.parse(scenario.to_yaml())
         assert again == scenario
         assert again.to_yaml() == scenario.to_yaml()
+
+
+def test_photographs_are_the_users_to_name() -> None:
+    with pytest.raises(ScenarioError) as caught:
+        Scenario.load("photos")
+    (told,) = caught.value.problems
+    assert re.fullmatch(r".*photos\.yaml:\d+: data\.path: is missing: name a folder.* with --set data\.path=PATH", told)
 
 
 def test_the_baseline_of_digits_differs_in_compression_only() -> None:
