@@ -137,22 +137,25 @@ class Worker:
         return FrozenStep(self.step) if stored is None else StoredStep(self.step)
 
     def _batches(self, client: int, round: int, rows: Tensor, stored: int | None) -> Iterator[Batch]:
-        """Give the mini-batches of a client's round; those after the first `stored` of all its images in all their
-        variants, in an order that is the same in all rounds."""
+        """Give the mini-batches of a client's round; those after the first `stored` of all its images in all variants
+        that memory keeps, in an order that is the same in all rounds."""
         data, training, federation = self.scenario.data, self.scenario.training, self.scenario.federation
+        variants = variants_of(data, self.key)
         load = partial(
             batches, self.holding.images, rows, training.batch_size, augment=data.augment, workers=data.workers,
-            variants=variants_of(data, self.key), mean=self.mean, std=self.std,
+            variants=variants, mean=self.mean, std=self.std,
         )  # fmt: skip
         if stored is None:
             key = self.key.at("batches", round, client)
             yield from load(key, steps=federation.local_steps, epochs=federation.local_epochs)
             return
         each = count_batches(len(rows), training.batch_size, None, 1)
-        for variant in range(data.variants or 1):
-            key, first = self.key.at("stored", client, variant), max(0, stored - variant * each)
+        drawn = variants.draw(self.key.at("stored", client), len(rows)) if variants else None
+        for time in range(self.scenario.stored_variants):
+            key, first = self.key.at("stored", client, time), max(0, stored - time * each)
             if first < each:
-                yield from load(key, epochs=1, start=first, variant=variant if data.variants else None)
+                shown = None if drawn is None or variants is None else (drawn + time) % variants.count
+                yield from load(key, epochs=1, start=first, variant=shown)
 
     def wires(self, round: int | None = None) -> Wires:
         """Return what weights cross by in a round; without one, to be evaluated."""

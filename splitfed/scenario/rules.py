@@ -208,6 +208,11 @@ def memory_is_of_fixed_images(memory: Memory | None, data: DataConfig) -> Found:
     """Each image crosses once, so it cannot look another way each time."""
     if memory is not None and data.augment != "none" and data.variants is None:
         yield "memory", f"with data.augment: {data.augment} images never look the same twice: set data.variants"
+    if memory is not None and (memory.variants or 1) > (data.variants or 1):
+        yield (
+            "memory.variants",
+            f"is {memory.variants}, and data.variants gives an image {data.variants or 1}: lower it",
+        )
 
 
 def memory_takes_whole_samples(memory: Memory | None, compression: Compression) -> Found:

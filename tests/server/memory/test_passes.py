@@ -8,6 +8,8 @@ from helpers import small, table
 from outcomes import outcome
 
 from splitfed import simulate
+from splitfed.clients import worker
+from splitfed.data.batches import batches
 from splitfed.errors import Diverged, RunError, ScenarioError
 from splitfed.run.observer import Observer
 from splitfed.run.summary import Summary
@@ -52,9 +54,28 @@ def test_each_image_crosses_once_and_passes_send_nothing(mode, tmp_path):
     assert not (folder / "memory").exists()  # nothing is kept longer than it is of use
 
 
+def test_of_two_variants_one_is_kept_and_which_is_drawn_by_image(tmp_path, monkeypatch):
+    drawn = []
+
+    def watched(*args, variant=None, **how):
+        drawn.extend([] if variant is None else [variant])
+        return batches(*args, variant=variant, **how)
+
+    monkeypatch.setattr(worker, "batches", watched)
+    plan = small(*MEMORY, "data.augment=flip", "data.variants=2", "memory.variants=1")
+    folder = simulate(plan, runs=tmp_path, observers=()).folder
+    rows = [row for row in table(folder / "ledger.csv") if (row["round"], row["role"]) == ("2", "targets")]
+    assert sum(int(row["raw_bytes"]) for row in rows) == 8 * 96
+    assert [row["examples"] for row in table(folder / "metrics.csv")[2:]] == ["96"] * 3
+    assert len(drawn) == 3  # one for each client
+    assert 24 < sum(int(shown.sum()) for shown in drawn) < 72
+    assert {int(number) for shown in drawn for number in shown} == {0, 1}
+
+
 @pytest.mark.parametrize("more", [
     ["federation.mode=sfl-v1", "federation.cohort=2", "federation.rounds=6"],
     ["compression.reducer={kind: adc, ratio: 0.4}", "memory.store=float16"],
+    ["data.augment=flip", "data.variants=2", "memory.variants=1", "federation.cohort=2", "federation.rounds=6"],
     ["compression.reducer={kind: bottleneck, width: 8}", "evaluation={held_out: 0.2}", "memory.drop_tokens=0.25"],
     ["compression.reducer={kind: c3sl, r: 2}", "memory.smoothing=0.1", "memory.mix=0.4", "model.adapter=norms"],
 ])  # fmt: skip

@@ -110,6 +110,8 @@ BREAKS = {
         "federation: {clients: 10, rounds: 3}\n"
         "phases: [frozen]\n"
         "memory: {disk: 1GB}  # memory: with data.augment: flip images never look the same twice: set data.variants",
+        "phases: [frozen]\n"
+        "memory: {disk: 1GB, variants: 2}  # memory.variants: is 2, and data.variants gives an image 1: lower it",
     ],
     "memory_takes_whole_samples": [
         "phases: [frozen]\n"
