@@ -30,8 +30,8 @@ from splitfed.compression.codecs.bits import packed_size, unpack
 from splitfed.compression.codecs.buffers import from_buffer
 from splitfed.compression.codecs.choices import Scale
 from splitfed.compression.codecs.decoders import decode
-from splitfed.compression.codecs.rotation import rotate
 from splitfed.compression.codecs.settings import BFloat16, FedLite, Float8, Float16, Float32, Uniform
+from splitfed.compression.codecs.transform.rotation import rotate
 from splitfed.compression.codecs.uniform import WIDTHS, read_scales
 from splitfed.compression.lossless import Lossless, decompress
 from splitfed.compression.lossless_settings import Zstd

@@ -15,7 +15,7 @@ from splitfed.errors import ScenarioError
 from splitfed.scenario.scenario import Scenario, shipped
 from splitfed.scenario.yaml import write
 
-CODECS = "'float32', 'float16', 'bfloat16', 'float8', 'uniform', 'fedlite'"
+CODECS = "'float32', 'float16', 'bfloat16', 'float8', 'uniform', 'klt', 'fedlite'"
 SMALL = """\
 model: {name: vit_tiny_patch16_224, cut: 3, image_size: 8}
 data:
@@ -123,8 +123,8 @@ budget: {kind: none, more: 1}
         f"f.yaml:23: compression.smashed.codec: 'kind' is missing: one of {CODECS}",
         "f.yaml:23: compression.smashed.lossless.level: unknown key for kind 'none', it belongs to 'zstd'",
         "f.yaml:24: compression.targets.codec.bits: must be 2, 3, 4, 6 or 8, not 5",
-        "f.yaml:24: compression.targets.codec.extra: unknown key for kind 'uniform', known: 'bits', 'rounding', "
-        "'scale', 'scale_bits', 'rotation'",
+        "f.yaml:24: compression.targets.codec.extra: unknown key for kind 'uniform', known: 'bits', 'levels', "
+        "'rounding', 'scale', 'scale_bits', 'rotation'",
         f"f.yaml:25: compression.cut_gradient.codec: unknown kind 'uniformm', known: {CODECS}, did you mean 'uniform'?",
         "f.yaml:25: compression.cut_gradient.lossless: must be one of 'zstd', 'none' or a section of such a kind, "
         "not 3",

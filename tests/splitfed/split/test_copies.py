@@ -15,8 +15,8 @@ from torch import nn
 from splitfed import Scenario
 from splitfed.compression.codecs.base import Packet
 from splitfed.compression.codecs.decoders import decode
-from splitfed.compression.codecs.rotation import unrotate
 from splitfed.compression.codecs.settings import Uniform
+from splitfed.compression.codecs.transform.rotation import unrotate
 from splitfed.compression.expect import Geometry
 from splitfed.data.batches import batches
 from splitfed.data.dataset import load
