@@ -12,7 +12,7 @@ from splitfed.scenario import Scenario
 from splitfed.scenario.document import read
 from splitfed.scenario.presets import written_out
 from splitfed.scenario.problems import valid_part
-from splitfed.scenario.rules import RULES, breaks
+from splitfed.scenario.rules.registry import RULES, breaks
 from splitfed.scenario.sections import Federation
 
 SMALL = """\
