@@ -133,7 +133,7 @@ class Worker:
             return self.step
         assert isinstance(self.step, SplitStep)
         if phase.local:
-            return LocalStep(self.step, part, phase.upload_every)
+            return LocalStep(self.step, part, phase)
         return FrozenStep(self.step) if stored is None else StoredStep(self.step)
 
     def _batches(self, client: int, round: int, rows: Tensor, stored: int | None) -> Iterator[Batch]:

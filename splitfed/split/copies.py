@@ -67,20 +67,25 @@ class Copies:
 
 
 def flat(kept: Mapping[int, Entry]) -> dict[str, Tensor]:
-    """Return copies as tensors: `ids`, int64 `[M]`, and each role's, float16 `[M, ...]`."""
-    roles = sorted({role for entry in kept.values() for role in entry})
-    ids = sorted(one for one, entry in kept.items() if len(entry) == len(roles))  # a peer may have left one half done
-    found = {role: torch.stack([kept[one][role] for one in ids]) for role in roles}
-    return {IDS: torch.tensor(ids, dtype=torch.int64), **found}
+    """Return copies as tensors: `ids`, int64 `[M]`, and each role's, float16 `[M, ...]`; of a role that not all have,
+    as not every step is answered with a gradient, those alone that have it, whose ids are `<role>/ids`."""
+    found = {IDS: torch.tensor(sorted(kept), dtype=torch.int64)}
+    for role in sorted({role for entry in kept.values() for role in entry}):
+        ids = [one for one in sorted(kept) if role in kept[one]]
+        found[role] = torch.stack([kept[one][role] for one in ids])
+        if len(ids) < len(kept):
+            found[f"{role}/{IDS}"] = torch.tensor(ids, dtype=torch.int64)
+    return found
 
 
 def unflat(tensors: Mapping[str, Tensor]) -> dict[int, Entry]:
     """Undo `flat`. Raises KeyError and ValueError for what it does not make."""
-    ids = tensors[IDS].tolist()
-    roles = [role for role in tensors if role != IDS]
-    rows = zip(*(tensors[role].unbind() for role in roles), strict=True)
-    found = [dict(zip(roles, row, strict=True)) for row in rows]
-    return dict(zip(ids, found, strict=True))
+    found: dict[int, Entry] = {one: {} for one in tensors[IDS].tolist()}
+    for role, rows in tensors.items():
+        if not role.endswith(IDS):
+            for one, row in zip(tensors.get(f"{role}/{IDS}", tensors[IDS]).tolist(), rows.unbind(), strict=True):
+                found[one][role] = row
+    return found
 
 
 @dataclass(slots=True)
