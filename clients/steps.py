@@ -5,6 +5,8 @@ A step leaves the gradients of what the client holds, if that learns; the update
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +64,12 @@ class SplitStep:
         reply = stream.exchange(packed.buffer)
         loss = self._backward(reply, smashed, packed, visit).meta["loss"]
         return float(loss), packed.total, len(reply)
+
+    def across(self, cut: Cut) -> Self:
+        """Return this step across another cut."""
+        step = copy(self)
+        step.cut = cut
+        return step
 
     def smashed(
         self, images: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None
@@ -193,7 +201,11 @@ class FrozenStep:
 
 
 class StoredStep(FrozenStep):
-    """One exchange for what the server keeps, to train on later: there is no loss yet, and 0 is told."""
+    """One exchange, across a `cut` of its own, for what the server keeps, to train on later: there is no loss yet, and
+    0 is told."""
+
+    def __init__(self, step: SplitStep, cut: Cut) -> None:
+        super().__init__(step.across(cut))
 
     def _read(self, cut: Cut, reply: bytes) -> float:
         cut.unpack_stored(reply)

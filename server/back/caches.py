@@ -40,6 +40,10 @@ class Caches:
         """Hear that a client has lost its copies: both begin anew."""
         self._kept.pop(client, None)
 
+    def clear(self) -> None:
+        """Keep nothing of anyone any more."""
+        self._kept = {}
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return all copies, under `<client>/` and the names that `flat` gives them."""
         found = {client: flat(kept) for client, kept in sorted(self._kept.items()) if kept}

@@ -59,9 +59,9 @@ class SplitServer:
         self._store: Store | None = None
         self._lock = Lock()
 
-    def _context(self, round: int, key: Key, answer_every: int = 1) -> RoundContext:
+    def _context(self, round: int, key: Key, answer_every: int = 1, cut: Cut | None = None) -> RoundContext:
         return RoundContext(
-            round, self._cut, self._ledger, key, self._clock, self._steps, self._passes, self._on_step,
+            round, cut or self._cut, self._ledger, key, self._clock, self._steps, self._passes, self._on_step,
             self._reporting, answer_every,
         )  # fmt: skip
 
@@ -71,14 +71,16 @@ class SplitServer:
     ) -> None:  # fmt: skip
         """Accept the streams of these clients, who weigh so many examples, for this round only, and of each at `most`
         so many mini-batches, of which one in `answer_every` is answered with its gradient (0: none) and the others with
-        their loss alone. With a `store` they are kept there, and nothing is learned yet."""
+        their loss alone. With a `store` they are kept there, and nothing is learned yet; of samples that came before
+        the front settled no copies are needed any more."""
         with self._lock:
             self._store = store
             if store is not None:
                 store.open(round)
+                self.caches.clear()
             self._most = dict(most or {})
             self._pool.open_round(lr, sorted(examples))
-            self._round = self._context(round, self._key.at(round), answer_every)
+            self._round = self._context(round, self._key.at(round), answer_every, store.cut if store else None)
             self._examples, self._sessions = dict(examples), {}
             self._steps.begin(examples)
 

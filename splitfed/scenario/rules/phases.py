@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from splitfed.data.settings import DataConfig
 from splitfed.federation.memory import Memory
-from splitfed.federation.phases import Frozen, Gradient, Local, Settings
+from splitfed.federation.phases import Frozen, Gradient, Local, Phase, Settings
 from splitfed.scenario.compression import Compression
 from splitfed.scenario.rules.base import Found
 from splitfed.scenario.sections import Federation
@@ -71,13 +71,32 @@ def memory_is_of_fixed_images(memory: Memory | None, data: DataConfig) -> Found:
         yield "memory", f"with data.augment: {data.augment} images never look the same twice: set data.variants"
 
 
-def memory_takes_whole_samples(memory: Memory | None, compression: Compression) -> Found:
-    """What is kept must be read without what came before it."""
-    if memory is not None and (keys := compression.remembers):
-        yield (
-            f"compression.{keys[0]}",
-            "memory takes samples that cross once, and differences are of such as come again: leave one of them out",
-        )
+def nets_are_fitted_to_what_goes_up(phases: Phases) -> Found:
+    """Only what goes up can be answered."""
+    for place, phase in enumerate(phases, 1):
+        if isinstance(phase, Local) and phase.align_every and phase.upload_every is None:
+            yield (
+                "phases",
+                f"phase {place} has align_every: {phase.align_every}, but with upload_every: null nothing goes up that "
+                "could be answered: set upload_every, or align_every to 0",
+            )
+
+
+def copies_are_of_samples_that_come_again(
+    compression: Compression, phases: Phases, memory: Memory | None, federation: Federation
+) -> Found:
+    """There are rounds in which a sample crosses as a difference, or its gradient does; into memory it crosses once."""
+    if not (phases and federation.splits):
+        return
+    crossing = [Phase(one, 0) for one in (phases if memory is None else phases[:-1])]
+    for key in compression.remembers:
+        if key.startswith("smashed") and not any(phase.upload_every for phase in crossing):
+            why = "into memory" if memory is not None else "in no phase"
+            way = "leave it out, or let a phase come before in which samples go up each time"
+            yield f"compression.{key}", f"samples cross {why} once at most, and of none comes a difference: {way}"
+        if key.startswith("cut_gradient") and not any(phase.answer_every for phase in crossing):
+            way = "leave it out, or let a phase be gradient, or local with align_every"
+            yield f"compression.{key}", f"no gradient comes down in any phase: {way}"
 
 
 def memory_is_gone_over(memory: Memory | None, phases: Phases, federation: Federation) -> Found:

@@ -59,6 +59,20 @@ def test_every_mode_leaves_the_same_copies_at_both_ends(more, tmp_path):
     assert all(int(row["raw_bytes"]) == 0 < int(row["sent_bytes"]) for row in rows)
 
 
+def test_samples_whose_gradient_never_came_are_kept_all_the_same(tmp_path):
+    """Of the 6 mini-batches of 3 clients the first 3 come in a phase that is answered."""
+    phases = "phases=[{kind: gradient, rounds: 1}, {kind: local, rounds: 3, upload_every: 1, align_every: 2}, frozen]"
+    once = ("federation.local_epochs=null", "federation.local_steps=1", "federation.rounds=6", "checkpoints.keep=9")
+    folder = simulate(small(*COPIES, *once, phases), runs=tmp_path).folder
+    for round in range(1, 7):
+        assert alike(folder, round, dict.fromkeys(range(3), round))
+    resting = copies(
+        simulate(small(*COPIES, *once, phases.replace("align_every: 2", "align_every: 0")), runs=tmp_path).folder, 6
+    )
+    assert len(resting["0/cut_gradient"]) == len(resting["0/cut_gradient/ids"]) < len(resting["0/smashed"])
+    assert set(resting["0/cut_gradient/ids"].tolist()) < set(resting["0/ids"].tolist())
+
+
 def test_an_estimate_counts_what_comes_for_the_first_time(tmp_path):
     plan = small(*COPIES, "federation.rounds=4")
     found, expected = simulate(plan, runs=tmp_path).totals, estimate(plan)

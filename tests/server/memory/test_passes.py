@@ -14,6 +14,11 @@ from splitfed.run.summary import Summary
 from splitfed.server.cohort.attendance import Attendance
 from splitfed.server.memory.store import Store
 
+COPIES = [
+    "compression.smashed={codec: {kind: uniform, bits: 4}, delta: {kind: uniform, bits: 2}, skip: 0.999}",
+    "compression.cut_gradient={codec: {kind: uniform, bits: 4}, delta: true}",
+]
+ALIGNED = "phases=[{kind: gradient, rounds: 1}, {kind: local, rounds: 1, upload_every: 1, align_every: 2}, frozen]"
 MEMORY = ["federation.rounds=5", "phases=[{kind: gradient, rounds: 1}, frozen]", "memory={disk: 1GB}"]
 
 
@@ -56,6 +61,8 @@ def test_each_image_crosses_once_and_passes_send_nothing(mode, tmp_path):
     ["federation.mode=sfl-v1", "federation.cohort=2", "federation.rounds=6"],
     ["compression.reducer={kind: adc, ratio: 0.4}", "memory.store=float16"],
     ["compression.reducer={kind: bottleneck, width: 8}", "evaluation={held_out: 0.2}", "memory.drop_tokens=0.25"],
+    [*COPIES, "federation.cohort=2", "federation.rounds=6", "phases=[{kind: gradient, rounds: 2}, frozen]"],
+    [*COPIES, "data.augment=flip", "data.variants=2", "checkpoints.keep=3", ALIGNED, "federation.rounds=6"],
     ["compression.reducer={kind: c3sl, r: 2}", "memory.smoothing=0.1", "memory.mix=0.4", "model.adapter=norms"],
 ])  # fmt: skip
 def test_an_interrupted_run_goes_on_wherever_it_was(more, tmp_path):
@@ -68,6 +75,32 @@ def test_an_interrupted_run_goes_on_wherever_it_was(more, tmp_path):
         (folder,) = (tmp_path / "cut").iterdir()
     simulate(resume=folder, observers=())
     assert outcome(folder) == expected
+
+
+def kept(folder: Path) -> tuple[list[int], set[int]]:
+    """Return the rounds after which the server has copies of samples, and those of which clients have them."""
+    here = [int(path.parent.name[6:]) for path in (folder / "checkpoints").glob("*/cache.safetensors")]
+    return sorted(here), {int(path.stem[7:]) for path in (folder / "clients").glob("*/copies-*")}
+
+
+@pytest.mark.parametrize("mode", ["sl", "sfl-v1", "sfl-v2", "psl"])
+def test_copies_of_samples_are_dropped_when_the_front_settles(mode, tmp_path):
+    """Rounds that fill memory send samples as if they had never crossed."""
+    two = ["phases=[{kind: gradient, rounds: 2}, frozen]", f"federation.mode={mode}"]
+    folder = simulate(small(*MEMORY, *COPIES, *two, "checkpoints.keep=9"), runs=tmp_path / "9", observers=()).folder
+    assert kept(folder) == ([1, 2], {1, 2})  # as long as the run may go on from there
+    alone = simulate(small(*MEMORY, *COPIES, *two, "checkpoints.keep=1"), runs=tmp_path / "1", observers=()).folder
+    assert kept(alone) == ([], set())
+    rows = [row for row in table(folder / "ledger.csv") if row["plane"] == "data"]
+    roles = {round: {row["role"] for row in rows if row["round"] == round} for round in "123"}
+    assert roles["2"] == {"smashed", "targets", "ids", "cut_gradient", "envelope"}
+    assert roles["3"] == {"smashed", "targets", "envelope"}
+    coded = {
+        round: sum(int(row["coded_bytes"]) for row in rows if (row["round"], row["role"]) == (round, "smashed"))
+        for round in "123"
+    }
+    assert coded["3"] == coded["1"] > coded["2"]  # whole, in the bits of what crosses for the first time
+    assert phases(folder) == ["gradient", "gradient", "frozen", "memory", "memory"]
 
 
 def test_who_is_lost_sends_the_rest_later(tmp_path):
