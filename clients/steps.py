@@ -11,12 +11,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from splitfed.clients.auxiliary import align
 from splitfed.federation.phases import Phase
 from splitfed.model.attention import ClsAttention
 from splitfed.model.forward import autocast, draws, keyed_rng
 from splitfed.scenario.sections import Federation
 from splitfed.seeds import Key
+from splitfed.split.auxiliary import align
 from splitfed.split.bounds import check_bounds
 from splitfed.split.client_part import ClientPart
 from splitfed.split.copies import Visit

@@ -200,8 +200,8 @@ def _spread(places: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 class CutCopies:
     """What is kept of the samples that cross one cut: how `smashed` and `gradient` go on from that, None where they do
-    not; the bounds (`expected`) and `stages` (codec and lossless) of what travels beside; and of how many samples of
-    one client there is room for copies, at `most`."""
+    not; the bounds (`expected`) and `stages` (codec and lossless) of what travels beside; how many bytes the copies of
+    `each` sample take; and of how many samples of one client there is room for copies, at `most`."""
 
     def __init__(self, config: "Compression", reducer: Reducer, geometry: Geometry, sharing: int) -> None:
         (bounds,) = reducer.expected(geometry)["smashed"]
@@ -223,7 +223,8 @@ class CutCopies:
             if codec is not False:
                 self.stages[f"{role}/delta"] = (codec.build(), packing.lossless.build())
         kept = sum(one is not None for one in (self.smashed, self.gradient))
-        self.most = config.cache.disk // (sharing * kept * 2 * prod(shape))
+        self.each = kept * 2 * prod(shape)
+        self.most = config.cache.disk // (sharing * self.each)
 
     @classmethod
     def of(cls, config: "Compression", reducer: Reducer, geometry: Geometry, sharing: int) -> Self | None:

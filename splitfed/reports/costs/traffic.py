@@ -11,7 +11,8 @@ from splitfed.run.ledger import Plane, Row, Sizes, Totals
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split import ending
-from splitfed.split.client_part import Auxiliary, ClientPart
+from splitfed.split.auxiliary import Auxiliary
+from splitfed.split.client_part import ClientPart
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import EvaluationCut
 from splitfed.split.rehearsal import Crossed, RandomBatch

@@ -1,17 +1,47 @@
-"""Fits an auxiliary net to the server's gradients (FSL-SAGE, arXiv 2505.23182), so that what it teaches the front comes
-near to what the back would teach it."""
+"""What stands in for the back at a client that learns from a loss of its own: an auxiliary net, and how it is fitted to
+the server's gradients (FSL-SAGE, arXiv 2505.23182), so that it teaches the front what the back would."""
 
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
-STEPS, LR = 10, 1e-3
+from splitfed.model.parts import Back
+
+AUXILIARY = "aux"  # how the names of an auxiliary net's tensors begin, and no other's
+STEPS, LR = 10, 1e-3  # of a fit
+
+
+class Auxiliary(nn.Module):
+    """What stands in for the back at a client: a copy of its first `blocks` blocks, and of its norm and head.
+
+    Its tensors bear the phase that it is of, by its `first` round, as that of another is another net.
+    """
+
+    def __init__(self, back: Back, blocks: int, first: int) -> None:
+        super().__init__()
+        net = deepcopy(back)
+        net.blocks = nn.Sequential(OrderedDict(list(net.blocks.named_children())[:blocks]))
+        net.decoder = nn.Identity()
+        self._name = f"{AUXILIARY}{first}"
+        self.add_module(self._name, net.train())
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """Turn activations at the cut `[B, n, D]` into logits `[B, classes]`."""
+        return self.get_submodule(self._name)(activations)
+
+
+def first_round(net: Mapping[str, Tensor]) -> int:
+    """Return the first round of the phase that an auxiliary net's tensors are of; 0 for none."""
+    return next((int(name.split(".")[0].removeprefix(AUXILIARY)) for name in net), 0)
 
 
 def align(
-    net: nn.Module, made: Tensor, labels: Tensor, gradient: Tensor, forward: Callable[[int], AbstractContextManager]
+    net: nn.Module, made: Tensor, labels: Tensor, gradient: Tensor, forward: Callable[[int], AbstractContextManager],
+    steps: int = STEPS,
 ) -> list[float]:  # fmt: skip
     """Fit a net so that the gradient of its mean loss with respect to what a front `made`, `[B, n, d]`, comes near to
     this one; return how far apart they were before each step, as ||a - g||^2 / ||g||^2.
@@ -25,10 +55,11 @@ def align(
     given, wanted = made.detach().requires_grad_(), gradient.float() / length
     parameters = list(net.parameters())
     optimiser, apart = torch.optim.Adam(parameters, LR), list[float]()
-    for number in range(STEPS):
+    for number in range(steps):
         optimiser.zero_grad(set_to_none=True)
         with forward(number), _twice_differentiable(net):
-            loss = nn.functional.cross_entropy(net(given), labels)
+            # As a view: torch can count what a module computes only where its input is no leaf.
+            loss = nn.functional.cross_entropy(net(given.view_as(given)), labels)
         (own,) = torch.autograd.grad(loss, given, create_graph=True)
         distance = ((own.float() * seen) / length - wanted).square().sum()
         distance.backward(inputs=parameters)

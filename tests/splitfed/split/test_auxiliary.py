@@ -7,10 +7,9 @@ import torch
 from helpers import small
 from torch import nn
 
-from splitfed.clients.auxiliary import STEPS, align
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
-from splitfed.split.client_part import Auxiliary
+from splitfed.split.auxiliary import STEPS, Auxiliary, align
 
 DEEP = "model.args={patch_size: 4, embed_dim: 16, depth: 4, num_heads: 2, proj_drop_rate: 0.0}"
 
