@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import small, table
+from helpers import PLAIN, small, table
 from outcomes import outcome
 from safetensors.torch import load_file
 
@@ -92,6 +92,18 @@ def test_few_bits_of_a_front_that_stands_still_come_near_whole_numbers(tmp_path)
         for more in ((), ("compression.smashed.delta=true",))
     )
     assert with_delta < without / 3
+
+
+def test_of_a_front_that_stands_still_labels_and_ids_alone_go_up_again(tmp_path):
+    """Each image is sent once after the front has settled; then it is known to be the same."""
+    plan = small(
+        "phases=[{kind: gradient, rounds: 1}, frozen]", "federation.rounds=4", "compression.smashed.skip=0.9999",
+        "training.client.optimiser.lr=0.1", *PLAIN,
+    )  # fmt: skip
+    rows = [row for row in table(simulate(plan, runs=tmp_path).folder / "ledger.csv") if row["plane"] == "data"]
+    up = [{row["role"] for row in rows if row["round"] == round and int(row["sent_bytes"])} for round in "234"]
+    assert up[0] == {"smashed", "targets", "ids", "envelope"}
+    assert up[1] == up[2] == {"targets", "ids", "envelope"}
 
 
 class Impatient(Observer):

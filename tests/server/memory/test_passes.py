@@ -1,5 +1,6 @@
 """Runs whose last phase fills memory and goes over it."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from splitfed import simulate
 from splitfed.errors import Diverged, RunError, ScenarioError
 from splitfed.run.observer import Observer
 from splitfed.run.summary import Summary
+from splitfed.server.back.passes import Passes
 from splitfed.server.cohort.attendance import Attendance
 from splitfed.server.memory.store import Store
 
@@ -116,6 +118,24 @@ def test_who_is_lost_sends_the_rest_later(tmp_path):
     assert seen[-1] == 240
 
 
+@pytest.mark.parametrize(("mode", "sizes"), [("sl", [16] * 6), ("sfl-v1", [16] * 6), ("psl", [48] * 2)])
+def test_a_pass_trains_the_one_back_in_steps_as_large_as_those_before(mode, sizes, tmp_path, monkeypatch):
+    """A joint step of three clients has three mini-batches; with a back for each client, that which is made of them."""
+    train, found = Passes.train, {True: [], False: []}
+
+    def watched(self, trainer, batches, *given):
+        (alone, *_) = {batch.frame.client == -1 for batch in batches}
+        found[alone].append((id(trainer), sum(len(batch.targets) for batch in batches)))
+        return train(self, trainer, batches, *given)
+
+    monkeypatch.setattr(Passes, "train", watched)
+    simulate(small(*MEMORY, f"federation.mode={mode}", "memory.passes=1"), runs=tmp_path, observers=())
+    assert [size for _, size in found[True]] == [size for _, size in found[False]] == sizes
+    trainers = [{trainer for trainer, _ in found[alone]} for alone in (True, False)]
+    assert len(trainers[0]) == 1
+    assert trainers[0].isdisjoint(trainers[1]) == (mode == "sfl-v1")
+
+
 def test_as_many_passes_as_asked_end_a_run(tmp_path):
     folder = simulate(small(*MEMORY, "memory.passes=2"), runs=tmp_path, observers=()).folder
     assert phases(folder) == ["gradient", "frozen", "memory", "memory"]
@@ -179,6 +199,8 @@ def test_a_full_store_trains_on_what_fits(tmp_path, caplog):
 def test_memory_is_on_disk_before_its_round_is(tmp_path, monkeypatch):
     """Whatever dies between the two, the checkpoint names what is there."""
     saved, close = [], Store.close
+    hashed, digest = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or digest(file, kind))
 
     def closing(self):
         close(self)
@@ -188,6 +210,7 @@ def test_memory_is_on_disk_before_its_round_is(tmp_path, monkeypatch):
     simulate(small(*MEMORY), runs=tmp_path, observers=())
     assert all(len(sha256) == 64 for sha256 in saved[0])
     assert len(saved[0]) == 3
+    assert len([name for name in hashed if "memory" in str(name)]) == 3  # each once, whatever rounds come after
 
 
 def test_a_spent_budget_ends_what_is_sent_and_not_the_passes(tmp_path):

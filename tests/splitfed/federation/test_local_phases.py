@@ -152,6 +152,13 @@ def test_both_sides_learn_and_the_net_is_dropped_at_the_end(mode, tmp_path):
     assert not any(name.startswith("aux") for name in models[3])
 
 
+def test_all_of_the_net_is_trained_whatever_is_of_the_front(tmp_path):
+    folder = run(tmp_path, "phases=[local]", "model.adapter=norms", "checkpoints.keep=9")
+    net, before = load_file(auxiliary(folder, 1)), model(folder, 0)
+    assert not any(tensor.equal(before[name.removeprefix("aux1.")]) for name, tensor in net.items())
+    assert model(folder, 1)["blocks.0.attn.qkv.weight"].equal(before["blocks.0.attn.qkv.weight"])
+
+
 def test_with_null_nothing_goes_up_and_the_back_rests(tmp_path):
     quiet = "phases=[{kind: local, rounds: 1, upload_every: null}, frozen]"
     folder = run(tmp_path, quiet, "checkpoints.keep=9")

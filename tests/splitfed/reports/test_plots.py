@@ -98,15 +98,15 @@ def test_an_upright_line_stands_at_what_the_images_weigh(tmp_path: Path) -> None
         return Group(label, [Run(run.folder, replace(run.summary, images_bytes=weight)) for run, weight in runs])
 
     # Seeds draw others of the same images; another data set has a line of its own; an old run tells nothing.
-    groups = [at("a", 2500, 2520), at("b", 2530), at("c", 2700), at("d", None), at("e", 2400, None)]
+    groups = [at("a", 2500, 2520), at("b", 2530), at("c", 2800), at("d", None), at("e", 2400, None)]
     for figure in (curves(groups, "total"), roles(groups)):
         (axes,) = figure.axes
         upright = [line for line in axes.lines if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
-        assert [line.get_xdata()[0] for line in upright] == [2520, 2700]
+        assert [line.get_xdata()[0] for line in upright] == [2520, 2800]
         assert len({line.get_linestyle() for line in upright}) == 2
-        assert {"images: 2.52 kB", "images: 2.70 kB"} <= set(legend(figure))
+        assert {"images: 2.52 kB", "images: 2.80 kB"} <= set(legend(figure))
         low, high = axes.get_xlim()
-        assert low < 2520 < 2700 < high
+        assert low < 2520 < 2800 < high
     for figure in (curves(groups), factors(groups), curves([at("d", None)], "total")):
         assert not any(label.startswith("images") for label in legend(figure))
 
