@@ -190,7 +190,7 @@ def test_a_net_of_the_same_shape_goes_whole_beside_differences(tmp_path):
     ["federation.strategy={kind: FedAdam, eta: 0.01}", "federation.mode=psl", "training.client_state=keep"],
     ["federation.mode=sl", "model.adapter=norms"],
     ["compression.reducer={kind: bottleneck, width: 8}", DELTA],
-    [ALIGNED, "federation.mode=psl", "model.args.proj_drop_rate=0.1", *COPIES],
+    [ALIGNED, "federation.mode=psl", "model.args.proj_drop_rate=0.1", "training.client_state=keep", *COPIES],
 ])  # fmt: skip
 def test_an_interrupted_run_goes_on_in_each_phase(more, tmp_path):
     class Impatient(Observer):
