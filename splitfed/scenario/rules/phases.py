@@ -91,9 +91,9 @@ def copies_are_of_samples_that_come_again(
     crossing = [Phase(one, 0) for one in (phases if memory is None else phases[:-1])]
     for key in compression.remembers:
         if key.startswith("smashed") and not any(phase.upload_every for phase in crossing):
-            why = "into memory" if memory is not None else "in no phase"
-            way = "leave it out, or let a phase come before in which samples go up each time"
-            yield f"compression.{key}", f"samples cross {why} once at most, and of none comes a difference: {way}"
+            why = "into memory each sample crosses once" if memory is not None else "in no phase do samples cross"
+            way = "leave it out, or let a phase come before in which they go up each time"
+            yield f"compression.{key}", f"{why}, and of none comes a difference: {way}"
         if key.startswith("cut_gradient") and not any(phase.answer_every for phase in crossing):
             way = "leave it out, or let a phase be gradient, or local with align_every"
             yield f"compression.{key}", f"no gradient comes down in any phase: {way}"

@@ -119,12 +119,12 @@ BREAKS = {
         "memory: {disk: 1GB}\n"
         "compression:\n"
         "  smashed:\n"
-        "    delta: true  # compression.smashed.delta: samples cross into memory once at most, and of none comes a d",
+        "    delta: true  # compression.smashed.delta: into memory each sample crosses once, and of none comes a diff",
         "phases: [{kind: local, rounds: 1, upload_every: null}, frozen]\n"
         "memory: {disk: 1GB}\n"
         "compression:\n"
         "  smashed:\n"
-        "    skip: 0.9  # compression.smashed.skip: samples cross into memory once at most, and of none comes a diff",
+        "    skip: 0.9  # compression.smashed.skip: into memory each sample crosses once, and of none comes a differen",
         "phases: [{kind: local, rounds: 1}, frozen]\n"
         "compression:\n"
         "  cut_gradient:\n"
