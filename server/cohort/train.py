@@ -117,7 +117,7 @@ class TrainCall:
         most = {client: self.planned(round, client, number).steps for client, number in cohort.examples.items()}
         store = self.store if self._scenario.remembers(round) else None
         phase = self._scenario.phase(round)
-        self.split.start_round(round, server_lr, count, most, phase.settings.answered, store)
+        self.split.start_round(round, server_lr, count, most, phase.answer_every, store)
         net = phase.first if phase.local else 0
         if net != self._net:  # a strategy may keep something for each array that it has seen
             self.strategy.restart()

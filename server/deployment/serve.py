@@ -28,7 +28,7 @@ from splitfed.run.origin import continued, pinned
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Remote
 from splitfed.scenario.places import for_clients
-from splitfed.scenario.rules import broken
+from splitfed.scenario.rules.registry import broken
 from splitfed.server.deployment.strangers import raise_file_limit
 
 PORT, SPLIT_PORT = 9092, 9093

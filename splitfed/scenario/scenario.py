@@ -24,7 +24,7 @@ from splitfed.scenario.engine import EngineConfig, Inline
 from splitfed.scenario.overrides import named, override
 from splitfed.scenario.presets import PRESETS, written_out
 from splitfed.scenario.problems import note, valid_part
-from splitfed.scenario.rules import broken, broken_in_part
+from splitfed.scenario.rules.registry import broken, broken_in_part
 from splitfed.scenario.sections import CheckpointConfig, Federation, Training
 from splitfed.scenario.yaml import write
 

@@ -86,10 +86,12 @@ class Cut:
         self.most_bytes = max(most_bytes(self.expected_up), most_bytes(second))
 
     @classmethod
-    def of(cls, scenario: "Scenario", geometry: Geometry, device: torch.device) -> Self:
-        """Return the cut, or both, of a scenario's model."""
+    def of(cls, scenario: "Scenario", geometry: Geometry, device: torch.device, *, once: bool = False) -> Self:
+        """Return the cut, or both, of a scenario's model; that of samples which cross `once`, as memory takes them,
+        keeps no copies."""
         sharing = scenario.federation.clients * scenario.checkpoints.keep
-        return cls(scenario.compression, geometry, device, scenario.federation.private, sharing)
+        compression = scenario.compression.once if once else scenario.compression
+        return cls(compression, geometry, device, scenario.federation.private, sharing)
 
     def copies(self, kept: Mapping[int, Entry] | None = None) -> Copies | None:
         """Return a client's copies for a round that begins with those that are kept; None where none are."""

@@ -28,8 +28,8 @@ from splitfed.errors import CodecError, NotFinite, WireError
 from splitfed.seeds import Key
 
 TAG = "klt"
-_HEAD = struct.Struct("<fbIBB")
-_OF_VECTORS, _OF_COEFFICIENTS = struct.Struct("<BI"), struct.Struct("<Ib")
+HEAD = struct.Struct("<fbIBB")
+OF_VECTORS, OF_COEFFICIENTS = struct.Struct("<BI"), struct.Struct("<Ib")
 _FINEST = 12  # bits behind the point of a vector's numbers
 _COARSE = 0.15  # the error that a vector's rounding may add, as a share of that of its coefficients
 _MEAN = 0.02  # the error that the mean's rounding may add, as a share of all
@@ -142,9 +142,9 @@ def _write(mean: Tensor, wider: int, basis: Basis, coefficients: Tensor) -> byte
     codes = (coefficients.abs() + _UP).floor_().clamp_(max=rans.MOST).mul_(coefficients.sign()).to(torch.int64)
     together = list(_alike(codes))
     nearer = [_nearer(*parts) for parts in zip(coefficients.split(together, 1), codes.split(together, 1), strict=True)]
-    head = _HEAD.pack(basis.step, wider, len(basis.bits), len(vectors), len(together))
-    sizes = [_OF_VECTORS.pack(*group) for group in vectors]
-    sizes += [_OF_COEFFICIENTS.pack(*group) for group in zip(together, nearer, strict=True)]
+    head = HEAD.pack(basis.step, wider, len(basis.bits), len(vectors), len(together))
+    sizes = [OF_VECTORS.pack(*group) for group in vectors]
+    sizes += [OF_COEFFICIENTS.pack(*group) for group in zip(together, nearer, strict=True)]
     groups = [
         mean.to(torch.int64),
         *(part.reshape(-1) for part in basis.vectors.split([count for _, count in vectors])),
@@ -183,8 +183,8 @@ def _size(shape: tuple[int, ...]) -> int | range:
     rows, width = prod(shape[:-1]), shape[-1] if shape else 1
     vectors = min(rows, width)
     groups = 1 + _FINEST + _GROUPS
-    sizes = _FINEST * _OF_VECTORS.size + _GROUPS * _OF_COEFFICIENTS.size
-    return range(_HEAD.size, _HEAD.size + sizes + rans.most_bytes(width + vectors * (width + rows), groups) + 1)
+    sizes = _FINEST * OF_VECTORS.size + _GROUPS * OF_COEFFICIENTS.size
+    return range(HEAD.size, HEAD.size + sizes + rans.most_bytes(width + vectors * (width + rows), groups) + 1)
 
 
 def _decode(packet: Packet, device: torch.device | str) -> Tensor:
@@ -192,15 +192,15 @@ def _decode(packet: Packet, device: torch.device | str) -> Tensor:
     if not prod(packet.shape):
         return torch.empty(packet.shape, dtype=dtype, device=device)
     rows, width = prod(packet.shape[:-1]), packet.shape[-1] if packet.shape else 1
-    step, wider, number, of_vectors, of_coefficients = _HEAD.unpack_from(buffer)
-    at = _HEAD.size + of_vectors * _OF_VECTORS.size
-    end = at + of_coefficients * _OF_COEFFICIENTS.size
+    step, wider, number, of_vectors, of_coefficients = HEAD.unpack_from(buffer)
+    at = HEAD.size + of_vectors * OF_VECTORS.size
+    end = at + of_coefficients * OF_COEFFICIENTS.size
     if number > min(rows, width) or of_vectors > _FINEST or of_coefficients > _GROUPS or end > len(buffer):
         raise WireError(f"{number} directions in {of_vectors} and {of_coefficients} groups for {rows} rows of {width}")
     if not 0 < step < float("inf") or abs(wider) > _WIDEST:
         raise NotFinite("a step is not positive and finite, or a mean far beyond it")
-    vectors = list(_OF_VECTORS.iter_unpack(buffer[_HEAD.size : at]))
-    coefficients = list(_OF_COEFFICIENTS.iter_unpack(buffer[at:end]))
+    vectors = list(OF_VECTORS.iter_unpack(buffer[HEAD.size : at]))
+    coefficients = list(OF_COEFFICIENTS.iter_unpack(buffer[at:end]))
     together = [n for n, _ in coefficients]
     if sum(n for _, n in vectors) != number or sum(together) != number or any(bits > _FINEST for bits, _ in vectors):
         raise WireError(f"groups of directions that are not {number} in all, or finer than {_FINEST} bits")

@@ -5,11 +5,11 @@ makes them smaller; but packed integers, such as the gaps of top-k, take the bit
 Nothing is trained and nothing is kept; weights are random, and images too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from splitfed.model.optim import pick_device
 from splitfed.reports.costs.footprint import Side, measure
-from splitfed.reports.costs.operations import Operations, count_step, count_whole
+from splitfed.reports.costs.operations import Operations, count_step
 from splitfed.reports.costs.shares import Shares
 from splitfed.reports.costs.traffic import Traffic
 from splitfed.run.ledger import Totals
@@ -73,9 +73,8 @@ def estimate(scenario: Scenario) -> Estimate:
     with waiting("packing random activations, to count their bytes"):
         round_bytes, once_bytes = traffic.round(), traffic.once()
     batch = min(training.batch_size, max(shares.trained))
-    count = count_step if federation.splits else count_whole
     with waiting("counting the operations of a step"):
-        operations = count(parts, cut, scenario.model.image_size, batch, key)
+        operations = count_step(parts, cut, scenario, batch, key)
     with waiting(f"measuring some steps of {batch} random images"):
         client, server, step_seconds, forward_seconds = measure(parts, cut, scenario, batch, key)
     steps = round(sum(shares.batches(scenario).values()) * shares.drawn(scenario))
@@ -86,11 +85,12 @@ def estimate(scenario: Scenario) -> Estimate:
         left = limit if budget.of == "cut" else max(0, limit - once_bytes.total.sent)
         each = round_bytes.cut if budget.of == "cut" else round_bytes.total
         rounds = min(rounds, -(-left // max(1, each.sent)))
+    server, kept = _of_all(server, scenario, shares), _kept_copies(cut, scenario, shares)
     evaluation = forward_seconds / batch * _evaluated(scenario, shares, traffic)
     return Estimate(
         scenario, sum(shares.trained), shares.classes, steps, round_bytes, once_bytes, rounds, limit,
-        shares.images_bytes, client, _of_all(server, scenario, shares), operations, _kept_images(scenario, shares),
-        step_seconds, steps * step_seconds + evaluation, shares.assumed, shares.notes,
+        shares.images_bytes, replace(client, copies=max(kept)), replace(server, copies=sum(kept)), operations,
+        _kept_images(scenario, shares), step_seconds, steps * step_seconds + evaluation, shares.assumed, shares.notes,
     )  # fmt: skip
 
 
@@ -110,6 +110,14 @@ def _evaluated(scenario: Scenario, shares: Shares, traffic: Traffic) -> float:
     if not shares.held_out:
         return by_server
     return by_server + traffic.evaluations() * sum(shares.held_out) / len(shares.held_out)
+
+
+def _kept_copies(cut: Cut, scenario: Scenario, shares: Shares) -> list[int]:
+    """Return the bytes of each client's copies of its samples, once all have crossed."""
+    if cut.kept is None:
+        return [0]
+    variants = scenario.data.variants or 1
+    return [cut.kept.each * min(cut.kept.most, images * variants) for images in shares.trained]
 
 
 def _kept_images(scenario: Scenario, shares: Shares) -> int:

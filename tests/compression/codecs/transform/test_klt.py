@@ -63,12 +63,12 @@ def test_the_receiver_adds_up_whole_numbers():
     """Exactly, so that it reads the same on any machine: held against fractions."""
     x, _ = correlated(40, 6, 0.5)
     sent = packet(x, snr=25.0)
-    step, wider, number, of_vectors, of_coefficients = klt._HEAD.unpack_from(sent.buffer)
-    at = klt._HEAD.size
-    vectors = [klt._OF_VECTORS.unpack_from(sent.buffer, at + klt._OF_VECTORS.size * i) for i in range(of_vectors)]
-    at += klt._OF_VECTORS.size * of_vectors
-    each = klt._OF_COEFFICIENTS.size
-    together = [klt._OF_COEFFICIENTS.unpack_from(sent.buffer, at + each * i) for i in range(of_coefficients)]
+    step, wider, number, of_vectors, of_coefficients = klt.HEAD.unpack_from(sent.buffer)
+    at = klt.HEAD.size
+    vectors = [klt.OF_VECTORS.unpack_from(sent.buffer, at + klt.OF_VECTORS.size * i) for i in range(of_vectors)]
+    at += klt.OF_VECTORS.size * of_vectors
+    each = klt.OF_COEFFICIENTS.size
+    together = [klt.OF_COEFFICIENTS.unpack_from(sent.buffer, at + each * i) for i in range(of_coefficients)]
     sizes = [6, *(6 * n for _, n in vectors), *(40 * n for n, _ in together)]
     mean, *groups = rans.decode(sent.buffer[at + each * of_coefficients :], sizes)
     basis = [

@@ -1,0 +1,1 @@
+"""The rules between keys and sections of a scenario, by subject; `registry` has the list of all."""

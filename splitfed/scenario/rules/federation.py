@@ -1,0 +1,134 @@
+"""Rules of who trains, when and in which order."""
+
+from splitfed.data.settings import Evaluation
+from splitfed.federation.strategies import FedAvgConfig
+from splitfed.scenario.engine import Deployment, EngineConfig, Remote
+from splitfed.scenario.rules.base import Found
+from splitfed.scenario.sections import Federation
+
+
+def cohort_is_of_the_clients(federation: Federation) -> Found:
+    """No more clients are sampled than there are."""
+    cohort, clients = federation.cohort, federation.clients
+    if cohort is not None and cohort > clients:
+        yield (
+            "federation.cohort",
+            f"{cohort} of {clients} clients cannot be sampled: lower it, or leave it out for all",
+        )
+
+
+def order_is_of_a_shared_back(federation: Federation) -> Found:
+    """Clients can come as they arrive only where all of them update one back."""
+    mode = federation.mode
+    how = {"sl": "one after another, or there is no front to hand on", "psl": "in joint steps"}
+    how |= dict.fromkeys(("sfl-v1", "fl"), "at once and in no order")
+    if federation.order == "arrival" and mode in how:
+        yield "federation.order", f"with {mode} clients train {how[mode]}: leave it out, or set mode: sfl-v2"
+
+
+def wave_is_of_those_at_once(federation: Federation) -> Found:
+    """A wave is a part of a cohort that trains at once."""
+    if (wave := federation.wave) is None:
+        return
+    if federation.one_by_one:
+        way = ", or set order: arrival" if federation.mode == "sfl-v2" else ""
+        yield "federation.wave", f"with {federation.mode} clients train one after another: leave it out{way}"
+    elif wave > (size := federation.cohort_size):
+        yield "federation.wave", f"{wave} at once of {size} clients a round: lower it, or leave it out for all"
+
+
+def patience_is_of_joint_steps(federation: Federation) -> Found:
+    """Only a joint step waits for those who are missing."""
+    mode = federation.mode
+    if federation.patience is not None and mode != "psl":
+        yield "federation.patience", f"with {mode} no client waits for another: leave it out, or set mode: psl"
+
+
+def private_labels_need_whole_mini_batches(federation: Federation) -> Found:
+    """With private labels a mini-batch takes two turns with the server, and nothing may come between them."""
+    if not federation.private:
+        return
+    if federation.mode == "fl":
+        yield "federation.labels", "with fl no labels leave a client anyway: leave it out, or set another mode"
+    if federation.mode == "psl":
+        yield (
+            "federation.labels",
+            "with psl the back takes a step for all clients at once, and each would have to wait for it twice: set "
+            "another mode, or labels: shared",
+        )
+    if federation.mode == "sfl-v2" and federation.order == "arrival":
+        yield (
+            "federation.labels",
+            "with order: arrival another client's update would come between the halves of a mini-batch: set order: "
+            "fixed, or mode: sfl-v1",
+        )
+
+
+def steps_or_epochs(federation: Federation) -> Found:
+    """A client trains for a number of steps or of epochs, not both."""
+    if federation.local_steps is not None and federation.local_epochs is not None:
+        yield "federation.local_steps", "local_epochs is set too: keep one of them and set the other to null"
+
+
+def strategy_has_something_to_aggregate(federation: Federation) -> Found:
+    """A strategy gets as many fronts as it needs."""
+    strategy = federation.strategy
+    if problem := strategy.problem(federation.cohort_size):
+        yield "federation.strategy", f"{strategy.kind}: {problem}"
+    elif federation.mode == "sl" and strategy != FedAvgConfig():
+        yield (
+            "federation.strategy",
+            f"{strategy.kind}: with sl nothing is aggregated: leave it out, or set another mode",
+        )
+
+
+def availability_is_of_a_simulation(federation: Federation, engine: EngineConfig) -> Found:
+    """Who is there is assumed of simulated clients only."""
+    if isinstance(engine, Deployment) and federation.availability.kind != "none":
+        yield "federation.availability", "a deployment's clients have their own: set it to none"
+
+
+def oversample_takes_more_than_the_cohort(federation: Federation, engine: EngineConfig) -> Found:
+    """More than the cohort can be sampled only where there are more, and something tells who finishes first."""
+    if federation.oversample == 1:
+        return
+    if federation.cohort_size == federation.clients:
+        yield (
+            "federation.oversample",
+            f"all {federation.clients} clients are sampled already: set a smaller cohort, or leave it out",
+        )
+    elif why := _no_clock(federation, engine):
+        yield "federation.oversample", why
+
+
+def deadline_is_on_a_clock(federation: Federation, engine: EngineConfig) -> Found:
+    """A round can be over at a time only where something tells the time."""
+    if federation.deadline is not None and (why := _no_clock(federation, engine)):
+        yield "federation.deadline", why
+
+
+def _no_clock(federation: Federation, engine: EngineConfig) -> str | None:
+    if isinstance(engine, Deployment) or federation.availability.timed:
+        return None
+    return (
+        "nothing tells the time of a simulation: set federation.availability, or for splitfed serve engine: deployment"
+    )
+
+
+def evaluation_asks_of_the_clients(evaluation: Evaluation, federation: Federation) -> Found:
+    """No more clients are asked than there are."""
+    asked, clients = evaluation.cohort, federation.clients
+    if asked is not None and asked > clients:
+        yield "evaluation.cohort", f"{asked} of {clients} clients cannot be asked: lower it, or leave it out"
+
+
+def engine_waits_longer_than_a_joint_step(engine: EngineConfig, federation: Federation) -> Found:
+    """Nobody is given up while a joint step of `psl` waits for another."""
+    if federation.mode == "psl" and isinstance(engine, Remote):
+        waits = federation.patience_seconds
+        if engine.deadline <= waits:
+            yield (
+                "engine.deadline",
+                f"after {engine.deadline:g} s a joint step of psl may still wait for a client: raise it above "
+                f"federation.patience ({waits:g} s), or lower that",
+            )

@@ -1,0 +1,63 @@
+"""The rules between keys and sections of a scenario: what each of them may be alone, but not together.
+
+Each rule takes, by their names, the sections that it reads, whose keys are valid one by one. It yields the keys that do
+not go with others, each with the reason and the way out. All rules run after validation, whatever the order of fields.
+"""
+
+from contextlib import suppress
+from inspect import signature
+
+from pydantic import BaseModel
+
+from splitfed.scenario.rules import crossing, federation, phases
+from splitfed.scenario.rules.base import Found, Rule
+
+RULES: tuple[Rule, ...] = (
+    federation.cohort_is_of_the_clients,
+    federation.order_is_of_a_shared_back,
+    federation.wave_is_of_those_at_once,
+    federation.patience_is_of_joint_steps,
+    federation.private_labels_need_whole_mini_batches,
+    federation.steps_or_epochs,
+    federation.strategy_has_something_to_aggregate,
+    crossing.clip_is_of_what_crosses,
+    federation.availability_is_of_a_simulation,
+    federation.oversample_takes_more_than_the_cohort,
+    federation.deadline_is_on_a_clock,
+    phases.phases_fill_the_rounds,
+    phases.phases_are_of_a_front,
+    phases.phases_teach_the_back,
+    phases.memory_is_of_a_frozen_front,
+    phases.memory_is_of_fixed_images,
+    phases.nets_are_fitted_to_what_goes_up,
+    phases.copies_are_of_samples_that_come_again,
+    phases.memory_is_gone_over,
+    crossing.tail_is_of_private_labels,
+    crossing.server_trains_what_it_holds,
+    crossing.reducer_takes_the_batches,
+    crossing.loaded_weights_are_in_a_file,
+    crossing.copies_are_of_single_samples,
+    crossing.what_is_packed_crosses,
+    federation.evaluation_asks_of_the_clients,
+    crossing.budget_can_be_spent,
+    federation.engine_waits_longer_than_a_joint_step,
+)
+
+
+def breaks(rule: Rule, scenario: BaseModel) -> Found:
+    """Yield the keys of a scenario that break a rule, as `section.key`, each with the reason and the way out."""
+    return rule(**{section: getattr(scenario, section) for section in signature(rule).parameters})
+
+
+def broken(scenario: BaseModel) -> Found:
+    """Yield every key of a scenario that breaks a rule, as `section.key`, with the reason and the way out."""
+    for rule in RULES:
+        yield from breaks(rule, scenario)
+
+
+def broken_in_part(scenario: BaseModel) -> Found:
+    """Yield what is broken in a scenario that lacks some of its fields: a rule that would read one of them is silent
+    about it."""
+    for rule in RULES:
+        with suppress(AttributeError):
+            yield from breaks(rule, scenario)
