@@ -207,7 +207,8 @@ class TrainCall:
             if (reply := present(reply)) is not None:
                 planned = self.planned(round, client, examples[client])
                 told = Told(examples[client], planned, cohort.weights[client], frozen)
-                crossed, loss, ended = (of(client) for of in (self.split.crossed, self.split.loss, self.split.ended))
+                crossed, loss = self.split.crossed(client), self.split.loss(client)
+                ended = self.split.ended(client)
                 reply = checked(reply, round, client, told, crossed, loss, self.refusals, ended)
                 if self.store is not None and _code(reply) in (UNTAKEN, ABSURD):
                     self.store.drop(client)

@@ -173,7 +173,7 @@ def main() -> None:
                 raise ValueError("there are too many nodes")  # which Flower answers as it does a key that is taken
             return create(state, *node, **more)
 
-        sql_linkstate.SqlLinkState.create_node = counted  # type: ignore[method-assign]
+        sql_linkstate.SqlLinkState.create_node = counted  # type: ignore[assignment,method-assign]
 
     config = _parse_superlink_lifespan_config()
     if config.superexec_auth_secret is None:
