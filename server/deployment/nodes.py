@@ -4,13 +4,26 @@ Each of them takes a row of the database, is asked who it is, and may send as mu
 makes room for another; who comes when all are there is refused until one of them goes.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 
 # Beside those of the clients: some are left by clients that were killed.
 SPARE = 256
+
+
+def counted(create: Callable[..., int], most: int) -> Callable[..., int]:
+    """Return the method of a state of Flower's that makes a node, so that it makes at most so many. For one more it
+    raises ValueError, which Flower answers as it does a key that is taken."""
+
+    def create_node(state: "SqlLinkState", *node: Any, **more: Any) -> int:
+        if not has_room(state, most):
+            raise ValueError("there are too many nodes")
+        return create(state, *node, **more)
+
+    return create_node
 
 
 def has_room(state: "SqlLinkState", most: int) -> bool:

@@ -143,7 +143,7 @@ def main() -> None:
     from flwr.superlink.servicer.fleet import fleet_handlers
 
     from splitfed.server.deployment.keys import signer
-    from splitfed.server.deployment.nodes import has_room
+    from splitfed.server.deployment.nodes import counted
 
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--silence", type=float, required=True)
@@ -166,14 +166,8 @@ def main() -> None:
     sql_linkstate.SqlLinkState.store_message_and_object_tree = bounded  # type: ignore[assignment,method-assign]
 
     if ours.most_nodes is not None:
-        create = sql_linkstate.SqlLinkState.create_node
-
-        def counted(state: sql_linkstate.SqlLinkState, *node: Any, **more: Any) -> int:
-            if not has_room(state, ours.most_nodes):
-                raise ValueError("there are too many nodes")  # which Flower answers as it does a key that is taken
-            return create(state, *node, **more)
-
-        sql_linkstate.SqlLinkState.create_node = counted  # type: ignore[assignment,method-assign]
+        create = counted(sql_linkstate.SqlLinkState.create_node, ours.most_nodes)
+        sql_linkstate.SqlLinkState.create_node = create  # type: ignore[method-assign]
 
     config = _parse_superlink_lifespan_config()
     if config.superexec_auth_secret is None:
