@@ -175,6 +175,7 @@ class Worker:
             first, lasting = self.scenario.phase(round).first, sum(p.requires_grad for p in self.part.parameters())
             write_optimiser(optimiser, keep.before(round, optimiser, trained, first, lasting))
         set_lr(optimiser, training.client.lr(round, rounds))
+        optimiser.zero_grad(set_to_none=True)  # a step that failed may have left some
         return _Learner(part, training.client, optimiser, Anchor(part, proximal), keep)
 
     def copies(self, states: Path, client: int, round: int, trained: int | None) -> Copies | None:

@@ -132,6 +132,12 @@ class SplitServer:
             session = self._sessions.get(client)
         return session.loss if session else None
 
+    def ended(self, client: int) -> bool:
+        """Tell whether a client's stream of this round has come to its end."""
+        with self._lock:
+            session = self._sessions.get(client)
+        return session is not None and session.finished
+
     def settle(self, client: int, taken: bool) -> bool:
         """End a client's round: hand what it trained to the pool if its reply was `taken` and its stream was finished,
         and drop it otherwise. Return whether it was handed over.

@@ -42,6 +42,10 @@ class Unsplit:
     def loss(self, client: int) -> None:
         """Return nothing: the client alone knows its loss."""
 
+    def ended(self, client: int) -> bool:
+        """Return that there is nothing to come: no stream was opened."""
+        return True
+
     def settle(self, client: int, taken: bool) -> bool:
         """End a client's round; return whether it counts. Harmless when called again."""
         if client not in self._waiting:

@@ -208,7 +208,8 @@ class TrainCall:
                 planned = self.planned(round, client, examples[client])
                 told = Told(examples[client], planned, cohort.weights[client], frozen)
                 crossed, loss = self.split.crossed(client), self.split.loss(client)
-                reply = checked(reply, round, client, told, crossed, loss, self.refusals)
+                ended = self.split.ended(client)
+                reply = checked(reply, round, client, told, crossed, loss, self.refusals, ended)
                 if self.store is not None and _code(reply) in (UNTAKEN, ABSURD):
                     self.store.drop(client)
             if finish.over():
