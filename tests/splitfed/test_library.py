@@ -23,9 +23,12 @@ NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 def test_a_dict_is_what_a_file_is() -> None:
     sections = read(BASE, "base").data
     before = json.dumps(sections)
-    found = Scenario.from_dict(sections, ["model.cut=2"], preset="small")
-    assert found == Scenario.parse(BASE, overrides=["model.cut=2"], preset="small")
-    assert found == Scenario.from_dict(sections | {"preset": "small"}, ["model.cut=2"])
+    longer = ["model.cut=2", "federation.rounds=4"]
+    found = Scenario.from_dict(sections, longer, preset="small")
+    assert found == Scenario.parse(BASE, overrides=longer, preset="small")
+    del sections["federation"]["local_epochs"]  # beside a preset the file's own win
+    assert found == Scenario.from_dict(sections | {"preset": "small"}, longer)
+    sections = read(BASE, "base").data
     assert json.dumps(sections) == before
 
 

@@ -107,9 +107,9 @@ def test_keys_beside_a_preset_refine_it(preset: str) -> None:
         {"reducer": "none"},
         {"reducer": {"kind": "adc", "ratio": 0.5}},
         {"front_weights": {"codec": "float16"}},
-        {"smashed": {"codec": {"bits": 8}}},
+        {"smashed": {"lossless": {"level": 5}}},
     ):
-        data = changed(preset=preset, compression=beside)
+        data = changed(preset=preset, compression=beside, federation__rounds=4)
         assert taken(data)
         assert not mistakes(data)
     assert mistakes(changed(compression={"smashed": {"codec": {"bits": 8}}}))  # of what kind?

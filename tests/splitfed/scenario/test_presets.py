@@ -27,7 +27,7 @@ from splitfed.testing import send
 HEAD = """\
 model: {name: vit_tiny_patch16_224, cut: 1, image_size: 8, args: {patch_size: 4, embed_dim: 16, depth: 2, num_heads: 2}}
 data: {path: digits, limit: 64, test_limit: 16}
-federation: {clients: 2, rounds: 1}
+federation: {clients: 2, rounds: 4}
 """
 SMALL = HEAD + "preset: small\n"
 ADC = HEAD + "compression:\n  reducer: {kind: adc, ratio: 0.4}\n  smashed: {codec: bfloat16}\n"
@@ -84,7 +84,10 @@ def stated(name: str, **changes: object) -> Compression:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_alone_is_its_settings(name: str) -> None:
-    written = HEAD + "".join(f"{key}: {json.dumps(value)}\n" for key, value in PRESETS[name].items())
+    own = PRESETS[name] | {"federation": {"clients": 2, "rounds": 4} | PRESETS[name].get("federation", {})}
+    written = HEAD.replace("federation: {clients: 2, rounds: 4}\n", "") + "".join(
+        f"{key}: {json.dumps(value)}\n" for key, value in own.items()
+    )
     found = scenario(HEAD + f"preset: {name}\n")
     assert found == scenario(written) == scenario(HEAD, preset=name)
     sections = yaml.safe_load(HEAD)
@@ -158,7 +161,7 @@ def test_set_changes_a_presets_values_like_written_ones() -> None:
 def test_the_command_lines_preset_takes_the_files_place_in_all_keys_of_presets() -> None:
     tiny = scenario(HEAD, preset="tiny")
     more = SMALL + "compression: {front_weights: {codec: float16}, reducer: {kept_tokens: 0.9}}\n"
-    epochs = HEAD.replace("rounds: 1", "rounds: 1, local_epochs: 9")
+    epochs = HEAD.replace("rounds: 4", "rounds: 4, local_epochs: 9")
     for text in (HEAD, ADC, SMALL, more, epochs):
         assert scenario(text, preset="tiny") == tiny
     # keys of other presets, which this one leaves at their defaults; keys of none stay
@@ -167,6 +170,15 @@ def test_the_command_lines_preset_takes_the_files_place_in_all_keys_of_presets()
     assert found.training.batch_size == 8
     assert (found.compression.smashed.codec.kind, found.compression.smashed.lossless.kind) == ("float16", "none")
     assert found.compression.targets.codec.kind == "float16"
+
+
+def test_memory_goes_with_the_preset_that_asked_for_it() -> None:
+    for text in (HEAD + "preset: tiny\n", HEAD + "phases: [frozen]\nmemory: {disk: 1GB, passes: 3}\n"):
+        found = scenario(text, preset="medium")
+        assert (found.memory, found.phases) == (None, ())
+    refined = scenario(HEAD + "preset: tiny\nmemory: {passes: 3}\n").memory
+    assert refined is not None
+    assert (refined.passes, refined.mix) == (3, PRESETS["tiny"]["memory"]["mix"])
 
 
 @pytest.mark.usefixtures("fixed")
@@ -296,16 +308,20 @@ def test_a_batch_crosses_under_every_preset(name: str) -> None:
 @pytest.mark.parametrize("mode", ["sl", "sfl-v1", "sfl-v2", "psl"])
 def test_every_mode_with_a_cut_takes_every_preset(mode: str, name: str) -> None:
     assert compression(HEAD, f"federation.mode={mode}", preset=name) == stated(name)
-    if mode != "psl":
-        assert compression(HEAD, f"federation.mode={mode}", "federation.labels=private", preset=name) == stated(name)
+    private = [f"federation.mode={mode}", "federation.labels=private"]
+    if mode != "psl" and name == "medium":
+        assert compression(HEAD, *private, preset=name) == stated(name)
+    elif mode != "psl":
+        with pytest.raises(ScenarioError, match=rf"--preset {name}: (phases|memory): .*labels: private"):
+            compression(HEAD, *private, preset=name)
 
 
 def test_presets_stand_in_the_order_of_their_bytes() -> None:
     cut, total = [], []
     for name in ("medium", "small", "tiny"):
-        found = estimate(small().with_([], preset=name)).round
-        cut.append(found.cut.sent)
-        total.append(found.total.sent)
+        found = estimate(small("federation.rounds=9").with_([], preset=name))
+        cut.append(found.round.cut.sent)
+        total.append(found.total_sent)
     assert list(PRESETS) == ["medium", "small", "tiny"]
     assert cut == sorted(cut, reverse=True)
     assert total == sorted(total, reverse=True)
