@@ -189,17 +189,22 @@ class Rounds:
             self._recall(round, memory)
             return
         drawn = self._drawn(round, asked)
+        clock, before_round = self.attendance.clock, self.records.simulated_seconds
+        clock.forget()
         unfit = self.calls.align.run(round, drawn)
+        aligned = clock.asked(round, "align", before_round)
         computed = self.calls.train.computed
         steps = {c: computed(round, c, number) for c, number in drawn.examples.items() if c not in unfit}
-        plan = self.attendance.plan(round, steps)
+        begins = before_round + aligned
+        plan = self.attendance.plan(round, steps, drawn.examples, begins)
         cohort = drawn.only(plan.vanish)
         before = self.model.arrays(round)
         replies = self._train(round, cohort, before, plan) if cohort.examples else unfit
         taken = list(trained(replies))
+        seconds = aligned + self.attendance.lasted(round, plan, steps, taken, begins)
         self._failed = {} if taken else self._failed | failures(replies)
         refused = absurd(round, replies) | (self.calls.train.refused if cohort.examples else {})
-        outcome = Outcome(len(drawn.examples), plan.seconds, phase=self.scenario.phase(round).settings.kind)
+        outcome = Outcome(len(drawn.examples), seconds, phase=self.scenario.phase(round).settings.kind)
         if refused and replies.keys() <= refused.keys():
             self._drop(round, refused[min(refused)], outcome)
             return
@@ -221,7 +226,7 @@ class Rounds:
                     )
             self._examine(round, outcome)
         except Diverged as error:
-            self._drop(round, error, Outcome(len(drawn.examples), plan.seconds, phase=outcome.phase))
+            self._drop(round, error, Outcome(len(drawn.examples), outcome.seconds, phase=outcome.phase))
             return
         if taken:
             self._dropped = None
@@ -261,6 +266,9 @@ class Rounds:
         # Clients come first, as what they send may spend the budget.
         outcome.asked = self.scenario.evaluation.due(round, last=not self._goes_on(round))
         outcome.scores = self.calls.evaluate.run(round, self.model.arrays()) if outcome.asked else []
+        outcome.seconds += self.attendance.clock.asked(
+            round, "evaluate", self.records.simulated_seconds + outcome.seconds
+        )
         refused = list(self.calls.evaluate.refused.values()) if outcome.asked else []
         validated = self._validates(round)
         if validated or refused:

@@ -8,7 +8,7 @@ from splitfed.scenario.scenario import Scenario
 
 # Keys whose values are paths of files or folders, by section.
 PATHS: tuple[tuple[str, ...], ...] = (("data", "path"), ("model", "weights"), ("compression", "reducer", "weights"),
-          ("federation", "availability", "file"))  # fmt: skip
+          ("federation", "availability", "file"), ("link", "up"), ("link", "down"))  # fmt: skip
 FINGERPRINTS: tuple[tuple[str, ...], ...] = (("data", "fingerprint"), ("model", "fingerprint"))
 
 

@@ -63,7 +63,7 @@ def _of_the_reducer(scenario: Scenario, front: "Front") -> Found:
 
 
 def of_the_federation(scenario: Scenario) -> Found:
-    """Yield what is wrong with a strategy of the user's own, and with the file that says who is there."""
+    """Yield what is wrong with a strategy of the user's own, and with the files that say who is there, and how fast."""
     from splitfed.federation.own_strategy import OwnStrategy
 
     with suppress(AttributeError):
@@ -78,6 +78,11 @@ def of_the_federation(scenario: Scenario) -> Found:
         except ScenarioError as error:
             key = "federation.availability.file"
             yield from ((key, problem.removeprefix(f"{key}: ")) for problem in error.problems)
+    with suppress(AttributeError):
+        try:
+            scenario.link.check()
+        except ScenarioError as error:
+            yield from (f"link.{problem}".split(": ", 1) for problem in error.problems)  # type: ignore[misc]
 
 
 # What a run would refuse before it loads anything, whatever engine it runs on.

@@ -247,6 +247,7 @@ _SORTS: dict[str, tuple[Callable[[str], Iterator[Listed]], str]] = {
     "modes": (_modes, "Who holds which part of the model, and how it learns."),
     "strategies": (_strategies, "What makes the round's front of those of the clients."),
     "availability": (_availability, "Which clients of a simulation are there, when, and how fast."),
+    "links": (_of_scenario("link"), "What a simulation assumes of the way between a client and the server."),
     "engines": (_of_scenario("engine"), "Where clients run."),
     "scenarios": (_scenarios, "The scenarios that ship."),
     "models": (_models, "The models of timm that can be split."),

@@ -73,6 +73,11 @@ BREAKS = {
         "  availability: {kind: drawn, late: 1.0}  # federation.availability: a deployment's clients have their own\n"
         "engine: deployment",
     ],
+    "link_is_of_a_simulation": [
+        "link: {kind: fixed, up: 5Mbit, down: 9Mbit}  # link: a deployment's clients have their own: set it to ideal\n"
+        "engine: deployment",
+        "  server: {link: {up: 1Gbit}}  # federation.server.link: with an ideal link all bytes cross at once: leave",
+    ],
     "oversample_takes_more_than_the_cohort": [
         "  oversample: 1.5  # federation.oversample: all 10 clients are sampled already: set a smaller cohort",
         "  oversample: 1.5  # federation.oversample: nothing tells the time of a simulation: set federation.availab\n"
