@@ -94,6 +94,7 @@ def main(grid: Grid, context: Context) -> None:
         dispatch = Dispatch(mail, roster.meanwhile, says=lent.waits)
         attendance = Attendance(scenario, folder)
         if attendance.timed:
+            attendance.clock.work.classes = len(data.classes)
             _start_clock(attendance.clock, scenario, model, ledger)
         align = AlignCall(scenario, dispatch, model, refusals)
         memory = _memory(scenario, model, split, folder, claims)

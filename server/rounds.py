@@ -192,7 +192,7 @@ class Rounds:
         clock, before_round = self.attendance.clock, self.records.simulated_seconds
         clock.forget()
         unfit = self.calls.align.run(round, drawn)
-        aligned = clock.asked(round, "align", before_round)
+        aligned = clock.asked(round, "align", before_round, {})
         computed = self.calls.train.computed
         steps = {c: computed(round, c, number) for c, number in drawn.examples.items() if c not in unfit}
         begins = before_round + aligned
@@ -201,7 +201,7 @@ class Rounds:
         before = self.model.arrays(round)
         replies = self._train(round, cohort, before, plan) if cohort.examples else unfit
         taken = list(trained(replies))
-        seconds = aligned + self.attendance.lasted(round, plan, steps, taken, begins)
+        seconds = aligned + self.attendance.lasted(round, plan, steps, drawn.examples, taken, begins)
         self._failed = {} if taken else self._failed | failures(replies)
         refused = absurd(round, replies) | (self.calls.train.refused if cohort.examples else {})
         outcome = Outcome(len(drawn.examples), seconds, phase=self.scenario.phase(round).settings.kind)
@@ -243,6 +243,7 @@ class Rounds:
         try:
             found = memory.recall(round, self._lr(round)[1], lambda: self.calls.progress.step(round, -1))
             outcome.seen, outcome.loss = found.samples, found.loss
+            outcome.seconds = self.attendance.clock.recalled(found.samples)
             self._examine(round, outcome)
         except Diverged as error:
             self._drop(round, error, Outcome(0, 0.0, phase=RECALL))
@@ -266,9 +267,8 @@ class Rounds:
         # Clients come first, as what they send may spend the budget.
         outcome.asked = self.scenario.evaluation.due(round, last=not self._goes_on(round))
         outcome.scores = self.calls.evaluate.run(round, self.model.arrays()) if outcome.asked else []
-        outcome.seconds += self.attendance.clock.asked(
-            round, "evaluate", self.records.simulated_seconds + outcome.seconds
-        )
+        now, held_out = self.records.simulated_seconds + outcome.seconds, self.roster.held_out
+        outcome.seconds += self.attendance.clock.asked(round, "evaluate", now, held_out)
         refused = list(self.calls.evaluate.refused.values()) if outcome.asked else []
         validated = self._validates(round)
         if validated or refused:

@@ -5,18 +5,23 @@ sent. Who is taken is the plan's to say alone.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from splitfed.federation.trace import Presence
 from splitfed.link.clock import Course, Exchange, Site, Step
+from splitfed.link.settings import Links
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment
 from splitfed.seeds import Key
 from splitfed.server.clock.plan import RoundPlan, lasted, planned
 from splitfed.server.clock.traffic import Foresees, Pair, Sent, Traffic
+from splitfed.server.clock.work import Spent, Work
+
+_UNTOLD_SECONDS = 1.0  # of a mini-batch, where availability tells the time, but not this
 
 
 class Clock:
@@ -30,13 +35,22 @@ class Clock:
         self.traffic = Traffic()
         self.foresee: Foresees | None = None
         federation = scenario.federation
-        self._links = scenario.link.open(self.key.at("link"), folder, "link")
+        self.work = Work(scenario)
+        self._links = self._opened(folder)
         own = federation.server.link
         patience = federation.patience_seconds if federation.mode == "psl" else None
         # Joint steps wait for each other where nothing is sent, too.
         self._site = Site(_bytes(own.up), _bytes(own.down), patience)
         self._each = 2 if federation.private else 1  # exchanges of a mini-batch
         self._limit = math.inf if federation.deadline is None else federation.deadline
+
+    def _opened(self, folder: Path) -> Links:
+        """Return the links of all clients, each as its profile says."""
+        key, profiles = self.key.at("link"), self.scenario.federation.profiles
+        found = {"": self.scenario.link.open(key, folder, "link")}
+        for name, profile in profiles.items():
+            found[name] = profile.link.open(key, folder, f"link-{name}") if profile.link else found[""]
+        return lambda client: found[self.work.profile[client]](client)
 
     def plan(
         self, round: int, stays: Mapping[int, Presence], steps: Mapping[int, int], images: Mapping[int, int], now: float
@@ -48,13 +62,14 @@ class Clock:
             after = stay.vanishes_after
             trains = steps[client] if after is None else min(after, steps[client])
             sent = self._foreseen(round, trains, images.get(client, 0))
-            courses[client] = self._training(round, client, stay, trains, sent, trains < steps[client])
+            sizes = self._sizes(trains, images.get(client, 0))
+            courses[client] = self._training(round, client, stay, sizes, sent, trains < steps[client])
         together = partial(self._site.together, now=now)
         return planned(courses, self._wave(len(stays)), together, self.scenario.federation.cohort_size, self._limit)
 
     def trained(
         self, round: int, plan: RoundPlan, stays: Mapping[int, Presence], steps: Mapping[int, int],
-        taken: Collection[int], now: float,
+        images: Mapping[int, int], taken: Collection[int], now: float,
     ) -> float:  # fmt: skip
         """Return how many seconds a planned round lasted that began `now`, and of which these clients were taken."""
         sent = self.traffic.take()
@@ -63,8 +78,8 @@ class Clock:
         courses = {}
         for client, vanishes in plan.vanish.items():
             trains = steps[client] if vanishes is None else vanishes
-            given = sent.get(client, Sent())
-            courses[client] = self._training(round, client, stays[client], trains, given, vanishes is not None)
+            given, sizes = sent.get(client, Sent()), self._sizes(trains, images.get(client, 0))
+            courses[client] = self._training(round, client, stays[client], sizes, given, vanishes is not None)
         together = partial(self._site.together, now=now)
         enough = self.scenario.federation.cohort_size
         return lasted(courses, self._wave(len(stays)), together, taken, enough, self._limit)
@@ -73,19 +88,31 @@ class Clock:
         """Forget what was sent so far: it is of no call that is timed."""
         self.traffic.take()
 
-    def asked(self, round: int, what: str, now: float) -> float:
+    def recalled(self, samples: int) -> float:
+        """Return how many seconds a pass over so many samples in memory lasted."""
+        return self.work.recalling(samples) if self.timed else 0.0
+
+    def asked(self, round: int, what: Literal["align", "evaluate"], now: float, images: Mapping[int, int]) -> float:
         """Return how many seconds a call lasted that began `now`, in which all who have a part are asked at once: to
-        evaluate, or to align."""
+        evaluate the model on so many images, or to align, whose computing is left out."""
         sent = self.traffic.take()
         if not self.timed or not sent:
             return 0.0
         courses = {}
         for client, one in sorted(sent.items()):
-            steps = [Step((Exchange(0.0, up, 0.0, down),), 0.0) for up, down in one.frames]
+            each, there = self._asking(client, what, images.get(client, 0), len(one.frames))
+            steps = [Step((Exchange(each, up, there, down),), 0.0) for up, down in one.frames]
+            steps = steps or [Step((), each)]  # where all of it stays with the client
             key = self.key.at("link", what, round, client)
             courses[client] = Course(0.0, one.order, steps, _end(one), one.reply, self._links(client), key)
         moments = Site(self._site.up, self._site.down).together(courses, 0.0, now)
         return max(one.end for one in moments.values())
+
+    def _asking(self, client: int, what: str, images: int, frames: int) -> tuple[float, float]:
+        if what != "evaluate":
+            return 0.0, 0.0
+        here, there = self.work.evaluating(client, images)
+        return here / max(1, frames), there / max(1, frames)
 
     def _wave(self, clients: int) -> int:
         """Return how many train at a time."""
@@ -94,20 +121,29 @@ class Clock:
         return clients if federation.mode == "sfl-v2" and federation.one_by_one else federation.at_once
 
     def _training(
-        self, round: int, client: int, stay: Presence, steps: int, sent: Sent, vanishes: bool
+        self, round: int, client: int, stay: Presence, sizes: Sequence[int], sent: Sent, vanishes: bool
     ) -> Course:  # fmt: skip
-        """Return the course of a client that computes so many mini-batches, and sends that."""
-        frames, sends, made = iter(sent.frames), set(self._sends(round, steps)), list[Step]()
-        seconds = stay.step_seconds if self.scenario.federation.availability.timed else 0.0
-        for step in range(steps):
+        """Return the course of a client that computes mini-batches of so many images, and sends that."""
+        frames, sends, made = iter(sent.frames), set(self._sends(round, len(sizes))), list[Step]()
+        phase, seconds = self.scenario.phase(round), stay.step_seconds
+        if seconds is None and self.scenario.federation.availability.timed and self.work.speed(client) is None:
+            seconds = _UNTOLD_SECONDS
+        for step, images in enumerate(sizes):
             pairs = list(islice(frames, self._each)) if step in sends else []
             if step in sends and not pairs:
                 break  # it was refused, and came to no more
-            made.append(_step(seconds, pairs))
+            made.append(_step(self.work.training(client, images, phase, step in sends, seconds), pairs))
         rank = self.key.at("availability", round, client, "rank").integer()
         key = self.key.at("link", "train", round, client)
         end, reply = (None, None) if vanishes else (_end(sent), sent.reply)
         return Course(stay.late, sent.order, made, end, reply, self._links(client), key, rank)
+
+    def _sizes(self, steps: int, images: int) -> list[int]:
+        """Return how many images are in each mini-batch of a client that trains on so many."""
+        size = self.scenario.training.batch_size
+        each = max(1, -(-images // size))
+        last = (images - 1) % size + 1  # in the last of each pass over its images
+        return [last if step % each == each - 1 else size for step in range(steps)]
 
     def _sends(self, round: int, steps: int) -> range:
         """Return which of so many mini-batches cross."""
@@ -118,20 +154,16 @@ class Clock:
         sends = self._sends(round, steps)
         if self.foresee is None or not self.scenario.federation.decides_by_time:
             return Sent(frames=[(0, 0)] * (len(sends) * self._each))
-        size = self.scenario.training.batch_size
-        each = max(1, -(-images // size))
-        last = (images - 1) % size + 1  # in the last mini-batch of each pass over its images
-        sizes = [last if step % each == each - 1 else size for step in sends]
-        return self.foresee(self.scenario.phase(round), sizes)
+        sizes = self._sizes(steps, images)
+        return self.foresee(self.scenario.phase(round), [sizes[step] for step in sends])
 
 
-def _step(seconds: float, pairs: list[Pair]) -> Step:
-    """Return a mini-batch that a client computes for so many seconds."""
+def _step(spent: Spent, pairs: list[Pair]) -> Step:
+    """Return a mini-batch that takes so long and sends that."""
     if not pairs:
-        return Step((), seconds)
-    (up, down), *others = pairs
-    first = Exchange(seconds, up, 0.0, down)
-    return Step((first, *(Exchange(0.0, up, 0.0, down) for up, down in others)), 0.0)
+        return Step((), math.fsum(spent.before) + spent.after)
+    times = zip(spent.before, spent.serve, pairs, strict=False)
+    return Step(tuple(Exchange(before, up, serve, down) for before, serve, (up, down) in times), spent.after)
 
 
 def _end(sent: Sent) -> Exchange | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from splitfed.errors import ScenarioError
 from splitfed.federation.trace import Presence
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment
@@ -31,6 +32,11 @@ class Attendance:
         self.timed = self.clock.timed
         self.may_end_empty = self.timed or federation.deadline is not None
         self._availability = federation.availability.open(self.key.at("availability"), federation.clients, folder)
+        if self._availability.tells_seconds and any(one.device.flops for one in federation.profiles.values()):
+            raise ScenarioError([
+                "federation.availability: its step_seconds and device.flops of federation.profiles both tell what a "
+                "mini-batch takes: keep one of them"
+            ])  # fmt: skip
 
     def sample(self, round: int, there: set[int]) -> list[int]:
         """Return the clients of a round, among those who are there; where they train one after another, in this
@@ -55,10 +61,11 @@ class Attendance:
         return self.clock.plan(round, self._stays(round, planned_steps), planned_steps, images or {}, now)
 
     def lasted(
-        self, round: int, plan: RoundPlan, planned_steps: Mapping[int, int], taken: Collection[int], now: float
+        self, round: int, plan: RoundPlan, planned_steps: Mapping[int, int], images: Mapping[int, int],
+        taken: Collection[int], now: float,
     ) -> float:  # fmt: skip
         """Return how many simulated seconds a round lasted that was planned so, and of which these were taken."""
-        return self.clock.trained(round, plan, self._stays(round, planned_steps), planned_steps, taken, now)
+        return self.clock.trained(round, plan, self._stays(round, planned_steps), planned_steps, images, taken, now)
 
     def _stays(self, round: int, planned_steps: Mapping[int, int]) -> dict[int, Presence]:
         return {client: self._availability.presence(round, client, steps) for client, steps in planned_steps.items()}

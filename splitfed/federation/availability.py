@@ -23,6 +23,11 @@ TRACE = "trace.csv"  # a run's own copy, in its folder
 class Availability(Protocol):
     """What becomes of each client in each round; the same whoever else is sampled, and however often it is asked."""
 
+    @property
+    def tells_seconds(self) -> bool:
+        """Whether it tells what a mini-batch takes."""
+        ...
+
     def away(self, round: int, client: int) -> bool:
         """Return whether a client cannot be sampled."""
         ...
@@ -72,8 +77,10 @@ class Drawn(AvailabilitySettings):
     """Probability that a client cannot be sampled in a round."""
     late: SecondsDrawn = ConstantSeconds(value=0.0)
     """Seconds that pass before a client begins, drawn in each round."""
-    step_seconds: SecondsDrawn = ConstantSeconds(value=1.0)
-    """Seconds that a client takes for a mini-batch, drawn once for each client: a slow phone stays slow."""
+    step_seconds: SecondsDrawn | None = None
+    """Seconds that a client takes for a mini-batch, drawn once for each client: a slow phone stays slow. Null is one
+    second, or what the operations of a mini-batch take on the device of the client's profile, where that says its
+    `flops`."""
 
     def open(self, key: Key, clients: int, folder: Path) -> Availability:
         """Return what draws, always from this key."""
@@ -85,15 +92,20 @@ class _Draws:
     settings: Drawn
     key: Key
 
+    @property
+    def tells_seconds(self) -> bool:
+        return self.settings.step_seconds is not None
+
     def away(self, round: int, client: int) -> bool:
         return _share(self.key.at(round, client, "away")) < self.settings.away
 
     def presence(self, round: int, client: int, steps: int) -> Presence:
         key = self.key.at(round, client)
+        steps_take = self.settings.step_seconds
         vanishes = _share(key.at("dropout")) < self.settings.dropout
         return Presence(
             self.settings.late.draw(key.at("late")),
-            self.settings.step_seconds.draw(self.key.at("step_seconds", client)),
+            None if steps_take is None else steps_take.draw(self.key.at("step_seconds", client)),
             int(_share(key.at("moment")) * steps) if vanishes else None,
         )
 

@@ -11,7 +11,7 @@ from splitfed.config import Broken, Config, kind_shorthand
 from splitfed.errors import ScenarioError
 from splitfed.files import write
 from splitfed.link.connection import Link, Recorded, Steady
-from splitfed.link.distributions import ConstantSeconds, RateDrawn, SecondsDrawn
+from splitfed.link.distributions import ConstantRate, ConstantSeconds, LogNormalRate, RateDrawn, SecondsDrawn
 from splitfed.link.quantities import MOST_LATENCY, Latency, Loss, Rate
 from splitfed.link.trace import read_recording
 from splitfed.seeds import Key
@@ -81,14 +81,9 @@ class FixedLink(_Line):
         return lambda client: link
 
 
-class DrawnLink(_Line):
-    """A link for each client, drawn from the seed: a slow line stays slow.
+class _Drawn(_Line):
+    """What links have in common that are drawn for each client."""
 
-    Rates are such as 5Mbit, or distributions: constant, uniform, lognormal; a latency is such as 60ms, or one of
-    constant, uniform, exponential, lognormal.
-    """
-
-    kind: Literal["drawn"] = "drawn"
     up: RateDrawn
     """Bits a second from a client."""
     down: RateDrawn
@@ -105,6 +100,69 @@ class DrawnLink(_Line):
             return Link(Steady(up), Steady(down), latency, min(self.jitter, latency), self.loss)
 
         return link
+
+
+class DrawnLink(_Drawn):
+    """A link for each client, drawn from the seed: a slow line stays slow.
+
+    Rates are such as 5Mbit, or distributions: constant, uniform, lognormal; a latency is such as 60ms, or one of
+    constant, uniform, exponential, lognormal.
+    """
+
+    kind: Literal["drawn"] = "drawn"
+
+
+class LteLink(_Drawn):
+    """Phones on LTE: 5 Mbit/s up and 18 down in the middle, a round trip of 60 ms; docs/links.md has the sources."""
+
+    kind: Literal["lte"] = "lte"
+    up: RateDrawn = LogNormalRate(median=5e6, sigma=0.6)
+    """Bits a second from a client."""
+    down: RateDrawn = LogNormalRate(median=18e6, sigma=0.6)
+    """Bits a second to a client."""
+    latency: SecondsDrawn = ConstantSeconds(value=0.03)
+    """Time that a bit is on its way, each way; a minute at most is taken."""
+    jitter: Latency = 0.01
+    """By how much the latency of a frame is more or less at most: each has its own, drawn uniformly."""
+
+
+class WifiLink(_Drawn):
+    """Phones on the Wi-Fi of a home with cable: 10 Mbit/s up and 50 down in the middle, a round trip of 32 ms;
+    docs/links.md has the sources."""
+
+    kind: Literal["wifi"] = "wifi"
+    up: RateDrawn = LogNormalRate(median=10e6, sigma=0.6)
+    """Bits a second from a client."""
+    down: RateDrawn = LogNormalRate(median=50e6, sigma=0.6)
+    """Bits a second to a client."""
+    latency: SecondsDrawn = ConstantSeconds(value=0.016)
+    """Time that a bit is on its way, each way; a minute at most is taken."""
+    jitter: Latency = 0.004
+    """By how much the latency of a frame is more or less at most: each has its own, drawn uniformly."""
+
+
+class DslLink(_Drawn):
+    """Lines of ADSL: 1 Mbit/s up and 10 down in the middle, a round trip of 44 ms; docs/links.md has the sources."""
+
+    kind: Literal["dsl"] = "dsl"
+    up: RateDrawn = LogNormalRate(median=1e6, sigma=0.4)
+    """Bits a second from a client."""
+    down: RateDrawn = LogNormalRate(median=10e6, sigma=0.4)
+    """Bits a second to a client."""
+    latency: SecondsDrawn = ConstantSeconds(value=0.022)
+    """Time that a bit is on its way, each way; a minute at most is taken."""
+
+
+class FibreLink(_Drawn):
+    """Fibre to a house: 50 Mbit/s up and 100 down, a round trip of 17 ms; docs/links.md has the sources."""
+
+    kind: Literal["fibre"] = "fibre"
+    up: RateDrawn = ConstantRate(value=50e6)
+    """Bits a second from a client."""
+    down: RateDrawn = ConstantRate(value=100e6)
+    """Bits a second to a client."""
+    latency: SecondsDrawn = ConstantSeconds(value=0.0085)
+    """Time that a bit is on its way, each way; a minute at most is taken."""
 
 
 class TraceLink(_Line):
@@ -159,7 +217,11 @@ def _check_jitter(jitter: float, latency: float) -> None:
         raise Broken(("jitter", f"{jitter:g} s is more than the latency, {latency:g} s: lower it"))
 
 
-LinkConfig = Annotated[IdealLink | FixedLink | DrawnLink | TraceLink, Field(discriminator="kind"), kind_shorthand]
+LinkConfig = Annotated[
+    IdealLink | FixedLink | DrawnLink | TraceLink | LteLink | WifiLink | DslLink | FibreLink,
+    Field(discriminator="kind"),
+    kind_shorthand,
+]
 
 
 class ServerLink(Config):

@@ -19,7 +19,7 @@ from splitfed.run.journal import Damaged, Mark
 from splitfed.run.ledger import Ledger, Row, Totals, read_open, read_rows, totals_by_round
 from splitfed.run.metrics import Metrics, read_metrics
 from splitfed.scenario.document import read
-from splitfed.scenario.places import FINGERPRINTS, PATHS
+from splitfed.scenario.places import FINGERPRINTS, paths
 
 log = getLogger("splitfed")
 
@@ -182,7 +182,9 @@ def _meaning(path: Path) -> bytes:
     """Return what a scenario says but for the places of its files, which may change, and their fingerprints, which are
     checked against what lies there."""
     data = read(path.read_text(encoding="utf-8"), str(path)).data
-    for keys in (*PATHS, *FINGERPRINTS):
+    federation = data.get("federation")
+    profiles = federation.get("profiles") if isinstance(federation, dict) else None
+    for keys in (*paths(profiles if isinstance(profiles, dict) else ()), *FINGERPRINTS):
         section: Any = data
         for key in keys[:-1]:
             section = section.get(key) if isinstance(section, dict) else None

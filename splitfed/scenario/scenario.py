@@ -104,7 +104,7 @@ class Scenario(Config):
     @property
     def timed(self) -> bool:
         """Whether a simulation has a time of its own."""
-        return self.federation.availability.timed or self.link.timed
+        return self.federation.timed(self.link)
 
     def remembers(self, round: int) -> bool:
         """Tell whether a round is one in which memory is filled, or gone over."""

@@ -8,6 +8,8 @@ from helpers import small, table
 
 from splitfed import simulate
 from splitfed.run.observer import Observer
+from splitfed.server.clock.clock import Clock
+from splitfed.split.operations import count
 
 PLAIN_LINE = "link={kind: fixed, up: 1Mbit, down: 4Mbit}"
 LTE = "link={kind: fixed, up: 5Mbit, down: 20Mbit, latency: 60ms, jitter: 9ms, loss: 2%}"
@@ -98,3 +100,60 @@ def test_ray_tells_the_same_time(tmp_path: Path) -> None:
         simulate(small(*changes, f"engine={{kind: {kind}, threads: 1}}"), runs=tmp_path) for kind in ("inline", "ray")
     )
     assert [row.simulated_seconds for row in one.rounds] == [row.simulated_seconds for row in other.rounds]
+
+
+SPEEDS = ["federation.profiles={all: {share: 1, device: {flops: 5MFLOPS}}}", "federation.server.device.flops=20MFLOPS"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "client", "server"),
+    [
+        (["federation.mode=sl"], lambda o: o.client, lambda o: o.server),
+        (["federation.mode=sl", "federation.labels=private", "model.args.depth=3"],
+         lambda o: o.client, lambda o: o.server),
+        (["federation.mode=fl", "federation.wave=1", "training.server={}"], lambda o: o.client, lambda o: 0.0),
+        (["federation.mode=sl", "phases=[frozen]"], lambda o: o.front_forward + o.reducing, lambda o: o.server),
+    ],
+)  # fmt: skip
+def test_computing_takes_what_its_operations_need(changes: list[str], client, server, tmp_path: Path) -> None:
+    """Where bytes take no time, and one client computes after another."""
+    scenario = small(*SPEEDS, *changes)
+    found = simulate(scenario, runs=tmp_path)
+    operations, images = count(scenario, 10), found.rounds[0].examples
+    assert found.rounds[0].simulated_seconds == pytest.approx(
+        images * (client(operations) / 5e6 + server(operations) / 20e6), rel=1e-9
+    )
+
+
+def test_clients_at_once_wait_for_each_other_at_the_server_alone(tmp_path: Path) -> None:
+    """Three clients of two mini-batches; the server takes ten times as long for one as a client, so that it is busy
+    from the first on, but for the half of a step that the first of them goes on alone at the end."""
+    scenario = small(
+        "federation.profiles={all: {share: 1, device: {flops: 5GFLOPS}}}", "federation.server.device.flops=1MFLOPS"
+    )
+    found, operations = simulate(scenario, runs=tmp_path), count(scenario, 10)
+    images = found.rounds[0].examples
+    assert found.rounds[0].simulated_seconds == pytest.approx(images * operations.server / 1e6, rel=1e-3)
+
+
+def test_an_evaluation_computes_forward_alone(tmp_path: Path) -> None:
+    one = small(*SPEEDS, "federation.clients=1", "evaluation={held_out: 0.3}")
+    found, operations = simulate(one, runs=tmp_path), count(one, 10)
+    held_out = int(table(found.folder / "clients.csv")[0]["examples"])
+    trained = found.rounds[0].examples * (operations.client / 5e6 + operations.server / 20e6)
+    evaluated = held_out * (operations.front_forward / 5e6 + operations.back_forward / 20e6)
+    assert found.rounds[0].simulated_seconds == pytest.approx(trained + evaluated, rel=1e-9)
+
+
+@pytest.mark.parametrize("slow", ["phone", "hospital"])
+def test_a_profile_has_a_link_and_a_device_of_its_own(slow: str, tmp_path: Path) -> None:
+    kinds = {"phone": "{kind: fixed, up: 9Mbit, down: 9Mbit}", "hospital": "{kind: fixed, up: 9Mbit, down: 9Mbit}"}
+    kinds[slow] = "{kind: fixed, up: 1Mbit, down: 4Mbit}"
+    profiles = ", ".join(f"{name}: {{share: 0.5, link: {link}}}" for name, link in kinds.items())
+    scenario = small("federation.clients=4", "federation.mode=sfl-v1", f"federation.profiles={{{profiles}}}")
+    found = simulate(scenario, runs=tmp_path)
+    held = Clock(scenario, tmp_path).work.profile
+    assert sorted(held) == ["hospital", "hospital", "phone", "phone"]
+    seconds = by_client(found.folder, 1)
+    slowest = max(seconds[client] for client, name in enumerate(held) if name == slow)
+    assert found.rounds[0].simulated_seconds == pytest.approx(slowest, rel=1e-9)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from splitfed.model.optim import pick_device
 from splitfed.reports.costs.footprint import Side, measure
-from splitfed.reports.costs.operations import Operations, count_step, count_whole
 from splitfed.reports.costs.shares import Shares
 from splitfed.reports.costs.traffic import Traffic
 from splitfed.run.ledger import Totals
@@ -19,6 +18,7 @@ from splitfed.scenario.engine import Remote
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble, check_fits
 from splitfed.split.cut import Cut
+from splitfed.split.operations import Operations, count_step, count_whole
 from splitfed.waiting import waiting
 
 

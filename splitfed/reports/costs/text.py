@@ -7,9 +7,9 @@ import rich.console
 from splitfed.reports import units
 from splitfed.reports.costs.estimate import Estimate
 from splitfed.reports.costs.footprint import Side
-from splitfed.reports.costs.operations import Operations
 from splitfed.reports.live.console import breakdown, print_whole
 from splitfed.scenario import Scenario
+from splitfed.split.operations import Operations
 
 
 def text(found: Estimate) -> str:

@@ -56,7 +56,7 @@ def test_draws_follow_what_they_are_drawn_from() -> None:
     even = Drawn.model_validate({"late": {"kind": "uniform", "low": 1.0, "high": 3.0}}).open(Key(0), 9, Path())
     late = [even.presence(*pair, 1).late for pair in pairs]
     assert 1 <= min(late) < 1.01 < 2.99 < max(late) < 3
-    assert even.presence(1, 1, 1).step_seconds == 1.0
+    assert even.presence(1, 1, 1).step_seconds is None
 
 
 def trace(tmp_path: Path, text: str | bytes) -> Path:
@@ -77,7 +77,7 @@ def test_a_trace_says_it_for_a_round_or_for_every_round(tmp_path: Path) -> None:
     slow, stays = Presence(5.0, 0.5), Presence()
     assert [found.presence(round, 0, 9) for round in (1, 3)] == [slow, slow]
     assert [found.away(round, 0) for round in (1, 2, 3)] == [False, True, False]
-    assert [found.presence(round, 1, 9) for round in (2, 3)] == [stays, Presence(10.0, 1.0, 0)]
+    assert [found.presence(round, 1, 9) for round in (2, 3)] == [stays, Presence(10.0, None, 0)]
     assert [found.away(round, 2) for round in (1, 4, 5)] == [True, False, True]
     assert (found.away(1, 3), found.presence(1, 3, 9)) == (False, stays)
     assert read_trace(trace(tmp_path, "away,client\n1,2\n"), 4).away(7, 2)

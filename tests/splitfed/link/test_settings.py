@@ -10,6 +10,7 @@ from splitfed.errors import ScenarioError
 from splitfed.link.connection import Link
 from splitfed.link.settings import DrawnLink, FixedLink, TraceLink
 from splitfed.scenario import Scenario
+from splitfed.scenario.places import resolved
 from splitfed.seeds import Key
 from splitfed.split.mistakes import of_the_federation
 
@@ -51,7 +52,7 @@ def test_what_is_written_out_reads_as_the_same() -> None:
         ("{kind: drawn, up: {kind: uniform, low: 9Mbit, high: 5Mbit}, down: 9Mbit}", "low is 9e+06, more than high"),
         ("{kind: drawn, up: {kind: exponential, mean: 5Mbit}, down: 9Mbit}", "unknown kind 'exponential'"),
         ("{kind: trace, up: lte.up}", "link.down: is missing"),
-        ("idael", "link: unknown kind 'idael', known: 'ideal', 'fixed', 'drawn', 'trace', did you"),
+        ("idael", "link: unknown kind 'idael', known: 'ideal', 'fixed', 'drawn', 'trace', 'lte'"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(link: str, why: str | None) -> None:
@@ -115,6 +116,21 @@ def test_a_run_has_its_own_copy_of_a_recording(tmp_path: Path) -> None:
 def test_a_recording_is_checked_with_its_scenario(tmp_path: Path) -> None:
     (tmp_path / "up").write_text("3\n2\n")
     scenario = small(f"link={{kind: trace, up: {tmp_path}/up, down: {tmp_path}/none}}")
-    assert list(of_the_federation(scenario)) == [
-        ["link.up", f"{tmp_path}/up:2: 2 ms comes after 3 ms: put the lines in order"]
-    ]
+    why = f"{tmp_path}/up:2: 2 ms comes after 3 ms: put the lines in order"
+    assert list(of_the_federation(scenario)) == [("link.up", why)]
+    link = f"{{kind: trace, up: {tmp_path}/up, down: {tmp_path}/none}}"
+    scenario = small(f"federation.profiles={{phone: {{share: 1, link: {link}}}}}")
+    assert list(of_the_federation(scenario)) == [("federation.profiles.phone.link.up", why)]
+
+
+def test_recordings_of_all_links_are_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is told to go on from another folder reads the same files."""
+    (tmp_path / "lte").write_text("1\n")
+    monkeypatch.chdir(tmp_path)
+    link = "{kind: trace, up: lte, down: lte}"
+    full = resolved(small(f"link={link}", f"federation.profiles={{phone: {{share: 1, link: {link}}}}}"))
+    for one in (full.link, full.federation.profiles["phone"].link):
+        assert isinstance(one, TraceLink)
+        assert (one.up, one.down) == (str(tmp_path / "lte"),) * 2
+    fixed = small("federation.profiles={phone: {share: 1, link: fibre}}")
+    assert resolved(fixed) == fixed

@@ -43,7 +43,7 @@ class Operations:
     `front`, `back` and `tail` are the model's parts, the later ones on what the reducer leaves them; `reducing` and
     `restoring` are what reducer and codecs add at the client and at the server. `plain_back` and `plain_tail` are those
     without a reducer, and `examples` the mini-batch that was counted. Where a client trains the whole model, all beside
-    the front is its tail.
+    the front is its tail. `front_forward` and `back_forward` are the share of these that a pass without backward takes.
     """
 
     front: float
@@ -54,6 +54,8 @@ class Operations:
     examples: int
     tail: float = 0.0
     plain_tail: float = 0.0
+    front_forward: float = 0.0
+    back_forward: float = 0.0
 
     @property
     def client(self) -> float:
@@ -100,11 +102,11 @@ def _classes(scenario: Scenario, key: Key) -> int:
 def count_whole(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key) -> Operations:
     """Count a step of a client that trains the whole model, on its device; leaves no gradients."""
     with keyed_rng(key.at("operations", "sample"), cut.device):
-        front = _sample(parts.front, (3, image_size, image_size), cut.device, inner=False)
-        back = _sample(parts.back, (cut.geometry.tokens, cut.geometry.width), cut.device, inner=True)
+        front, front_forward = _sample(parts.front, (3, image_size, image_size), cut.device, inner=False)
+        back, back_forward = _sample(parts.back, (cut.geometry.tokens, cut.geometry.width), cut.device, inner=True)
     for part in parts:
         part.zero_grad(set_to_none=True)
-    return Operations(front, 0, 0, 0, 0, examples, back, back)
+    return Operations(front, 0, 0, 0, 0, examples, back, back, front_forward, back_forward)
 
 
 def count_step(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key) -> Operations:
@@ -114,27 +116,36 @@ def count_step(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key)
     reducing, restoring, restored = _crossing(cut, front.encoder, back.decoder, examples, key)
     whole = (geometry.tokens, geometry.width)
     with keyed_rng(key.at("operations", "sample"), cut.device):
-        at_front = _sample(front, (3, image_size, image_size), cut.device, inner=False)
+        at_front, front_forward = _sample(front, (3, image_size, image_size), cut.device, inner=False)
         plain = [_sample(part, whole, cut.device, inner=True) for part in (back, tail)]
         left = plain
         if restored[1:] != whole:
             left = [_sample(part, restored[1:], cut.device, inner=True) for part in (back, tail)]
     for part in parts:
         part.zero_grad(set_to_none=True)
-    at_back, at_tail = (count * restored[0] / examples for count in left)
+    share = restored[0] / examples
+    (at_back, back_forward), (at_tail, _) = left
     return Operations(
-        at_front, reducing / examples, at_back, restoring / examples, plain[0], examples, at_tail, plain[1]
+        at_front, reducing / examples, at_back * share, restoring / examples, plain[0][0], examples, at_tail * share,
+        plain[1][0], front_forward, back_forward * share,
     )  # fmt: skip
 
 
-def _sample(module: nn.Module, shape: tuple[int, ...], device: torch.device, *, inner: bool) -> int:
-    """Count a forward and a backward pass of one sample, which every other one takes too; `inner` ones give their
-    gradient to a half before."""
+def count_net(net: nn.Module, cut: Cut, key: Key) -> tuple[int, int]:
+    """Count a step of a net that takes one image's activations at the cut, and its forward pass alone."""
+    with keyed_rng(key.at("operations", "net"), cut.device):
+        return _sample(net, (cut.geometry.tokens, cut.geometry.width), cut.device, inner=True)
+
+
+def _sample(module: nn.Module, shape: tuple[int, ...], device: torch.device, *, inner: bool) -> tuple[int, int]:
+    """Count a forward and a backward pass of one sample, which every other one takes too, and the forward pass alone;
+    `inner` ones give their gradient to a half before."""
     given = torch.randn(1, *shape, device=device, requires_grad=inner)
     with sdpa_kernel(SDPBackend.MATH), _counting() as counter:
         made = module(given)
+        forward = counter.get_total_flops()
         made.backward(torch.ones_like(made))
-    return counter.get_total_flops()
+    return counter.get_total_flops(), forward
 
 
 def _crossing(
