@@ -16,7 +16,7 @@ from splitfed import Scenario
 from splitfed.errors import SplitfedError
 from splitfed.reports.sweep.plan import Sweep
 from splitfed.scenario.document import read
-from splitfed.split.operations import Operations, count
+from splitfed.split.computing.operations import Operations, count
 
 COLUMNS = ("client GFLOP", "compression %", "ratio", "server GFLOP", "compression %", "ratio")
 

@@ -31,8 +31,8 @@ from splitfed.reports.study.looks import STYLE
 from splitfed.reports.study.plots import curves, draw, save
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
+from splitfed.split.computing.operations import Operations, count, count_step
 from splitfed.split.cut import Cut
-from splitfed.split.operations import Operations, count, count_step
 
 BUDGETS = ("40MB", "80MB", "160MB")
 

@@ -11,17 +11,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from splitfed.data.batches import batch_sizes
+from splitfed.federation.profiles import links
 from splitfed.federation.trace import Presence
 from splitfed.link.clock import Course, Exchange, Site, Step
-from splitfed.link.settings import Links
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment
 from splitfed.seeds import Key
 from splitfed.server.clock.plan import RoundPlan, lasted, planned
-from splitfed.server.clock.traffic import Foresees, Pair, Sent, Traffic
-from splitfed.server.clock.work import Spent, Work
-
-_UNTOLD_SECONDS = 1.0  # of a mini-batch, where availability tells the time, but not this
+from splitfed.server.clock.traffic import Foresees, Sent, Traffic
+from splitfed.split.computing.seconds import Work
 
 
 class Clock:
@@ -36,21 +35,13 @@ class Clock:
         self.foresee: Foresees | None = None
         federation = scenario.federation
         self.work = Work(scenario)
-        self._links = self._opened(folder)
+        self._links = links(federation.profiles, scenario.link, self.work.profile, self.key.at("link"), folder)
         own = federation.server.link
         patience = federation.patience_seconds if federation.mode == "psl" else None
         # Joint steps wait for each other where nothing is sent, too.
         self._site = Site(_bytes(own.up), _bytes(own.down), patience)
         self._each = 2 if federation.private else 1  # exchanges of a mini-batch
         self._limit = math.inf if federation.deadline is None else federation.deadline
-
-    def _opened(self, folder: Path) -> Links:
-        """Return the links of all clients, each as its profile says."""
-        key, profiles = self.key.at("link"), self.scenario.federation.profiles
-        found = {"": self.scenario.link.open(key, folder, "link")}
-        for name, profile in profiles.items():
-            found[name] = profile.link.open(key, folder, f"link-{name}") if profile.link else found[""]
-        return lambda client: found[self.work.profile[client]](client)
 
     def plan(
         self, round: int, stays: Mapping[int, Presence], steps: Mapping[int, int], images: Mapping[int, int], now: float
@@ -125,14 +116,12 @@ class Clock:
     ) -> Course:  # fmt: skip
         """Return the course of a client that computes mini-batches of so many images, and sends that."""
         frames, sends, made = iter(sent.frames), set(self._sends(round, len(sizes))), list[Step]()
-        phase, seconds = self.scenario.phase(round), stay.step_seconds
-        if seconds is None and self.scenario.federation.availability.timed and self.work.speed(client) is None:
-            seconds = _UNTOLD_SECONDS
+        phase, seconds = self.scenario.phase(round), self.work.told(client, stay.step_seconds)
         for step, images in enumerate(sizes):
             pairs = list(islice(frames, self._each)) if step in sends else []
             if step in sends and not pairs:
                 break  # it was refused, and came to no more
-            made.append(_step(self.work.training(client, images, phase, step in sends, seconds), pairs))
+            made.append(self.work.training(client, images, phase, step in sends, seconds).step(pairs))
         rank = self.key.at("availability", round, client, "rank").integer()
         key = self.key.at("link", "train", round, client)
         end, reply = (None, None) if vanishes else (_end(sent), sent.reply)
@@ -140,10 +129,7 @@ class Clock:
 
     def _sizes(self, steps: int, images: int) -> list[int]:
         """Return how many images are in each mini-batch of a client that trains on so many."""
-        size = self.scenario.training.batch_size
-        each = max(1, -(-images // size))
-        last = (images - 1) % size + 1  # in the last of each pass over its images
-        return [last if step % each == each - 1 else size for step in range(steps)]
+        return batch_sizes(images, self.scenario.training.batch_size, steps)
 
     def _sends(self, round: int, steps: int) -> range:
         """Return which of so many mini-batches cross."""
@@ -156,14 +142,6 @@ class Clock:
             return Sent(frames=[(0, 0)] * (len(sends) * self._each))
         sizes = self._sizes(steps, images)
         return self.foresee(self.scenario.phase(round), [sizes[step] for step in sends])
-
-
-def _step(spent: Spent, pairs: list[Pair]) -> Step:
-    """Return a mini-batch that takes so long and sends that."""
-    if not pairs:
-        return Step((), math.fsum(spent.before) + spent.after)
-    times = zip(spent.before, spent.serve, pairs, strict=False)
-    return Step(tuple(Exchange(before, up, serve, down) for before, serve, (up, down) in times), spent.after)
 
 
 def _end(sent: Sent) -> Exchange | None:

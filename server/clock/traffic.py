@@ -5,16 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from splitfed.federation.phases import Phase
-from splitfed.run.ledger import Row, Sizes
+from splitfed.run.ledger import Row
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.server.model import Model
 from splitfed.split import ending
 from splitfed.split.cut import Cut
-from splitfed.split.rehearsal import Crossed, RandomBatch
-
-Pair = tuple[int, int]
-"""The bytes of a frame up, and of its answer down."""
+from splitfed.split.rehearsal import Pair, RandomBatch, pairs, size
 
 
 @dataclass(slots=True)
@@ -44,18 +41,18 @@ class Traffic:
         first = rows[0]
         client, up = first.client, first.direction == "up"
         if first.plane == "control":
-            size = sum(row.sizes.sent for row in rows if row.role != "envelope")
+            told = sum(row.sizes.sent for row in rows if row.role != "envelope")
             if up:
-                self._sent[client].reply += size
+                self._sent[client].reply += told
             else:
-                self._sent[client].order += size
+                self._sent[client].order += told
             return
-        size = sum(row.sizes.sent for row in rows)
+        sent = sum(row.sizes.sent for row in rows)
         if up:
             self._answer(client, 0)
-            self._up[client] = size, all(row.role == "envelope" for row in rows)
+            self._up[client] = sent, all(row.role == "envelope" for row in rows)
         else:
-            self._answer(client, size)
+            self._answer(client, sent)
 
     def take(self) -> dict[int, Sent]:
         """Return what each client sent and was sent since this was asked last."""
@@ -64,14 +61,14 @@ class Traffic:
         taken, self._sent = self._sent, defaultdict(Sent)
         return dict(taken)
 
-    def _answer(self, client: int, size: int) -> None:
+    def _answer(self, client: int, down: int) -> None:
         if client not in self._up:
             return
         up, ends = self._up.pop(client)
         if ends:
-            self._sent[client].end = up, size
+            self._sent[client].end = up, down
         else:
-            self._sent[client].frames.append((up, size))
+            self._sent[client].frames.append((up, down))
 
 
 class Foreseen:
@@ -89,9 +86,9 @@ class Foreseen:
         sent = Sent(weights, 0 if phase.frozen else weights)
         if not self._scenario.federation.splits:
             return sent
-        for size in images:
-            sent.frames += self._of_batch(size, not phase.settings.answered)
-        sent.end = _pairs(ending.rehearse())[0]
+        for number in images:
+            sent.frames += self._of_batch(number, not phase.settings.answered)
+        sent.end = pairs(ending.rehearse())[0]
         return sent
 
     def _of_batch(self, images: int, quiet: bool) -> list[Pair]:
@@ -99,7 +96,7 @@ class Foreseen:
             cut, key = self._cut, self._key.at("foreseen", images)
             encoder, decoder = self._model.front.encoder, self._model.back.decoder
             batch = RandomBatch(images, cut.geometry, key, cut.device)
-            self._frames[images, quiet] = _pairs(list(cut.rehearse(batch, key, encoder, decoder, quiet)))
+            self._frames[images, quiet] = pairs(cut.rehearse(batch, key, encoder, decoder, quiet))
             for part in (encoder, decoder):
                 part.zero_grad(set_to_none=True)
         return self._frames[images, quiet]
@@ -109,18 +106,8 @@ class Foreseen:
             return 0
         if phase.first not in self._weights:
             wire = self._model.held.at(phase.first).wire
-            self._weights[phase.first] = _size(wire.rehearse(self._key))
+            self._weights[phase.first] = size(wire.rehearse(self._key))
         return self._weights[phase.first]
-
-
-def _pairs(frames: Sequence[Crossed]) -> list[Pair]:
-    """Return frames up, each with what answers it."""
-    sizes = [_size(roles) for _, roles in frames]
-    return list(zip(sizes[::2], sizes[1::2], strict=True))
-
-
-def _size(roles: dict[str, Sizes]) -> int:
-    return sum(part.coded or part.sent for part in roles.values())
 
 
 Foresees = Callable[[Phase, Sequence[int]], Sent]

@@ -1,14 +1,15 @@
 """Which clients are alike: how many of each kind there are, how they are connected, and what they compute with."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from splitfed.config import Bytes, Config
 from splitfed.link.quantities import Speed
-from splitfed.link.settings import LinkConfig
+from splitfed.link.settings import LinkConfig, Links, LinkSettings
 from splitfed.seeds import Key
 
 
@@ -57,3 +58,12 @@ def dealt(profiles: Profiles, clients: int, key: Key) -> tuple[str, ...]:
     cards = [name for name, count in zip(names, counts, strict=True) for _ in range(count)]
     order = key.numpy().permutation(clients)
     return tuple(cards[place] for place in order)
+
+
+def links(profiles: Profiles, common: LinkSettings, held: Sequence[str], key: Key, folder: Path) -> Links:
+    """Return the link of each client of a run in this folder, as its profile says that it has of those `held`, or else
+    the one that is `common` to all. Raises ScenarioError where a recording cannot be read."""
+    found = {"": common.open(key, folder, "link")}
+    for name, profile in profiles.items():
+        found[name] = profile.link.open(key, folder, f"link-{name}") if profile.link else found[""]
+    return lambda client: found[held[client]](client)

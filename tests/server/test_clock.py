@@ -9,7 +9,7 @@ from helpers import small, table
 from splitfed import simulate
 from splitfed.run.observer import Observer
 from splitfed.server.clock.clock import Clock
-from splitfed.split.operations import count
+from splitfed.split.computing.operations import count
 
 PLAIN_LINE = "link={kind: fixed, up: 1Mbit, down: 4Mbit}"
 LTE = "link={kind: fixed, up: 5Mbit, down: 20Mbit, latency: 60ms, jitter: 9ms, loss: 2%}"

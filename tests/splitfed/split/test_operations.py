@@ -8,7 +8,7 @@ from helpers import small
 from splitfed import estimate
 from splitfed.compression.reducers.samples.merging import kept, kept_tokens
 from splitfed.reports.costs.text import text
-from splitfed.split.operations import Operations, count
+from splitfed.split.computing.operations import Operations, count
 
 # As tests/helpers.py has it, but 17 tokens: 16 of 2 x 2 pixels, and the class token.
 BATCH, IMAGE, PATCH, TOKENS, WIDTH, CLASSES = 16, 8, 2, 17, 16, 10
@@ -117,8 +117,8 @@ def test_the_size_of_a_mini_batch_matters_to_clusters_only() -> None:
 def test_counting_leaves_no_gradients_and_draws_nothing() -> None:
     from splitfed.seeds import Key
     from splitfed.split.assembly import assemble
+    from splitfed.split.computing.operations import count_step
     from splitfed.split.cut import Cut
-    from splitfed.split.operations import count_step
 
     scenario = small(FINE, "model.args.drop_path_rate=0.5")
     parts = assemble(scenario, CLASSES)

@@ -1,5 +1,7 @@
 """What clients and the server compute for an image, and how many seconds that takes them."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -7,12 +9,16 @@ import torch
 
 from splitfed.federation.phases import Phase, spans
 from splitfed.federation.profiles import dealt
+from splitfed.link.clock import Exchange, Step
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
 from splitfed.split.client_part import Auxiliary
+from splitfed.split.computing.operations import Operations, count_net, count_step, count_whole
 from splitfed.split.cut import Cut
-from splitfed.split.operations import Operations, count_net, count_step, count_whole
+from splitfed.split.rehearsal import Pair
+
+_UNTOLD = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +29,14 @@ class Spent:
     before: tuple[float, ...]
     serve: tuple[float, ...]
     after: float
+
+    def step(self, pairs: Sequence[Pair]) -> Step:
+        """Return it as a step of the clock, with the bytes of its frames and their answers; none stay with the
+        client."""
+        if not pairs:
+            return Step((), math.fsum(self.before) + self.after)
+        times = zip(self.before, self.serve, pairs, strict=False)
+        return Step(tuple(Exchange(before, up, serve, down) for before, serve, (up, down) in times), self.after)
 
 
 class Work:
@@ -40,6 +54,12 @@ class Work:
     def speed(self, client: int) -> float | None:
         """Return a client's operations a second, or None where nothing tells them."""
         return self._flops.get(self.profile[client])
+
+    def told(self, client: int, seconds: float | None) -> float | None:
+        """Return what a mini-batch takes a client where it does not follow from its operations: so many `seconds` if
+        its availability tells them, or one second where that tells the time but not these."""
+        timed = self._scenario.federation.availability.timed
+        return _UNTOLD if seconds is None and timed and self.speed(client) is None else seconds
 
     def training(self, client: int, images: int, phase: Phase, sends: bool, seconds: float | None) -> Spent:
         """Return what a mini-batch of so many images takes that a client `sends`, or keeps; its own part is `seconds`
