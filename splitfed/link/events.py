@@ -4,7 +4,11 @@ import heapq
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 Action = Callable[[], None]
+
+_NOTHING = 1e-9  # bytes
 
 
 class Events:
@@ -40,62 +44,61 @@ class Queue:
         self._events.at(self._free, rank, done)
 
 
-class _Flow:
-    __slots__ = ("done", "left", "pace", "rank", "rate")
-
-    def __init__(self, left: float, pace: float, rank: int, done: Action) -> None:
-        self.left, self.pace, self.rank, self.done, self.rate = left, pace, rank, done, 0.0
-
-
 class Shared:
     """A line of so many bytes a second that is shared evenly, but nobody gets more than its own pace takes (max-min
     fairness); None is no bound."""
 
     def __init__(self, events: Events, capacity: float | None) -> None:
-        self._events, self._capacity = events, capacity
-        self._flows: list[_Flow] = []
+        self._events, self._capacity = events, math.inf if capacity is None else capacity
+        self.bound = capacity is not None  # so that one may wait for another
+        # Who sends, the slowest by its own pace first: rank, what is done at the end; pace, rate, and what is left.
+        self._sending: list[tuple[int, Action]] = []
+        self._pace = self._rate = self._left = np.empty(0)
         self._since = events.now
         self._plan = 0  # the number of the last plan for who is through first
-
-    @property
-    def bound(self) -> bool:
-        """Whether there is a bound, so that one waits for another."""
-        return self._capacity is not None
 
     def send(self, size: float, seconds: float, rank: int, done: Action) -> None:
         """Send so many bytes, which take so many seconds where nobody else is there."""
         self._advance()
-        self._flows.append(_Flow(size, size / seconds if seconds > 0 else math.inf, rank, done))
+        pace = min(size / seconds, self._capacity) if seconds > 0 else self._capacity
+        place = int(np.searchsorted(self._pace, pace, "right"))
+        self._sending.insert(place, (rank, done))
+        self._pace, self._left = np.insert(self._pace, place, pace), np.insert(self._left, place, size)
         self._share()
 
     def _advance(self) -> None:
         now = self._events.now
-        for flow in self._flows:
-            flow.left -= flow.rate * (now - self._since)
+        if self._sending:
+            self._left = self._left - self._rate * (now - self._since)
         self._since = now
 
     def _share(self) -> None:
-        """Divide the capacity, and plan when the first is through."""
-        assert self._capacity is not None
-        left, others = self._capacity, len(self._flows)
-        for flow in sorted(self._flows, key=lambda flow: flow.pace):
-            flow.rate = min(flow.pace, left / others)
-            left, others = left - flow.rate, others - 1
+        """Divide the line, and plan when the first is through."""
         self._plan += 1
-        if self._flows:
-            soonest = min(flow.left / flow.rate for flow in self._flows)
-            plan, rank = self._plan, min(flow.rank for flow in self._flows)
-            self._events.at(self._events.now + max(0.0, soonest), rank, lambda: self._end(plan))
+        if not (count := len(self._sending)):
+            return
+        # What those who are slower than an even share leave is shared by the others.
+        even = (self._capacity - (np.cumsum(self._pace) - self._pace)) / np.arange(count, 0, -1)
+        slower = int(np.argmin(np.append(self._pace <= even, False)))
+        self._rate = self._pace.copy()
+        if slower < count:
+            self._rate[slower:] = even[slower]
+        needs = self._left / self._rate
+        first, plan = int(np.argmin(needs)), self._plan
+        at = self._events.now + max(0.0, float(needs[first]))
+        self._events.at(at, self._sending[first][0], lambda: self._end(plan, at))
 
-    def _end(self, plan: int) -> None:
-        """Let those go who are through, unless someone has come since."""
+    def _end(self, plan: int, at: float) -> None:
+        """Let those go who are through, unless someone has come or gone since."""
         if plan != self._plan:
             return
         self._advance()
-        # What is left of a flow that is through is a rounding error; time has no smaller step than that of its number.
-        slack = 4 * math.ulp(self._events.now)
-        through = [flow for flow in self._flows if flow.left <= flow.rate * slack + 1e-9]
-        self._flows = [flow for flow in self._flows if flow not in through]
+        # What is left of those who are through is a rounding error; time has no smaller step than that of its number.
+        through = self._left <= self._rate * 4 * math.ulp(at) + _NOTHING
+        ended = [one for one, over in zip(self._sending, through, strict=True) if over]
+        self._sending = [one for one, over in zip(self._sending, through, strict=True) if not over]
+        self._pace, self._left = self._pace[~through], self._left[~through]
+        self._rate = self._rate[~through]
         self._share()
-        for flow in sorted(through, key=lambda flow: flow.rank):
-            flow.done()
+        for _, done in sorted(ended, key=lambda one: one[0]):
+            done()

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from helpers import small
 
-from splitfed.errors import ScenarioError
+from splitfed.errors import RunError, ScenarioError
 from splitfed.link.connection import Link
 from splitfed.link.settings import DrawnLink, FixedLink, TraceLink
 from splitfed.scenario import Scenario
 from splitfed.scenario.places import resolved
 from splitfed.seeds import Key
+from splitfed.server.deployment.serve import deployed
 from splitfed.split.mistakes import of_the_federation
 
 
@@ -79,6 +80,15 @@ def test_a_mistake_is_one_line(link: str, why: str | None) -> None:
 def test_links_are_of_a_simulation(overrides: list[str], why: str) -> None:
     with pytest.raises(ScenarioError, match=why):
         small(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [("link=lte", r"^link: a deployment's"), ("federation.profiles={phone: {share: 1}}", r"^federation\.profiles: ")],
+)
+def test_a_server_of_real_clients_assumes_nothing_of_them(change: str, why: str) -> None:
+    with pytest.raises(RunError, match=why):
+        deployed(small(change))
 
 
 def test_a_link_is_drawn_for_each_client_and_stays() -> None:
