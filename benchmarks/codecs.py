@@ -14,7 +14,7 @@ from splitfed.compression.codecs.base import Codec
 from splitfed.compression.codecs.bits import pack as pack_bits
 from splitfed.compression.codecs.bits import unpack as unpack_bits
 from splitfed.compression.codecs.decoders import decode
-from splitfed.compression.codecs.settings import BFloat16, FedLite, Float8, Float16, Float32, Uniform
+from splitfed.compression.codecs.settings import BFloat16, FedLite, Float8, Float16, Float32, Klt, Uniform
 from splitfed.compression.codecs.uniform import WIDTHS
 from splitfed.compression.expect import Expect
 from splitfed.compression.lossless import decompress
@@ -46,6 +46,7 @@ def codecs() -> dict[str, Codec]:
         chosen[f"uniform {bits} channel"] = Uniform(bits=bits, scale="channel").build()
         chosen[f"uniform {bits} 16-bit scales"] = Uniform(bits=bits, scale_bits=16).build()
         chosen[f"uniform {bits} rotated"] = Uniform(bits=bits, rotation=True).build()
+    chosen |= {f"klt {snr} dB": Klt(snr=snr).build() for snr in (6, 12)}
     chosen |= {f"fedlite 16/{groups}/16": FedLite(groups=groups).build() for groups in (1, 16)}
     return chosen
 

@@ -30,8 +30,8 @@ from splitfed.compression.codecs.bits import packed_size, unpack
 from splitfed.compression.codecs.buffers import from_buffer
 from splitfed.compression.codecs.choices import Scale
 from splitfed.compression.codecs.decoders import decode
-from splitfed.compression.codecs.rotation import rotate
-from splitfed.compression.codecs.settings import BFloat16, FedLite, Float8, Float16, Float32, Uniform
+from splitfed.compression.codecs.settings import BFloat16, FedLite, Float8, Float16, Float32, Klt, Uniform
+from splitfed.compression.codecs.transform.rotation import rotate
 from splitfed.compression.codecs.uniform import WIDTHS, read_scales
 from splitfed.compression.lossless import Lossless, decompress
 from splitfed.compression.lossless_settings import Zstd
@@ -97,6 +97,9 @@ def codecs() -> dict[str, Codec]:
         chosen[f"uniform {bits} {scale}"] = Uniform(bits=bits, scale=scale).build()
     for bits in (4, 3, 2):
         chosen[f"uniform {bits} rotated"] = Uniform(bits=bits, rotation=True, scale_bits=16).build()
+    chosen["uniform 3 nearest"] = Uniform(bits=3, scale="channel", rounding="nearest").build()
+    chosen["6 levels nearest"] = Uniform(bits=3, levels=6, scale="channel", rounding="nearest").build()
+    chosen |= {f"klt {snr} dB": Klt(snr=snr).build() for snr in (8, 10, 12, 14)}
     chosen |= {f"fedlite {q}/{g}/16": FedLite(subvectors=q, groups=g).build() for q, g in ((16, 1), (16, 16), (32, 32))}
     return chosen
 

@@ -89,7 +89,7 @@ def train(message: Message, context: Context) -> Message:
         exchange = RoundWeights(worker.wires(round), worker.state(states, client), round, client, phase, order.trained)
         try:
             weights, frozen = exchange.down(sent)
-            copies = worker.copies(states, client, order.trained)
+            copies = worker.copies(states, client, round, order.trained)
         except Lacking as lacking:
             return Message(Error(LACKING, str(lacking)), reply_to=message)
         worker.part.load_frozen(frozen)

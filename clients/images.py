@@ -67,11 +67,16 @@ def hold(scenario: Scenario, settings: Settings, classes: Sequence[str]) -> Hold
     if settings.data_path is not None:
         config = config.model_copy(update={"path": settings.data_path})
     elif isinstance(scenario.engine, Deployment) and config.path != "digits":
+        # Which of this machine's folders are opened is not the server's to say.
         if not is_name(config.path):
-            # Which of this machine's folders are opened is not the server's to say.
             raise DataError(
                 f"the scenario's images lie in a folder, {Path(config.path).name}, on the server's machine: say with "
                 "--data where they lie here"
+            )
+        if Path(config.path).exists():
+            raise DataError(
+                f"the server names the data set {config.path}, and something is called so here: say with --data where "
+                "it lies, or go to another folder"
             )
         log.warning(
             "the server names a data set of the Hugging Face Hub, %s: it is loaded from there, or from this machine's "

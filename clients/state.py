@@ -119,6 +119,14 @@ class ClientState:
         `trained`, and delete those that no checkpoint needs. Raises WriteError."""
         self._save(round, flat(kept), _COPIES, spared=trained)
 
+    def drop_copies(self, round: int, settled: int) -> None:
+        """Delete, in a round after the front has `settled`, what there is of copies, unless the server has a checkpoint
+        of before from which the run may go on. Raises WriteError."""
+        if round - self._keep + 1 >= settled:
+            with told(self._folder):
+                for old in self._rounds(_COPIES):
+                    self._path(old, _COPIES).unlink()
+
     def frozen(self) -> dict[str, Tensor] | None:
         """Return the weights that are never trained; None where they are not kept, or not readable: the server sends
         them again."""

@@ -3,13 +3,20 @@
 A step leaves the gradients of what the client holds, if that learns; the update is `Worker`'s.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
+from splitfed.federation.phases import Phase
 from splitfed.model.attention import ClsAttention
 from splitfed.model.forward import autocast, draws, keyed_rng
 from splitfed.scenario.sections import Federation
 from splitfed.seeds import Key
+from splitfed.split.auxiliary import align
 from splitfed.split.bounds import check_bounds
 from splitfed.split.client_part import ClientPart
 from splitfed.split.copies import Visit
@@ -58,6 +65,12 @@ class SplitStep:
         loss = self._backward(reply, smashed, packed, visit).meta["loss"]
         return float(loss), packed.total, len(reply)
 
+    def across(self, cut: Cut) -> Self:
+        """Return this step across another cut."""
+        step = copy(self)
+        step.cut = cut
+        return step
+
     def smashed(
         self, images: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None
     ) -> tuple[Tensor, Tensor, Packed]:  # fmt: skip
@@ -79,22 +92,30 @@ class SplitStep:
 
     def _backward(self, reply: bytes, smashed: Tensor, packed: Packed, visit: Visit | None) -> Frame:
         """Go on with the gradient at the cut, through the front."""
+        gradient, frame = self.answer(reply, smashed, packed, visit)
+        smashed.backward(gradient)
+        return frame
+
+    def answer(
+        self, reply: bytes, smashed: Tensor, packed: Packed, visit: Visit | None
+    ) -> tuple[Tensor, Frame]:  # fmt: skip
+        """Return the gradient of the smashed tensor, and the frame that brought it."""
         frame = self.cut.unpack_gradient(reply, smashed, visit)
         gradient = self.cut.corrected(frame.tensors["cut_gradient"], smashed, packed, visit)
-        smashed.backward(gradient.to(smashed.dtype))
-        return frame
+        return gradient.to(smashed.dtype), frame
 
 
 class LocalStep:
-    """A mini-batch from which the front learns here, by the loss of the auxiliary net beside it in this `part`. The
-    first one and every so many-th after it (None: none) go up too, as another `step` packs them, and their loss alone
-    comes back. Made anew for each round.
+    """A mini-batch from which the front learns here, by the loss of the auxiliary net beside it in this `part`. Some
+    go up too, as the phase says and another `step` packs them, and what comes back is their loss, or for some of them
+    the gradient: then the net learns from these alone. Made anew for each round.
 
     The net sees what the front makes: nothing crosses on the way there, so that nothing need be left out.
     """
 
-    def __init__(self, step: SplitStep, part: ClientPart, every: int | None) -> None:
-        self._step, self._part, self._every = step, part, every
+    def __init__(self, step: SplitStep, part: ClientPart, phase: Phase) -> None:
+        self._step, self._part = step, part
+        self._every, self._answer_every = phase.upload_every, phase.answer_every
         self._draws = draws(part)
         self._seen = 0
         self._losses: list[float] = []  # of what went up, at the server
@@ -103,28 +124,49 @@ class LocalStep:
         self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None = None
     ) -> tuple[float, int, int]:  # fmt: skip
         """Take a mini-batch; return the loss here and the bytes up and down. Raises as `SplitStep` does."""
-        step = self._step
-        with keyed_rng(key.at("dropout"), step.device, self._draws), autocast(step.precision, step.device):
+        with self._forward(key.at("dropout")):
             activations = self._part.front(images)
             loss = nn.functional.cross_entropy(self._part.beside(activations), labels)
         check_bounds("the loss", loss, place, sides=("client",))
         up = down = 0
         if self._every is not None and self._seen % self._every == 0:
-            up, down = self._exchange(stream, activations.detach(), labels, key, place, visit)
+            answered = self._answer_every > 0 and self.crossed % self._answer_every == 0
+            made = activations.detach().requires_grad_(answered)
+            up, down, gradient = self._exchange(stream, made, labels, key, place, visit)
+            if gradient is not None:
+                align(self._part.beside, made, labels, gradient, lambda number: self._forward(key.at("align", number)))
+                with self._forward(key.at("aligned")):
+                    loss = nn.functional.cross_entropy(self._part.beside(activations), labels)
+                check_bounds("the loss", loss, place, sides=("client",))
         self._seen += 1
         loss.backward()
+        if self._answer_every:
+            self._part.beside.zero_grad(set_to_none=True)
         return float(loss.detach()), up, down
 
+    @contextmanager
+    def _forward(self, key: Key) -> Iterator[None]:
+        device = self._step.device
+        with keyed_rng(key, device, self._draws), autocast(self._step.precision, device):
+            yield
+
     def _exchange(
-        self, stream: Stream | None, activations: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None
-    ) -> tuple[int, int]:
+        self, stream: Stream | None, made: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None
+    ) -> tuple[int, int, Tensor | None]:
+        """Send what the front `made`; return the bytes up and down, and its gradient where it asks for one."""
         assert stream is not None
+        step, gradient = self._step, None
         numbered = place._replace(step=self.crossed + 1)  # the server counts what it sees
-        with torch.no_grad():
-            _, _, packed = self._step.reduced(activations, labels, key, numbered, visit)
+        with torch.set_grad_enabled(made.requires_grad):
+            smashed, _, packed = step.reduced(made, labels, key, numbered, visit)
         reply = stream.exchange(packed.buffer)
-        self._losses.append(self._step.cut.unpack_taken(reply))
-        return packed.total, len(reply)
+        if made.requires_grad:
+            came, frame = step.answer(reply, smashed, packed, visit)
+            (gradient,) = torch.autograd.grad(smashed, made, came)
+            self._losses.append(float(frame.meta["loss"]))
+        else:
+            self._losses.append(step.cut.unpack_taken(reply))
+        return packed.total, len(reply), gradient
 
     @property
     def crossed(self) -> int:
@@ -159,7 +201,11 @@ class FrozenStep:
 
 
 class StoredStep(FrozenStep):
-    """One exchange for what the server keeps, to train on later: there is no loss yet, and 0 is told."""
+    """One exchange, across a `cut` of its own, for what the server keeps, to train on later: there is no loss yet, and
+    0 is told."""
+
+    def __init__(self, step: SplitStep, cut: Cut) -> None:
+        super().__init__(step.across(cut))
 
     def _read(self, cut: Cut, reply: bytes) -> float:
         cut.unpack_stored(reply)

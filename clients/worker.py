@@ -74,6 +74,7 @@ class Worker:
         self.front, self.decoder = self.part.front, parts.back.decoder
         self.geometry = self.front.geometry(scenario.training.batch_size, classes)
         self.cut = Cut.of(scenario, self.geometry, self.device)
+        self._stored_across = Cut.of(scenario, self.geometry, self.device, once=True)
         self._once = WeightWire({} if loads else self.part.frozen(), scenario.compression)
         self.fitting = scenario.compression.reducer.alignment()
         self.alignment_wires = WeightWire.of_alignment(self.front, self.decoder, scenario.compression)
@@ -124,6 +125,8 @@ class Worker:
             learner.keep(round)
         if copies:
             self.state(states, client).save_copies(round, copies.now, trained)
+        elif stored is not None:
+            self.state(states, client).drop_copies(round, self.scenario.phase(round).first)
         whole = step.loss if isinstance(step, LocalStep) else None
         return Trained(part.travelling(), losses / max(1, number) if whole is None else whole, crossed, len(rows))
 
@@ -133,26 +136,29 @@ class Worker:
             return self.step
         assert isinstance(self.step, SplitStep)
         if phase.local:
-            return LocalStep(self.step, part, phase.upload_every)
-        return FrozenStep(self.step) if stored is None else StoredStep(self.step)
+            return LocalStep(self.step, part, phase)
+        return FrozenStep(self.step) if stored is None else StoredStep(self.step, self._stored_across)
 
     def _batches(self, client: int, round: int, rows: Tensor, stored: int | None) -> Iterator[Batch]:
-        """Give the mini-batches of a client's round; those after the first `stored` of all its images in all their
-        variants, in an order that is the same in all rounds."""
+        """Give the mini-batches of a client's round; those after the first `stored` of all its images in all variants
+        that memory keeps, in an order that is the same in all rounds."""
         data, training, federation = self.scenario.data, self.scenario.training, self.scenario.federation
+        variants = variants_of(data, self.key)
         load = partial(
             batches, self.holding.images, rows, training.batch_size, augment=data.augment, workers=data.workers,
-            variants=variants_of(data, self.key), mean=self.mean, std=self.std,
+            variants=variants, mean=self.mean, std=self.std,
         )  # fmt: skip
         if stored is None:
             key = self.key.at("batches", round, client)
             yield from load(key, steps=federation.local_steps, epochs=federation.local_epochs)
             return
         each = count_batches(len(rows), training.batch_size, None, 1)
-        for variant in range(data.variants or 1):
-            key, first = self.key.at("stored", client, variant), max(0, stored - variant * each)
+        drawn = variants.draw(self.key.at("stored", client), len(rows)) if variants else None
+        for time in range(self.scenario.stored_variants):
+            key, first = self.key.at("stored", client, time), max(0, stored - time * each)
             if first < each:
-                yield from load(key, epochs=1, start=first, variant=variant if data.variants else None)
+                shown = None if drawn is None or variants is None else (drawn + time) % variants.count
+                yield from load(key, epochs=1, start=first, variant=shown)
 
     def wires(self, round: int | None = None) -> Wires:
         """Return what weights cross by in a round; without one, to be evaluated."""
@@ -169,12 +175,13 @@ class Worker:
             first, lasting = self.scenario.phase(round).first, sum(p.requires_grad for p in self.part.parameters())
             write_optimiser(optimiser, keep.before(round, optimiser, trained, first, lasting))
         set_lr(optimiser, training.client.lr(round, rounds))
+        optimiser.zero_grad(set_to_none=True)  # a step that failed may have left some
         return _Learner(part, training.client, optimiser, Anchor(part, proximal), keep)
 
-    def copies(self, states: Path, client: int, trained: int | None) -> Copies | None:
-        """Return what a client and the server both keep of its samples since the round in which it was last `trained`;
-        None where they keep nothing. Raises Lacking where it is not here any more."""
-        if not self.cut.kept:
+    def copies(self, states: Path, client: int, round: int, trained: int | None) -> Copies | None:
+        """Return what a client and the server both keep, in a round, of its samples since that in which it was last
+        `trained`; None where they keep nothing. Raises Lacking where it is not here any more."""
+        if not self.cut.kept or self.scenario.remembers(round):
             return None
         return self.cut.copies({} if trained is None else self.state(states, client).copies(trained))
 

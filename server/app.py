@@ -157,7 +157,7 @@ def _memory(
     if (settings := scenario.memory) is None:
         return None
     assert isinstance(split, SplitServer)
-    cut = Cut.of(scenario, model.geometry, model.device)
+    cut = Cut.of(scenario, model.geometry, model.device, once=True)
     store = Store(folder / "memory", cut, settings.disk, settings.store == "coded", scenario.checkpoints.keep)
     alter = Alter(settings, model.geometry.prefix, model.geometry.classes)
     return Memory(scenario, settings, store, split, cut.reducer, alter, lambda images: claims.to_store(images).steps)

@@ -15,8 +15,9 @@ from splitfed.model.parts import Parts, whole_state
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
+from splitfed.split.auxiliary import first_round
 from splitfed.split.bounds import largest
-from splitfed.split.client_part import ClientPart, first_round
+from splitfed.split.client_part import ClientPart
 from splitfed.split.weights.initial import HeldByPhase
 
 

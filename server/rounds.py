@@ -5,6 +5,7 @@ outside.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from logging import getLogger
 
@@ -202,14 +203,19 @@ class Rounds:
         replies = self._train(round, cohort, before, plan) if cohort.examples else unfit
         taken = list(trained(replies))
         seconds = aligned + self.attendance.lasted(round, plan, steps, drawn.examples, taken, begins)
-        self._failed = {} if taken else self._failed | failures(replies)
         refused = absurd(round, replies) | (self.calls.train.refused if cohort.examples else {})
+        failed = failures(replies)
+        if self.lent.waits and refused:  # whoever is refused alone, or again and again, ends the run for nobody
+            failed, refused = failed | {client: why.problem for client, why in refused.items()}, {}
+            if not taken:
+                self.records.rewind()  # what they have taught a shared back may be why
+        self._failed = {} if taken else self._failed | failed
         outcome = Outcome(len(drawn.examples), seconds, phase=self.scenario.phase(round).settings.kind)
         if refused and replies.keys() <= refused.keys():
             self._drop(round, refused[min(refused)], outcome)
             return
         sent = memory is not None and memory.store.growing
-        if not taken and not sent and self._starts_again(round, replies):
+        if not taken and not sent and self._starts_again(round, failed):
             return
         self._pause = 1.0
         self.calls.train.close(round, taken)
@@ -318,12 +324,12 @@ class Rounds:
         training, rounds = self.scenario.training, self.scenario.federation.rounds
         return training.client.lr(round, rounds), training.server.lr(round, rounds)
 
-    def _starts_again(self, round: int, replies: Replies) -> bool:
+    def _starts_again(self, round: int, failed: Mapping[int, str]) -> bool:
         """Return whether a round that nobody finished is dropped, as it starts again where clients may come back, after
         a pause that grows, or where what they lacked is sent to them then. It counts where clients are known to vanish
         or may be late, and where others are there than those who failed; else, or if some failed, the run ends here
-        where it waits for nobody."""
-        reasons = sorted(set(failures(replies).values()))
+        where it waits for nobody. `failed` says why clients did that."""
+        reasons = sorted(set(failed.values()))
         if not reasons and self.attendance.may_end_empty:
             log.warning("round %d: no client finished it; the front stays as it was", round)
             return False

@@ -59,7 +59,7 @@ def operations(one: Group) -> Operations:
     batch, classes = scenario.training.batch_size, scenario.data.expect.classes
     parts = assemble(scenario, classes, pretrained=False)
     cut = Cut.of(scenario, parts.front.geometry(batch, classes), torch.device("cpu"))
-    return count_step(parts, cut, scenario.model.image_size, batch, Key(scenario.seed))
+    return count_step(parts, cut, scenario, batch, Key(scenario.seed))
 
 
 def row(one: Group, budgets: list[int], cost: Operations) -> dict[str, object]:

@@ -9,13 +9,14 @@ from torch import Tensor
 from splitfed.compression.codecs import fedlite, floats, integers, uniform
 from splitfed.compression.codecs.base import CodecSettings, Decoder, Packet
 from splitfed.compression.codecs.settings import OWN
+from splitfed.compression.codecs.transform import klt
 from splitfed.compression.plugins import CODECS, Unusable, load
 from splitfed.errors import WireError
 
 _MAX_ELEMENTS = 2**48
 
 DECODERS: dict[str, Decoder] = (
-    integers.DECODERS | floats.DECODERS | floats.FLOAT8_DECODERS | uniform.DECODERS | fedlite.DECODERS
+    integers.DECODERS | floats.DECODERS | floats.FLOAT8_DECODERS | uniform.DECODERS | fedlite.DECODERS | klt.DECODERS
 )
 
 

@@ -1,7 +1,7 @@
 """The settings of all codecs, as a scenario names them. Nothing heavy is imported here: `build` imports what it builds,
 so that a scenario is read without torch."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -71,8 +71,11 @@ class Uniform(CodecSettings):
     kind: Literal["uniform"] = "uniform"
     bits: Bits = 8
     """Bits of a number's code."""
+    levels: int | None = Field(None, ge=2)
+    """How many values a grid has, 2**`bits` at most; null is so many. Fewer take fewer bytes after a lossless stage
+    that counts how often codes are used (`{kind: zstd, shuffle: channels}`): 6 levels of 3 bits lie between 2 and 3."""
     rounding: Literal["stochastic", "nearest"] = "stochastic"
-    """Stochastic rounding is right on average, nearest errs less."""
+    """Stochastic rounding is right on average, nearest errs less: half as much in the mean square."""
     scale: Scale = "token"
     """What has a grid of its own: each token (sample and position), each channel (feature), or the tensor. Per channel
     suits activations, whose features differ more than their tokens; per token suits gradients."""
@@ -82,13 +85,37 @@ class Uniform(CodecSettings):
     """Whether rows are rotated at random before rounding, which spreads large features over others and makes few bits
     usable with a scale per token."""
 
+    @model_validator(mode="after")
+    def _has_codes_for_its_levels(self) -> Self:
+        if self.levels is not None and self.levels > 2**self.bits:
+            raise Broken(("levels", f"is {self.levels}, and {self.bits} bits tell {2**self.bits} apart: raise bits"))
+        return self
+
     def build(self) -> Codec:
         """Return the codec."""
         from splitfed.compression.codecs.uniform import Layout, UniformCodec
 
-        return UniformCodec(
-            Layout(self.bits, self.scale, self.scale_bits, self.rotation), self.rounding == "stochastic"
-        )
+        layout = Layout(self.bits, self.scale, self.scale_bits, self.rotation)
+        return UniformCodec(layout, self.rounding == "stochastic", self.levels)
+
+
+class Klt(CodecSettings):
+    """Rows in the basis in which they are uncorrelated, and bits only for directions that vary; bytes follow values.
+
+    Transform coding, Goyal 2001, doi 10.1109/79.952802: the Karhunen-Loeve transform of each tensor, reverse
+    water-filling, and rANS (arXiv 1311.2540).
+    """
+
+    kind: Literal["klt"] = "klt"
+    snr: float = Field(12.0, ge=0, le=60, allow_inf_nan=False)
+    """Signal to noise in dB: the variance of the tensor's rows over the mean-square error that is aimed at. 10 is a
+    tenth of it; 6 dB more are about a bit more for each number that is left."""
+
+    def build(self) -> Codec:
+        """Return the codec."""
+        from splitfed.compression.codecs.transform.klt import KltCodec
+
+        return KltCodec(self.snr)
 
 
 class FedLite(CodecSettings):
@@ -124,4 +151,4 @@ class FedLite(CodecSettings):
         return FedLiteCodec(self.subvectors, self.groups, self.centroids, self.iterations, self.correction)
 
 
-OWN: tuple[type[CodecSettings], ...] = (Float32, Float16, BFloat16, Float8, Uniform, FedLite)
+OWN: tuple[type[CodecSettings], ...] = (Float32, Float16, BFloat16, Float8, Uniform, Klt, FedLite)

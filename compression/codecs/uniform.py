@@ -14,7 +14,7 @@ from splitfed.compression.codecs.bits import pack, packed_size, unpack
 from splitfed.compression.codecs.buffers import FLOATS, float_dtype, from_buffer, to_buffer
 from splitfed.compression.codecs.choices import Bits, Scale, ScaleBits
 from splitfed.compression.codecs.integers import encode_integers
-from splitfed.compression.codecs.rotation import rotate, unrotate
+from splitfed.compression.codecs.transform.rotation import rotate, unrotate
 from splitfed.errors import CodecError, NotFinite
 from splitfed.seeds import Key
 
@@ -58,10 +58,10 @@ class Layout:
         scales = scales_size(prod(self.grids(shape)), self.scale_bits)
         return packed_size(prod(shape), self.bits) + scales + _SEED_BYTES * self.rotation
 
-    def fits(self, low: Tensor, step: Tensor, dtype: torch.dtype) -> bool:
+    def fits(self, low: Tensor, step: Tensor, top: int, dtype: torch.dtype) -> bool:
         """Tell whether grids are grids, and hold nothing beyond what the dtype does: all values lie between a grid's
-        two ends. Rotated ones may be larger, and must leave room to be turned back."""
-        ends = torch.stack([low, low + step * (2**self.bits - 1)])
+        two ends, the codes 0 and `top`. Rotated ones may be larger, and must leave room to be turned back."""
+        ends = torch.stack([low, low + step * top])
         within = ends.abs() <= _MOST_ROTATED if self.rotation else ends.to(dtype).isfinite()
         return bool(within.all() & (step >= 0).all())
 
@@ -73,9 +73,9 @@ class Layout:
         buffer, split, grids = memoryview(packet.buffer), packed_size(count, self.bits), self.grids(packet.shape)
         scales = buffer[split : split + scales_size(prod(grids), self.scale_bits)]
         low, step = read_scales(scales, grids, self.scale_bits, device)
-        if not self.fits(low, step, dtype):
-            raise NotFinite(f"a grid's low or step is not finite, negative, or too large for {packet.dtype}")
         codes = unpack(from_buffer(buffer[:split], torch.uint8, device), self.bits, count)
+        if not self.fits(low, step, int(codes.max()), dtype):
+            raise NotFinite(f"a grid's low or step is not finite, negative, or too large for {packet.dtype}")
         values = codes.view(prod(packet.shape[:-1]), -1).to(torch.float32).mul_(step).add_(low)
         if self.rotation:
             if dtype == torch.float64:  # in which a sum of float32 is exact in whatever order: the same anywhere
@@ -92,16 +92,17 @@ class UniformCodec(Codec):
 
     A row is a token of [B, N, D] or the weights into one output; tensors of one dimension or none are one row. The
     buffer is planar: packed codes, all lows, all steps. Error at most one step (stochastic) or half a step (nearest),
-    a step being (largest - smallest) / (2**bits - 1) of the grid, and float rounding; equal values are exact. Integers
-    are packed instead.
+    a step being (largest - smallest) / (levels - 1) of the grid, and float rounding; equal values are exact. Without
+    `levels` there are 2**bits; with fewer, which a receiver need not know, the codes above are not used. Integers are
+    packed instead.
 
     With 16 `scale_bits`, low and step are float16 in units of a power of two that suits the tensor, rounded such that
     the grid still holds all its numbers: it spans up to 2**-9 of its largest number, and of itself, more. With a
     rotation all this is true of the rotated rows, and the error of a row has the same length before and after.
     """
 
-    def __init__(self, layout: Layout, stochastic: bool) -> None:
-        self.layout, self.stochastic = layout, stochastic
+    def __init__(self, layout: Layout, stochastic: bool, levels: int | None = None) -> None:
+        self.layout, self.stochastic, self.levels = layout, stochastic, levels or 2**layout.bits
 
     def encode(self, tensor: Tensor, key: Key) -> Packet:
         """Encode a tensor of any shape; CodecError for NaN, infinity, and grids that span more than float32 holds
@@ -116,15 +117,15 @@ class UniformCodec(Codec):
         if layout.rotation:
             rows = rotate(rows, seed)
         low, high = rows.amin(layout.axes, keepdim=True), rows.amax(layout.axes, keepdim=True)
-        levels = 2**layout.bits - 1
-        low, step, scales = write_scales(low, high, levels, layout.scale_bits)
+        steps = self.levels - 1
+        low, step, scales = write_scales(low, high, steps, layout.scale_bits)
         # NaN and infinity reach the ends of their grid, and so does a spread that overflows.
-        if not layout.fits(low, step, tensor.dtype if layout.scale_bits == 16 else torch.float32):
+        if not layout.fits(low, step, steps, tensor.dtype if layout.scale_bits == 16 else torch.float32):
             raise CodecError("the tensor holds NaN, infinity or numbers that span more than float32 can hold")
         place = (rows - low).div_(step).add_(0.5)
         if self.stochastic:
             place.add_(_noise(place, key), alpha=2.0**-16)
-        parts = [pack(place.clamp_(max=levels).to(torch.uint8).view(-1), layout.bits), scales]
+        parts = [pack(place.clamp_(max=steps).to(torch.uint8).view(-1), layout.bits), scales]
         if layout.rotation:
             parts.append(torch.tensor([seed], device=rows.device).view(torch.uint8)[:_SEED_BYTES])
         return Packet(layout.tag, dtype, shape, to_buffer(torch.cat(parts)), layout.bits)

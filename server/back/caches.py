@@ -40,8 +40,12 @@ class Caches:
         """Hear that a client has lost its copies: both begin anew."""
         self._kept.pop(client, None)
 
+    def clear(self) -> None:
+        """Keep nothing of anyone any more."""
+        self._kept = {}
+
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all copies, under `<client>/ids` and `<client>/<role>`."""
+        """Return all copies, under `<client>/` and the names that `flat` gives them."""
         found = {client: flat(kept) for client, kept in sorted(self._kept.items()) if kept}
         return {f"{client}/{name}": tensor for client, tensors in found.items() for name, tensor in tensors.items()}
 
@@ -49,6 +53,6 @@ class Caches:
         """Take over what an earlier attempt's `state_dict` returned."""
         found: dict[int, dict[str, Tensor]] = {}
         for name, tensor in state.items():
-            client, what = name.split("/")
+            client, what = name.split("/", 1)
             found.setdefault(int(client), {})[what] = tensor
         self._kept = {client: unflat(tensors) for client, tensors in found.items()}

@@ -22,7 +22,8 @@ class RoundContext:
     """What all sessions of a round, or of the evaluation after it, have in common.
 
     `key` is for what is drawn in this round, `clock` tells seconds, and `on_step(round, client)` hears of every
-    mini-batch that was trained. `answered` says whether its gradient goes back.
+    mini-batch that was trained. Of `answer_every` so many of a client's mini-batches the first is answered with its
+    gradient; 0 is none.
     """
 
     round: int
@@ -34,7 +35,11 @@ class RoundContext:
     passes: Passes
     on_step: OnStep
     reporting: Lock
-    answered: bool = True
+    answer_every: int = 1
+
+    def answers(self, before: int) -> bool:
+        """Tell whether a mini-batch of a client is answered with its gradient, of which so many came `before`."""
+        return self.answer_every > 0 and before % self.answer_every == 0
 
     def trained(self, client: int) -> None:
         """Report that a mini-batch of a client was trained; one thread at a time does."""

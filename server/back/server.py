@@ -59,26 +59,28 @@ class SplitServer:
         self._store: Store | None = None
         self._lock = Lock()
 
-    def _context(self, round: int, key: Key, answered: bool = True) -> RoundContext:
+    def _context(self, round: int, key: Key, answer_every: int = 1, cut: Cut | None = None) -> RoundContext:
         return RoundContext(
-            round, self._cut, self._ledger, key, self._clock, self._steps, self._passes, self._on_step,
-            self._reporting, answered,
+            round, cut or self._cut, self._ledger, key, self._clock, self._steps, self._passes, self._on_step,
+            self._reporting, answer_every,
         )  # fmt: skip
 
     def start_round(
         self, round: int, lr: float, examples: dict[int, int], most: Mapping[int, int] | None = None,
-        answered: bool = True, store: Store | None = None,
+        answer_every: int = 1, store: Store | None = None,
     ) -> None:  # fmt: skip
         """Accept the streams of these clients, who weigh so many examples, for this round only, and of each at `most`
-        so many mini-batches, `answered` by their gradient, or by their loss alone. With a `store` they are kept there,
-        and nothing is learned yet."""
+        so many mini-batches, of which one in `answer_every` is answered with its gradient (0: none) and the others with
+        their loss alone. With a `store` they are kept there, and nothing is learned yet; of samples that came before
+        the front settled no copies are needed any more."""
         with self._lock:
             self._store = store
             if store is not None:
                 store.open(round)
+                self.caches.clear()
             self._most = dict(most or {})
             self._pool.open_round(lr, sorted(examples))
-            self._round = self._context(round, self._key.at(round), answered)
+            self._round = self._context(round, self._key.at(round), answer_every, store.cut if store else None)
             self._examples, self._sessions = dict(examples), {}
             self._steps.begin(examples)
 
@@ -129,6 +131,12 @@ class SplitServer:
         with self._lock:
             session = self._sessions.get(client)
         return session.loss if session else None
+
+    def ended(self, client: int) -> bool:
+        """Tell whether a client's stream of this round has come to its end."""
+        with self._lock:
+            session = self._sessions.get(client)
+        return session is not None and session.finished
 
     def settle(self, client: int, taken: bool) -> bool:
         """End a client's round: hand what it trained to the pool if its reply was `taken` and its stream was finished,

@@ -20,7 +20,7 @@ class Unsplit:
 
     def start_round(
         self, round: int, lr: float, examples: dict[int, int], most: Mapping[int, int] | None = None,
-        answered: bool = True, store: object = None,
+        answer_every: int = 1, store: object = None,
     ) -> None:  # fmt: skip
         """Begin a round of these clients."""
         self._round, self._waiting = round, set(examples)
@@ -41,6 +41,10 @@ class Unsplit:
 
     def loss(self, client: int) -> None:
         """Return nothing: the client alone knows its loss."""
+
+    def ended(self, client: int) -> bool:
+        """Return that there is nothing to come: no stream was opened."""
+        return True
 
     def settle(self, client: int, taken: bool) -> bool:
         """End a client's round; return whether it counts. Harmless when called again."""

@@ -10,8 +10,8 @@ from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.server.model import Model
 from splitfed.split import ending
+from splitfed.split.computing.rehearsal import Pair, RandomBatch, pairs, size
 from splitfed.split.cut import Cut
-from splitfed.split.rehearsal import Pair, RandomBatch, pairs, size
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class Foreseen:
         if not self._scenario.federation.splits:
             return sent
         for number in images:
-            sent.frames += self._of_batch(number, not phase.settings.answered)
+            sent.frames += self._of_batch(number, not phase.answer_every)
         sent.end = pairs(ending.rehearse())[0]
         return sent
 

@@ -34,7 +34,7 @@ class Claims:
         self._simulated = not isinstance(scenario.engine, Deployment)
         self._splits, self._batch = federation.splits, scenario.training.batch_size
         self._steps, self._epochs = federation.local_steps, federation.local_epochs
-        self._variants = scenario.data.variants or 1
+        self._variants = scenario.stored_variants
 
     def check(self, client: int, examples: int) -> None:
         """Raise WireError where a client of a simulation, which holds what it was dealt, claims anything else."""
@@ -56,7 +56,7 @@ class Claims:
         return Crossed(steps, passes * examples + min(examples, rest * self._batch))
 
     def to_store(self, examples: int, stored: int = 0) -> Crossed:
-        """Return what a client that trains on so many images sends of all their variants after the first `stored`
+        """Return what a client that trains on so many images sends of what memory keeps, after the first `stored`
         mini-batches."""
         each = count_batches(examples, self._batch, None, 1)
         variants, rest = divmod(min(stored, self._variants * each), max(1, each))

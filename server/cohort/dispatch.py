@@ -13,6 +13,8 @@ log = getLogger("splitfed")
 # Over HTTP a look costs the server about 10 ms: who has waited long for a reply may find it a twentieth later.
 _PAUSE, _LONGEST_PAUSE, _SHARE = 0.1, 0.5, 0.05
 _LOOK_SECONDS, _SAY_SECONDS = 2.0, 20.0
+# So many replies of a node that nobody waits for any more: one that never answers would be asked for more at each look.
+_MOST_LATE = 8
 
 
 class Mail:
@@ -21,7 +23,7 @@ class Mail:
     def __init__(self, grid: WireGrid) -> None:
         self.grid = grid
         self._sent: dict[str, tuple[int, str]] = {}  # to which node, and of what type
-        self._late: set[str] = set()
+        self._late: list[str] = []
 
     def send(self, message: Message) -> str | None:
         """Send a message and return its number; None where its node is no longer there."""
@@ -41,14 +43,15 @@ class Mail:
         """Return the replies that have come, by the number of their message.
 
         What comes too late for a round that has ended is taken too, so that its bytes are counted, and forgotten."""
-        wanted, came = numbers | self._late, {}
+        wanted, came = numbers.union(self._late), {}
         of_node = {self._sent[number][0]: number for number in wanted}  # in one process messages bear no number
         for reply in self.grid.pull_messages(wanted):
             number = reply.metadata.reply_to_message_id
             if number not in wanted:
                 number = of_node[reply.metadata.src_node_id]
             asked = self._sent.pop(number)
-            self._late.discard(number)
+            if number in self._late:
+                self._late.remove(number)
             if number in numbers:
                 # Of a client that is gone the SuperLink answers, in its own name.
                 fits = reply.has_error() or asked == (reply.metadata.src_node_id, reply.metadata.message_type)
@@ -56,8 +59,12 @@ class Mail:
         return came
 
     def forget(self, number: str) -> None:
-        """Wait no longer for the reply to a message."""
-        self._late.add(number)
+        """Wait no longer for the reply to a message; the latest of a node are still looked for."""
+        self._late.append(number)
+        node = self.node(number)
+        for old in [late for late in self._late if self.node(late) == node][:-_MOST_LATE]:
+            self._late.remove(old)
+            del self._sent[old]
 
     def node(self, number: str) -> int:
         """Return the node that a message under way is for."""

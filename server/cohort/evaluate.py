@@ -67,11 +67,12 @@ class EvaluateCall:
                     log.warning("round %d: client %d is refused to evaluate: %s", round, client, why)
                     self.refusals.count(client, round)
                     return
-                if (reply := present(reply)) is None or (seen is None and not reply.has_error()):
+                if (reply := present(reply)) is None:
                     log.warning("round %d: client %d is lost to its evaluation", round, client)
                     return
                 found = mean(seen, images[client]) if seen else None
-                if (score := checked_score(reply, round, client, images[client], found, self.refusals)) is not None:
+                score = checked_score(reply, round, client, images[client], found, self.refusals, seen is not None)
+                if score is not None:
                     scores[client] = score
 
             lost, over = lambda: evaluation.lost(self._grace), after(self._seconds)

@@ -29,12 +29,12 @@ class Told:
 
 def checked(
     reply: Message, round: int, client: int, told: Told, crossed: tuple[int, int] | None, loss: float | None,
-    refusals: Refusals,
+    refusals: Refusals, ended: bool = True,
 ) -> Message:  # fmt: skip
     """Return the reply, or an error in its place where it is not a trained front with the metrics of a client that
     trained as it was `told` to, on what has `crossed`, with the `loss` that the server found; None where nothing does,
-    or the client alone knows its loss. In the reply that is taken the number of examples, by which strategies average,
-    is what the server lets the client weigh. Errors are logged."""
+    or the client alone knows its loss. Its stream must have `ended`. In the reply that is taken the number of examples,
+    by which strategies average, is what the server lets the client weigh. Errors are logged."""
     if not reply.has_error():
         try:
             holds_only(reply.content, *((METRICS,) if told.frozen else (ARRAYS, METRICS)))
@@ -48,6 +48,7 @@ def checked(
                     f"{images} images in {steps} mini-batches have crossed, where its {told.examples} make "
                     f"{told.planned.images} in {told.planned.steps}"
                 )
+            _finished(ended)
             if loss is not None and metrics.loss != loss:
                 raise WireError(f"it tells a loss of {metrics.loss}, where the server found {loss}")
             reply.content[METRICS] = replace(metrics, examples=told.weight).write()
@@ -59,12 +60,15 @@ def checked(
 
 
 def checked_score(
-    reply: Message, round: int, client: int, examples: int, found: tuple[float, float] | None, refusals: Refusals
-) -> Score | None:
+    reply: Message, round: int, client: int, examples: int, found: tuple[float, float] | None, refusals: Refusals,
+    ended: bool = True,
+) -> Score | None:  # fmt: skip
     """Return the score of a client that holds out `examples` images, or None, with a warning, where the reply has none
-    that can be true. What the server itself `found`, mean loss and accuracy, is what the client must say."""
+    that can be true. What the server itself `found`, mean loss and accuracy, is what the client must say; its stream
+    must have `ended`."""
     if not reply.has_error():
         try:
+            _finished(ended)
             holds_only(reply.content, METRICS)
             told = EvaluateMetrics.read(reply.content)
             _possible(told, examples, found)
@@ -89,6 +93,12 @@ def checked_alignment(
             reply = refusal(reply, str(problem))
     refusals.note(client, round, reply)
     return reply
+
+
+def _finished(ended: bool) -> None:
+    # A client answers when the server has answered the end of its stream; one whose line broke says that instead.
+    if not ended:
+        raise WireError("it says that it is done, and its stream has not come to its end")
 
 
 def _agreed(told: int, announced: int) -> None:

@@ -1,8 +1,9 @@
 """Which node is which client, and how many images it holds: asked of every node when it first appears."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
 
@@ -18,7 +19,10 @@ from splitfed.wire.messages import CONFIG, GOODBYE, REFUSED, UNTAKEN, Identity, 
 
 log = getLogger("splitfed")
 
-_PAUSE, _ASK_AGAIN, _LONGEST, _FAREWELL = 0.2, 15.0, 240.0, 3.0  # seconds
+_PAUSE, _ASK_AGAIN, _LONGEST, _FAREWELL = 0.2, 15.0, 3600.0, 3.0  # seconds
+# Of one that is silent for ever the latest count, and of those who are refused not each gets a line: where there are no
+# keys anybody may make nodes, one after another.
+_QUESTIONS, _LINES, _LINES_SECONDS = 4, 20, 60.0
 _GOODBYE = 10.0  # seconds; a SuperNode looks every 3
 
 
@@ -52,6 +56,7 @@ class Roster:
         self._asked: dict[str, int] = {}
         self._silent: dict[int, _Silent] = {}
         self._refused: dict[int, tuple[str, float]] = {}
+        self._told = deque[float](maxlen=_LINES + 2 * clients)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many images each client trains on."""
@@ -102,11 +107,14 @@ class Roster:
         that cannot take part waits for that, and then leaves."""
         if not self.waits:
             raise RunError(problem)
+        now = time.monotonic()
         if self._refused.get(node, ("", 0.0))[0] != problem:
-            log.warning("%s", problem)
+            if len(self._told) < (self._told.maxlen or 0) or now - self._told[0] > _LINES_SECONDS:
+                self._told.append(now)
+                log.warning("%s", problem)
             if not knows:
                 self._tell(node, problem)
-        self._refused[node] = problem, time.monotonic()
+        self._refused[node] = problem, now
 
     def _tell(self, node: int, problem: str) -> None:
         """Let whoever sits at that node know: nobody there sees what is printed here."""
@@ -148,6 +156,9 @@ class Roster:
             # Who has left may have been restarted; the answer of one that left at once may still be on its way.
             if now - silent.seen > _FAREWELL:
                 self._forget(node)
+        self._refused = {
+            node: told for node, told in self._refused.items() if node in there or now - told[1] < _ASK_AGAIN
+        }
         recently = {node for node, (_, when) in self._refused.items() if now - when < _ASK_AGAIN}
         for node in sorted(there - set(self.nodes.values()) - recently):
             silent = self._silent.get(node, _Silent(now, now))
@@ -157,6 +168,10 @@ class Roster:
             if (sent := self.mail.send(message)) is not None:
                 # A question may be lost with the process that it was for; an answer to the first counts as well.
                 self._asked[sent] = node
+                silent.asked.append(sent)
+                if len(silent.asked) > _QUESTIONS:
+                    del self._asked[oldest := silent.asked.popleft()]
+                    self.mail.forget(oldest)
                 silent.again, silent.pause = now + silent.pause, min(2 * silent.pause, _LONGEST)
                 self._silent[node] = silent
 
@@ -202,11 +217,13 @@ class Roster:
 
 @dataclass
 class _Silent:
-    """A node that was asked: when it was last there, when it is asked `again`, and the pause after that."""
+    """A node that was asked: when it was last there, when it is asked `again`, the pause after that, and the numbers of
+    the questions."""
 
     seen: float
     again: float
     pause: float = _ASK_AGAIN
+    asked: deque[str] = field(default_factory=deque)
 
 
 class _Refused(Exception):

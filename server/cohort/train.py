@@ -117,7 +117,7 @@ class TrainCall:
         most = {client: self.planned(round, client, number).steps for client, number in cohort.examples.items()}
         store = self.store if self._scenario.remembers(round) else None
         phase = self._scenario.phase(round)
-        self.split.start_round(round, server_lr, count, most, phase.settings.answered, store)
+        self.split.start_round(round, server_lr, count, most, phase.answer_every, store)
         net = phase.first if phase.local else 0
         if net != self._net:  # a strategy may keep something for each array that it has seen
             self.strategy.restart()
@@ -208,7 +208,8 @@ class TrainCall:
                 planned = self.planned(round, client, examples[client])
                 told = Told(examples[client], planned, cohort.weights[client], frozen)
                 crossed, loss = self.split.crossed(client), self.split.loss(client)
-                reply = checked(reply, round, client, told, crossed, loss, self.refusals)
+                ended = self.split.ended(client)
+                reply = checked(reply, round, client, told, crossed, loss, self.refusals, ended)
                 if self.store is not None and _code(reply) in (UNTAKEN, ABSURD):
                     self.store.drop(client)
             if finish.over():

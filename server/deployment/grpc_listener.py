@@ -30,6 +30,9 @@ from splitfed.wire.grpc_settings import (
 _log = logging.getLogger(__name__)
 _SECONDS_TO_LEAVE = 0.5
 _HANDSHAKE_MS = 10_000
+# Of a message that is too long gRPC tells nobody here: the stream is gone, as where a line breaks. Up to so many times
+# the longest frame the session sees it, and refuses its client.
+_SEEN_TIMES, _MOST_BYTES = 2, (1 << 31) - 1
 
 
 class _Ended(Exception):
@@ -70,7 +73,8 @@ class GrpcListener:
             handlers=[grpc.method_handlers_generic_handler(
                 SERVICE, {METHOD: grpc.stream_stream_rpc_method_handler(self._exchange)}
             )],
-            interceptors=[Gate(self._tickets)], options=options(acceptor.most_bytes) + bounds,
+            interceptors=[Gate(self._tickets)],
+            options=options(min(_SEEN_TIMES * acceptor.most_bytes, _MOST_BYTES)) + bounds,
             maximum_concurrent_rpcs=threads,
         )  # fmt: skip
 

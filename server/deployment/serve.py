@@ -29,6 +29,7 @@ from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Remote
 from splitfed.scenario.places import for_clients
 from splitfed.scenario.rules.registry import broken
+from splitfed.server.deployment.nodes import SPARE
 from splitfed.server.deployment.strangers import raise_file_limit
 
 PORT, SPLIT_PORT = 9092, 9093
@@ -153,7 +154,8 @@ def _serve(
     engine = scenario.engine
     assert isinstance(engine, Deployment)
     command = superlink_command(
-        host, port, secret_file=secret_file, database=database, tls=tls, ca=ca, silence=engine.silence
+        host, port, secret_file=secret_file, database=database, tls=tls, ca=ca, silence=engine.silence,
+        most_nodes=scenario.federation.clients + SPARE,
     )  # fmt: skip
     # Clients are told names, not where its folder and its files lie on this machine.
     app_bundle = bundle({"scenario": for_clients(scenario).to_yaml(), "run": folder.name})

@@ -143,10 +143,12 @@ def main() -> None:
     from flwr.superlink.servicer.fleet import fleet_handlers
 
     from splitfed.server.deployment.keys import signer
+    from splitfed.server.deployment.nodes import counted
 
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--silence", type=float, required=True)
     parser.add_argument("--most-bytes", type=Path, required=True)
+    parser.add_argument("--most-nodes", type=int)  # of those without a key
     ours, sys.argv[1:] = parser.parse_known_args()
     # A node counts as online for so many of the intervals that it announces. All announce the same: a round would wait
     # an hour for one that announced half of that and went.
@@ -162,6 +164,10 @@ def main() -> None:
         return store(state, message, few_parts(object_tree), session_id)
 
     sql_linkstate.SqlLinkState.store_message_and_object_tree = bounded  # type: ignore[assignment,method-assign]
+
+    if ours.most_nodes is not None:
+        create = counted(sql_linkstate.SqlLinkState.create_node, ours.most_nodes)
+        sql_linkstate.SqlLinkState.create_node = create  # type: ignore[method-assign]
 
     config = _parse_superlink_lifespan_config()
     if config.superexec_auth_secret is None:

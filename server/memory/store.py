@@ -57,15 +57,16 @@ class Stored:
 
 
 class Store:
-    """Keeps mini-batches in a `folder`, at most `disk` bytes of them: as their frames came (`coded`), or decoded in 16
-    bits. Safe to call from threads between `open` and `close`, where each client has one thread.
+    """Keeps mini-batches, which crossed this `cut`, in a `folder`, at most `disk` bytes of them: as their frames came
+    (`coded`), or decoded in 16 bits. Safe to call from threads between `open` and `close`, where each client has one
+    thread.
 
     A file that is forgotten stays for `checkpoints` rounds more, as a run may go on from one of so many. Raises
     WriteError where the disk takes no more.
     """
 
     def __init__(self, folder: Path, cut: Cut, disk: int, coded: bool, checkpoints: int = 1) -> None:
-        self._folder, self._cut, self._disk, self._coded, self._checkpoints = folder, cut, disk, coded, checkpoints
+        self._folder, self.cut, self._disk, self._coded, self._checkpoints = folder, cut, disk, coded, checkpoints
         self._segments: list[Segment] = []
         self._forgotten: dict[str, int] = {}  # names of files, and the round in which they were forgotten
         self._bytes = 0  # of segments, those that grow too
@@ -185,8 +186,8 @@ class Store:
                 file.seek(place.start)
                 content = file.read(place.length)
             if self._coded:
-                return self._cut.batch(self._cut.unpack_up(content), answered=False)
-            return _unpack(content, place.segment, self._cut.device)
+                return self.cut.batch(self.cut.unpack_up(content), answered=False)
+            return _unpack(content, place.segment, self.cut.device)
         except (OSError, ValueError, KeyError, WireError) as error:
             raise RunError(f"{path}: memory is damaged ({reason(error)}): {_OUT}") from error
 

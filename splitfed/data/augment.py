@@ -33,9 +33,9 @@ def paper(pixels: Tensor, numbers: np.ndarray) -> Tensor:
     `pixels` is uint8 `[B, 3, S, S]`; each image's number, of `[B]`, seeds what becomes of it.
     """
     pixels = flip(pixels, numbers)
-    operations = _rand_augment()
     out = torch.empty_like(pixels)
     with _lent_global_randomness() as seed:
+        operations = _rand_augment()  # in here, as what it imports draws numbers
         for place, number in enumerate(numbers.tolist()):
             seed(number >> 1)  # the lowest bit has decided about mirroring
             image = operations(Image.fromarray(pixels[place].permute(1, 2, 0).numpy()))

@@ -51,7 +51,7 @@ def batches(
     *,
     augment: Augment = "none",
     variants: Variants | None = None,
-    variant: int | None = None,
+    variant: Tensor | None = None,
     only: Tensor | None = None,
     start: int = 0,
     workers: int = 0,
@@ -68,8 +68,9 @@ def batches(
     values from 0 to 1. Order and augmentation depend on the key, the pass and the place in it alone, so they are the
     same for any number of `workers`; these are processes that prepare batches ahead.
 
-    With `variants` an image shows one of its fixed variants instead, drawn by pass and row; with `variant` it is this
-    one in all passes. `only`, int64, are places among the rows: the passes go through these alone.
+    With `variants` an image shows one of its fixed variants instead, drawn by pass and row; with `variant`, int64
+    `[rows]`, each row shows that one in all passes. `only`, int64, are places among the rows: the passes go through
+    these alone.
 
     Raises `DataError` for an image that cannot be decoded.
     """
@@ -77,8 +78,6 @@ def batches(
     count = count_batches(len(chosen), batch_size, steps, epochs)
     if count and not len(chosen):
         raise ValueError("no rows to take batches from")
-    if variant is not None and not (variants and 0 <= variant < variants.count):
-        raise ValueError(f"there is no variant {variant}")
     plan = _Plan(images, rows, chosen, batch_size, key, augment, variants, variant, shuffle, count)
     scale = (255 * torch.tensor(std)).reciprocal().view(3, 1, 1)
     shift = (torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1)
@@ -112,7 +111,7 @@ class _Plan(Dataset):
     key: Key
     augment: Augment
     variants: Variants | None
-    variant: int | None
+    variant: Tensor | None
     shuffle: bool
     count: int
     _now: _Pass | None = None
@@ -146,8 +145,10 @@ class _Plan(Dataset):
         return self.chosen[torch.randperm(len(self.chosen), generator=self.key.at("order", epoch).generator())]
 
     def _shown(self, epoch: int) -> Tensor:
-        if self.variants is None or self.variant is not None:
-            return torch.full((len(self.rows),), self.variant or 0)
+        if self.variants is None:
+            return torch.zeros(len(self.rows), dtype=torch.int64)
+        if self.variant is not None:
+            return self.variant
         return self.variants.draw(self.key.at("variants", epoch), len(self.rows))
 
 

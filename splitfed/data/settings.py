@@ -3,7 +3,7 @@ that a scenario is read without torch."""
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 
@@ -76,6 +76,8 @@ class DataConfig(Config):
     strings, which are numbered in sorted order. What is held out and what is left out is drawn from the seed, and keeps
     the shares of the classes.
     """
+
+    missing: ClassVar = {"path": "name a folder, a table or a data set of the Hub with --set data.path=PATH"}
 
     path: str = Field(min_length=1)
     """A folder or a table on this machine, taken as it is written, or else a name on the Hugging Face Hub; or `digits`,

@@ -8,9 +8,9 @@ from splitfed.config import Bytes, Config
 
 
 class Memory(Config):
-    """In the last phase, which is frozen, each client sends each of its images once, in each of its fixed variants
-    (`data.variants`), and the server keeps what arrives. Once nobody who is there has anything left to send, a round is
-    a pass over memory: the back trains on all of it, shuffled across clients, who have no part in it.
+    """In the last phase, which is frozen, each client sends each of its images once, in all or some of its fixed
+    variants (`data.variants`), and the server keeps what arrives. Once nobody who is there has anything left to send, a
+    round is a pass over memory: the back trains on all of it, shuffled across clients, who have no part in it.
 
     A pass counts as a round, with its row, its checkpoint and its place in the schedule, and sends no bytes.
     """
@@ -24,6 +24,9 @@ class Memory(Config):
     keep: Literal["all", "joined"] = "all"
     """Whose samples the passes go over: those of all who ever sent any, or of those alone who are `joined` now. Who has
     left is forgotten then, and sends anew when it comes back."""
+    variants: PositiveInt | None = None
+    """How many of an image's fixed variants are kept: with 1 each image is sent once, and it is drawn which variant it
+    shows then. Null is all, `data.variants`."""
     passes: PositiveInt | None = None
     """After how many passes the run ends; null is as many as rounds are left."""
     mix: float = Field(0.0, ge=0, le=100)

@@ -6,7 +6,7 @@ A phase is no mode: a mode says who updates which weights of the back, a phase w
 from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from splitfed.config import Config, kind_shorthand
 
@@ -15,7 +15,6 @@ class Gradient(Config):
     """The front learns from the gradient at the cut, which the server sends back for each mini-batch."""
 
     learns: ClassVar[bool] = True  # whether the front changes
-    answered: ClassVar[bool] = True  # whether the gradient of what goes up comes down
 
     kind: Literal["gradient"] = "gradient"
     rounds: PositiveInt | None = None
@@ -25,7 +24,7 @@ class Gradient(Config):
 class Local(Config):
     """The front learns from a loss at the client: an auxiliary net, which begins as a copy of the first blocks of the
     back with its norm and head, stands in for the back there, and no gradient comes down (CSE-FSL, arXiv 2507.15816;
-    Ampere, arXiv 2507.07130).
+    Ampere, arXiv 2507.07130), or few do (`align_every`).
 
     It sees what the front makes, before any reducer. Its weights cross with the front's, under the same codec, and are
     averaged or handed on with them; they all are trained, whatever `model.adapter` says. When the phase ends both sides
@@ -33,7 +32,6 @@ class Local(Config):
     """
 
     learns: ClassVar[bool] = True
-    answered: ClassVar[bool] = False
 
     kind: Literal["local"] = "local"
     rounds: PositiveInt | None = None
@@ -43,6 +41,13 @@ class Local(Config):
     upload_every: PositiveInt | None = 5
     """Of how many mini-batches one goes up for the back to learn from: the first of a client's round, and every so
     many-th after it. 1 is all of them. With null none goes up, and the back rests until another phase."""
+    align_every: NonNegativeInt = 0
+    """Of how many mini-batches that go up one is answered with its gradient at the cut, under the packing of
+    `cut_gradient`: the first of a client's round, and every so many-th after it. The client fits its auxiliary net to
+    that gradient, and to nothing else (FSL-SAGE, arXiv 2505.23182): in 10 steps of a new Adam at 1e-3 it lowers ||a -
+    g||^2 / ||g||^2, with g the server's gradient, taken back through the reducer to what the front made, and a that of
+    the net's own loss there; tokens that the reducer left out count in neither. Fronts learn from the net's loss as
+    before. With 0 no gradient comes down, and the net learns from its own loss."""
 
 
 class Frozen(Config):
@@ -50,7 +55,6 @@ class Frozen(Config):
     asked, clients need no optimiser, and the front crosses to each of them once more at most."""
 
     learns: ClassVar[bool] = False
-    answered: ClassVar[bool] = False
 
     kind: Literal["frozen"] = "frozen"
     rounds: PositiveInt | None = None
@@ -81,6 +85,12 @@ class Phase(NamedTuple):
     def upload_every(self) -> int | None:
         """Of how many mini-batches one goes up; None where none does."""
         return self.settings.upload_every if isinstance(self.settings, Local) else 1
+
+    @property
+    def answer_every(self) -> int:
+        """Of how many mini-batches that go up one is answered with its gradient: the first of a client's round, and
+        every so many-th after it. 0 is none."""
+        return self.settings.align_every if isinstance(self.settings, Local) else int(self.settings.learns)
 
 
 def phase_of(phases: Sequence[Settings], round: int) -> Phase:

@@ -92,9 +92,12 @@ def stored_scenario(folder: Path) -> Scenario:
 
 
 def check_resumable(folder: Path, scenario: Scenario | None) -> Scenario:
-    """Return the scenario that a resumed run goes on with: its own. Raises RunError for a different one, and for a run
-    that is complete."""
+    """Return the scenario that a resumed run goes on with: its own. Raises RunError for a different one, for a run that
+    is complete, and for what in its folder nobody can read to its end."""
     stored = stored_scenario(folder)
+    for path in sorted(folder.rglob("*")):
+        if path.is_fifo():  # whoever opens it waits for ever
+            raise RunError(f"{path}: is a pipe, and no file: remove it")
     if scenario is not None and not same_experiment(scenario, stored):
         raise RunError(
             f"{folder}: was started with a different scenario; resume it without naming one, or start a new run"

@@ -87,6 +87,14 @@ class Compression(Config):
     """What is kept of samples that have crossed, for `delta` and `skip` of `smashed` and `cut_gradient`."""
 
     @property
+    def once(self) -> "Compression":
+        """The same for samples that cross once, of which no copies are kept."""
+        return self.model_copy(update={
+            "smashed": self.smashed.model_copy(update={"delta": False, "skip": None}),
+            "cut_gradient": self.cut_gradient.model_copy(update={"delta": False}),
+        })  # fmt: skip
+
+    @property
     def remembers(self) -> list[str]:
         """The keys for which both ends keep copies of samples, such as `smashed.delta`; none where nothing is kept."""
         found = {

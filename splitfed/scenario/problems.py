@@ -206,7 +206,8 @@ def _one(details: ErrorDetails, place: Location, value: Any) -> str:
         case "extra_forbidden":
             return _unknown_key(place)
         case "missing":
-            return "is missing"
+            way = getattr(place.section, "missing", {}).get(place.path[-1]) if place.path else None
+            return "is missing" + (f": {way}" if way else "")
         case "union_tag_not_found":
             return f"'kind' is missing: one of {_listed(_kinds(place))}"
         case "union_tag_invalid":

@@ -110,6 +110,11 @@ class Scenario(Config):
         """Tell whether a round is one in which memory is filled, or gone over."""
         return self.memory is not None and bool(self.phases) and self.phase(round).settings is self.phases[-1]
 
+    @property
+    def stored_variants(self) -> int:
+        """How many variants of each image memory keeps."""
+        return (self.memory and self.memory.variants) or self.data.variants or 1
+
     @classmethod
     def load(
         cls, path_or_name: str | os.PathLike[str], overrides: list[str] | None = None, *, preset: str | None = None,

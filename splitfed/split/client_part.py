@@ -4,40 +4,13 @@ It goes out at the start of a round and comes back at its end, as one set of ten
 optimiser.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping
-from copy import deepcopy
 
 from torch import Tensor, nn
 
-from splitfed.model.parts import Back, Front, Parts
+from splitfed.model.parts import Front, Parts
 from splitfed.scenario import Scenario
-
-AUXILIARY = "aux"  # how the names of an auxiliary net's tensors begin, and no other's
-
-
-class Auxiliary(nn.Module):
-    """What stands in for the back at a client: a copy of its first `blocks` blocks, and of its norm and head.
-
-    Its tensors bear the phase that it is of, by its `first` round, as that of another is another net.
-    """
-
-    def __init__(self, back: Back, blocks: int, first: int) -> None:
-        super().__init__()
-        net = deepcopy(back)
-        net.blocks = nn.Sequential(OrderedDict(list(net.blocks.named_children())[:blocks]))
-        net.decoder = nn.Identity()
-        self._name = f"{AUXILIARY}{first}"
-        self.add_module(self._name, net.train())
-
-    def forward(self, activations: Tensor) -> Tensor:
-        """Turn activations at the cut `[B, n, D]` into logits `[B, classes]`."""
-        return self.get_submodule(self._name)(activations)
-
-
-def first_round(net: Mapping[str, Tensor]) -> int:
-    """Return the first round of the phase that an auxiliary net's tensors are of; 0 for none."""
-    return next((int(name.split(".")[0].removeprefix(AUXILIARY)) for name in net), 0)
+from splitfed.split.auxiliary import Auxiliary
 
 
 class ClientPart(nn.Module):

@@ -67,20 +67,25 @@ class Copies:
 
 
 def flat(kept: Mapping[int, Entry]) -> dict[str, Tensor]:
-    """Return copies as tensors: `ids`, int64 `[M]`, and each role's, float16 `[M, ...]`."""
-    roles = sorted({role for entry in kept.values() for role in entry})
-    ids = sorted(one for one, entry in kept.items() if len(entry) == len(roles))  # a peer may have left one half done
-    found = {role: torch.stack([kept[one][role] for one in ids]) for role in roles}
-    return {IDS: torch.tensor(ids, dtype=torch.int64), **found}
+    """Return copies as tensors: `ids`, int64 `[M]`, and each role's, float16 `[M, ...]`; of a role that not all have,
+    as not every step is answered with a gradient, those alone that have it, whose ids are `<role>/ids`."""
+    found = {IDS: torch.tensor(sorted(kept), dtype=torch.int64)}
+    for role in sorted({role for entry in kept.values() for role in entry}):
+        ids = [one for one in sorted(kept) if role in kept[one]]
+        found[role] = torch.stack([kept[one][role] for one in ids])
+        if len(ids) < len(kept):
+            found[f"{role}/{IDS}"] = torch.tensor(ids, dtype=torch.int64)
+    return found
 
 
 def unflat(tensors: Mapping[str, Tensor]) -> dict[int, Entry]:
     """Undo `flat`. Raises KeyError and ValueError for what it does not make."""
-    ids = tensors[IDS].tolist()
-    roles = [role for role in tensors if role != IDS]
-    rows = zip(*(tensors[role].unbind() for role in roles), strict=True)
-    found = [dict(zip(roles, row, strict=True)) for row in rows]
-    return dict(zip(ids, found, strict=True))
+    found: dict[int, Entry] = {one: {} for one in tensors[IDS].tolist()}
+    for role, rows in tensors.items():
+        if not role.endswith(IDS):
+            for one, row in zip(tensors.get(f"{role}/{IDS}", tensors[IDS]).tolist(), rows.unbind(), strict=True):
+                found[one][role] = row
+    return found
 
 
 @dataclass(slots=True)
@@ -195,8 +200,8 @@ def _spread(places: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 class CutCopies:
     """What is kept of the samples that cross one cut: how `smashed` and `gradient` go on from that, None where they do
-    not; the bounds (`expected`) and `stages` (codec and lossless) of what travels beside; and of how many samples of
-    one client there is room for copies, at `most`."""
+    not; the bounds (`expected`) and `stages` (codec and lossless) of what travels beside; how many bytes the copies of
+    `each` sample take; and of how many samples of one client there is room for copies, at `most`."""
 
     def __init__(self, config: "Compression", reducer: Reducer, geometry: Geometry, sharing: int) -> None:
         (bounds,) = reducer.expected(geometry)["smashed"]
@@ -218,7 +223,8 @@ class CutCopies:
             if codec is not False:
                 self.stages[f"{role}/delta"] = (codec.build(), packing.lossless.build())
         kept = sum(one is not None for one in (self.smashed, self.gradient))
-        self.most = config.cache.disk // (sharing * kept * 2 * prod(shape))
+        self.each = kept * 2 * prod(shape)
+        self.most = config.cache.disk // (sharing * self.each)
 
     @classmethod
     def of(cls, config: "Compression", reducer: Reducer, geometry: Geometry, sharing: int) -> Self | None:

@@ -32,9 +32,9 @@ from splitfed.errors import CodecError, Diverged, WireError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.split.bounds import check_bounds
+from splitfed.split.computing.rehearsal import PLACE, Crossed, RandomBatch
 from splitfed.split.copies import Copies, CutCopies, Entry, Visit
 from splitfed.split.ending import ENDING
-from splitfed.split.rehearsal import PLACE, Crossed, RandomBatch
 from splitfed.wire.frame import Frame, Packed, Place, pack, unpack
 
 if TYPE_CHECKING:
@@ -86,10 +86,12 @@ class Cut:
         self.most_bytes = max(most_bytes(self.expected_up), most_bytes(second))
 
     @classmethod
-    def of(cls, scenario: "Scenario", geometry: Geometry, device: torch.device) -> Self:
-        """Return the cut, or both, of a scenario's model."""
+    def of(cls, scenario: "Scenario", geometry: Geometry, device: torch.device, *, once: bool = False) -> Self:
+        """Return the cut, or both, of a scenario's model; that of samples which cross `once`, as memory takes them,
+        keeps no copies."""
         sharing = scenario.federation.clients * scenario.checkpoints.keep
-        return cls(scenario.compression, geometry, device, scenario.federation.private, sharing)
+        compression = scenario.compression.once if once else scenario.compression
+        return cls(compression, geometry, device, scenario.federation.private, sharing)
 
     def copies(self, kept: Mapping[int, Entry] | None = None) -> Copies | None:
         """Return a client's copies for a round that begins with those that are kept; None where none are."""

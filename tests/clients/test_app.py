@@ -358,7 +358,7 @@ def test_a_split_port_that_nobody_answers_at_is_no_failure_of_the_client(kind, s
     assert "nobody answers at" in reply.error.reason
 
 
-def test_a_data_set_of_the_hub_is_named_before_it_is_loaded(caplog, monkeypatch):
+def test_a_data_set_of_the_hub_is_named_before_it_is_loaded(caplog, monkeypatch, tmp_path):
     def load_it(config, *rest):
         assert "Hugging Face Hub, someone/photos:" in caplog.text
         raise DataError("loaded from there")
@@ -367,6 +367,9 @@ def test_a_data_set_of_the_hub_is_named_before_it_is_loaded(caplog, monkeypatch)
     named = small("data.path=someone/photos").model_copy(update={"engine": Deployment(threads=1)})
     assert problem(named) == "loaded from there"
     assert len(caplog.messages) == 1
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone" / "photos").mkdir(parents=True)
+    assert "something is called so here" in problem(named)
     caplog.clear()
     monkeypatch.setattr(images, "load", load)
     assert identify(DIGITS.model_copy(update={"engine": Deployment(threads=1)}))["num-examples"]

@@ -9,7 +9,7 @@ from splitfed import Scenario, simulate
 from splitfed.run.summary import Summary
 from splitfed.scenario.engine import Deployment
 
-LOCAL = "phases=[{kind: local, rounds: 1, upload_every: 2}, gradient]"
+LOCAL = "phases=[{kind: local, rounds: 1, upload_every: 1, align_every: 2}, gradient]"
 
 
 def scenario(mode: str, clients: int, *more: str) -> Scenario:

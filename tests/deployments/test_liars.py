@@ -14,7 +14,7 @@ from splitfed.engines.deployment.certificates import make
 
 HONEST = (0, 1)
 LIES = dict(enumerate([*ANSWERS, *WORKS, TEXT], start=len(HONEST)))
-ROUNDS, REFUSED = 4, 3
+ROUNDS, REFUSED = 5, 3
 
 
 def scenario(*more: str):
@@ -26,6 +26,7 @@ def scenario(*more: str):
 
 @pytest.mark.slow
 def test_honest_clients_end_as_if_no_liar_had_come(tmp_path):
+    """The server is killed once all liars are left out, and goes on with them left out."""
     trace = tmp_path / "trace.csv"
     # Who lies in evaluations alone has a part in the training until it is left out.
     first = {client: REFUSED + 1 if lie == "a score" else 1 for client, lie in LIES.items()}
@@ -41,7 +42,11 @@ def test_honest_clients_end_as_if_no_liar_had_come(tmp_path):
         server.shows("serving at")
         clients = [here.join(client, "--tls", tls / f"client-{client}", "--threads", 1) for client in HONEST]
         liars = here.crowd(Crowd(f"127.0.0.1:{here.port}", str(tls), str(tmp_path / "liars"), [*LIES], LIES))
-        assert server.end() == 0, server.text
+        server.shows(rf"  {REFUSED + 1}/{ROUNDS} ")
+        server.kill()
+        assert server.end() != 0
+        again = here.serve(None, "--resume", here.runs[0], "--tls", tls)
+        assert again.end() == 0, again.text
         assert [client.end() for client in clients] == [0, 0], [client.text for client in clients]
         liars.end(60)
     (folder,) = here.runs
@@ -50,7 +55,9 @@ def test_honest_clients_end_as_if_no_liar_had_come(tmp_path):
         [row[key] for key in figures] for row in table(alone.folder / "metrics.csv")
     ]
     assert outcome(folder)["model"] == outcome(alone.folder)["model"]
-    lines = server.text.splitlines()
+    text = server.text + again.text
+    assert again.text.count(" joined") == len(HONEST) + len(LIES)
+    lines = text.splitlines()
     for client, lie in LIES.items():
         out = f"client {client} is left out for the rest of the run: its replies were refused in {REFUSED} rounds"
         told = [line for line in lines if re.search(rf"\bclient {client}\b", line) and "joined" not in line]
@@ -58,4 +65,4 @@ def test_honest_clients_end_as_if_no_liar_had_come(tmp_path):
         for round in range(1, ROUNDS + 1):
             assert any(f"round {round}: " in line for line in told) == (round <= REFUSED or lie == TEXT), (lie, told)
         assert all(line.isprintable() and len(line) < 700 for line in told), (lie, told)
-    assert "Traceback" not in server.text
+    assert "Traceback" not in text

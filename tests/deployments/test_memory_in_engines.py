@@ -13,7 +13,8 @@ from splitfed.engines.ray.cluster import connected
 
 MEMORY = [
     "federation.clients=2", "federation.rounds=8", "federation.mode=sfl-v1", "memory={disk: 1GB}", "data.augment=flip",
-    "phases=[{kind: gradient, rounds: 1}, frozen]", "data.variants=2",
+    "phases=[{kind: gradient, rounds: 1}, {kind: local, rounds: 1, upload_every: 1, align_every: 2}, frozen]",
+    "data.variants=2", "compression.smashed.delta=true", "compression.cut_gradient.delta=true",
     "compression.front_weights={codec: {kind: uniform, bits: 8}, delta: {kind: uniform, bits: 4}}",
 ]  # fmt: skip
 

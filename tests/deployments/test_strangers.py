@@ -3,13 +3,21 @@
 import re
 import signal
 import socket
+import sqlite3
 import time
+from base64 import b64encode
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 from deployed import deployment, descendants
+from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
+from flwr.supercore.date import now
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes, sign_message
 from helpers import small
+
+from splitfed.server.deployment.nodes import SPARE
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +45,20 @@ def memory(pid: int) -> int:
 def superlink(pid: int) -> int:
     found = [one for one in descendants(pid) if b"deployment.superlink" in Path(f"/proc/{one}/cmdline").read_bytes()]
     return found[0]
+
+
+def new_node(port: int) -> bool:
+    """Make a node with a key of its own, as anybody may where there are no others; return whether that was let."""
+    private, public = generate_key_pairs()
+    key, time = public_key_to_bytes(public), now().isoformat()
+    headers = {
+        "flwr-public-key": b64encode(key).decode(), "flwr-timestamp": time,
+        "flwr-signature": b64encode(sign_message(private, time.encode())).decode(),
+        "content-type": "application/protobuf",
+    }  # fmt: skip
+    asked = RegisterNodeFleetRequest(public_key=key).SerializeToString()
+    where = f"http://127.0.0.1:{port}/v1/fleet/register-node"
+    return httpx.post(where, content=asked, headers=headers, timeout=60, trust_env=False).status_code == 200
 
 
 BIG = b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: 629145600\r\n\r\n"
@@ -70,6 +92,10 @@ def test_strangers_at_both_ports_cost_little_and_go(tmp_path):
         for _ in range(5):
             crowd += [connect(here.port, says) for says in (BIG + bytes(1 << 24), CHUNKED + bytes(1 << 24), HEADS)]
         assert all(map(hung_up, crowd))
+        made = [new_node(here.port) for _ in range(SPARE + 20)]
+        database = sqlite3.connect(f"file:{here.runs[0] / 'flower' / 'state.db'}?mode=ro", uri=True)
+        assert all(made)
+        assert database.execute("select count(*) from node").fetchone()[0] <= SPARE + 1
         assert memory(link) + memory(server.pid) - before < 100e6
         limit = time.monotonic() + 200
         while rounds(here.runs[0]) < done + 3 and time.monotonic() < limit:

@@ -68,6 +68,8 @@ def harm(path: Path, how: str, share: float) -> None:
         path.unlink()
         if how == "folder":
             path.mkdir()
+        elif how == "pipe":
+            os.mkfifo(path)
 
 
 def whole_or_told(folder: Path, expected: dict, path: Path) -> None:
@@ -99,7 +101,7 @@ def damaged(runs: tuple[Path, dict, Path], number: int, how: str, share: float) 
     whole_or_told(folder, expected, path)
 
 
-ANY = given(number=st.integers(0, 99), how=st.sampled_from([*HARMS, "delete", "folder"]), share=st.floats(0, 1))
+ANY = given(number=st.integers(0, 99), how=st.sampled_from([*HARMS, "delete", "folder", "pipe"]), share=st.floats(0, 1))
 
 
 @ANY

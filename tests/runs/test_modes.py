@@ -1,4 +1,5 @@
-"""Every mode, labels shared and private, in every engine: it works and sends the same, or is refused with a reason."""
+"""Every mode, labels shared and private, in every engine, alone and with every key that says what crosses at all: it
+works and sends the same, or is refused with a reason."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -9,11 +10,14 @@ from typing import get_args
 import pytest
 from deployed import deployment
 from helpers import small, table
+from safetensors.torch import save_file
 
 from splitfed import simulate
 from splitfed.engines.ray.cluster import connected
 from splitfed.errors import ScenarioError
+from splitfed.model.build import build
 from splitfed.scenario.sections import Federation
+from splitfed.seeds import Key
 
 MODES = get_args(Federation.model_fields["mode"].annotation)
 REFUSED = {
@@ -26,6 +30,28 @@ WORKING = [pair for pair in product(MODES, ("shared", "private")) if pair not in
 # together.
 IN_RAY = [pair for pair in WORKING if pair[1] == "private" or pair[0] == "fl"]
 DEPLOYED = [("sl", "private"), ("sfl-v1", "private"), ("psl", "shared")]
+SETTLES = "phases=[{kind: gradient, rounds: 1}, frozen]"
+# By name: the keys, and why they are refused with fl and with private labels, where they are.
+FRONT, TAIL, CUT = (
+    "with fl there is no front apart",
+    "the tail learns beside the front",
+    "with fl nothing crosses a cut",
+)
+KEYS = {
+    "frozen": ([SETTLES], FRONT, TAIL),
+    "local": (["phases=[{kind: local, rounds: 1, upload_every: 2}, gradient]"], FRONT, TAIL),
+    "align_every": (["phases=[{kind: local, upload_every: 1, align_every: 1}]"], FRONT, TAIL),
+    "memory": ([SETTLES, "memory={passes: 1}"], FRONT, TAIL),
+    "variants": (["data.augment=flip", "data.variants=2"], None, None),
+    "delta": (["compression.smashed.delta=true"], CUT, None),
+    "skip": (["compression.smashed.skip=0.9"], CUT, None),
+    "gradient delta": (["compression.cut_gradient.delta=true"], CUT, None),
+    "total_bytes": (["budget={kind: total_bytes, bytes: 1GB}"], None, None),
+    "images": (["budget={kind: images, times: 1e6}"], None, None),
+    "load": (["compression.front_weights.initial=load"], None, None),
+    "weights": (["compression.front_weights.delta={kind: uniform, bits: 4}"], None, None),
+}
+TOGETHER = "phases=[{kind: gradient, rounds: 1}, {kind: local, rounds: 1, upload_every: 1, align_every: 2}, frozen]"
 
 
 def scenario(mode: str, labels: str, *more: str):
@@ -96,3 +122,52 @@ def test_deployment(mode: str, labels: str, runs: Path, tmp_path: Path) -> None:
         assert server.end() == 0, server.text
         assert [client.end() for client in clients] == [0, 0], [client.text for client in clients]
         assert crossed(here.runs[0]) == crossed(inline(mode, labels, runs))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
+    vit = build(small("model.args.depth=3").model, 10, key=Key(77))
+    save_file({name: tensor.contiguous() for name, tensor in vit.state_dict().items()}, path)
+    return f"model.weights={path}"
+
+
+def plan(mode: str, labels: str, *more: str):
+    return scenario(mode, labels, "federation.rounds=5", "federation.local_epochs=2", *more)
+
+
+def refused(name: str, mode: str, labels: str) -> str | None:
+    _, whole, private = KEYS[name]
+    return whole if mode == "fl" else private if labels == "private" else None
+
+
+@pytest.mark.parametrize(("mode", "labels"), WORKING)
+@pytest.mark.parametrize("engine", ["inline", "{kind: ray, threads: 1}", "deployment"])
+def test_each_is_taken_or_refused_with_its_reason(mode: str, labels: str, engine: str, weights: str) -> None:
+    for name, (keys, *_) in KEYS.items():
+        if why := refused(name, mode, labels):
+            with pytest.raises(ScenarioError, match=why):
+                plan(mode, labels, f"engine={engine}", weights, *keys)
+        else:
+            plan(mode, labels, f"engine={engine}", weights, *keys)
+
+
+@pytest.mark.parametrize(("mode", "labels"), WORKING)
+def test_all_that_a_mode_takes_work_together(mode: str, labels: str, weights: str, tmp_path: Path) -> None:
+    keys = [key for name, (keys, *_) in KEYS.items() if not refused(name, mode, labels) for key in keys]
+    keys += [] if refused("memory", mode, labels) else [TOGETHER]
+    folder = simulate(plan(mode, labels, weights, *keys), runs=tmp_path, observers=()).folder
+    rows, metrics = table(folder / "ledger.csv"), table(folder / "metrics.csv")
+    phases = [row["phase"] for row in metrics]
+    if refused("memory", mode, labels):
+        assert phases == ["gradient"] * 5
+    else:
+        assert phases == ["gradient", "local", "frozen", "memory"]
+    assert all(0 < float(row["train_loss"]) < 5 for row in metrics if row["phase"] != "frozen")
+    roles = {row["role"] for row in rows}
+    assert ("ids" in roles) == (mode != "fl")
+    assert ("aux_weights" in roles) == (mode != "fl" and labels == "shared")
+    first = {(row["role"], row["direction"]) for row in rows if row["round"] == "1" and row["plane"] == "control"}
+    if mode != "sl":  # there the second client gets what the first has made of the weights
+        assert ("front_weights", "down") not in first
+    assert ("front_weights", "up") in first

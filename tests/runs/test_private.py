@@ -25,6 +25,7 @@ from splitfed.run.observer import Observer
 from splitfed.seeds import Key
 from splitfed.server.back.passes import Passes
 from splitfed.server.back.pools import Shared, Trainer
+from splitfed.server.back.private_session import PrivateSession
 from splitfed.server.back.server import SplitServer
 from splitfed.split.assembly import assemble
 from splitfed.split.client_part import ClientPart
@@ -302,6 +303,24 @@ def test_a_lost_clients_graph_is_let_go(tmp_path, monkeypatch):
     ends.server.settle(4, taken=False)
     gc.collect()
     assert graph() is None
+
+
+def test_what_a_failed_step_leaves_behind_teaches_nobody(tmp_path):
+    """The tail has its gradient already when the one at the first cut fails to come; the worker goes on to others."""
+    scenario = private("federation.rounds=1")
+    first = simulate(scenario, runs=tmp_path / "first")
+    with pytest.MonkeyPatch.context() as patch:
+        handle = PrivateSession.handle
+
+        def cut_short(session, buffer: bytes) -> bytes:
+            reply = handle(session, buffer)
+            return reply[:-1] if b"tail_gradient" in buffer else reply
+
+        patch.setattr(PrivateSession, "handle", cut_short)
+        with pytest.raises(WireError):
+            simulate(scenario, runs=tmp_path / "failed")
+    again = simulate(scenario, runs=tmp_path / "again")
+    assert_same(newest(again.folder), newest(first.folder), atol=0.0)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path):

@@ -145,6 +145,14 @@ def test_a_budget_in_total_bytes_counts_all_that_is_sent(tmp_path):
         assert {"evaluation", "front_weights", "metrics", "envelope"} <= {row["role"] for row in rows}
 
 
+def test_with_fl_too_a_budget_in_total_bytes_counts_what_crosses(tmp_path):
+    plan = ["federation.mode=fl", "training.server={}", "federation.rounds=4", "evaluation.held_out=0.2"]
+    free = simulate(small(*plan), runs=tmp_path)
+    for limit, expected in ((free.rounds[1].total_bytes, 2), (free.rounds[1].total_bytes + 1, 3)):
+        result = simulate(small(*plan, f"budget={{kind: total_bytes, bytes: {limit}}}"), runs=tmp_path)
+        assert (result.summary.rounds, result.summary.stopped, result.summary.cut_bytes) == (expected, "budget", 0)
+
+
 def test_a_budget_of_images_is_a_multiple_of_what_those_weigh_that_clients_hold(tmp_path):
     images = 64 * 96  # digits; validation images are not among them
     free = simulate(small(*ALL), runs=tmp_path)

@@ -12,6 +12,7 @@ from splitfed.clients.worker import Worker
 from splitfed.errors import Diverged
 from splitfed.run.checkpoint import Checkpoints
 from splitfed.run.tree import not_finite
+from splitfed.server import app, rounds
 from splitfed.server.weights.strategy import Aggregation
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import EvaluationCut
@@ -170,6 +171,34 @@ def test_one_whom_a_round_has_alone_does_not_end_the_run(tmp_path, monkeypatch):
     changes = ["federation.rounds=6", "federation.cohort=1", "federation.local_epochs=null", "federation.local_steps=1"]
     found = runs(simulate(small(*changes), runs=tmp_path).folder)
     assert {row["clients"] for row in found} == {"0", "1"}
+
+
+def test_in_a_deployment_one_who_is_drawn_alone_again_and_again_ends_it_for_nobody(tmp_path, monkeypatch):
+    lent = app.runtime
+    monkeypatch.setattr(app, "runtime", lambda: replace(lent(), waits=True))
+    spoil_reply(monkeypatch, huge_weights, who=(0,), rounds=range(1, 7))
+    folder = simulate(small("federation.clients=2", "federation.cohort=1", "federation.rounds=6"), runs=tmp_path).folder
+    # The seed draws client 0 four times in a row; after three of them it is left out.
+    assert [(row["clients"], row["lost"]) for row in runs(folder)] == [("0", "1")] * 3 + [("1", "0")] * 3
+    assert "round 3: client 0 is left out" in (folder / "log.txt").read_text()
+
+
+def test_in_a_deployment_one_who_is_there_alone_is_waited_out(tmp_path, monkeypatch):
+    lent, pauses = app.runtime, []
+    monkeypatch.setattr(app, "runtime", lambda: replace(lent(), waits=True))
+    monkeypatch.setattr(rounds.time, "sleep", pauses.append)
+    honest, tries = Worker.train, []
+
+    def train(worker, client, round, *more, **named):
+        done = honest(worker, client, round, *more, **named)
+        tries.append(round)
+        return huge_weights(done) if len(tries) < 4 else done
+
+    monkeypatch.setattr(Worker, "train", train)
+    folder = simulate(small("federation.clients=1", "federation.rounds=2"), runs=tmp_path).folder
+    assert [(row["clients"], row["lost"]) for row in runs(folder)] == [("1", "0")] * 2
+    assert tries == [1, 1, 1, 1, 2]
+    assert [pause for pause in pauses if pause >= 1] == [1, 2, 4]
 
 
 def test_clipping_bounds_what_one_client_moves(tmp_path, monkeypatch):

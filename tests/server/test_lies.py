@@ -19,14 +19,14 @@ from splitfed.errors import RunError, WireError
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.server import app, rounds
-from splitfed.server.back.session import SplitSession
+from splitfed.server.back.session import ClientSession, SplitSession
 from splitfed.server.cohort import refusals
 from splitfed.server.cohort.claims import MOST_TIMES, Claims, Crossed
 from splitfed.server.cohort.dispatch import Mail
 from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.replies import Told, checked, checked_score
 from splitfed.server.weights.grid import WireGrid, refusal
-from splitfed.wire.messages import UNTAKEN, VANISHED
+from splitfed.wire.messages import UNREACHED, UNTAKEN, VANISHED
 
 LIAR = 1
 Lie = Callable[[Message], object]
@@ -269,6 +269,35 @@ def test_what_has_not_crossed_was_not_trained_on(monkeypatch, tmp_path):
     why = "reply refused: 29 images in 2 mini-batches have crossed, where its 32 make 32 in 2"
     assert f"round 1: client 1 failed: {why}" in (folder / "log.txt").read_text()
     assert table(folder / "metrics.csv")[0]["clients"] == "2"
+
+
+@pytest.mark.parametrize("says", ["done", "its line broke"])
+def test_a_stream_without_its_end_is_a_lie_of_whom_says_that_it_is_done_and_no_fault_of_whose_line_broke(
+    says, monkeypatch, tmp_path
+):
+    handle, deliver = ClientSession.handle, InlineGrid.deliver
+
+    def endless(self, buffer: bytes) -> bytes:
+        reply = handle(self, buffer)
+        self.finished = self.finished and self.client != LIAR
+        return reply
+
+    def broken(self, message: Message) -> Message:
+        reply, kind = deliver(self, message), message.metadata.message_type
+        if says == "done" or kind == "query" or message.metadata.dst_node_id != LIAR + 2:
+            return reply
+        return Message(Error(UNREACHED, "nobody answers"), metadata=reply.metadata)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(ClientSession, "handle", endless)
+    monkeypatch.setattr(InlineGrid, "deliver", broken)
+    plan = small("federation.rounds=5", "evaluation={held_out: 0.25}")
+    log = (simulate(plan, runs=tmp_path).folder / "log.txt").read_text()
+    why = "client 1 failed: reply refused: it says that it is done, and its stream has not come to its end"
+    lied = says == "done"
+    assert log.count(why) == (5 if lied else 0)  # thrice for its training, and twice for its evaluation
+    assert log.count("client 1 is lost: nobody answers") == (0 if lied else 5)
+    assert log.count("client 1 is lost to its evaluation") == (0 if lied else 5)
+    assert ("client 1 is left out" in log) == lied
 
 
 # -------------------------------------------------------------------------------------------------------------- claims

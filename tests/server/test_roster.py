@@ -271,6 +271,42 @@ def test_an_answer_counts_however_late_it_is_looked_for(monkeypatch):
     assert len(nodes.sent) == 1
 
 
+def test_a_node_that_never_answers_costs_no_more_from_day_to_day(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    looked: list[int] = []
+
+    class Counting(Nodes):
+        def pull_messages(self, numbers: Iterable[str]) -> list[Message]:
+            looked.append(len(asked := list(numbers)))
+            return super().pull_messages(asked)
+
+    nodes = Counting({70: silent, 80: holds(0)})
+    one = roster(nodes, 1)
+    for _ in range(3 * 24 * 60):
+        assert one.online() == {0}
+        now[0] += 60
+    assert len(nodes.sent) < 3 * 24 + 12
+    assert max(looked) < 16
+    nodes.answers[70] = holds(1)
+    assert roster(nodes, 2).online() == {0, 1}
+
+
+def test_nodes_that_come_one_after_another_to_be_refused_fill_no_log(monkeypatch, caplog):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    nodes = Nodes({})
+    one = roster(nodes, 2)
+    for node in range(600):
+        nodes.answers = {node: holds(-node)}
+        one.online()
+        now[0] += 0.5
+    assert 40 < len(caplog.messages) < 200  # in five minutes
+    assert "client -1, " in caplog.text
+    nodes.answers = {1000: holds(0)}
+    assert one.online() == {0}
+
+
 def test_who_comes_during_a_round_is_greeted_at_once(monkeypatch):
     clock = count(100.0, 3.0)  # whoever waits looks around each time
     monkeypatch.setattr(dispatching.time, "monotonic", lambda: next(clock))

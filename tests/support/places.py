@@ -6,6 +6,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 
+# What shipped scenarios want of their user, by name.
+WANTED = {"photos": ("data.path=digits",)}
+
 
 def python_path(*folders: Path | str) -> str:
     """Return a PYTHONPATH with some folders before those that it has."""

@@ -181,6 +181,13 @@ def _of_scenario(key: str) -> Callable[[str], Iterator[Listed]]:
     return found
 
 
+def _memory(_: str) -> Iterator[Listed]:
+    from splitfed.federation.memory import Memory
+
+    for name, field in Memory.model_fields.items():
+        yield Listed(name, _key(name, field), one_line(field.description))
+
+
 def _partitions(_: str) -> Iterator[Listed]:
     from splitfed.data.settings import DataConfig
 
@@ -245,6 +252,8 @@ _SORTS: dict[str, tuple[Callable[[str], Iterator[Listed]], str]] = {
     "partitions": (_partitions, "How images are dealt to clients."),
     "budgets": (_of_scenario("budget"), "When a run has sent enough."),
     "modes": (_modes, "Who holds which part of the model, and how it learns."),
+    "phases": (_of_scenario("phases"), "What teaches the front, one phase after another."),
+    "memory": (_memory, "What the server keeps of smashed data once the front is frozen, key by key."),
     "strategies": (_strategies, "What makes the round's front of those of the clients."),
     "availability": (_availability, "Which clients of a simulation are there, when, and how fast."),
     "links": (_of_scenario("link"), "What a simulation assumes of the way between a client and the server."),

@@ -25,6 +25,7 @@ _LOGGED = {
     **_CERTIFICATES,
     r"\[code: 2004\]": "the server does not know this client's key, or still counts a client with this key as "
     "connected: after a crash or a lost network that takes up to a minute",
+    r"\[code: 23\]": "the server has as many nodes as it takes without keys: try again later, or serve with --tls",
     r"Exit Code: 302|private key file": "the client's private key cannot be read: it must be an elliptic-curve key in "
     "OpenSSH's format, as `splitfed certs` makes them",
     r"Exit Code: 606": "server and client have versions of flwr that do not fit together: install the same on both",

@@ -164,12 +164,12 @@ def follow_parent() -> None:
 
 def superlink_command(
     host: str, port: int, *, secret_file: Path, database: Path, tls: ServerTls | None = None, ca: Path | None = None,
-    silence: float = 60.0,
+    silence: float = 60.0, most_nodes: int = 1000,
 ) -> list[str]:  # fmt: skip
     """Return the command of a SuperLink that serves only SuperNodes to other machines; with `tls` and its `ca`, only
-    nodes whose keys are registered. A node that is silent for `silence` seconds counts as away. How many bytes it may
-    send at once stands in the file `most_bytes_file(database)`."""
-    security = ["--insecure"]
+    nodes whose keys are registered, without it at most `most_nodes`. A node that is silent for `silence` seconds counts
+    as away. How many bytes it may send at once stands in the file `most_bytes_file(database)`."""
+    security = ["--insecure", "--most-nodes", str(most_nodes)]
     if tls is not None:
         files = {"--ssl-certfile": tls.certificate, "--ssl-keyfile": tls.key, "--ssl-ca-certfile": ca}
         security = [*(str(part) for pair in files.items() for part in pair), "--enable-supernode-auth"]

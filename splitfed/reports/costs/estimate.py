@@ -6,7 +6,7 @@ Nothing is trained and nothing is kept; weights are random, and images too.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from splitfed.model.optim import pick_device
 from splitfed.reports.costs.footprint import Side, measure
@@ -19,7 +19,7 @@ from splitfed.scenario.budget import Basis
 from splitfed.scenario.engine import Remote
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble, check_fits
-from splitfed.split.computing.operations import Operations, count_step, count_whole
+from splitfed.split.computing.operations import Operations, count_step
 from splitfed.split.cut import Cut
 from splitfed.waiting import waiting
 
@@ -77,9 +77,8 @@ def estimate(scenario: Scenario) -> Estimate:
     with waiting("packing random activations, to count their bytes"):
         round_bytes, once_bytes = traffic.round(), traffic.once()
     batch = min(training.batch_size, max(shares.trained))
-    count = count_step if federation.splits else count_whole
     with waiting("counting the operations of a step"):
-        operations = count(parts, cut, scenario.model.image_size, batch, key)
+        operations = count_step(parts, cut, scenario, batch, key)
     with waiting(f"measuring some steps of {batch} random images"):
         client, server, step_seconds, forward_seconds = measure(parts, cut, scenario, batch, key)
     steps = round(sum(shares.batches(scenario).values()) * shares.drawn(scenario))
@@ -92,11 +91,13 @@ def estimate(scenario: Scenario) -> Estimate:
         rounds = min(rounds, -(-left // max(1, each.sent)))
     images = round(sum(shares.trained) / len(shares.trained))
     simulated = seconds_of_a_round(scenario, images, shares.classes, parts, cut, key)
+    server, kept = _of_all(server, scenario, shares), _kept_copies(cut, scenario, shares)
     evaluation = forward_seconds / batch * _evaluated(scenario, shares, traffic)
     return Estimate(
         scenario, sum(shares.trained), shares.classes, steps, round_bytes, once_bytes, rounds, limit,
-        shares.images_bytes, client, _of_all(server, scenario, shares), operations, _kept_images(scenario, shares),
-        step_seconds, steps * step_seconds + evaluation, shares.assumed, simulated, shares.notes,
+        shares.images_bytes, replace(client, copies=max(kept)), replace(server, copies=sum(kept)), operations,
+        _kept_images(scenario, shares), step_seconds, steps * step_seconds + evaluation, shares.assumed, simulated,
+        shares.notes,
     )  # fmt: skip
 
 
@@ -116,6 +117,14 @@ def _evaluated(scenario: Scenario, shares: Shares, traffic: Traffic) -> float:
     if not shares.held_out:
         return by_server
     return by_server + traffic.evaluations() * sum(shares.held_out) / len(shares.held_out)
+
+
+def _kept_copies(cut: Cut, scenario: Scenario, shares: Shares) -> list[int]:
+    """Return the bytes of each client's copies of its samples, once all have crossed."""
+    if cut.kept is None:
+        return [0]
+    variants = scenario.data.variants or 1
+    return [cut.kept.each * min(cut.kept.most, images * variants) for images in shares.trained]
 
 
 def _kept_images(scenario: Scenario, shares: Shares) -> int:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from splitfed.model.forward import autocast, keyed_rng
 from splitfed.model.parts import Parts, Tail
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
-from splitfed.split.client_part import Auxiliary, ClientPart
+from splitfed.split.auxiliary import Auxiliary, align
+from splitfed.split.client_part import ClientPart
 from splitfed.split.cut import Cut
 
 _TIMED_STEPS = 3
@@ -22,12 +23,13 @@ _TIMED_STEPS = 3
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side's parameters, and its memory in bytes: weights, gradients and optimiser state together (`state`), and
-    what a step saves for backward (`activations`)."""
+    """One side's parameters, and its memory in bytes: weights, gradients and optimiser state together (`state`), what a
+    step saves for backward (`activations`), and what is kept of samples, for differences (`copies`)."""
 
     parameters: int
     state: int
     activations: int
+    copies: int = 0
 
 
 def measure(parts: Parts, cut: Cut, scenario: Scenario, batch: int, key: Key) -> tuple[Side, Side, float, float]:
@@ -57,23 +59,36 @@ def measure(parts: Parts, cut: Cut, scenario: Scenario, batch: int, key: Key) ->
             float(parts.whole()(images).sum())
         forward = time.perf_counter() - began
     measured = [_side(*side) for side in zip(sides, optimisers, saved, strict=True)]
-    if nets := [phase.local.blocks for phase, _ in spans(scenario.phases, scenario.federation.rounds) if phase.local]:
-        taught = _taught(part.with_auxiliary(Auxiliary(parts.back, max(nets), 1)), cut, scenario, images, key)
-        measured[0] = max(measured[0], taught, key=lambda side: side.state + side.activations)
+    for phase, _ in spans(scenario.phases, scenario.federation.rounds):
+        if local := phase.local:
+            net = Auxiliary(parts.back, local.blocks, phase.first).to(cut.device)
+            taught = _taught(part.with_auxiliary(net), cut, scenario, images, key, fits=local.align_every > 0)
+            measured[0] = max(measured[0], taught, key=lambda side: side.state + side.activations)
     if not splits:  # the server has the model to evaluate it, and learns nothing
         numbers = sum(p.numel() for p in part.parameters())
         measured.append(Side(numbers, 4 * numbers, 0))
     return measured[0], measured[1], min(seconds[1:]), forward
 
 
-def _taught(part: ClientPart, cut: Cut, scenario: Scenario, images: Tensor, key: Key) -> Side:
-    """Take a step of a front that an auxiliary net teaches, and return the client's memory."""
-    client, saved = scenario.training.client, _Saved(part)
-    optimiser = client.optimiser_for(part)
+def _taught(part: ClientPart, cut: Cut, scenario: Scenario, images: Tensor, key: Key, *, fits: bool) -> Side:
+    """Take a step of a front that an auxiliary net teaches, and return the client's memory. Where the net `fits` the
+    server's gradients, that comes while the front's own step waits, and has the net's moments in an optimiser's."""
+    client, precision, saved = scenario.training.client, scenario.training.precision, _Saved(part)
+    optimiser, shape = client.optimiser_for(part), (len(images), cut.geometry.tokens, cut.geometry.width)
     with keyed_rng(key.at("estimate", "local"), cut.device):
-        _Whole(part, cut, scenario.training.precision)(images, [saved])
-    client.step(optimiser, part)
-    return _side(part, optimiser, saved)
+        _Whole(part, cut, precision)(images, [saved])
+        if fits:
+            made, labels = torch.randn(shape, device=cut.device), torch.zeros(len(images), dtype=torch.int64)
+            part.beside.zero_grad(set_to_none=True)  # it learns from nothing else
+            client.step(optimiser, part)
+            with saved:
+                given = made, labels.to(cut.device), torch.randn_like(made)
+                align(part.beside, *given, lambda _: autocast(precision, cut.device), steps=1)
+    if not fits:
+        client.step(optimiser, part)
+    side = _side(part, optimiser, saved)
+    moments = 2 * 4 * sum(parameter.numel() for parameter in part.beside.parameters()) if fits else 0
+    return replace(side, state=side.state + moments)
 
 
 class _Whole:

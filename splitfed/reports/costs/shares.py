@@ -84,7 +84,7 @@ class Shares:
 
     def stored(self, scenario: Scenario) -> Counter[int]:
         """Return how many mini-batches of which size memory takes of all clients."""
-        size, variants = scenario.training.batch_size, scenario.data.variants or 1
+        size, variants = scenario.training.batch_size, scenario.stored_variants
         sizes: Counter[int] = Counter()
         for images in self.trained:
             sizes[size] += variants * (images // size)

@@ -38,6 +38,7 @@ def text(found: Estimate) -> str:
         ("client memory", _memory(found.client)),
         ("server memory", _memory(found.server)),
         ("operations", _operations(found.operations)),
+        *([("in local phases", _taught(found.operations))] if found.operations.taught else []),
         ("images in memory", units.size(found.images) if found.images else "none kept"),
         (
             "time of a step",
@@ -75,7 +76,7 @@ def _simulated(fastest: float, slowest: float) -> str:
 
 def _room(found: Estimate) -> Iterator[tuple[str, str]]:
     """Say whether the memory of each profile is enough for what a client needs."""
-    needs = found.client.state + found.client.activations
+    needs = found.client.state + found.client.activations + found.client.copies
     for name, profile in found.scenario.federation.profiles.items():
         if (memory := profile.device.memory) is not None:
             yield (
@@ -109,6 +110,12 @@ def _operations(found: Operations) -> str:
     )
 
 
+def _taught(found: Operations) -> str:
+    ratio = units.decimal(found.taught / found.front, 2)
+    return f"client {units.flops(found.taught)} an image, with the auxiliary net ({ratio}x the front alone)"
+
+
 def _memory(side: Side) -> str:
-    total = units.size(side.state + side.activations)
-    return f"{total} ({side.parameters:,} parameters; {units.size(side.activations)} saved for backward)"
+    total = units.size(side.state + side.activations + side.copies)
+    copies = f"; {units.size(side.copies)} copies of samples" if side.copies else ""
+    return f"{total} ({side.parameters:,} parameters; {units.size(side.activations)} saved for backward{copies})"

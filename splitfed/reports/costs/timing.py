@@ -14,9 +14,9 @@ from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split import ending
 from splitfed.split.client_part import ClientPart
+from splitfed.split.computing.rehearsal import Pair, RandomBatch, pairs, size
 from splitfed.split.computing.seconds import Work
 from splitfed.split.cut import Cut
-from splitfed.split.rehearsal import Pair, RandomBatch, pairs, size
 from splitfed.split.weights.wire import WeightWire
 
 _MOST = 20  # clients of a profile that are tried: their links differ
@@ -63,7 +63,7 @@ def _frames(sizes: Sequence[int], phase: Phase, parts: Parts, cut: Cut, key: Key
     encoder, decoder, found = parts.front.encoder, parts.back.decoder, {}
     for number in sizes:
         batch = RandomBatch(number, cut.geometry, key.at("timing", number), cut.device)
-        found[number] = pairs(cut.rehearse(batch, key, encoder, decoder, not phase.settings.answered))
+        found[number] = pairs(cut.rehearse(batch, key, encoder, decoder, not phase.answer_every))
     for part in (encoder, decoder):
         part.zero_grad(set_to_none=True)
     return found

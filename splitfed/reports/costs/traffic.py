@@ -1,5 +1,6 @@
 """Bytes by role: each frame as `splitfed.split` enumerates it, as often as it crosses."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,10 +11,11 @@ from splitfed.run.ledger import Plane, Row, Sizes, Totals
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split import ending
-from splitfed.split.client_part import Auxiliary, ClientPart
+from splitfed.split.auxiliary import Auxiliary
+from splitfed.split.client_part import ClientPart
+from splitfed.split.computing.rehearsal import Crossed, RandomBatch
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import EvaluationCut
-from splitfed.split.rehearsal import Crossed, RandomBatch
 from splitfed.split.weights.wire import WeightWire
 
 
@@ -86,18 +88,21 @@ class Traffic:
 
     def _add_batches(self, found: _Sum, phase: Phase, share: float) -> None:
         encoder, decoder = self.parts.front.encoder, self.parts.back.decoder
-        quiet = not phase.settings.answered
-        for size, number in sorted(self.shares.batches(self.scenario, phase.upload_every).items()):
-            often, ends = number * self.shares.drawn(self.scenario) * share, (self.cut.copies(), self.cut.copies())
-            first = self._first_visits() if self.cut.kept else 1.0
-            rehearse = partial(
-                self.cut.rehearse, key=self.key, encoder=encoder, decoder=decoder, frozen=quiet, ends=ends
-            )
-            for crossed in rehearse(self._random_batch(size)):
-                found.add("data", crossed, often * first)
-            if first < 1:
-                for crossed in rehearse(self._random_batch(size, "again")):
-                    found.add("data", crossed, often * (1 - first))
+        sent = self.shares.batches(self.scenario, phase.upload_every)
+        every, answers = phase.upload_every, phase.answer_every
+        answered = self.shares.batches(self.scenario, every * answers) if every and answers else Counter[int]()
+        first = self._first_visits() if self.cut.kept else 1.0
+        for quiet, sizes in ((True, sent - answered), (False, answered)):
+            for size, number in sorted(sizes.items()):
+                often, ends = number * self.shares.drawn(self.scenario) * share, (self.cut.copies(), self.cut.copies())
+                rehearse = partial(
+                    self.cut.rehearse, key=self.key, encoder=encoder, decoder=decoder, frozen=quiet, ends=ends
+                )
+                for crossed in rehearse(self._random_batch(size)):
+                    found.add("data", crossed, often * first)
+                if first < 1:
+                    for crossed in rehearse(self._random_batch(size, "again")):
+                        found.add("data", crossed, often * (1 - first))
         for part in (encoder, decoder):
             part.zero_grad(set_to_none=True)
         for crossed in ending.rehearse():
@@ -107,18 +112,24 @@ class Traffic:
         """Return the share of all mini-batches whose samples come for the first time, in the variants that they show,
         or have no room among the copies."""
         assert self.cut.kept is not None
-        variants, rounds = self.scenario.data.variants or 1, self.scenario.federation.rounds
-        trained = sum(size * number for size, number in self.shares.batches(self.scenario).items())
-        passes = trained * self.shares.drawn(self.scenario) * rounds / sum(self.shares.trained)
-        shown = variants * (1 - (1 - 1 / variants) ** passes)
+        variants, trained = self.scenario.data.variants or 1, 0.0
+        for phase, rounds in spans(self.scenario.phases, self.scenario.federation.rounds):
+            if not self.scenario.remembers(phase.first):
+                sent = self.shares.batches(self.scenario, phase.upload_every)
+                trained += rounds * sum(size * number for size, number in sent.items())
+        passes = trained * self.shares.drawn(self.scenario) / sum(self.shares.trained)
+        if not passes:
+            return 1.0
+        shown = min(passes, variants * (1 - (1 - 1 / variants) ** passes))
         room = min(1.0, self.cut.kept.most * len(self.shares.trained) / (shown * sum(self.shares.trained)))
         return max(0.0, 1 - room * (1 - min(1.0, shown / passes)))
 
     def _add_stored(self, found: _Sum) -> None:
         """Add what goes into memory: each image once, in each of its variants."""
         encoder, decoder, rounds = self.parts.front.encoder, self.parts.back.decoder, self.scenario.federation.rounds
+        cut = Cut.of(self.scenario, self.cut.geometry, self.cut.device, once=True)
         for size, number in sorted(self.shares.stored(self.scenario).items()):
-            for crossed in self.cut.rehearse(self._random_batch(size), self.key, encoder, decoder, True):
+            for crossed in cut.rehearse(self._random_batch(size), self.key, encoder, decoder, True):
                 found.add("data", crossed, number / rounds)
         for crossed in ending.rehearse():
             found.add("data", crossed, len(self.shares.trained) / rounds)

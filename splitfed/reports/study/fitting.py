@@ -1,6 +1,6 @@
 """What makes pictures fit: ticks that do not run into each other, and legends no wider than the picture."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from matplotlib import rcParams
@@ -10,16 +10,28 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextToPath
 from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
+MORE = 0.1  # of the length of an axis: so much longer it may be made for a line
 _BETWEEN = 4.0  # points between two texts beside each other
 _HANDLE, _COLUMN = 2.6, 1.2  # of a legend, in letters: a handle, and the space between columns
+
+
+def log_axis(axes: Axes, places: Sequence[float]) -> tuple[float, float] | None:
+    """Make the horizontal axis logarithmic, for points at these places, before any is drawn; return the limits within
+    which a line stretches it little, or not at all, None where there is no point."""
+    axes.set_xscale("log")
+    if not places or min(places) <= 0:
+        return None
+    low, high = min(places), max(places)
+    if high < 1.0001 * low:
+        axes.set_xlim(low / 3, high * 3)  # a single place would have no tick beside it, and no width
+        return low / 3, high * 3
+    more = (high / low) ** MORE
+    return low / more, high * more
 
 
 def set_ticks(figure: Figure, axes: Axes, text: Callable[[float], str]) -> None:
     """Set the ticks of the horizontal axis, which has its final limits: the first of some good choices whose texts
     differ and have room beside each other."""
-    first, last = axes.dataLim.intervalx
-    if axes.get_xscale() == "log" and 0 < first <= last < 1.0001 * first:
-        axes.set_xlim(first / 3, last * 3)  # a single place would have no tick beside it
     axes.xaxis.set_major_formatter(lambda value, _: text(value))
     axes.xaxis.set_minor_formatter(NullFormatter())
     figure.draw_without_rendering()  # lays it out

@@ -2,24 +2,27 @@
 
 Four of them: accuracy against the bytes of the cut as they were spent, the same against those of both planes, accuracy
 against the factor, and bytes by role. A group has the same label and the same look in each. Where all bytes are shown,
-a line stands at what the clients' images weigh: beyond it, sending the images would have cost less.
+a line stands at what the clients' images weigh: beyond it, sending the images would have cost less. Where that is far
+from all that was sent, a mark at the edge points there.
 """
 
 from collections import Counter
 from io import BytesIO
 from itertools import cycle
+from math import inf
 from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from splitfed.errors import RunError
 from splitfed.files import told, write
 from splitfed.reports import units
 from splitfed.reports.plain import legend_label
-from splitfed.reports.study.fitting import add_legend, columns, set_ticks, text_width
+from splitfed.reports.study.fitting import MORE, add_legend, columns, log_axis, set_ticks, text_width
 from splitfed.reports.study.groups import Axis, Group, Spread, so_far
 from splitfed.reports.study.labels import short
 from splitfed.reports.study.looks import (
@@ -111,9 +114,12 @@ def curves(groups: list[Group], of: Axis = "cut") -> Figure:
     no round and moves no point."""
     labels, weights = short_labels(groups), _weights(groups) if of == "total" else {}
     figure, axes = _figure([*labels, *weights])
-    axes.set_xscale("log")
-    for one, label, (seen, _) in zip(groups, labels, _looks(groups), strict=True):
-        points = _curve(one, of)
+    drawn = [_curve(one, of) for one in groups]
+    places = [
+        x for points, one in zip(drawn, groups, strict=True) for x, _ in points if of == "simulated" or one.sent(of)
+    ]
+    within = log_axis(axes, places)
+    for one, label, (seen, _), points in zip(groups, labels, _looks(groups), drawn, strict=True):
         if points and of != "simulated" and not one.sent(of):
             axes.axhline(points[-1][1].mean, color=seen.colour, linestyle=":", label=legend_label(label))
             continue
@@ -122,7 +128,7 @@ def curves(groups: list[Group], of: Axis = "cut") -> Figure:
         if len(one.runs) > 1:
             low, high = [y.low for y in accuracy], [y.high for y in accuracy]
             axes.fill_between(spent, low, high, color=seen.colour, alpha=0.2, linewidth=0)
-    _mark(axes, weights)
+    _mark(axes, weights, within)
     _accuracy_on(axes, "validation accuracy")
     axes.set_xlabel("simulated time" if of == "simulated" else f"{of} bytes sent so far")
     add_legend(figure, axes)
@@ -137,7 +143,7 @@ def factors(groups: list[Group], of: Counted = "cut") -> Figure:
     the height of uncompressed runs, and of those without a cut, which have no factor of it."""
     labels, seen = short_labels(groups), _looks(groups)
     figure, axes = _figure(labels)
-    axes.set_xscale("log")
+    log_axis(axes, [_factor(one, of) for one in groups if one.sent(of)])
     for method in dict.fromkeys(method for _, method in seen):
         points = sorted((_factor(one, of), one.accuracy.mean, its.colour)
                         for one, (its, of_method) in zip(groups, seen, strict=True)
@@ -181,7 +187,7 @@ def roles(groups: list[Group]) -> Figure:
         width = [found.get(name, 0.0) for found in shown]
         axes.barh(y, width, 0.7, left, label=name, color=colour, hatch=hatch, edgecolor="white", linewidth=0.3)
         left = [before + more for before, more in zip(left, width, strict=True)]
-    _mark(axes, weights)
+    _mark(axes, weights, (0.0, (1 + MORE) * max(left, default=0.0)))
     axes.set_yticks(y, short_labels(groups))
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.tick_params("y", length=0)
@@ -211,9 +217,21 @@ def _weights(groups: list[Group]) -> dict[str, float]:
     return {f"images: {units.size(round(mean))}": mean for mean in (sum(alike) / len(alike) for alike in sets)}
 
 
-def _mark(axes: Axes, weights: dict[str, float]) -> None:
+def _mark(axes: Axes, weights: dict[str, float], within: tuple[float, float] | None) -> None:
+    """Draw a line at each weight, and beyond these limits (None: there are none) a mark at the edge that it lies
+    beyond."""
+    (low, high), height = within or (0.0, inf), 0.5
     for (label, weight), line in zip(weights.items(), cycle(("--", "-.", ":")), strict=False):
-        axes.axvline(weight, color=BLACK, linestyle=line, linewidth=0.9, zorder=1.5, label=label)
+        if low <= weight <= high:
+            axes.axvline(weight, color=BLACK, linestyle=line, linewidth=0.9, zorder=1.5, label=label)
+            continue
+        place, marker = (0.0, "<") if weight < low else (1.0, ">")
+        at_the_edge = Line2D(
+            [place], [height], color=BLACK, linestyle="none", marker=marker, markersize=4, transform=axes.transAxes,
+            clip_on=False, label=label,
+        )  # fmt: skip
+        axes.add_artist(at_the_edge)
+        height -= 0.1  # another one stands below it
 
 
 def _looks(groups: list[Group]) -> list[tuple[Look, int]]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from splitfed.data.settings import DataConfig
 from splitfed.federation.memory import Memory
-from splitfed.federation.phases import Frozen, Gradient, Local, Settings
+from splitfed.federation.phases import Frozen, Gradient, Local, Phase, Settings
 from splitfed.scenario.compression import Compression
 from splitfed.scenario.rules.base import Found
 from splitfed.scenario.sections import Federation
@@ -69,15 +69,39 @@ def memory_is_of_fixed_images(memory: Memory | None, data: DataConfig) -> Found:
     """Each image crosses once, so it cannot look another way each time."""
     if memory is not None and data.augment != "none" and data.variants is None:
         yield "memory", f"with data.augment: {data.augment} images never look the same twice: set data.variants"
-
-
-def memory_takes_whole_samples(memory: Memory | None, compression: Compression) -> Found:
-    """What is kept must be read without what came before it."""
-    if memory is not None and (keys := compression.remembers):
+    if memory is not None and (memory.variants or 1) > (data.variants or 1):
         yield (
-            f"compression.{keys[0]}",
-            "memory takes samples that cross once, and differences are of such as come again: leave one of them out",
+            "memory.variants",
+            f"is {memory.variants}, and data.variants gives an image {data.variants or 1}: lower it",
         )
+
+
+def nets_are_fitted_to_what_goes_up(phases: Phases) -> Found:
+    """Only what goes up can be answered."""
+    for place, phase in enumerate(phases, 1):
+        if isinstance(phase, Local) and phase.align_every and phase.upload_every is None:
+            yield (
+                "phases",
+                f"phase {place} has align_every: {phase.align_every}, but with upload_every: null nothing goes up that "
+                "could be answered: set upload_every, or align_every to 0",
+            )
+
+
+def copies_are_of_samples_that_come_again(
+    compression: Compression, phases: Phases, memory: Memory | None, federation: Federation
+) -> Found:
+    """There are rounds in which a sample crosses as a difference, or its gradient does; into memory it crosses once."""
+    if not (phases and federation.splits):
+        return
+    crossing = [Phase(one, 0) for one in (phases if memory is None else phases[:-1])]
+    for key in compression.remembers:
+        if key.startswith("smashed") and not any(phase.upload_every for phase in crossing):
+            why = "into memory each sample crosses once" if memory is not None else "in no phase do samples cross"
+            way = "leave it out, or let a phase come before in which they go up each time"
+            yield f"compression.{key}", f"{why}, and of none comes a difference: {way}"
+        if key.startswith("cut_gradient") and not any(phase.answer_every for phase in crossing):
+            way = "leave it out, or let a phase be gradient, or local with align_every"
+            yield f"compression.{key}", f"no gradient comes down in any phase: {way}"
 
 
 def memory_is_gone_over(memory: Memory | None, phases: Phases, federation: Federation) -> Found:

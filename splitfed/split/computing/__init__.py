@@ -1,1 +1,1 @@
-"""What clients and the server compute: operations, and how many seconds these take them."""
+"""What stands for mini-batches before there are any, the operations of one, and how many seconds these take."""

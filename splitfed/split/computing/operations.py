@@ -15,8 +15,8 @@ through the model for all; reducer and codecs see a whole mini-batch of random a
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from math import log2, prod
 from typing import Any
 
@@ -26,14 +26,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from splitfed.data.dataset import load
+from splitfed.federation.phases import Phase, spans
 from splitfed.model.attention import check_readable
 from splitfed.model.forward import keyed_rng
 from splitfed.model.parts import Parts
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble, check_fits
+from splitfed.split.auxiliary import Auxiliary, align
+from splitfed.split.computing.rehearsal import RandomBatch
 from splitfed.split.cut import Cut
-from splitfed.split.rehearsal import RandomBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,9 @@ class Operations:
     `front`, `back` and `tail` are the model's parts, the later ones on what the reducer leaves them; `reducing` and
     `restoring` are what reducer and codecs add at the client and at the server. `plain_back` and `plain_tail` are those
     without a reducer, and `examples` the mini-batch that was counted. Where a client trains the whole model, all beside
-    the front is its tail. `front_forward` and `back_forward` are the share of these that a pass without backward takes.
+    the front is its tail. `taught` is what a client computes in a local phase, with the auxiliary net, and with what it
+    packs and fits of the mini-batches that go up; of several phases that which takes most; 0 where there is none.
+    `front_forward` and `back_forward` are the share of those parts that a pass without backward takes.
     """
 
     front: float
@@ -56,6 +60,7 @@ class Operations:
     plain_tail: float = 0.0
     front_forward: float = 0.0
     back_forward: float = 0.0
+    taught: float = 0.0
 
     @property
     def client(self) -> float:
@@ -88,9 +93,7 @@ def count(scenario: Scenario, classes: int | None = None) -> Operations:
     cut = Cut.of(scenario, parts.front.geometry(scenario.training.batch_size, classes), torch.device("cpu"))
     if cut.reducer.needs_attention:
         check_readable(parts.front)
-    if not scenario.federation.splits:
-        return count_whole(parts, cut, scenario.model.image_size, scenario.training.batch_size, key)
-    return count_step(parts, cut, scenario.model.image_size, scenario.training.batch_size, key)
+    return count_step(parts, cut, scenario, scenario.training.batch_size, key)
 
 
 def _classes(scenario: Scenario, key: Key) -> int:
@@ -99,8 +102,34 @@ def _classes(scenario: Scenario, key: Key) -> int:
     return len(load(scenario.data, scenario.model.image_size, scenario.federation.clients, key.at("data")).classes)
 
 
-def count_whole(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key) -> Operations:
-    """Count a step of a client that trains the whole model, on its device; leaves no gradients."""
+def count_step(parts: Parts, cut: Cut, scenario: Scenario, examples: int, key: Key) -> Operations:
+    """Count a step of `examples` images between a model's parts, or of a client that trains all of it, on their device;
+    leaves no gradients."""
+    size = scenario.model.image_size
+    if not scenario.federation.splits:
+        return _count_whole(parts, cut, size, examples, key)
+    found = _count_split(parts, cut, size, examples, key)
+    phases = [phase for phase, _ in spans(scenario.phases, scenario.federation.rounds) if phase.local]
+    return replace(found, taught=max((_taught(found, phase, parts, cut, key) for phase in phases), default=0.0))
+
+
+def _taught(found: Operations, phase: Phase, parts: Parts, cut: Cut, key: Key) -> float:
+    """Return what a client computes for an image in a phase in which an auxiliary net teaches its front."""
+    assert phase.local is not None
+    shape = cut.geometry.tokens, cut.geometry.width
+    net = Auxiliary(parts.back, phase.local.blocks, phase.first).to(cut.device)
+    sent = 1 / phase.upload_every if phase.upload_every else 0.0
+    with keyed_rng(key.at("operations", "net"), cut.device):
+        (beside, _), fit = _sample(net, shape, cut.device, inner=True), 0
+        if answered := (sent / phase.answer_every if phase.answer_every else 0.0):
+            made, labels = torch.randn(1, *shape, device=cut.device), torch.zeros(1, dtype=torch.int64)
+            with _counting() as counter:
+                align(net, made, labels.to(cut.device), torch.randn_like(made), lambda _: nullcontext())
+            fit = counter.get_total_flops()
+    return found.front + beside + found.reducing * sent + fit * answered
+
+
+def _count_whole(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key) -> Operations:
     with keyed_rng(key.at("operations", "sample"), cut.device):
         front, front_forward = _sample(parts.front, (3, image_size, image_size), cut.device, inner=False)
         back, back_forward = _sample(parts.back, (cut.geometry.tokens, cut.geometry.width), cut.device, inner=True)
@@ -109,8 +138,7 @@ def count_whole(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key
     return Operations(front, 0, 0, 0, 0, examples, back, back, front_forward, back_forward)
 
 
-def count_step(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key) -> Operations:
-    """Count a step of `examples` images between a model's parts, on their device; leaves no gradients."""
+def _count_split(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key) -> Operations:
     (front, back, tail), geometry = parts, cut.geometry
     _crossing(cut, front.encoder, back.decoder, examples, key)  # the first does what a run does once, as drawing keys
     reducing, restoring, restored = _crossing(cut, front.encoder, back.decoder, examples, key)

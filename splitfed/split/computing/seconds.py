@@ -14,9 +14,9 @@ from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
 from splitfed.split.client_part import Auxiliary
-from splitfed.split.computing.operations import Operations, count_net, count_step, count_whole
+from splitfed.split.computing.operations import Operations, count_net, count_step
+from splitfed.split.computing.rehearsal import Pair
 from splitfed.split.cut import Cut
-from splitfed.split.rehearsal import Pair
 
 _UNTOLD = 1.0  # seconds
 
@@ -110,15 +110,14 @@ class Work:
     def _counted(self) -> tuple[Operations, dict[int, tuple[int, int]]]:
         scenario, cpu = self._scenario, torch.device("cpu")
         parts = assemble(scenario, self.classes, pretrained=False)
-        batch, size = scenario.training.batch_size, scenario.model.image_size
+        batch = scenario.training.batch_size
         cut = Cut.of(scenario, parts.front.geometry(batch, self.classes), cpu)
-        count = count_step if scenario.federation.splits else count_whole
         nets = {
             phase.local.blocks: count_net(Auxiliary(parts.back, phase.local.blocks, 1), cut, self._key)
             for phase, _ in spans(scenario.phases, scenario.federation.rounds)
             if phase.local
         }
-        return count(parts, cut, size, batch, self._key), nets
+        return count_step(parts, cut, scenario, batch, self._key), nets
 
     @property
     def _operations(self) -> Operations:

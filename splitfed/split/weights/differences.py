@@ -16,7 +16,7 @@ from torch import Tensor
 
 from splitfed.errors import NotFinite, WireError
 from splitfed.seeds import Key
-from splitfed.split.client_part import AUXILIARY
+from splitfed.split.auxiliary import AUXILIARY
 from splitfed.split.weights.wire import BASE, WeightWire
 from splitfed.wire.frame import Frame, Packed
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from splitfed.errors import RunError
 from splitfed.model.parts import Parts
 from splitfed.scenario import Scenario
-from splitfed.split.client_part import Auxiliary, ClientPart
+from splitfed.split.auxiliary import Auxiliary
+from splitfed.split.client_part import ClientPart
 from splitfed.split.weights.wire import WeightWire
 
 

@@ -2,6 +2,7 @@
 
 import struct
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from splitfed import testing
 from splitfed.compression.codecs.base import Packet
 from splitfed.compression.codecs.decoders import DECODERS, coded_size, decode
 from splitfed.compression.codecs.registry import CodecConfig
+from splitfed.compression.codecs.transform import rans
 from splitfed.errors import CodecError, WireError
 from splitfed.seeds import Key
 
@@ -33,6 +35,11 @@ CONFIGS = [
     {"kind": "uniform", "bits": 2, "rotation": True},
     {"kind": "uniform", "bits": 4, "rotation": True, "scale_bits": 16, "rounding": "nearest"},
     {"kind": "uniform", "bits": 3, "rotation": True, "scale": "channel"},
+    {"kind": "uniform", "bits": 3, "levels": 5},
+    {"kind": "uniform", "bits": 8, "levels": 2, "scale_bits": 16, "rounding": "nearest"},
+    {"kind": "klt"},
+    {"kind": "klt", "snr": 0.0},
+    {"kind": "klt", "snr": 50.0},
     {"kind": "fedlite"},
     {"kind": "fedlite", "subvectors": 4, "groups": 2, "centroids": 3},
     {"kind": "fedlite", "subvectors": 6, "groups": 6, "centroids": 256},
@@ -73,8 +80,15 @@ def within(config, x: torch.Tensor, y: torch.Tensor) -> bool:
         points = torch.nn.functional.pad(rows, (0, -rows.shape[1] % length)).view(-1, length)
         scatter = ((points - points.mean(0)) ** 2).sum() ** 0.5
         return bool((error**2).sum() ** 0.5 <= scatter * 1.0001 + (largest * rounding + TINY) * rows.numel() ** 0.5)
+    elif kind == "klt":
+        varies = ((rows - rows.mean(0)) ** 2).sum()
+        steps = len(rows) ** 0.5 * 2.0**-13  # of a number, the most that there are
+        luck = 1.3 + 4 / rows.numel() ** 0.5  # of few numbers more may lie far from a step
+        allowed = varies * luck * 10 ** (-config.get("snr", 12.0) / 10) + varies * rows.shape[1] * steps**2
+        rest = (largest * (rounding + 2.0**-14) + TINY) * rows.numel() ** 0.5
+        return bool((error**2).sum() ** 0.5 <= allowed**0.5 + rest)
     else:
-        axes, levels = spanned(config), 2 ** config["bits"] - 1
+        axes, levels = spanned(config), config.get("levels", 2 ** config["bits"]) - 1
         span, top = rows.amax(axes, True) - rows.amin(axes, True), rows.abs().amax(axes, True)
         if config.get("rotation"):  # no rotated number is larger than its row is long
             top = (rows**2).sum(1, True) ** 0.5
@@ -245,6 +259,14 @@ def book(subvectors: int, groups: int, centroids: int) -> bytes:
     return struct.pack("<HHH", subvectors, groups, centroids)
 
 
+def klt(step: float, wider: int, vectors: list, coefficients: list, mean=(0, 0), rows: int = 2) -> bytes:
+    """A packet of rows of two numbers each, all of whose directions and coefficients are 1."""
+    groups = [mean, *([1] * (2 * n) for _, n in vectors), *([1] * (rows * n) for n in coefficients)]
+    head = struct.pack("<fbIBB", step, wider, sum(n for _, n in vectors), len(vectors), len(coefficients))
+    sizes = [struct.pack("<BI", *pair) for pair in vectors] + [struct.pack("<Ib", n, 3) for n in coefficients]
+    return b"".join([head, *sizes, rans.encode([np.array(group, np.int64) for group in groups])])
+
+
 @pytest.mark.parametrize(
     "packet",
     [
@@ -266,8 +288,8 @@ def book(subvectors: int, groups: int, centroids: int) -> bytes:
         Packet("uniform8", "float32", (1,), b"\x00" + floats(0, float("inf"))),
         Packet("uniform8", "float32", (1,), b"\x00" + floats(0, float("nan"))),
         Packet("uniform8", "float32", (1,), b"\x00" + floats(0, -1)),
-        Packet("uniform8", "float32", (1,), b"\x00" + floats(0, 3e38)),
-        Packet("uniform8", "float16", (1,), b"\x00" + floats(0, 1e3)),
+        Packet("uniform8", "float32", (1,), b"\xff" + floats(0, 3e38)),
+        Packet("uniform8", "float16", (1,), b"\xff" + floats(0, 1e3)),
         Packet("uniform8", "float32", (2, 1), bytes(10)),
         Packet("uniform8-half", "float32", (1,), b"\x00" + halves(0, 1) + floats(float("inf"))),
         Packet("uniform8-half", "float32", (1,), b"\x00" + halves(0, 1) + floats(-1)),
@@ -300,6 +322,21 @@ def book(subvectors: int, groups: int, centroids: int) -> bytes:
         Packet("fedlite", "float32", (4,), book(4, 1, 0) + floats(1, 2) + b"\x00"),
         Packet("fedlite", "float32", (4,), book(4, 1, 300) + floats(1, 2, 3, 4) + b"\x00"),
         Packet("fedlite", "float32", (4,), book(4, 1, 2) + floats(1, 2, 3) + b"\x00"),
+        Packet("klt", "float32", (2, 2), bytes(11)),
+        Packet("klt", "float32", (2, 2), klt(0.0, 0, [], [])),
+        Packet("klt", "float32", (2, 2), klt(-1.0, 0, [], [])),
+        Packet("klt", "float32", (2, 2), klt(float("nan"), 0, [], [])),
+        Packet("klt", "float32", (2, 2), klt(float("inf"), 0, [], [])),
+        Packet("klt", "float32", (2, 2), klt(1.0, 25, [], [])),
+        Packet("klt", "float32", (2, 2), klt(1.0, -25, [], [])),
+        Packet("klt", "float32", (2, 2), klt(1.0, 0, [], [])[:-1]),
+        Packet("klt", "float32", (2, 2), klt(1.0, 0, [], []) + b"\x00"),
+        Packet("klt", "float32", (2, 2), klt(1.0, 0, [(4, 3)], [3])),
+        Packet("klt", "float32", (2, 2), klt(1.0, 0, [(13, 1)], [1])),
+        Packet("klt", "float32", (2, 2), klt(1.0, 0, [(4, 1)], [])),
+        Packet("klt", "float32", (2, 2), klt(1.0, 0, [(4, 1)], [2])),
+        Packet("klt", "float32", (2, 2), klt(3e38, 24, [], [], [1, 1])),
+        Packet("klt", "float16", (2, 2), klt(65504.0, 0, [], [], [3, 3])),
         Packet("int", "int64", (2,), b""),
         Packet("int", "int64", (2,), b"\x00\x00"),
         Packet("int", "int64", (2,), b"\x40" + bytes(16)),
@@ -326,6 +363,9 @@ def test_any_bytes_decode_to_something_finite_or_are_refused(tag, dtype, shape, 
         return
     length = data.draw(st.sampled_from(size)) if isinstance(size, range) else size
     buffer = data.draw(st.binary(min_size=length, max_size=length))
+    if tag == "klt" and len(buffer) > 11:
+        most = st.integers(0, 2)
+        buffer = struct.pack("<fbIBB", 1.0, *(data.draw(most) for _ in range(4))) + buffer[11:]
     if tag == "fedlite" and len(buffer) > 6:  # numbers at random are hardly ever a header that fits
         buffer = book(*(data.draw(st.integers(0, high)) for high in (5, 3, 5))) + buffer[6:]
     try:

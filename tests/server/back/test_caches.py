@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import small, table
+from helpers import PLAIN, small, table
 from outcomes import outcome
 from safetensors.torch import load_file
 
@@ -59,6 +59,20 @@ def test_every_mode_leaves_the_same_copies_at_both_ends(more, tmp_path):
     assert all(int(row["raw_bytes"]) == 0 < int(row["sent_bytes"]) for row in rows)
 
 
+def test_samples_whose_gradient_never_came_are_kept_all_the_same(tmp_path):
+    """Of the 6 mini-batches of 3 clients the first 3 come in a phase that is answered."""
+    phases = "phases=[{kind: gradient, rounds: 1}, {kind: local, rounds: 3, upload_every: 1, align_every: 2}, frozen]"
+    once = ("federation.local_epochs=null", "federation.local_steps=1", "federation.rounds=6", "checkpoints.keep=9")
+    folder = simulate(small(*COPIES, *once, phases), runs=tmp_path).folder
+    for round in range(1, 7):
+        assert alike(folder, round, dict.fromkeys(range(3), round))
+    resting = copies(
+        simulate(small(*COPIES, *once, phases.replace("align_every: 2", "align_every: 0")), runs=tmp_path).folder, 6
+    )
+    assert len(resting["0/cut_gradient"]) == len(resting["0/cut_gradient/ids"]) < len(resting["0/smashed"])
+    assert set(resting["0/cut_gradient/ids"].tolist()) < set(resting["0/ids"].tolist())
+
+
 def test_an_estimate_counts_what_comes_for_the_first_time(tmp_path):
     plan = small(*COPIES, "federation.rounds=4")
     found, expected = simulate(plan, runs=tmp_path).totals, estimate(plan)
@@ -78,6 +92,18 @@ def test_few_bits_of_a_front_that_stands_still_come_near_whole_numbers(tmp_path)
         for more in ((), ("compression.smashed.delta=true",))
     )
     assert with_delta < without / 3
+
+
+def test_of_a_front_that_stands_still_labels_and_ids_alone_go_up_again(tmp_path):
+    """Each image is sent once after the front has settled; then it is known to be the same."""
+    plan = small(
+        "phases=[{kind: gradient, rounds: 1}, frozen]", "federation.rounds=4", "compression.smashed.skip=0.9999",
+        "training.client.optimiser.lr=0.1", *PLAIN,
+    )  # fmt: skip
+    rows = [row for row in table(simulate(plan, runs=tmp_path).folder / "ledger.csv") if row["plane"] == "data"]
+    up = [{row["role"] for row in rows if row["round"] == round and int(row["sent_bytes"])} for round in "234"]
+    assert up[0] == {"smashed", "targets", "ids", "envelope"}
+    assert up[1] == up[2] == {"targets", "ids", "envelope"}
 
 
 class Impatient(Observer):

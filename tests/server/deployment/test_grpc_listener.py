@@ -7,6 +7,7 @@ from threading import Barrier, Event, Thread
 
 import grpc
 import pytest
+import split_server
 from channels import HOST, Door, Proxy, dial, listen
 from waiting import LONG, until
 
@@ -104,14 +105,31 @@ def test_a_client_of_another_protocol_tells_its_user(monkeypatch):
         dial(listener.invite(0, 1))
 
 
-def test_a_message_over_the_limit_is_refused_and_not_handled():
+def test_a_message_of_twice_the_longest_frame_is_seen_and_a_longer_one_is_not():
     door = Door(most_bytes=1000)
     with listen(door) as listener, dial(listener.invite(0, 1)) as stream:
-        assert stream.exchange(bytes(1000))
+        assert stream.exchange(bytes(2000))
         with pytest.raises(WireError, match="larger than max"):
-            stream.exchange(bytes(1001))
-    assert door.happened[:2] == [(0, 1), bytes(1000)]
-    assert bytes(1001) not in door.happened
+            stream.exchange(bytes(2001))
+    assert door.happened[:2] == [(0, 1), bytes(2000)]
+    assert bytes(2001) not in door.happened
+
+
+def test_a_frame_that_is_too_long_is_a_lie_and_a_line_that_breaks_is_none(tmp_path):
+    split = split_server.Door(tmp_path)
+    server = split.server
+    split.session.close()
+    with listen(server) as listener, Proxy(listener.port) as proxy:
+        with dial(proxy.through(listener.invite(4, 2))) as stream:
+            stream.exchange(split.frame()[0].buffer)
+            proxy.cut()
+        until(lambda: server.lost(-1.0) == {4})  # it has no stream
+        assert not server.lost(1.0)
+        assert server.refusal(4) is None
+        with dial(listener.invite(4, 2)) as stream, pytest.raises(WireError, match=r"where 9 to \d+ are allowed"):
+            stream.exchange(bytes(server.most_bytes + 1))
+        until(lambda: server.lost(60.0) == {4})
+    assert isinstance(server.refusal(4), WireError)
 
 
 def test_compressed_messages_are_refused():

@@ -27,7 +27,7 @@ class Kept(Door):
         self.begin(2)
 
     def begin(self, round):
-        self.server.start_round(round, 1e-3, dict.fromkeys(self.clients, 100), None, False, self.store)
+        self.server.start_round(round, 1e-3, dict.fromkeys(self.clients, 100), None, 0, self.store)
         self.round = round
 
     def send(self, client, *steps, others=False):
@@ -78,7 +78,7 @@ def test_going_over_it_as_it_came_teaches_what_the_frames_themselves_do(tmp_path
     for name in ("plain", "kept"):
         (tmp_path / name).mkdir()
     plain, kept = Door(tmp_path / "plain"), Kept(tmp_path / "kept", clients=(4,))
-    plain.server.start_round(2, 1e-3, {4: 100}, None, False)
+    plain.server.start_round(2, 1e-3, {4: 100}, None, 0)
     session = plain.server.open(4, 2)
     for step in (1, 2, 3):
         plain.cut.unpack_taken(session.handle(plain.frame(step)[0].buffer))

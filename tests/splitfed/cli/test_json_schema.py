@@ -14,7 +14,7 @@ from helpers import BASE
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
-from places import ROOT, python_path
+from places import ROOT, WANTED, python_path
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from splitfed import Scenario
@@ -82,12 +82,15 @@ def test_what_ships_is_valid_and_names_its_schema(path: Path) -> None:
     first, _, _ = path.read_text().partition("\n")
     named = first.removeprefix("# yaml-language-server: $schema=")
     schema = json.loads((path.parent / named).read_text())
-    assert not list(Draft7Validator(schema).iter_errors(read(path.read_text(), path.name).data))
+    wanted = ["'path' is a required property"] if path.stem in WANTED else []
+    data = read(path.read_text(), path.name).data
+    errors = [error.message for error in Draft7Validator(schema).iter_errors(data)]
+    assert errors == wanted
 
 
 @pytest.mark.parametrize("name", shipped())
 def test_the_complete_scenario_of_a_run_is_valid(name: str) -> None:
-    assert not mistakes(read(Scenario.load(name).to_yaml(), name).data)
+    assert not mistakes(read(Scenario.load(name, WANTED.get(name, ())).to_yaml(), name).data)
 
 
 @pytest.mark.parametrize(("key", "named"), [(key, k) for key, kinds in kinded(Scenario) for k in kinds])

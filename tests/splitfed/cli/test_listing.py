@@ -9,6 +9,7 @@ from splitfed.cli.listing.kinds import SORTS, Listed, entries, show, sorts
 from splitfed.cli.main import app
 from splitfed.compression.reducers.registry import ReducerConfig
 from splitfed.errors import SplitfedError
+from splitfed.federation.memory import Memory
 from splitfed.scenario.problems import kind, sections
 from splitfed.scenario.scenario import Scenario, shipped
 
@@ -50,11 +51,22 @@ def test_keys_stand_with_their_defaults_and_choices() -> None:
 @pytest.mark.parametrize(
     ("what", "key"),
     [("codecs", "compression.smashed.codec"), ("lossless", "compression.smashed.lossless"), ("engines", "engine"),
-     ("modes", "federation.mode")],
+     ("modes", "federation.mode"), ("phases", "phases")],
 )  # fmt: skip
 def test_scenarios_take_what_is_listed(what: str, key: str) -> None:
     for name in named(what):
-        Scenario.parse(BASE, overrides=[f"{key}={name}"])
+        Scenario.parse(BASE, overrides=[f"{key}=[{name}]" if key == "phases" else f"{key}={name}"])
+
+
+def test_phases_and_memory_are_listed_with_what_each_key_means() -> None:
+    local, frozen = (named("phases")[name] for name in ("local", "frozen"))
+    assert local.keys == "rounds=null blocks=1 upload_every=5 align_every=0"
+    assert dict(local.told)["align_every"].startswith("Of how many mini-batches that go up one is answered")
+    assert "2507.15816" in local.line()
+    assert [key for key, _ in frozen.told] == ["rounds"]
+    found = named("memory")
+    assert list(found) == list(Memory.model_fields)
+    assert found["store"].line().endswith("decoding in each pass.  store=coded{coded,float16}")
 
 
 def test_scenarios_are_listed_by_the_first_sentence_of_their_file() -> None:

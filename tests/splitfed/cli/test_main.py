@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from places import WANTED
 
 import splitfed
 from splitfed.cli import main as cli
@@ -130,7 +131,7 @@ def test_an_unknown_command_and_an_unknown_option(run: Run) -> None:
 
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_what_ships_is_valid(run: Run, name: str) -> None:
-    ended = run("validate", name)
+    ended = run("validate", name, *(part for change in WANTED.get(name, ()) for part in ("--set", change)))
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith(f"{name}: valid (")
 

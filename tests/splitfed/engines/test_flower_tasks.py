@@ -289,7 +289,11 @@ def taken(address: str, ca: Path, key: Any, kind: Any, **more: Any) -> bool:
 
 
 @pytest.mark.slow
-def test_with_tls_a_superlink_knows_its_clients_by_their_keys_also_after_a_restart(tmp_path: Path) -> None:
+def test_with_tls_a_superlink_knows_its_clients_by_their_keys_also_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):  # of `deployed`, as long as that is there
+        monkeypatch.delenv(name, raising=False)
     for name in ("tls", "other"):
         make(tmp_path / name, ["localhost"], 2)
     files, clients = read_server(tmp_path / "tls/server"), [read_client(tmp_path / f"tls/client-{n}") for n in (0, 1)]

@@ -189,7 +189,7 @@ def crossed(run: splitfed.Result) -> list[dict[str, str]]:
     ("mode", "phases"),
     [
         *((mode, "[]") for mode in ("sfl-v1", "sl", "sfl-v2", "psl")),
-        ("psl", "[{kind: local, rounds: 1, upload_every: 2}, gradient]"),
+        ("psl", "[{kind: local, rounds: 1, upload_every: 1, align_every: 2}, gradient]"),
     ],
 )
 def test_the_same_numbers_as_in_one_process(mode: str, phases: str, tmp_path: Path):

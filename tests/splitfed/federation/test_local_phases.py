@@ -26,6 +26,10 @@ MODES = ["sl", "sfl-v1", "sfl-v2", "psl"]
 ALL_UP = "phases=[{kind: local, upload_every: 1}]"
 AMID = "phases=[{kind: gradient, rounds: 1}, {kind: local, rounds: 2, upload_every: 2}, frozen]"
 DELTA = "compression.front_weights={codec: {kind: uniform, bits: 8}, delta: {kind: uniform, bits: 4}}"
+ALIGNED = "phases=[{kind: gradient, rounds: 1}, {kind: local, rounds: 3, upload_every: 1, align_every: 2}, gradient]"
+COPIES = [
+    f"compression.{role}={{codec: {{kind: uniform, bits: 4}}, delta: true}}" for role in ("smashed", "cut_gradient")
+]
 STEPS = ["federation.local_epochs=null", "federation.rounds=1"]
 
 
@@ -99,6 +103,37 @@ def test_few_go_up_and_nothing_comes_down(mode, tmp_path):
     assert [row["phase"] for row in table(folder / "metrics.csv")] == ["gradient", "local", "local", "frozen"]
 
 
+@pytest.mark.parametrize(("mode", "more"), [
+    ("sl", ["compression.reducer={kind: bottleneck, width: 8}"]), ("sfl-v1", ADC), ("sfl-v2", ["model.adapter=norms"]),
+    ("psl", ["compression.reducer={kind: topk, ratio: 0.3}", "training.precision=bfloat16"]),
+])  # fmt: skip
+def test_gradients_come_down_for_the_steps_to_which_nets_are_fitted_and_no_others(mode, more, tmp_path):
+    """Each client has 8 mini-batches, of which 4 go up."""
+    steps = ["federation.local_epochs=null", "federation.local_steps=8", f"federation.mode={mode}", *more]
+    for every, answered in ((1, {"1", "2", "3", "4"}), (2, {"1", "3"}), (9, {"1"}), (0, set())):
+        phases = f"phases=[{{kind: local, rounds: 1, upload_every: 2, align_every: {every}}}, frozen]"
+        rows = table(run(tmp_path / str(every), *steps, phases) / "ledger.csv")
+        down = [row for row in rows if row["role"] == "cut_gradient"]
+        assert {(row["round"], row["direction"]) for row in down} == ({("1", "down")} if every else set())
+        assert {row["step"] for row in down} == answered
+        assert all(int(row["sent_bytes"]) > 0 for row in down)
+        assert len([row for row in rows if (row["round"], row["role"]) == ("1", "smashed")]) == 4 * 3
+
+
+def test_a_net_learns_from_the_servers_gradients_alone(tmp_path, monkeypatch):
+    """Where nothing is fitted, it stays the copy of the back that it was."""
+    aligned = "phases=[{kind: local, rounds: 1, align_every: 1}, {kind: local, align_every: 1}]"
+    plan = [aligned, "checkpoints.keep=9", "training.client.optimiser.lr=1e-2"]
+    learned = run(tmp_path / "learned", *plan)
+    monkeypatch.setattr("splitfed.clients.steps.align", lambda *_: [])
+    still = run(tmp_path / "still", *plan)
+    for folder, same in ((learned, False), (still, True)):
+        net, back = load_file(auxiliary(folder, 1)), model(folder, 0)
+        assert net["aux1.head.weight"].equal(back["head.weight"]) == same
+        assert not model(folder, 1)["cls_token"].equal(back["cls_token"])  # the front learns all the same
+    assert not model(learned, 1)["cls_token"].equal(model(still, 1)["cls_token"])
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_both_sides_learn_and_the_net_is_dropped_at_the_end(mode, tmp_path):
     folder = run(tmp_path, AMID, "federation.rounds=4", f"federation.mode={mode}", "checkpoints.keep=9")
@@ -115,6 +150,13 @@ def test_both_sides_learn_and_the_net_is_dropped_at_the_end(mode, tmp_path):
     rows = table(folder / "metrics.csv")
     assert all(0 < float(row["train_loss"]) < 5 for row in rows)
     assert not any(name.startswith("aux") for name in models[3])
+
+
+def test_all_of_the_net_is_trained_whatever_is_of_the_front(tmp_path):
+    folder = run(tmp_path, "phases=[local]", "model.adapter=norms", "checkpoints.keep=9")
+    net, before = load_file(auxiliary(folder, 1)), model(folder, 0)
+    assert not any(tensor.equal(before[name.removeprefix("aux1.")]) for name, tensor in net.items())
+    assert model(folder, 1)["blocks.0.attn.qkv.weight"].equal(before["blocks.0.attn.qkv.weight"])
 
 
 def test_with_null_nothing_goes_up_and_the_back_rests(tmp_path):
@@ -148,6 +190,7 @@ def test_a_net_of_the_same_shape_goes_whole_beside_differences(tmp_path):
     ["federation.strategy={kind: FedAdam, eta: 0.01}", "federation.mode=psl", "training.client_state=keep"],
     ["federation.mode=sl", "model.adapter=norms"],
     ["compression.reducer={kind: bottleneck, width: 8}", DELTA],
+    [ALIGNED, "federation.mode=psl", "model.args.proj_drop_rate=0.1", "training.client_state=keep", *COPIES],
 ])  # fmt: skip
 def test_an_interrupted_run_goes_on_in_each_phase(more, tmp_path):
     class Impatient(Observer):

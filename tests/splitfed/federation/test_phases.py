@@ -19,6 +19,7 @@ from splitfed.run.checkpoint import Checkpoints
 from splitfed.run.observer import Observer
 from splitfed.scenario.places import with_value
 from splitfed.seeds import Key
+from splitfed.server.weights.strategy import Aggregation
 
 MODES = ["sl", "sfl-v1", "sfl-v2", "psl"]
 PHASES = "phases=[{kind: gradient, rounds: 2}, frozen]"
@@ -77,6 +78,23 @@ def test_a_frozen_round_teaches_the_back_what_a_learning_one_would(more, tmp_pat
     learning = simulate(small(*still), runs=tmp_path / "learning", observers=()).folder
     frozen = simulate(small(*still, "phases=[frozen]"), runs=tmp_path / "frozen", observers=()).folder
     assert back(learning, 1).equal(back(frozen, 1))
+
+
+def test_while_the_front_is_frozen_no_strategy_is_asked_and_clients_have_no_optimiser(tmp_path, monkeypatch):
+    asked: list[int] = []
+    for name in ("configure", "aggregate"):
+        whole = getattr(Aggregation, name)
+
+        def watched(self, round, *given, whole=whole):
+            asked.append(round)
+            return whole(self, round, *given)
+
+        monkeypatch.setattr(Aggregation, name, watched)
+    adam = "federation.strategy={kind: FedAdam, eta: 0.01}"
+    folder = simulate(small(*FOUR, adam, "training.client_state=keep"), runs=tmp_path, observers=()).folder
+    assert set(asked) == {1, 2}
+    kept = {path.stem for path in (folder / "clients/000000").glob("*.safetensors") if path.stem.isdecimal()}
+    assert kept == {"000001", "000002"}
 
 
 def test_differences_go_on_where_the_front_settles(tmp_path):

@@ -1,11 +1,15 @@
 """What an estimate foretells, against what short runs come to."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import ADC, PLAIN, small, table
+from safetensors.torch import load_file
 
 from splitfed import estimate, simulate
 from splitfed.reports.costs.text import text
+from splitfed.reports.units import size
 
 DEPTH = "model.args={patch_size: 4, embed_dim: 16, depth: 3, num_heads: 2}"
 # Nothing depends on the images without a lossless stage.
@@ -32,11 +36,12 @@ UNTOLD = (("control", "envelope"), ("control", "metrics"))  # what Flower adds
         BARE_PRIVATE, [*BARE_PRIVATE, TOKENS], [*BARE_PRIVATE, *BOTTLENECK, *TAIL_BITS],
         [*BARE_PRIVATE, OUT, "training.batch_size=5"], BARE_FL, [*BARE_FL, OUT],
         [*BARE, "phases=[{kind: local, upload_every: 2}]", "training.batch_size=5", BITS[0]],
+        [*BARE, "phases=[{kind: local, upload_every: 2, align_every: 2}]", "training.batch_size=5", *BITS],
     ],
     ids=[
         "shared", "sl", "steps", "psl", "bottleneck", "norms", "evaluation", "evaluation-bottleneck", "private",
         "private-tokens", "private-bottleneck", "private-evaluation", "fl", "fl-evaluation",
-        "local",
+        "local", "local-aligned",
     ],
 )  # fmt: skip
 def test_every_role_of_a_run_is_foretold(overrides: list[str], tmp_path) -> None:
@@ -154,6 +159,38 @@ def test_an_auxiliary_net_takes_memory_at_the_client() -> None:
     assert local.parameters == plain.parameters + block + norm_and_head
     assert local.state == plain.state + 4 * 4 * (block + norm_and_head) + 4 * 16  # step counts: 16 tensors more
     assert local.activations > plain.activations
+    fitted = estimate(small(DEPTH, "phases=[{kind: local, align_every: 1}]")).client
+    assert fitted.state == local.state - 4 * 16  # in a new optimiser, whose step counts are not told
+    assert fitted.activations > 1.2 * local.activations
+
+
+def test_copies_of_samples_take_the_memory_that_a_run_keeps_of_them(tmp_path) -> None:
+    """Each client's are in its state folder, and all of them in the server's checkpoint."""
+    delta = [f"compression.{role}.delta=true" for role in ("smashed", "cut_gradient")]
+    for more in ([], ["compression.cache.disk=30kB"], [TOKENS, "data.augment=flip", "data.variants=2"]):
+        plan = small(*delta, "federation.rounds=6", *more)
+        found, folder = estimate(plan), simulate(plan, runs=tmp_path, observers=()).folder
+        here = copies(folder / "checkpoints/round-000006/cache.safetensors")
+        each = [copies(folder / f"clients/{client:06d}/copies-000006.safetensors") for client in range(3)]
+        assert here == sum(each)
+        assert (found.server.copies, found.client.copies) == pytest.approx((here, max(each)), rel=0.05)
+        assert found.server.copies >= here
+        assert f"{size(found.client.copies)} copies of samples" in text(found)
+    assert estimate(small()).server.copies == 0
+
+
+def copies(path: Path) -> int:
+    return sum(tensor.nbytes for tensor in load_file(path).values() if tensor.is_floating_point())
+
+
+def test_samples_that_cross_as_differences_and_then_into_memory_are_foretold(tmp_path) -> None:
+    """Of three rounds one is all whole, one all differences, and one fills memory."""
+    phases = ["phases=[{kind: gradient, rounds: 2}, frozen]", "memory={passes: 1}", "federation.rounds=4"]
+    coarse = "compression.smashed={codec: {kind: uniform, bits: 8}, delta: {kind: uniform, bits: 2}, lossless: none}"
+    plan = small(*BARE, *phases, coarse)
+    guess, real = estimate(plan).round, simulate(plan, runs=tmp_path).totals
+    for role in ("smashed", "targets", "cut_gradient"):
+        assert 4 * guess.select(role=role).coded == pytest.approx(real.select(role=role).coded, abs=9), role
 
 
 def test_a_joint_step_takes_the_memory_of_all_its_clients() -> None:

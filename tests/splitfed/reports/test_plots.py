@@ -17,7 +17,8 @@ from splitfed.reports.study.groups import Group, Run, flat, group
 from splitfed.reports.study.labels import distinct, short
 from splitfed.reports.study.looks import STYLE, look
 from splitfed.reports.study.methods import families, uncompressed
-from splitfed.reports.study.plots import curves, draw, factors, roles, short_labels
+from splitfed.reports.study.plots import curves, draw, factors, roles, save, short_labels
+from splitfed.reports.units import size
 from splitfed.run.ledger import COLUMNS
 from splitfed.run.metrics import HEADER, Metrics
 from splitfed.run.summary import Summary
@@ -104,21 +105,49 @@ def test_curves_show_accuracy_by_bytes_of_rounds_that_all_seeds_have(tmp_path: P
 
 def test_an_upright_line_stands_at_what_the_images_weigh(tmp_path: Path) -> None:
     def at(label: str, *weights: int | None) -> Group:
-        runs = [(finished(tmp_path, [0.1, 0.3], 10_000), weight) for weight in weights]
+        runs = [(finished(tmp_path, [0.1, 0.1, 0.1], 2500), weight) for weight in weights]
         return Group(label, [Run(run.folder, replace(run.summary, images_bytes=weight)) for run, weight in runs])
 
     # Seeds draw others of the same images; another data set has a line of its own; an old run tells nothing.
-    groups = [at("a", 1000, 1020), at("b", 1030), at("c", 5000), at("d", None), at("e", 900, None)]
+    groups = [at("a", 2500, 2520), at("b", 2530), at("c", 2800), at("d", None), at("e", 2400, None)]
     for figure in (curves(groups, "total"), roles(groups)):
         (axes,) = figure.axes
         upright = [line for line in axes.lines if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
-        assert [line.get_xdata()[0] for line in upright] == [1020, 5000]
+        assert [line.get_xdata()[0] for line in upright] == [2520, 2800]
         assert len({line.get_linestyle() for line in upright}) == 2
-        assert {"images: 1.02 kB", "images: 5.00 kB"} <= set(legend(figure))
+        assert {"images: 2.52 kB", "images: 2.80 kB"} <= set(legend(figure))
         low, high = axes.get_xlim()
-        assert low < 1020 < 5000 < high
+        assert low < 2520 < 2800 < high
     for figure in (curves(groups), factors(groups), curves([at("d", None)], "total")):
         assert not any(label.startswith("images") for label in legend(figure))
+
+
+def test_what_the_images_weigh_far_from_what_was_sent_stretches_no_axis(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The picture is as wide as without it, and a mark at its edge says where it lies."""
+    for number, values in enumerate(([0.1, 0.3], [0.1])):  # a single place too
+        run = finished(tmp_path, values, 10_000)
+
+        def weighing(weight: int | None, run: Run = run) -> list[Group]:
+            return [Group("a", [Run(run.folder, replace(run.summary, images_bytes=weight))])]
+
+        plain = curves(weighing(None), "total").axes[0].get_xlim()
+        for weight, edge, mark in ((100, 0.0, "<"), (10**9, 1.0, ">")):
+            figure = curves(weighing(weight), "total")
+            (axes,) = figure.axes
+            assert axes.get_xlim() == plain
+            label = f"images: {size(weight)}"
+            (at,) = [line for line in axes.lines if line.get_label() == label]
+            assert (list(at.get_xdata()), at.get_marker(), at.get_transform()) == ([edge], mark, axes.transAxes)  # type: ignore[arg-type]
+            assert label in legend(figure)
+            save(figure, tmp_path / f"{number}-{weight}.png")
+        near = curves(weighing(11_000), "total")
+        assert "images: 11.00 kB" in legend(near)
+        assert lines(near)["images: 11.00 kB"] == ([11_000, 11_000], [0, 1])
+    assert roles(weighing(10**9)).axes[0].get_xlim() == roles(weighing(None)).axes[0].get_xlim()
+    assert roles(weighing(100)).axes[0].get_xlim() == roles(weighing(None)).axes[0].get_xlim()
+    assert not recwarn.list
 
 
 def test_methods_differ_in_colour_and_marker_and_their_settings_in_the_line(tmp_path: Path) -> None:

@@ -129,13 +129,27 @@ BREAKS = {
         "federation: {clients: 10, rounds: 3}\n"
         "phases: [frozen]\n"
         "memory: {disk: 1GB}  # memory: with data.augment: flip images never look the same twice: set data.variants",
+        "phases: [frozen]\n"
+        "memory: {disk: 1GB, variants: 2}  # memory.variants: is 2, and data.variants gives an image 1: lower it",
     ],
-    "memory_takes_whole_samples": [
+    "nets_are_fitted_to_what_goes_up": [
+        "phases: [{kind: local, rounds: 1, upload_every: null, align_every: 2}, frozen]  # phases: phase 1 has align",
+    ],
+    "copies_are_of_samples_that_come_again": [
         "phases: [frozen]\n"
         "memory: {disk: 1GB}\n"
         "compression:\n"
         "  smashed:\n"
-        "    delta: true  # compression.smashed.delta: memory takes samples that cross once, and differences are of",
+        "    delta: true  # compression.smashed.delta: into memory each sample crosses once, and of none comes a diff",
+        "phases: [{kind: local, rounds: 1, upload_every: null}, frozen]\n"
+        "memory: {disk: 1GB}\n"
+        "compression:\n"
+        "  smashed:\n"
+        "    skip: 0.9  # compression.smashed.skip: into memory each sample crosses once, and of none comes a differen",
+        "phases: [{kind: local, rounds: 1}, frozen]\n"
+        "compression:\n"
+        "  cut_gradient:\n"
+        "    delta: true  # compression.cut_gradient.delta: no gradient comes down in any phase: leave it out, or let",
     ],
     "memory_is_gone_over": [
         "  cohort: 4\n"

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import ROOT
+from places import ROOT, WANTED
 
 from splitfed.errors import ScenarioError
 from splitfed.scenario.scenario import Scenario, shipped
 from splitfed.scenario.yaml import write
 
-CODECS = "'float32', 'float16', 'bfloat16', 'float8', 'uniform', 'fedlite'"
+CODECS = "'float32', 'float16', 'bfloat16', 'float8', 'uniform', 'klt', 'fedlite'"
 SMALL = """\
 model: {name: vit_tiny_patch16_224, cut: 3, image_size: 8}
 data:
@@ -123,8 +123,8 @@ budget: {kind: none, more: 1}
         f"f.yaml:23: compression.smashed.codec: 'kind' is missing: one of {CODECS}",
         "f.yaml:23: compression.smashed.lossless.level: unknown key for kind 'none', it belongs to 'zstd'",
         "f.yaml:24: compression.targets.codec.bits: must be 2, 3, 4, 6 or 8, not 5",
-        "f.yaml:24: compression.targets.codec.extra: unknown key for kind 'uniform', known: 'bits', 'rounding', "
-        "'scale', 'scale_bits', 'rotation'",
+        "f.yaml:24: compression.targets.codec.extra: unknown key for kind 'uniform', known: 'bits', 'levels', "
+        "'rounding', 'scale', 'scale_bits', 'rotation'",
         f"f.yaml:25: compression.cut_gradient.codec: unknown kind 'uniformm', known: {CODECS}, did you mean 'uniform'?",
         "f.yaml:25: compression.cut_gradient.lossless: must be one of 'zstd', 'none' or a section of such a kind, "
         "not 3",
@@ -281,12 +281,19 @@ def test_every_shipped_scenario_loads_by_name_and_round_trips() -> None:
     assert sorted(shipped()) == names
     assert {"digits", "digits-uncompressed", "cifar100", "cifar100-cpu", "cifar100-paper"} <= set(names)
     for name in names:
-        scenario = Scenario.load(name)
+        scenario = Scenario.load(name, WANTED.get(name, ()))
         assert scenario.name == name
-        assert scenario == Scenario.load(root / f"{name}.yaml")
+        assert scenario == Scenario.load(root / f"{name}.yaml", WANTED.get(name, ()))
         again = Scenario.parse(scenario.to_yaml())
         assert again == scenario
         assert again.to_yaml() == scenario.to_yaml()
+
+
+def test_photographs_are_the_users_to_name() -> None:
+    with pytest.raises(ScenarioError) as caught:
+        Scenario.load("photos")
+    (told,) = caught.value.problems
+    assert re.fullmatch(r".*photos\.yaml:\d+: data\.path: is missing: name a folder.* with --set data\.path=PATH", told)
 
 
 def test_the_baseline_of_digits_differs_in_compression_only() -> None:

@@ -15,8 +15,8 @@ from torch import nn
 from splitfed import Scenario
 from splitfed.compression.codecs.base import Packet
 from splitfed.compression.codecs.decoders import decode
-from splitfed.compression.codecs.rotation import unrotate
 from splitfed.compression.codecs.settings import Uniform
+from splitfed.compression.codecs.transform.rotation import unrotate
 from splitfed.compression.expect import Geometry
 from splitfed.data.batches import batches
 from splitfed.data.dataset import load
@@ -28,9 +28,9 @@ from splitfed.server.back.caches import Caches
 from splitfed.server.back.round_context import RoundContext
 from splitfed.server.back.session import SplitSession
 from splitfed.split.assembly import assemble
+from splitfed.split.computing.rehearsal import RandomBatch
 from splitfed.split.copies import SKIPPED, Copies, Visit, flat, unflat
 from splitfed.split.cut import Cut
-from splitfed.split.rehearsal import RandomBatch
 from splitfed.testing import cut_for, plan_for
 from splitfed.wire.frame import Place
 

@@ -79,6 +79,27 @@ def test_more_iterations_of_k_means_count() -> None:
     assert two.reducing - one.reducing == 2 * 2 * kept(0.1, 64) * TOKENS
 
 
+def test_an_auxiliary_net_computes_at_the_client_in_a_local_phase() -> None:
+    """Of a back of one block the net is a copy of all of it; a second block is one more."""
+    assert counted(PLAIN).taught == 0
+    assert counted(PLAIN, "phases=[{kind: local}]").taught == front() + back(TOKENS)
+    deep = "model.args={patch_size: 2, embed_dim: 16, depth: 5, num_heads: 2}"
+    two = count(small(deep, "phases=[{kind: local, rounds: 1}, {kind: local, blocks: 2}]"))
+    assert two.taught == front() + back(TOKENS) + block(TOKENS)
+    # What is packed is packed of every fifth mini-batch.
+    bottleneck = "compression.reducer={kind: bottleneck, width: 4, hidden: 6}"
+    layers = 3 * 2 * TOKENS * (WIDTH * 6 + 6 * 4)
+    fifth = counted(bottleneck, "phases=[{kind: local, upload_every: 5}]")
+    assert fifth.taught == front() + back(TOKENS) + layers / 5
+    # To fit a net is ten passes there and back, and back again through both.
+    once, never = (
+        counted(PLAIN, f"phases=[{{kind: local, upload_every: 1, align_every: {n}}}]").taught for n in (1, 0)
+    )
+    assert 10 < (once - never) / back(TOKENS) < 40
+    rarely = counted(PLAIN, "phases=[{kind: local, upload_every: 2, align_every: 5}]").taught
+    assert rarely - never == (once - never) / 10
+
+
 def test_bottleneck_adds_its_layers_to_both_sides() -> None:
     found = counted("compression.reducer={kind: bottleneck, width: 4, hidden: 6}")
     layers = 3 * 2 * TOKENS * (WIDTH * 6 + 6 * 4)
@@ -120,11 +141,11 @@ def test_counting_leaves_no_gradients_and_draws_nothing() -> None:
     from splitfed.split.computing.operations import count_step
     from splitfed.split.cut import Cut
 
-    scenario = small(FINE, "model.args.drop_path_rate=0.5")
+    scenario = small(FINE, "model.args.drop_path_rate=0.5", "phases=[{kind: local, align_every: 1}]")
     parts = assemble(scenario, CLASSES)
     cut = Cut(scenario.compression, parts.front.geometry(BATCH, CLASSES), torch.device("cpu"))
     before = torch.get_rng_state()
-    count_step(parts, cut, IMAGE, BATCH, Key(0))
+    count_step(parts, cut, scenario, BATCH, Key(0))
     assert torch.equal(before, torch.get_rng_state())
     assert all(p.grad is None for part in parts for p in part.parameters())
 

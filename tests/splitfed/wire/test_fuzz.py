@@ -45,6 +45,9 @@ PLANS = {
     "aligned": ["federation.mode=sfl-v2", "model.adapter=norms"],
     "together": ["federation.mode=psl", "compression.reducer={kind: random_topk, ratio: 0.2}",
                  "compression.targets.codec=float32"],
+    "local": ["federation.mode=sfl-v1", "phases=[{kind: local, upload_every: 1}]"],
+    "memory": ["federation.mode=sfl-v2", "phases=[{kind: gradient, rounds: 1}, frozen]", "memory={disk: 1GB}",
+               "federation.rounds=3"],
     "quantised": ["federation.mode=sfl-v2", "compression.smashed.codec={kind: uniform, bits: 3, rounding: stochastic}"],
 }  # fmt: skip
 
@@ -168,7 +171,7 @@ def honest(plans, tmp_path_factory) -> dict[str, list[Honest]]:
 
 def test_any_frame_is_what_was_expected_or_is_a_wire_error(honest, fuzz):
     assert set(honest) == {
-        "step", "end", "gradient", "done", "look", "seen", "features", "backward", "weights",
+        "step", "end", "gradient", "done", "look", "seen", "features", "backward", "weights", "taken", "stored",
     }, "every kind crosses"  # fmt: skip
 
     def check(data) -> None:
@@ -290,6 +293,8 @@ def test_a_run_in_which_one_peer_says_anything(way, plans, fuzz, tmp_path_factor
                     return
                 raise
         if way in ("reply", "frame up"):
-            assert all(int(row["clients"]) >= 2 for row in table(Path(folder) / "metrics.csv"))
+            rows = [row for row in table(Path(folder) / "metrics.csv") if row.get("phase") != "memory"]
+            assert len(rows) == 2
+            assert all(int(row["clients"]) >= 2 for row in rows)
 
     fuzz(check, st.data(), seconds=15)

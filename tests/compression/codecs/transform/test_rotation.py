@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import hadamard
 
-from splitfed.compression.codecs.rotation import rotate, unrotate
+from splitfed.compression.codecs.transform.rotation import rotate, unrotate
 
 WIDTHS = [1, 2, 3, 5, 8, 33, 63, 64, 65, 100, 127, 128, 192, 200]
 

@@ -1,0 +1,1 @@
+"""What turns numbers into fewer or smaller ones before they are coded, and codes few bits each."""
