@@ -14,9 +14,9 @@ import os
 
 from splitfed import Scenario
 from splitfed.errors import SplitfedError
-from splitfed.reports.costs.operations import Operations, count
 from splitfed.reports.sweep.plan import Sweep
 from splitfed.scenario.document import read
+from splitfed.split.computing.operations import Operations, count
 
 COLUMNS = ("client GFLOP", "compression %", "ratio", "server GFLOP", "compression %", "ratio")
 

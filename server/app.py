@@ -21,6 +21,8 @@ from splitfed.seeds import Key
 from splitfed.server.back.pools import POOLS, BackPool, Trainer
 from splitfed.server.back.server import SplitServer
 from splitfed.server.back.whole_model import Unheard, Unsplit
+from splitfed.server.clock.clock import Clock
+from splitfed.server.clock.traffic import Foreseen
 from splitfed.server.cohort.align import AlignCall
 from splitfed.server.cohort.attendance import Attendance
 from splitfed.server.cohort.claims import Claims
@@ -91,6 +93,9 @@ def main(grid: Grid, context: Context) -> None:
         )  # fmt: skip
         dispatch = Dispatch(mail, roster.meanwhile, says=lent.waits)
         attendance = Attendance(scenario, folder)
+        if attendance.timed:
+            attendance.clock.work.classes = len(data.classes)
+            _start_clock(attendance.clock, scenario, model, ledger)
         align = AlignCall(scenario, dispatch, model, refusals)
         memory = _memory(scenario, model, split, folder, claims)
         train = TrainCall(
@@ -156,6 +161,13 @@ def _memory(
     store = Store(folder / "memory", cut, settings.disk, settings.store == "coded", scenario.checkpoints.keep)
     alter = Alter(settings, model.geometry.prefix, model.geometry.classes)
     return Memory(scenario, settings, store, split, cut.reducer, alter, lambda images: claims.to_store(images).steps)
+
+
+def _start_clock(clock: Clock, scenario: Scenario, model: Model, ledger: Ledger) -> None:
+    """Let the clock hear what is sent, and foretell it."""
+    ledger.hears = clock.traffic.hear
+    cut = Cut.of(scenario, model.geometry, model.device)
+    clock.foresee = Foreseen(scenario, model, cut, Key(scenario.seed).at("foreseen"))
 
 
 def _listener(scenario: Scenario, split: SplitServer, run: str, attempt: int, lent: Runtime) -> Listener:

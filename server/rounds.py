@@ -190,14 +190,19 @@ class Rounds:
             self._recall(round, memory)
             return
         drawn = self._drawn(round, asked)
+        clock, before_round = self.attendance.clock, self.records.simulated_seconds
+        clock.forget()
         unfit = self.calls.align.run(round, drawn)
+        aligned = clock.asked(round, "align", before_round, {})
         computed = self.calls.train.computed
         steps = {c: computed(round, c, number) for c, number in drawn.examples.items() if c not in unfit}
-        plan = self.attendance.plan(round, steps)
+        begins = before_round + aligned
+        plan = self.attendance.plan(round, steps, drawn.examples, begins)
         cohort = drawn.only(plan.vanish)
         before = self.model.arrays(round)
         replies = self._train(round, cohort, before, plan) if cohort.examples else unfit
         taken = list(trained(replies))
+        seconds = aligned + self.attendance.lasted(round, plan, steps, drawn.examples, taken, begins)
         refused = absurd(round, replies) | (self.calls.train.refused if cohort.examples else {})
         failed = failures(replies)
         if self.lent.waits and refused:  # whoever is refused alone, or again and again, ends the run for nobody
@@ -205,7 +210,7 @@ class Rounds:
             if not taken:
                 self.records.rewind()  # what they have taught a shared back may be why
         self._failed = {} if taken else self._failed | failed
-        outcome = Outcome(len(drawn.examples), plan.seconds, phase=self.scenario.phase(round).settings.kind)
+        outcome = Outcome(len(drawn.examples), seconds, phase=self.scenario.phase(round).settings.kind)
         if refused and replies.keys() <= refused.keys():
             self._drop(round, refused[min(refused)], outcome)
             return
@@ -227,7 +232,7 @@ class Rounds:
                     )
             self._examine(round, outcome)
         except Diverged as error:
-            self._drop(round, error, Outcome(len(drawn.examples), plan.seconds, phase=outcome.phase))
+            self._drop(round, error, Outcome(len(drawn.examples), outcome.seconds, phase=outcome.phase))
             return
         if taken:
             self._dropped = None
@@ -244,6 +249,7 @@ class Rounds:
         try:
             found = memory.recall(round, self._lr(round)[1], lambda: self.calls.progress.step(round, -1))
             outcome.seen, outcome.loss = found.samples, found.loss
+            outcome.seconds = self.attendance.clock.recalled(found.samples)
             self._examine(round, outcome)
         except Diverged as error:
             self._drop(round, error, Outcome(0, 0.0, phase=RECALL))
@@ -267,6 +273,8 @@ class Rounds:
         # Clients come first, as what they send may spend the budget.
         outcome.asked = self.scenario.evaluation.due(round, last=not self._goes_on(round))
         outcome.scores = self.calls.evaluate.run(round, self.model.arrays()) if outcome.asked else []
+        now, held_out = self.records.simulated_seconds + outcome.seconds, self.roster.held_out
+        outcome.seconds += self.attendance.clock.asked(round, "evaluate", now, held_out)
         refused = list(self.calls.evaluate.refused.values()) if outcome.asked else []
         validated = self._validates(round)
         if validated or refused:

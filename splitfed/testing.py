@@ -24,9 +24,9 @@ from splitfed.compression.reducers.trained.layers import IDENTITY, Halves
 from splitfed.errors import CodecError, WireError
 from splitfed.scenario.compression import Compression
 from splitfed.seeds import Key
+from splitfed.split.computing.rehearsal import PLACE
 from splitfed.split.copies import Visit
 from splitfed.split.cut import Arrived, Cut
-from splitfed.split.rehearsal import PLACE
 from splitfed.wire.frame import Packed
 
 GEOMETRY = Geometry(batch=8, tokens=10, width=6, prefix=1, classes=5)

@@ -33,7 +33,6 @@ SHORT = {
     "splitfed/scenario/rules/base.py": "what all rules share, apart from the list of them",
     "server/memory/session.py": "a kind of session, apart from those that train",
     "compression/reducers/registry.py": "the union, apart from the contract",
-    "splitfed/split/rehearsal.py": "what every kind of frame needs to be foretold",
     "compression/reducers/none.py": "one method a file",
     "compression/codecs/choices.py": "what settings and implementations both know, so that neither imports the other",
     "compression/codecs/registry.py": "the union, apart from the contract",

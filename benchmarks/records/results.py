@@ -26,12 +26,12 @@ from splitfed import Scenario, compare
 from splitfed.compression.reducers.settings import AeConfig
 from splitfed.errors import SplitfedError
 from splitfed.reports import units
-from splitfed.reports.costs.operations import Operations, count, count_step
 from splitfed.reports.study.groups import Group, Spread
 from splitfed.reports.study.looks import STYLE
 from splitfed.reports.study.plots import curves, draw, save
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
+from splitfed.split.computing.operations import Operations, count, count_step
 from splitfed.split.cut import Cut
 
 BUDGETS = ("40MB", "80MB", "160MB")

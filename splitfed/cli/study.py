@@ -52,7 +52,8 @@ def compare(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Show what was reached after so many cut bytes too, e.g. 50MB; with --by total, bytes of both planes.",
+            help="Show what was reached after so many cut bytes too, e.g. 50MB; with --by total, bytes of both planes; "
+            "with --by simulated_time a time, e.g. 10min.",
         ),
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this file too.")] = None,
@@ -60,14 +61,16 @@ def compare(
         Path | None,
         typer.Option(
             help="Draw figure.png (or .pdf, .svg): as figure-curves.png (by cut bytes), figure-total.png (by total "
-            "bytes), figure-factors.png (of the cut or, with --by total, of both planes) and figure-roles.png."
+            "bytes), figure-factors.png (of the cut or, with --by total, of both planes) and figure-roles.png; with "
+            "--by simulated_time also as figure-time.png."
         ),
     ] = None,
 ) -> None:
     """Show finished runs side by side: accuracy, bytes, factors, time."""
     import splitfed
 
-    budget = _size(at) if at is not None else None
+    timed = by is By.simulated_time
+    budget = None if at is None else _seconds(at) if timed else _size(at)
     if out is not None:
         from splitfed.reports.study.plots import check_path, draw, short_labels
 
@@ -75,11 +78,11 @@ def compare(
     comparison = splitfed.compare(runs)
     groups = comparison.grouped(by.value if by else None) if by or out else None
     shown = groups if by and groups else comparison
-    shown.show(at=budget)
+    shown.show(at=budget)  # type: ignore[arg-type]
     if csv is not None:
-        write(csv, shown.to_csv(at=budget))
+        write(csv, shown.to_csv(at=budget))  # type: ignore[arg-type]
     if out is not None and groups:
-        for path in draw(groups.groups, out, groups.of):
+        for path in draw(groups.groups, out, groups.of, timed=timed):
             print(path)
         for one, short in zip(groups.groups, short_labels(groups.groups), strict=True):
             if short != one.label:
@@ -149,4 +152,15 @@ def _size(text: str) -> int:
     try:
         return int(TypeAdapter(Bytes).validate_python(text))
     except ValidationError:
-        raise SplitfedError(f"--at {text}: write a number of bytes, such as 50MB") from None
+        raise SplitfedError(
+            f"--at {text}: write a number of bytes, such as 50MB, or with --by simulated_time a time, such as 10min"
+        ) from None
+
+
+def _seconds(text: str) -> float:
+    from splitfed.link.quantities import read_seconds
+
+    try:
+        return float(read_seconds(float(text) if text.isdecimal() else text))
+    except ValueError:
+        raise SplitfedError(f"--at {text}: with --by simulated_time write a time, such as 10min or 90s") from None

@@ -36,6 +36,13 @@ def count_batches(rows: int, batch_size: int, steps: int | None, epochs: int | N
     return steps if steps is not None else (epochs or 0) * -(-rows // batch_size)
 
 
+def batch_sizes(rows: int, batch_size: int, steps: int) -> list[int]:
+    """Return how many rows are in each of the first `steps` batches that `batches` gives for so many rows."""
+    each = max(1, -(-rows // batch_size))
+    last = (rows - 1) % batch_size + 1  # in the last of each pass
+    return [last if step % each == each - 1 else batch_size for step in range(steps)]
+
+
 def batches(
     images: Images,
     rows: Tensor,

@@ -4,102 +4,29 @@ Phones come late, are slow and go away. A simulation's time is its own: a client
 after the round's start, and `step_seconds` for each of its mini-batches.
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field
 
 from splitfed.config import Config, kind_shorthand
 from splitfed.federation.trace import Presence, Table, read_trace
 from splitfed.files import write
+from splitfed.link.distributions import ConstantSeconds, SecondsDrawn
 from splitfed.seeds import Key
-
-# Thirty years: whatever is drawn can be added up.
-_MOST = 1e9
-_Seconds = Annotated[float, Field(ge=0, le=_MOST)]
-_Positive = Annotated[float, Field(gt=0, le=_MOST)]
-
-
-class ConstantSeconds(Config):
-    """Always `value` seconds; a plain number means this."""
-
-    kind: Literal["constant"] = "constant"
-    value: _Seconds
-    """The number of seconds."""
-
-    def draw(self, key: Key) -> float:
-        """Return the value, in seconds."""
-        return self.value
-
-
-class UniformSeconds(Config):
-    """Any number of seconds from `low` to `high` alike."""
-
-    kind: Literal["uniform"] = "uniform"
-    low: _Seconds
-    """The fewest seconds."""
-    high: _Seconds
-    """The most seconds."""
-
-    @model_validator(mode="after")
-    def _in_order(self) -> "UniformSeconds":
-        if self.low > self.high:
-            raise ValueError(f"low is {self.low:g}, more than high, {self.high:g}: change places")
-        return self
-
-    def draw(self, key: Key) -> float:
-        """Return a number of seconds; the same key gives the same."""
-        return float(key.numpy().uniform(self.low, self.high))
-
-
-class ExponentialSeconds(Config):
-    """Mostly less than the mean, and seldom much more: waiting for what comes at random."""
-
-    kind: Literal["exponential"] = "exponential"
-    mean: _Positive
-    """Seconds on average."""
-
-    def draw(self, key: Key) -> float:
-        """Return a number of seconds; the same key gives the same."""
-        return float(key.numpy().exponential(self.mean))
-
-
-class LogNormalSeconds(Config):
-    """Seconds whose logarithm is normal: never below zero, and now and then many times the median."""
-
-    kind: Literal["lognormal"] = "lognormal"
-    median: _Positive
-    """Seconds that half of the draws are below."""
-    sigma: float = Field(gt=0, le=5)
-    """Standard deviation of the natural logarithm: with 0.7, one in six is twice the median or more."""
-
-    def draw(self, key: Key) -> float:
-        """Return a number of seconds; the same key gives the same."""
-        return self.median * math.exp(self.sigma * float(key.numpy().standard_normal()))
-
-
-_Any = Annotated[ConstantSeconds | UniformSeconds | ExponentialSeconds | LogNormalSeconds, Field(discriminator="kind")]
-
-
-def _constant(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value
-    if not 0 <= value <= _MOST:
-        raise ValueError(f"must be a number of seconds from 0 to {_MOST:g}, not {value:g}")
-    return {"kind": "constant", "value": value}
-
-
-Distribution = Annotated[_Any, BeforeValidator(_constant, json_schema_input_type=_Seconds | _Any)]
-
 
 TRACE = "trace.csv"  # a run's own copy, in its folder
 
 
 class Availability(Protocol):
     """What becomes of each client in each round; the same whoever else is sampled, and however often it is asked."""
+
+    @property
+    def tells_seconds(self) -> bool:
+        """Whether it tells what a mini-batch takes."""
+        ...
 
     def away(self, round: int, client: int) -> bool:
         """Return whether a client cannot be sampled."""
@@ -148,10 +75,12 @@ class Drawn(AvailabilitySettings):
     """Probability that a client that is sampled vanishes in the round, at a mini-batch that is drawn uniformly."""
     away: float = Field(0.0, ge=0, lt=1)
     """Probability that a client cannot be sampled in a round."""
-    late: Distribution = ConstantSeconds(value=0.0)
+    late: SecondsDrawn = ConstantSeconds(value=0.0)
     """Seconds that pass before a client begins, drawn in each round."""
-    step_seconds: Distribution = ConstantSeconds(value=1.0)
-    """Seconds that a client takes for a mini-batch, drawn once for each client: a slow phone stays slow."""
+    step_seconds: SecondsDrawn | None = None
+    """Seconds that a client takes for a mini-batch, drawn once for each client: a slow phone stays slow. Null is one
+    second, or what the operations of a mini-batch take on the device of the client's profile, where that says its
+    `flops`."""
 
     def open(self, key: Key, clients: int, folder: Path) -> Availability:
         """Return what draws, always from this key."""
@@ -163,15 +92,20 @@ class _Draws:
     settings: Drawn
     key: Key
 
+    @property
+    def tells_seconds(self) -> bool:
+        return self.settings.step_seconds is not None
+
     def away(self, round: int, client: int) -> bool:
         return _share(self.key.at(round, client, "away")) < self.settings.away
 
     def presence(self, round: int, client: int, steps: int) -> Presence:
         key = self.key.at(round, client)
+        steps_take = self.settings.step_seconds
         vanishes = _share(key.at("dropout")) < self.settings.dropout
         return Presence(
             self.settings.late.draw(key.at("late")),
-            self.settings.step_seconds.draw(self.key.at("step_seconds", client)),
+            None if steps_take is None else steps_take.draw(self.key.at("step_seconds", client)),
             int(_share(key.at("moment")) * steps) if vanishes else None,
         )
 

@@ -21,10 +21,10 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Presence:
     """How a client fares in a round: it begins `late` seconds after the round's start, takes `step_seconds` for each
-    mini-batch, and vanishes after so many of them (None: it stays)."""
+    mini-batch (None: nothing tells), and vanishes after so many of them (None: it stays)."""
 
     late: float = 0.0
-    step_seconds: float = 1.0
+    step_seconds: float | None = None
     vanishes_after: int | None = None
 
 
@@ -37,6 +37,11 @@ class Table:
 
     def _of(self, round: int, client: int) -> Presence | None:
         return self._listed.get((client, round), self._listed.get((client, None), Presence()))
+
+    @property
+    def tells_seconds(self) -> bool:
+        """Whether any line tells what a mini-batch takes."""
+        return any(one is not None and one.step_seconds is not None for one in self._listed.values())
 
     def away(self, round: int, client: int) -> bool:
         """Return whether a client cannot be sampled."""
@@ -122,7 +127,7 @@ def _line(fields: dict[str, str], clients: int) -> tuple[tuple[int, int | None],
     client = read("client", lambda text: _whole(text, 0, clients - 1, numbers), -1)
     round = read("round", lambda text: _whole(text, 1, _MOST, "must be a whole number from 1 on"), None)
     away = read("away", lambda text: _whole(text, 0, 1, "must be 0 or 1"), 0)
-    late, step_seconds = read("late", _seconds, 0.0), read("step_seconds", _seconds, 1.0)
+    late, step_seconds = read("late", _seconds, 0.0), read("step_seconds", _seconds, None)
     after = read("vanishes_after", lambda text: _whole(text, 0, _MOST, "must be a whole number from 0 on"), None)
     if not fields["client"]:
         wrong.append("client: is missing")

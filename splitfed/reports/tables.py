@@ -8,7 +8,6 @@ import rich.console
 from rich.table import Table
 from rich.text import Text
 
-from splitfed.reports import units
 from splitfed.reports.live.console import print_whole
 from splitfed.reports.plain import PlainTable
 
@@ -31,9 +30,9 @@ def to_csv(names: list[str], rows: list[dict]) -> str:
     return text.getvalue()
 
 
-def at_heads(at: int | None, more: str = "") -> list[str]:
-    """Return the heading of what was reached after so many bytes, `more` telling which; none without them."""
-    return [] if at is None else [f"validation\nat {units.size(at)}{more}"]
+def at_heads(at: str, more: str = "") -> list[str]:
+    """Return the heading of what was reached after so much, `more` telling of what."""
+    return [f"validation\nat {at}{more}"]
 
 
 def show(table: Table, notes: list[str], out: rich.console.Console | None) -> None:

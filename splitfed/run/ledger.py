@@ -1,7 +1,7 @@
 """The ledger: one row for every role of every frame that crosses, and the sums that budgets and tables read."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
@@ -114,7 +114,8 @@ class Ledger:
     Rows of the open round go at once to `open-<attempt>.csv`, so that a killed process loses none. `commit` appends a
     finished round to `ledger.csv`, by plane, client and step, whoever came first. `waste` moves an unfinished one to
     `wasted.csv`, where each row begins with the attempt that sent it; `retried` counts there what was sent once more.
-    `wasted` is the sum of all that, in bytes, with what earlier attempts had wasted.
+    `wasted` is the sum of all that, in bytes, with what earlier attempts had wasted. `hears` is told the rows of each
+    frame or message.
     Safe to call from threads. What cannot be written is a WriteError, there and at the end of the round: the caller may
     be a thread that serves one client.
     """
@@ -124,6 +125,7 @@ class Ledger:
         self.finished = totals or Totals()
         self.open = Totals()
         self.wasted = wasted
+        self.hears: Callable[[list[Row]], None] | None = None
         self._file: FileIO | None = None
         self._failed: WriteError | None = None
         self._lock = Lock()
@@ -149,6 +151,8 @@ class Ledger:
             add(self._file, "".join(row.line() for row in rows))
             for row in rows:
                 self.open.add(row)
+            if self.hears is not None:
+                self.hears(rows)
 
     def retried(self, rows: list[Row]) -> None:
         """Count rows that were sent once more, after a stream had broken: as wasted. Raises WriteError."""

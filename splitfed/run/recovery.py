@@ -11,6 +11,7 @@ from typing import Any
 from splitfed.errors import RunError
 from splitfed.federation.availability import TRACE
 from splitfed.files import told, write
+from splitfed.link.settings import RECORDING
 from splitfed.run import client_scores as scores
 from splitfed.run import ledger, metrics
 from splitfed.run.checkpoint import Checkpoint, Checkpoints, Progress
@@ -18,7 +19,7 @@ from splitfed.run.journal import Damaged, Mark
 from splitfed.run.ledger import Ledger, Row, Totals, read_open, read_rows, totals_by_round
 from splitfed.run.metrics import Metrics, read_metrics
 from splitfed.scenario.document import read
-from splitfed.scenario.places import FINGERPRINTS, PATHS
+from splitfed.scenario.places import FINGERPRINTS, paths
 
 log = getLogger("splitfed")
 
@@ -79,11 +80,13 @@ def wasted_bytes(folder: Path) -> int:
 
 
 def fixed(folder: Path) -> dict[str, str]:
-    """Return the SHA-256, in hex, of what never changes of a run, by name: its scenario and the trace that it goes by.
-    That of the scenario is of what it says, but for where the data set lies: it may have moved."""
+    """Return the SHA-256, in hex, of what never changes of a run, by name: its scenario, and trace and recordings
+    that it goes by. That of the scenario is of what it says, but for where the data set lies: it may have
+    moved."""
     found = {SCENARIO: _sha256(_meaning(folder / SCENARIO))}
-    if (folder / TRACE).exists():
-        found[TRACE] = _sha256((folder / TRACE).read_bytes())
+    for path in (folder / TRACE, *sorted(folder.glob(f"*{RECORDING}"))):
+        if path.exists():
+            found[path.name] = _sha256(path.read_bytes())
     return found
 
 
@@ -170,8 +173,8 @@ def _cut_torn_line(path: Path) -> None:
 def _check_fixed(folder: Path, sha256: Mapping[str, str]) -> None:
     """Raise RunError where a file is not what it was, or gone; what earlier versions did not note is taken as it is."""
     now = fixed(folder)
-    for name in (SCENARIO, TRACE):
-        if name in sha256 and now.get(name) != sha256[name]:
+    for name in sha256:
+        if (name in (SCENARIO, TRACE) or name.endswith(RECORDING)) and now.get(name) != sha256[name]:
             raise RunError(f"{folder / name}: is not what this run began with: bring it back as it was, or {_ANEW}")
 
 
@@ -179,11 +182,13 @@ def _meaning(path: Path) -> bytes:
     """Return what a scenario says but for the places of its files, which may change, and their fingerprints, which are
     checked against what lies there."""
     data = read(path.read_text(encoding="utf-8"), str(path)).data
-    for keys in (*PATHS, *FINGERPRINTS):
+    federation = data.get("federation")
+    profiles = federation.get("profiles") if isinstance(federation, dict) else None
+    for keys in (*paths(profiles if isinstance(profiles, dict) else ()), *FINGERPRINTS):
         section: Any = data
         for key in keys[:-1]:
             section = section.get(key) if isinstance(section, dict) else None
-        if isinstance(section, dict):
+        if isinstance(section, dict) and not isinstance(section.get(keys[-1]), float):  # a link's rate is no path
             section.pop(keys[-1], None)
     return json.dumps(data, sort_keys=True, default=str).encode()
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_core import ErrorDetails
@@ -85,16 +85,26 @@ def locate(model: type[BaseModel], location: Path, data: Any) -> Location:
     around: Sections = here
     others: Sections = ()
     path: Path = ()
+    named = False  # whether the next part is a name of the user's own, of one of several such sections
     for i, part in enumerate(location):
+        if named and _is_key(data, part):
+            data, around, path, named = data[part], here, (*path, part), False
+            continue
         tagged = [section for section in here if len(here) > 1 and kind(section) == part]
         if tagged:
             here, others = (tagged[0],), tuple(s for s in here if s is not tagged[0])
         elif _is_key(data, part) or any(part in s.model_fields for s in here):
             data = data[part] if _is_key(data, part) else None
+            named = any(_is_mapping(section, part) for section in here)
             around, here, path = here, below(here, part), (*path, part)
             if i < len(location) - 1:
                 others = ()
     return Location(path, around[0] if around else None, others, here)
+
+
+def _is_mapping(section: type[BaseModel], key: str | int) -> bool:
+    field = section.model_fields.get(key) if isinstance(key, str) else None
+    return field is not None and get_origin(field.annotation) is dict and bool(sections(field.annotation))
 
 
 def _is_key(data: Any, part: str | int) -> bool:

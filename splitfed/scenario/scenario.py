@@ -16,6 +16,7 @@ from splitfed.data.settings import DataConfig, Evaluation
 from splitfed.errors import ScenarioError
 from splitfed.federation.memory import Memory
 from splitfed.federation.phases import Phase, PhaseConfig, phase_of
+from splitfed.link.settings import IdealLink, LinkConfig
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario.budget import BudgetConfig, Unlimited
 from splitfed.scenario.compression import Compression
@@ -50,6 +51,9 @@ class Scenario(Config):
     """Which images there are, and how they are shared out."""
     federation: Federation
     """Who trains, how often and in which order."""
+    link: LinkConfig = IdealLink()
+    """What a simulation assumes of the way between each client and the server: with any but `ideal` a run has simulated
+    time."""
     phases: Annotated[tuple[PhaseConfig, ...], BeforeValidator(as_tuple)] = ()
     """What teaches the front, one phase after another, such as `[{kind: gradient, rounds: 3}, frozen]`; without any it
     learns from the gradient throughout."""
@@ -96,6 +100,11 @@ class Scenario(Config):
     def phase(self, round: int) -> Phase:
         """Return the phase that a round is in."""
         return phase_of(self.phases, round)
+
+    @property
+    def timed(self) -> bool:
+        """Whether a simulation has a time of its own."""
+        return self.federation.timed(self.link)
 
     def remembers(self, round: int) -> bool:
         """Tell whether a round is one in which memory is filled, or gone over."""

@@ -8,7 +8,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from splitfed.config import Config
 from splitfed.federation.availability import Always, AvailabilityConfig
+from splitfed.federation.profiles import Device, Name, Profile
 from splitfed.federation.strategies import FedAvgConfig, StrategyConfig
+from splitfed.link.settings import LinkSettings, ServerLink
 from splitfed.model.optim_settings import SideConfig
 
 _PATIENCE_SECONDS = 60.0
@@ -25,6 +27,15 @@ class Clip(Config):
     """Norm of the activations of one sample at the cut. Null does not bound it."""
     tail_gradient: PositiveFloat | None = None
     """Norm of the gradient that comes up for one sample where labels are private. Null does not bound it."""
+
+
+class Server(Config):
+    """What a simulation assumes of the server."""
+
+    link: ServerLink = ServerLink()
+    """Its own link, which its clients share; without bounds it is as fast as they all are together."""
+    device: Device = Device()
+    """What it computes with, one mini-batch after another."""
 
 
 class Federation(Config):
@@ -72,10 +83,15 @@ class Federation(Config):
     """How far one client may move what all learn."""
     availability: AvailabilityConfig = Always()
     """What a simulation assumes of its clients: who is there, when, how fast, and who vanishes."""
+    profiles: dict[Name, Profile] = {}
+    """Which clients are alike in how they are connected and what they compute with, by names of your own, such as
+    `{phone: {share: 0.6, link: lte}, hospital: {share: 0.4}}`. Without any all are."""
+    server: Server = Server()
+    """What a simulation assumes of the server, where clients have a `link`."""
     oversample: float = Field(1.0, ge=1, le=1e6)
     """How many times as many clients as the cohort are sampled, rounded up: the round takes those of them that finish
-    first. 1 is no more. It needs something that tells the time: `availability`, or a deployment, where it is the wall
-    clock."""
+    first. 1 is no more. It needs something that tells the time: `availability`, a `link`, or a deployment, where it is
+    the wall clock."""
     deadline: float | None = Field(None, gt=0, le=1e9)
     """Seconds that a round may last: who has not finished by then is given up. Null is no end. Like `oversample` it
     needs something that tells the time. In a deployment an evaluation and an alignment may each last as long again."""
@@ -97,6 +113,17 @@ class Federation(Config):
         """How many clients are sampled for a round: the cohort, and those more that `oversample` stands for."""
         # As it is written: 10 times the float 1.1 is a little more than 11.
         return min(self.clients, math.ceil(Fraction(str(self.oversample)) * self.cohort_size))
+
+    def timed(self, link: LinkSettings) -> bool:
+        """Tell whether a simulation whose clients have such a link has a time of its own."""
+        speeds = [self.server.device.flops, *(profile.device.flops for profile in self.profiles.values())]
+        links = [link, *(profile.link for profile in self.profiles.values())]
+        return self.availability.timed or any(speeds) or any(one is not None and one.timed for one in links)
+
+    @property
+    def decides_by_time(self) -> bool:
+        """Whether it depends on the time who of those that are sampled is taken."""
+        return self.deadline is not None or self.sampled > self.cohort_size
 
     @property
     def private(self) -> bool:

@@ -32,9 +32,9 @@ from splitfed.errors import CodecError, Diverged, WireError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.split.bounds import check_bounds
+from splitfed.split.computing.rehearsal import PLACE, Crossed, RandomBatch
 from splitfed.split.copies import Copies, CutCopies, Entry, Visit
 from splitfed.split.ending import ENDING
-from splitfed.split.rehearsal import PLACE, Crossed, RandomBatch
 from splitfed.wire.frame import Frame, Packed, Place, pack, unpack
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from splitfed.compression.expect import Expected
 from splitfed.errors import WireError
 from splitfed.run.ledger import Sizes
-from splitfed.split.rehearsal import PLACE, Crossed
+from splitfed.split.computing.rehearsal import PLACE, Crossed
 from splitfed.wire.frame import Frame, Packed, Place, pack, unpack
 from splitfed.wire.header import Scalar
 

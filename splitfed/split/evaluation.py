@@ -23,9 +23,9 @@ from splitfed.errors import WireError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.split.bounds import check_bounds, check_number
+from splitfed.split.computing.rehearsal import PLACE, Crossed, RandomBatch
 from splitfed.split.cut import Cut, check_labels, most_bytes
 from splitfed.split.ending import ENDING
-from splitfed.split.rehearsal import PLACE, Crossed, RandomBatch
 from splitfed.wire.frame import Frame, Packed, Place, pack, unpack
 
 EVALUATION = "evaluation"

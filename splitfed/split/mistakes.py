@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from splitfed.data.settings import DataConfig, looks_like_name
 from splitfed.errors import DataError, ModelError, RunError, ScenarioError, SplitfedError
 from splitfed.federation.phases import misfit
+from splitfed.link.settings import LinkSettings
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
@@ -63,7 +64,7 @@ def _of_the_reducer(scenario: Scenario, front: "Front") -> Found:
 
 
 def of_the_federation(scenario: Scenario) -> Found:
-    """Yield what is wrong with a strategy of the user's own, and with the file that says who is there."""
+    """Yield what is wrong with a strategy of the user's own, and with the files that say who is there, and how fast."""
     from splitfed.federation.own_strategy import OwnStrategy
 
     with suppress(AttributeError):
@@ -78,6 +79,19 @@ def of_the_federation(scenario: Scenario) -> Found:
         except ScenarioError as error:
             key = "federation.availability.file"
             yield from ((key, problem.removeprefix(f"{key}: ")) for problem in error.problems)
+    links = list[tuple[str, LinkSettings]]()
+    with suppress(AttributeError):
+        links.append(("link", scenario.link))
+    with suppress(AttributeError):
+        profiles = scenario.federation.profiles.items()
+        links += [(f"federation.profiles.{name}.link", one.link) for name, one in profiles if one.link]
+    for key, link in links:
+        try:
+            link.check()
+        except ScenarioError as error:
+            for problem in error.problems:
+                way, _, why = problem.partition(": ")
+                yield f"{key}.{way}", why
 
 
 # What a run would refuse before it loads anything, whatever engine it runs on.

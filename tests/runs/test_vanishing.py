@@ -220,7 +220,9 @@ def test_a_run_of_an_earlier_version_is_read_and_not_resumed(tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps({key: summary[key] for key in summary if key not in new}))
     assert [one.summary.lost for one in compare([folder]).grouped("time").groups[0].runs] == [0]
-    with pytest.raises(RunError, match=r"--by simulated_time: .* has none, for want of federation.availability"):
+    with pytest.raises(
+        RunError, match=r"--by simulated_time: .* has none, for want of a link or of federation.availability"
+    ):
         compare([folder]).grouped("simulated_time")
     (folder / "summary.json").unlink()
     with pytest.raises(RunError, match="an earlier version of splitfed began this run"):

@@ -29,7 +29,7 @@ class Nothing:
         roster.online.return_value = {0}
         attendance = MagicMock(may_end_empty=empty)
         attendance.sample.return_value = [0]
-        attendance.plan.side_effect = lambda round, examples: RoundPlan(dict.fromkeys(examples), 0.0)
+        attendance.plan.side_effect = lambda round, examples, *_: RoundPlan(dict.fromkeys(examples), 0.0)
         align = SimpleNamespace(run=lambda round, cohort: {})
         calls = SimpleNamespace(align=align, train=train, evaluate=MagicMock(), progress=MagicMock(), memory=None)
         self.records.unsound.return_value = set()

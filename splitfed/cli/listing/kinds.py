@@ -256,6 +256,7 @@ _SORTS: dict[str, tuple[Callable[[str], Iterator[Listed]], str]] = {
     "memory": (_memory, "What the server keeps of smashed data once the front is frozen, key by key."),
     "strategies": (_strategies, "What makes the round's front of those of the clients."),
     "availability": (_availability, "Which clients of a simulation are there, when, and how fast."),
+    "links": (_of_scenario("link"), "What a simulation assumes of the way between a client and the server."),
     "engines": (_of_scenario("engine"), "Where clients run."),
     "scenarios": (_scenarios, "The scenarios that ship."),
     "models": (_models, "The models of timm that can be split."),

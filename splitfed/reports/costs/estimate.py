@@ -5,12 +5,13 @@ makes them smaller; but packed integers, such as the gaps of top-k, take the bit
 Nothing is trained and nothing is kept; weights are random, and images too.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from splitfed.model.optim import pick_device
 from splitfed.reports.costs.footprint import Side, measure
-from splitfed.reports.costs.operations import Operations, count_step
 from splitfed.reports.costs.shares import Shares
+from splitfed.reports.costs.timing import seconds_of_a_round
 from splitfed.reports.costs.traffic import Traffic
 from splitfed.run.ledger import Totals
 from splitfed.scenario import Scenario
@@ -18,6 +19,7 @@ from splitfed.scenario.budget import Basis
 from splitfed.scenario.engine import Remote
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble, check_fits
+from splitfed.split.computing.operations import Operations, count_step
 from splitfed.split.cut import Cut
 from splitfed.waiting import waiting
 
@@ -27,8 +29,9 @@ class Estimate:
     """The cost of a scenario: bytes of an average round (`sent` before the lossless stage) and those that cross `once`,
     where clients fit a reducer's layers to their images; rounds it will run at most; the budget in bytes, of the cut or
     of all as the scenario counts; what the images weigh that clients hold, as they are stored (None where nothing was
-    loaded); memory and operations of each side, bytes of decoded images, and seconds. `notes` are what a user should
-    know of the data."""
+    loaded); memory and operations of each side, bytes of decoded images, and seconds. `simulated` are the seconds that
+    the fastest and the slowest client of each profile take for a round. `notes` are what a user should know of the
+    data."""
 
     scenario: Scenario
     examples: int
@@ -46,6 +49,7 @@ class Estimate:
     step_seconds: float
     round_seconds: float
     assumed: bool
+    simulated: Mapping[str, tuple[float, float]]
     notes: tuple[str, ...] = ()
 
     @property
@@ -85,12 +89,15 @@ def estimate(scenario: Scenario) -> Estimate:
         left = limit if budget.of == "cut" else max(0, limit - once_bytes.total.sent)
         each = round_bytes.cut if budget.of == "cut" else round_bytes.total
         rounds = min(rounds, -(-left // max(1, each.sent)))
+    images = round(sum(shares.trained) / len(shares.trained))
+    simulated = seconds_of_a_round(scenario, images, shares.classes, parts, cut, key)
     server, kept = _of_all(server, scenario, shares), _kept_copies(cut, scenario, shares)
     evaluation = forward_seconds / batch * _evaluated(scenario, shares, traffic)
     return Estimate(
         scenario, sum(shares.trained), shares.classes, steps, round_bytes, once_bytes, rounds, limit,
         shares.images_bytes, replace(client, copies=max(kept)), replace(server, copies=sum(kept)), operations,
-        _kept_images(scenario, shares), step_seconds, steps * step_seconds + evaluation, shares.assumed, shares.notes,
+        _kept_images(scenario, shares), step_seconds, steps * step_seconds + evaluation, shares.assumed, simulated,
+        shares.notes,
     )  # fmt: skip
 
 

@@ -1,15 +1,16 @@
 """An estimate as a person reads it."""
 
 import io
+from collections.abc import Iterator
 
 import rich.console
 
 from splitfed.reports import units
 from splitfed.reports.costs.estimate import Estimate
 from splitfed.reports.costs.footprint import Side
-from splitfed.reports.costs.operations import Operations
 from splitfed.reports.live.console import breakdown, print_whole
 from splitfed.scenario import Scenario
+from splitfed.split.computing.operations import Operations
 
 
 def text(found: Estimate) -> str:
@@ -49,6 +50,8 @@ def text(found: Estimate) -> str:
         ),
         ("time of the run", units.duration(found.rounds * found.round_seconds)),
     ]
+    rows += [(f"simulated{f', {name}' if name else ''}", _simulated(*spent)) for name, spent in found.simulated.items()]
+    rows += list(_room(found))
     if scenario.compression.front_weights.initial == "load":
         rows.append(("weights", "clients load what the run begins with, from the model's own file"))
     if once := found.once.total.sent:
@@ -57,9 +60,29 @@ def text(found: Estimate) -> str:
         limit = f"{units.size(found.limit)} of {scenario.budget.of} bytes"
         rows.insert(1, ("budget", f"{limit}; fewer bytes a round mean more rounds"))
     print(file=out)
+    width = max(17, *(len(name) for name, _ in rows))
     for name, value in rows:
-        print(f"{name:<17} {value}", file=out)
+        print(f"{name:<{width}} {value}", file=out)
     return out.getvalue().rstrip("\n")
+
+
+def _simulated(fastest: float, slowest: float) -> str:
+    """Say what a round takes clients in simulated time."""
+    between = units.duration(fastest)
+    if units.duration(slowest) != between:
+        between = f"{between} to {units.duration(slowest)}"
+    return f"{between} a round for a client alone, with bytes as they are before the lossless stage"
+
+
+def _room(found: Estimate) -> Iterator[tuple[str, str]]:
+    """Say whether the memory of each profile is enough for what a client needs."""
+    needs = found.client.state + found.client.activations + found.client.copies
+    for name, profile in found.scenario.federation.profiles.items():
+        if (memory := profile.device.memory) is not None:
+            yield (
+                f"memory, {name}",
+                f"{units.size(memory)}, {'enough' if needs <= memory else 'less than a client needs'}",
+            )
 
 
 def _times(found: Estimate) -> str:

@@ -13,9 +13,9 @@ from splitfed.seeds import Key
 from splitfed.split import ending
 from splitfed.split.auxiliary import Auxiliary
 from splitfed.split.client_part import ClientPart
+from splitfed.split.computing.rehearsal import Crossed, RandomBatch
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import EvaluationCut
-from splitfed.split.rehearsal import Crossed, RandomBatch
 from splitfed.split.weights.wire import WeightWire
 
 

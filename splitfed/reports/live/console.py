@@ -109,6 +109,7 @@ class Console(Observer):
                     units.decimal(metrics.seconds, 1),
                 ]
             )
+            + (f"  {units.duration(seconds)} simulated" if (seconds := metrics.simulated_seconds) is not None else "")
             + (f"  {metrics.phase}" if metrics.phase != "gradient" else "")
             + (f"  {metrics.lost} lost" if metrics.lost else "")
         )

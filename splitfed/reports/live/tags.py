@@ -19,6 +19,7 @@ _BY = {
     "by_cut_bytes": "By the bytes that crossed the cut until then.",
     "by_images": "By all bytes that were sent until then, on both planes, in thousandths of what the images weigh that "
     "clients hold: 1k is once.",
+    "by_simulated_time": "By the seconds that the clients of a simulation would have taken until then.",
 }
 _SUMS = "A sum: set smoothing to 0."
 _STAGES = {
@@ -62,9 +63,9 @@ def description(tag: str) -> str:
     return f"{_WHAT[f'{group}/{name}']} {_BY[around[0]] if around else 'By round.'}"
 
 
-def layout(*, cut: bool, clients: bool, images: bool = False) -> dict[str, dict[str, Any]]:
+def layout(*, cut: bool, clients: bool, images: bool = False, timed: bool = False) -> dict[str, dict[str, Any]]:
     """Return the charts of TensorBoard's tab "Custom Scalars", what matters most first; those of a cut, of clients that
-    evaluate, and of what the images weigh, where there are any."""
+    evaluate, of what the images weigh, and of simulated time, where there are any."""
 
     def charts(of: dict[str, str]) -> dict[str, Any]:
         return {title: ["Multiline", [f"^{tags}$"]] for title, tags in of.items()}
@@ -74,6 +75,8 @@ def layout(*, cut: bool, clients: bool, images: bool = False) -> dict[str, dict[
         accuracy["validation, by cut bytes"] = "accuracy/by_cut_bytes/eval"
     if images:
         accuracy["validation, by what the images weigh (1k: once)"] = "accuracy/by_images/eval"
+    if timed:
+        accuracy["validation, by simulated seconds"] = "accuracy/by_simulated_time/eval"
     accuracy |= {"validation, by round": "accuracy/eval", "test, at the end": "final/test_accuracy"}
     found = {"accuracy": charts(accuracy)}
     if clients:

@@ -109,7 +109,8 @@ class Curves(Observer):
         assert self._events is not None
         weight = self._figures().images_bytes
         if not self._laid_out:  # known with the first round: whether there is a cut
-            charts = layout(cut=metrics.cut_bytes > 0, clients=self._clients, images=bool(weight))
+            timed = metrics.simulated_seconds is not None
+            charts = layout(cut=metrics.cut_bytes > 0, clients=self._clients, images=bool(weight), timed=timed)
             self._events.add(custom_scalars(charts), 0, time.time())
             self._laid_out = True
         at, step = self._began + metrics.seconds, metrics.round
@@ -127,6 +128,8 @@ class Curves(Observer):
                 if metrics.cut_bytes:  # else there is no cut
                     self._add(by("by_cut_bytes", name), value, metrics.cut_bytes, at)
                 self._add(by("by_total_bytes", name), value, metrics.total_bytes, at)
+                if metrics.simulated_seconds is not None:
+                    self._add(by("by_simulated_time", name), value, round(metrics.simulated_seconds), at)
                 if weight:
                     self._add(by("by_images", name), value, IMAGES * metrics.total_bytes // weight, at)
         # Of all roles seen so far: one that pauses for a round has a point at zero there, not a line drawn over it.

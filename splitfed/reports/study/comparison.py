@@ -12,7 +12,7 @@ from rich.text import Text
 
 from splitfed.errors import RunError
 from splitfed.reports import units
-from splitfed.reports.study.groups import Group, Run, group
+from splitfed.reports.study.groups import Axis, Group, Run, group, spent
 from splitfed.reports.tables import at_heads, new_table, show, to_csv
 from splitfed.run.metrics import read_metrics
 from splitfed.run.summary import NAME, Summary
@@ -43,22 +43,30 @@ class Grouped:
         """Which bytes this is about: those of both planes where they are what groups are sorted by, or the cut's."""
         return "total" if self.by == "total" else "cut"
 
-    def table(self, at: int | None = None) -> Table:
+    @property
+    def axis(self) -> Axis:
+        """What is meant by an amount at which runs are compared: such bytes, or simulated seconds where groups are
+        sorted by these."""
+        return "simulated" if self.by == "simulated_time" else self.of
+
+    def table(self, at: float | None = None) -> Table:
         """Return a row per group: means over its runs, and of accuracy the lowest and the highest where there are
         several. `ratio` is `Run.ratio`; everything else as in a table of runs. Sorted by `total`, it has bytes and
-        factor of both planes alone, with what was wasted, and `at` means both planes, without it."""
+        factor of both planes alone, with what was wasted, and `at` means both planes, without it; sorted by simulated
+        time, `at` is in seconds."""
         several = any(len(one.runs) > 1 for one in self.groups)
         simulated = any(one.simulated is not None for one in self.groups)
         columns: tuple[Counted, ...] = ("total",) if self.of == "total" else ("cut", "total")
         table = new_table("\nscenario", [
-            "\nseeds", "\nrounds", "\naccuracy", *(["lowest to\nhighest"] if several else []), *_at_heads(at, self.of),
+            "\nseeds", "\nrounds", "\naccuracy", *(["lowest to\nhighest"] if several else []),
+            *_at_heads(at, self.axis),
             *(f"{of}\nbytes" for of in columns), "\nratio", *(f"{of}\nfactor" for of in columns), "images\nfactor",
             "\ntime",
             *(["simulated\ntime"] if simulated else []),
         ])  # fmt: skip
         for one in self.groups:
             accuracy, rounds = one.accuracy, sorted({run.summary.rounds for run in one.runs})
-            reached = one.at(at, self.of) if at is not None else None
+            reached = one.at(at, self.axis) if at is not None else None
             table.add_row(
                 Text(one.label),
                 ", ".join(str(run.summary.seed) for run in one.runs),
@@ -75,26 +83,27 @@ class Grouped:
             )
         return table
 
-    def show(self, out: rich.console.Console | None = None, *, at: int | None = None) -> None:
+    def show(self, out: rich.console.Console | None = None, *, at: float | None = None) -> None:
         """Print the table and, below it, each folder that is not in it with the reason."""
         reported = [one.label for one in self.groups if any(run.summary.images_reported for run in one.runs)]
         notes = [*map(_as_reported, reported), *(f"{folder}: {reason}" for folder, reason in self.left_out)]
         if at is not None:
-            dashes = [(one.label, one.why_not_at(at, self.of)) for one in self.groups if not one.at(at, self.of)]
-            notes = [*_why_dashes(dashes, at, self.of), *notes]
+            dashes = [(one.label, one.why_not_at(at, self.axis)) for one in self.groups if not one.at(at, self.axis)]
+            notes = [*_why_dashes(dashes, at, self.axis), *notes]
         show(self.table(at), notes, out)
 
-    def to_csv(self, *, at: int | None = None) -> str:
+    def to_csv(self, *, at: float | None = None) -> str:
         """Return the groups as CSV, figures in full. What was reached `at` so many cut bytes is in columns `at_*`, at
-        so many of both planes in columns `at_total_*`."""
-        rows, prefix = [], _prefix(self.of)
+        so many of both planes in columns `at_total_*`, at so many simulated seconds in `at_simulated_*`."""
+        rows, prefix = [], _prefix(self.axis)
+        amount = "seconds" if self.axis == "simulated" else "bytes"
         for one in self.groups:
-            accuracy, reached = one.accuracy, one.at(at, self.of) if at is not None else None
+            accuracy, reached = one.accuracy, one.at(at, self.axis) if at is not None else None
             rows.append({
                 "scenario": one.label,
                 "seeds": " ".join(str(run.summary.seed) for run in one.runs),
                 "test_accuracy": accuracy.mean, "test_accuracy_low": accuracy.low, "test_accuracy_high": accuracy.high,
-                f"{prefix}bytes": at,
+                f"{prefix}{amount}": at,
                 f"{prefix}eval_accuracy": reached and reached.mean,
                 f"{prefix}eval_accuracy_low": reached and reached.low,
                 f"{prefix}eval_accuracy_high": reached and reached.high,
@@ -114,13 +123,13 @@ def _range(one: Group) -> str:
     return units.NONE if len(one.runs) == 1 else f"{units.percent(low).removesuffix(' %')} to {units.percent(high)}"
 
 
-def _at_heads(at: int | None, of: Counted) -> list[str]:
-    return at_heads(at, " total" if of == "total" else "")
+def _at_heads(at: float | None, of: Axis) -> list[str]:
+    return [] if at is None else at_heads(spent(at, of), " total" if of == "total" else "")
 
 
-def _why_dashes(reasons: list[tuple[str, str]], at: int, of: Counted) -> list[str]:
+def _why_dashes(reasons: list[tuple[str, str]], at: float, of: Axis) -> list[str]:
     """Return the reason for each dash in the column of what was reached, below a line that says what they are."""
-    head = f"no validation accuracy at {units.size(at)} of {of} bytes:"
+    head = f"no validation accuracy at {spent(at, of)} of {'simulated time' if of == 'simulated' else f'{of} bytes'}:"
     return [head, *(f"  {name}: {why}" for name, why in reasons)] if reasons else []
 
 
@@ -128,8 +137,8 @@ def _as_reported(name: str) -> str:
     return f"{name}: what its images weigh is as its clients report it"
 
 
-def _prefix(of: Counted) -> str:
-    return "at_total_" if of == "total" else "at_"
+def _prefix(of: Axis) -> str:
+    return "at_" if of == "cut" else f"at_{of}_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +213,9 @@ class Comparison:
         if not runs:
             raise _nothing(left_out)
         if by == "simulated_time" and (none := [run for run in runs if run.summary.simulated_seconds is None]):
-            raise RunError(f"--by simulated_time: {none[0].folder} has none, for want of federation.availability")
+            raise RunError(
+                f"--by simulated_time: {none[0].folder} has none, for want of a link or of federation.availability"
+            )
         groups = group(runs)
         if by is not None:
             groups.sort(key=_KEYS[by])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from splitfed.errors import ScenarioError
 from splitfed.reports import units
@@ -18,6 +18,9 @@ from splitfed.run.metrics import Metrics, read_metrics
 from splitfed.run.summary import Summary
 from splitfed.scenario.budget import Counted
 from splitfed.scenario.document import read
+
+Axis = Counted | Literal["simulated"]
+"""What a run has spent: bytes of the cut, of both planes (`total`), or simulated seconds."""
 
 # What may differ between runs of the same experiment.
 _ASIDE = ("seed", "name", "engine", "checkpoints")
@@ -40,9 +43,16 @@ class Spread:
         return cls(min(max(round(math.fsum(found) / len(found), 12), low), high), low, high)
 
 
-def so_far(row: Metrics, of: Counted) -> int:
-    """Return the bytes that were sent up to the end of a round. No round counts what was wasted, so that an
-    interruption leaves no step in a curve; `total_bytes` of a summary contains it."""
+def spent(amount: float, of: Axis) -> str:
+    """Return bytes, or simulated seconds, as people read them."""
+    return units.duration(amount) if of == "simulated" else units.size(round(amount))
+
+
+def so_far(row: Metrics, of: Axis) -> float:
+    """Return the bytes that were sent up to the end of a round, or the simulated seconds that passed. No round counts
+    what was wasted, so that an interruption leaves no step in a curve; `total_bytes` of a summary contains it."""
+    if of == "simulated":
+        return row.simulated_seconds or 0.0
     return row.cut_bytes if of == "cut" else row.total_bytes
 
 
@@ -92,8 +102,8 @@ class Run:
             shares.append(sum(size.coded for size in sizes) / sizes[0].raw)
         return Spread.of(shares).mean
 
-    def at(self, sent: int, of: Counted = "cut") -> float | None:
-        """Return the accuracy on the validation split after so many bytes, on a straight line between the rounds
+    def at(self, sent: float, of: Axis = "cut") -> float | None:
+        """Return the accuracy on the validation split after so much was spent, on a straight line between the rounds
         around them that were evaluated: methods whose rounds differ in bytes are so compared at the same bytes. None
         before the first such round and after the last."""
         points = self._evaluated(of)
@@ -103,21 +113,21 @@ class Run:
                 return low + (high - low) * ((sent - before) / (after - before) if after > before else 1.0)
         return None
 
-    def why_not_at(self, sent: int, of: Counted = "cut") -> str:
-        """Return why there is no accuracy after so many bytes."""
+    def why_not_at(self, sent: float, of: Axis = "cut") -> str:
+        """Return why there is no accuracy after so much was spent."""
         points = self._evaluated(of)
         if not points:
             return "never evaluated on the validation split"
         (first, _), (last, _) = points[0], points[-1]
         if not last:
-            return "has no cut to send bytes across"
+            return "has no simulated time" if of == "simulated" else "has no cut to send bytes across"
         return (
-            f"first evaluated after {units.size(first)}"
+            f"first evaluated after {spent(first, of)}"
             if sent < first
-            else f"shorter, last evaluated after {units.size(last)}"
+            else f"shorter, last evaluated after {spent(last, of)}"
         )
 
-    def _evaluated(self, of: Counted) -> list[tuple[int, float]]:
+    def _evaluated(self, of: Axis) -> list[tuple[float, float]]:
         return [(so_far(row, of), row.eval_accuracy) for row in self.rounds if row.eval_accuracy is not None]
 
 
@@ -173,13 +183,13 @@ class Group:
         seconds = [run.summary.simulated_seconds for run in self.runs]
         return None if None in seconds else Spread.of(one for one in seconds if one is not None).mean
 
-    def at(self, sent: int, of: Counted = "cut") -> Spread | None:
-        """Return the runs' accuracy on the validation split after so many bytes; None where one has none there."""
+    def at(self, sent: float, of: Axis = "cut") -> Spread | None:
+        """Return the runs' accuracy on the validation split after so much was spent; None where one has none there."""
         found = [run.at(sent, of) for run in self.runs]
         return None if None in found else Spread.of(one for one in found if one is not None)
 
-    def why_not_at(self, sent: int, of: Counted = "cut") -> str:
-        """Return why there is no accuracy after so many bytes: of the first run that has none there, which is named
+    def why_not_at(self, sent: float, of: Axis = "cut") -> str:
+        """Return why there is no accuracy after so much was spent: of the first run that has none there, which is named
         where there are several."""
         run = next(run for run in self.runs if run.at(sent, of) is None)
         return f"{f'seed {run.summary.seed} ' if len(self.runs) > 1 else ''}{run.why_not_at(sent, of)}"

@@ -23,7 +23,7 @@ from splitfed.files import told, write
 from splitfed.reports import units
 from splitfed.reports.plain import legend_label
 from splitfed.reports.study.fitting import MORE, add_legend, columns, log_axis, set_ticks, text_width
-from splitfed.reports.study.groups import Group, Spread, so_far
+from splitfed.reports.study.groups import Axis, Group, Spread, so_far
 from splitfed.reports.study.labels import short
 from splitfed.reports.study.looks import (
     BLACK,
@@ -42,7 +42,7 @@ from splitfed.reports.study.looks import (
 from splitfed.reports.study.methods import families, uncompressed
 from splitfed.scenario.budget import Counted
 
-NAMES = ("curves", "total", "factors", "roles")
+NAMES = ("curves", "total", "factors", "roles", "time")
 SUFFIXES = (".png", ".pdf", ".svg")
 
 _HEIGHT, _ROW = 2.2, 0.14  # inches: of axes with what they are labelled with, and of a row of a legend
@@ -69,15 +69,17 @@ def check_path(path: Path) -> None:
         raise RunError(f"--out {path}: pictures are named {', '.join(f'*{suffix}' for suffix in SUFFIXES)}")
 
 
-def draw(groups: list[Group], path: Path, of: Counted = "cut") -> list[Path]:
+def draw(groups: list[Group], path: Path, of: Counted = "cut", *, timed: bool = False) -> list[Path]:
     """Write the four pictures beside each other, `figure.png` as `figure-curves.png` (by cut bytes),
     `figure-total.png`, `figure-factors.png` and `figure-roles.png`, and return their paths. Factors are `of` the cut,
-    or of both planes (`total`). Raises RunError where they cannot be written."""
+    or of both planes (`total`). Where all runs are `timed`, `figure-time.png` is by simulated time. Raises RunError
+    where they cannot be written."""
     check_path(path)
     written = []
     with matplotlib.rc_context(STYLE):
-        figures = curves(groups), curves(groups, "total"), factors(groups, of), roles(groups)
-        for name, figure in zip(NAMES, figures, strict=True):
+        figures = [curves(groups), curves(groups, "total"), factors(groups, of), roles(groups)]
+        figures += [curves(groups, "simulated")] if timed else []
+        for name, figure in zip(NAMES, figures, strict=False):
             target = path.with_name(f"{path.stem}-{name}{path.suffix}")
             save(figure, target)
             written.append(target)
@@ -103,8 +105,9 @@ def short_labels(groups: list[Group]) -> list[str]:
 
 
 @matplotlib.rc_context(STYLE)
-def curves(groups: list[Group], of: Counted = "cut") -> Figure:
-    """Draw validation accuracy against cumulative bytes, those of the cut or of both planes: a line for each group, the
+def curves(groups: list[Group], of: Axis = "cut") -> Figure:
+    """Draw validation accuracy against cumulative bytes, those of the cut or of both planes, or against simulated time:
+    a line for each group, the
     mean over its seeds after each round that all of them have, in a band from the lowest to the highest. Each method
     has its colour and marker. Where nothing crosses the cut, a dotted line stands at the height of the last round;
     among bytes of both planes an upright one stands at what the images weigh. What an interrupted run wasted belongs to
@@ -112,10 +115,12 @@ def curves(groups: list[Group], of: Counted = "cut") -> Figure:
     labels, weights = short_labels(groups), _weights(groups) if of == "total" else {}
     figure, axes = _figure([*labels, *weights])
     drawn = [_curve(one, of) for one in groups]
-    places = [x for points, one in zip(drawn, groups, strict=True) for x, _ in points if one.sent(of)]
+    places = [
+        x for points, one in zip(drawn, groups, strict=True) for x, _ in points if of == "simulated" or one.sent(of)
+    ]
     within = log_axis(axes, places)
     for one, label, (seen, _), points in zip(groups, labels, _looks(groups), drawn, strict=True):
-        if points and not one.sent(of):
+        if points and of != "simulated" and not one.sent(of):
             axes.axhline(points[-1][1].mean, color=seen.colour, linestyle=":", label=legend_label(label))
             continue
         spent, accuracy = [x for x, _ in points], [y for _, y in points]
@@ -125,9 +130,9 @@ def curves(groups: list[Group], of: Counted = "cut") -> Figure:
             axes.fill_between(spent, low, high, color=seen.colour, alpha=0.2, linewidth=0)
     _mark(axes, weights, within)
     _accuracy_on(axes, "validation accuracy")
-    axes.set_xlabel(f"{of} bytes sent so far")
+    axes.set_xlabel("simulated time" if of == "simulated" else f"{of} bytes sent so far")
     add_legend(figure, axes)
-    set_ticks(figure, axes, _size)
+    set_ticks(figure, axes, _time if of == "simulated" else _size)
     return figure
 
 
@@ -238,8 +243,8 @@ def _looks(groups: list[Group]) -> list[tuple[Look, int]]:
     return [found[id(one)] for one in groups]
 
 
-def _curve(one: Group, of: Counted) -> list[tuple[float, Spread]]:
-    """Return mean bytes and the spread of accuracy after each round that all runs have evaluated."""
+def _curve(one: Group, of: Axis) -> list[tuple[float, Spread]]:
+    """Return mean bytes, or seconds, and the spread of accuracy after each round that all runs have evaluated."""
     rows = [{row.round: row for row in run.rounds if row.eval_accuracy is not None} for run in one.runs]
     shared = sorted(set.intersection(*(set(found) for found in rows)))
     return [
@@ -287,3 +292,10 @@ def _accuracy_on(axes: Axes, name: str) -> None:
 def _size(value: float) -> str:
     number, unit = units.size(round(value)).split()
     return f"{float(number):g} {unit}"
+
+
+def _time(value: float) -> str:
+    for unit, seconds in (("h", 3600), ("min", 60)):
+        if value >= seconds:
+            return f"{value / seconds:g} {unit}"
+    return f"{value:g} s"

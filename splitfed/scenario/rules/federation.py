@@ -2,7 +2,7 @@
 
 from splitfed.data.settings import Evaluation
 from splitfed.federation.strategies import FedAvgConfig
-from splitfed.scenario.engine import Deployment, EngineConfig, Remote
+from splitfed.scenario.engine import EngineConfig, Remote
 from splitfed.scenario.rules.base import Found
 from splitfed.scenario.sections import Federation
 
@@ -80,39 +80,6 @@ def strategy_has_something_to_aggregate(federation: Federation) -> Found:
             "federation.strategy",
             f"{strategy.kind}: with sl nothing is aggregated: leave it out, or set another mode",
         )
-
-
-def availability_is_of_a_simulation(federation: Federation, engine: EngineConfig) -> Found:
-    """Who is there is assumed of simulated clients only."""
-    if isinstance(engine, Deployment) and federation.availability.kind != "none":
-        yield "federation.availability", "a deployment's clients have their own: set it to none"
-
-
-def oversample_takes_more_than_the_cohort(federation: Federation, engine: EngineConfig) -> Found:
-    """More than the cohort can be sampled only where there are more, and something tells who finishes first."""
-    if federation.oversample == 1:
-        return
-    if federation.cohort_size == federation.clients:
-        yield (
-            "federation.oversample",
-            f"all {federation.clients} clients are sampled already: set a smaller cohort, or leave it out",
-        )
-    elif why := _no_clock(federation, engine):
-        yield "federation.oversample", why
-
-
-def deadline_is_on_a_clock(federation: Federation, engine: EngineConfig) -> Found:
-    """A round can be over at a time only where something tells the time."""
-    if federation.deadline is not None and (why := _no_clock(federation, engine)):
-        yield "federation.deadline", why
-
-
-def _no_clock(federation: Federation, engine: EngineConfig) -> str | None:
-    if isinstance(engine, Deployment) or federation.availability.timed:
-        return None
-    return (
-        "nothing tells the time of a simulation: set federation.availability, or for splitfed serve engine: deployment"
-    )
 
 
 def evaluation_asks_of_the_clients(evaluation: Evaluation, federation: Federation) -> Found:

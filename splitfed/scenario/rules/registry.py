@@ -9,7 +9,7 @@ from inspect import signature
 
 from pydantic import BaseModel
 
-from splitfed.scenario.rules import crossing, federation, phases
+from splitfed.scenario.rules import crossing, federation, phases, time
 from splitfed.scenario.rules.base import Found, Rule
 
 RULES: tuple[Rule, ...] = (
@@ -21,9 +21,13 @@ RULES: tuple[Rule, ...] = (
     federation.steps_or_epochs,
     federation.strategy_has_something_to_aggregate,
     crossing.clip_is_of_what_crosses,
-    federation.availability_is_of_a_simulation,
-    federation.oversample_takes_more_than_the_cohort,
-    federation.deadline_is_on_a_clock,
+    time.availability_is_of_a_simulation,
+    time.link_is_of_a_simulation,
+    time.profiles_are_of_a_simulation,
+    time.profiles_are_all_clients,
+    time.computing_is_told_once,
+    time.oversample_takes_more_than_the_cohort,
+    time.deadline_is_on_a_clock,
     phases.phases_fill_the_rounds,
     phases.phases_are_of_a_front,
     phases.phases_teach_the_back,

@@ -20,8 +20,8 @@ from splitfed.errors import CodecError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.split.client_part import ClientPart
+from splitfed.split.computing.rehearsal import PLACE
 from splitfed.split.cut import check_finite
-from splitfed.split.rehearsal import PLACE
 from splitfed.wire.frame import Frame, Packed, pack, unpack
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """Who is there and for how long: draws that depend on nothing but their key, traces, and what a scenario may say."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from splitfed.cli import main as cli
 from splitfed.errors import RunError, ScenarioError
 from splitfed.federation.availability import Drawn
 from splitfed.federation.trace import Presence, read_trace
+from splitfed.link.clock import Course, Exchange, Site, Step
 from splitfed.scenario.engine import Deployment
 from splitfed.seeds import Key
-from splitfed.server.cohort.attendance import Attendance, Stay, each_alone, in_step, planned
+from splitfed.server.clock.plan import planned
+from splitfed.server.cohort.attendance import Attendance
 from splitfed.server.deployment.serve import deployed
 
 PHONES = {"dropout": 0.3, "away": 0.2, "late": {"kind": "exponential", "mean": 20.0},
@@ -53,7 +56,7 @@ def test_draws_follow_what_they_are_drawn_from() -> None:
     even = Drawn.model_validate({"late": {"kind": "uniform", "low": 1.0, "high": 3.0}}).open(Key(0), 9, Path())
     late = [even.presence(*pair, 1).late for pair in pairs]
     assert 1 <= min(late) < 1.01 < 2.99 < max(late) < 3
-    assert even.presence(1, 1, 1).step_seconds == 1.0
+    assert even.presence(1, 1, 1).step_seconds is None
 
 
 def trace(tmp_path: Path, text: str | bytes) -> Path:
@@ -74,7 +77,7 @@ def test_a_trace_says_it_for_a_round_or_for_every_round(tmp_path: Path) -> None:
     slow, stays = Presence(5.0, 0.5), Presence()
     assert [found.presence(round, 0, 9) for round in (1, 3)] == [slow, slow]
     assert [found.away(round, 0) for round in (1, 2, 3)] == [False, True, False]
-    assert [found.presence(round, 1, 9) for round in (2, 3)] == [stays, Presence(10.0, 1.0, 0)]
+    assert [found.presence(round, 1, 9) for round in (2, 3)] == [stays, Presence(10.0, None, 0)]
     assert [found.away(round, 2) for round in (1, 4, 5)] == [True, False, True]
     assert (found.away(1, 3), found.presence(1, 3, 9)) == (False, stays)
     assert read_trace(trace(tmp_path, "away,client\n1,2\n"), 4).away(7, 2)
@@ -161,7 +164,7 @@ def test_a_trace_is_checked_with_its_scenario(tmp_path, monkeypatch, capsys) -> 
         (["federation.oversample=1.5"], "oversample: all 3 clients are sampled already: set a smaller cohort"),
         (["federation.oversample=0.5"], "oversample: must be at least 1"),
         (["federation.oversample=1.5", "federation.cohort=2"], "oversample: nothing tells the time of a simulation"),
-        (["federation.deadline=9"], "deadline: nothing tells the time of a simulation: set federation.availability"),
+        (["federation.deadline=9"], "deadline: nothing tells the time of a simulation: set federation.availability or"),
         (["federation.deadline=0"], "deadline: must be greater than 0, not 0"),
         (["engine=deployment", "federation.availability=drawn"], "availability: a deployment's clients have their own"),
     ],
@@ -201,6 +204,20 @@ def test_clients_alike_have_all_a_chance() -> None:
     assert (dict(backwards.vanish), backwards.seconds) == (dict(plans[0].vanish), 2.0)
 
 
+@dataclass(frozen=True)
+class Stay:
+    """A client's presence in a round of so many mini-batches."""
+
+    presence: Presence
+    steps: int
+
+    def course(self) -> Course:
+        late, each, after = self.presence.late, self.presence.step_seconds, self.presence.vanishes_after
+        trained = self.steps if after is None else min(after, self.steps)
+        steps = [Step((Exchange(each, 0, 0.0, 0),), 0.0)] * trained
+        return Course(late, 0, steps, None, 0 if trained == self.steps else None, None, Key(0))
+
+
 STAYS = st.dictionaries(
     st.integers(0, 9),
     st.builds(
@@ -235,23 +252,24 @@ def test_a_round_at_once_is_what_happens_event_by_event(stays: dict[int, Stay], 
                 now = moment
                 taken += [client] if what == "finish" else []
     over = min(now if len(taken) == enough or not left else limit, limit)
-    plan = planned(stays, 9, each_alone, enough, limit)
+    plan = planned({c: stay.course() for c, stay in stays.items()}, 9, Site().together, enough, limit)
     assert plan.seconds == over
+    assert plan.overdue == (len(taken) < enough and bool(left))
     assert plan.vanish == {client: None if client in taken else steps[client] for client in stays}
 
 
 INFINITY = float("inf")
 
 
-def stay(late: float, each: float, after: int | None = None) -> Stay:
-    return Stay(Presence(late, each, after), 4)
+def stay(late: float, each: float, after: int | None = None) -> Course:
+    return Stay(Presence(late, each, after), 4).course()
 
 
 def test_waves_wait_for_each_other() -> None:
     stays = {5: stay(3, 1), 2: stay(0, 2, 3), 9: stay(20, 1), 0: stay(0, 1), 1: stay(0, 1)}
 
     def plan(wave: int, enough: int = 5, limit: float = INFINITY) -> tuple[dict[int, int | None], float]:
-        found = planned(stays, wave, each_alone, enough, limit)
+        found = planned(stays, wave, Site().together, enough, limit)
         assert list(found.vanish) == list(stays)[: len(found.vanish)]
         return dict(found.vanish), found.seconds
 
@@ -267,15 +285,11 @@ def test_waves_wait_for_each_other() -> None:
     assert plan(2, limit=9) == ({5: None, 2: 3, 9: 0, 0: 2}, 9.0)
 
 
-def test_joint_steps_go_at_the_pace_of_the_slowest() -> None:
-    # 1 and 2 until 2 vanishes after two steps of 3 seconds, then 1 alone; 3 comes during the first, and is the slowest.
+def test_of_joint_steps_those_count_that_are_done_in_time() -> None:
+    """Steps end at 7, 12, 17 and 22, as the third takes five seconds and comes at 2; the second vanishes after two."""
     stays = {1: stay(0, 1), 2: stay(0, 3, 2), 3: stay(2, 5)}
-    # Steps end at 3 (1, 2), 8 (1, 2, 3), 13 (1, 3), 18 (1, 3), 23 (3).
-    assert in_step(stays, 0) == {1: [3, 8, 13, 18], 2: [3, 8], 3: [8, 13, 18, 23]}
-    plan = planned(stays, 3, in_step, 3, 20)
-    assert (plan.vanish, plan.seconds) == ({1: None, 2: 2, 3: 3}, 20)
-    late = {1: stay(50, 1), 2: stay(60, 1), 3: stay(0, 1, 0)}
-    assert in_step(late, 10) == {1: [51, 52, 53, 54], 2: [61, 62, 63, 64], 3: []}
+    plan = planned(stays, 3, Site(patience=60).together, 3, 20)
+    assert (plan.vanish, plan.seconds) == ({1: 3, 2: 2, 3: 3}, 20)
 
 
 def test_a_mode_has_its_own_time() -> None:

@@ -12,7 +12,8 @@ import rich.console
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitfed.errors import RunError
+from splitfed.cli.main import app
+from splitfed.errors import RunError, SplitfedError
 from splitfed.reports.study.comparison import By, compare
 from splitfed.reports.study.groups import Spread
 from splitfed.run.ledger import COLUMNS
@@ -415,3 +416,44 @@ def test_the_csv_names_a_budget_of_both_planes(tmp_path: Path) -> None:
     assert [one["at_total_bytes"] for one in (first, second)] == ["1000000", "1000000"]
     assert [one["at_total_eval_accuracy"] for one in (first, second)] == ["0.3125", "0.5625"]
     assert "at_bytes" not in first
+
+
+def timed(folder: Path, pace: float) -> Path:
+    """The run of a folder, had each of its rounds taken so many simulated seconds."""
+    path = folder / "metrics.csv"
+    rows = [replace(row, simulated_seconds=pace * row.round) for row in read_metrics(path)]
+    path.write_text(HEADER + "".join(row.line() for row in rows))
+    replace(Summary.read(folder), simulated_seconds=pace * 3).write(folder)
+    return folder
+
+
+def test_runs_are_compared_at_the_same_simulated_time(tmp_path: Path) -> None:
+    """The faster one is evaluated after two and three minutes: at 2 min 30 s it is half way between both."""
+    folders = [
+        timed(study(tmp_path, name, ratio, 0, 0.75), pace)
+        for name, ratio, pace in (("slow", 0.5, 120.0), ("fast", 0.25, 60.0))
+    ]
+    found = compare(folders).grouped("simulated_time")
+    file = io.StringIO()
+    found.show(rich.console.Console(file=file, width=160), at=150.0)
+    assert "at 2 min 30 s" in file.getvalue()
+    assert file.getvalue().splitlines()[-2:] == [
+        "no validation accuracy at 2 min 30 s of simulated time:", "  slow: first evaluated after 4 min 00 s",
+    ]  # fmt: skip
+    rows = list(csv.DictReader(io.StringIO(found.to_csv(at=150.0))))
+    assert [(row["scenario"], row["at_simulated_seconds"], row["at_simulated_eval_accuracy"]) for row in rows] == [
+        ("fast", "150.0", "0.5625"), ("slow", "150.0", ""),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--at", "10min"], "--at 10min: write a number of bytes, such as 50MB, or with --by simulated_time a time"),
+        (["--by", "simulated_time", "--at", "50MB"], "--at 50MB: with --by simulated_time write a time, such as 10min"),
+        (["--by", "simulated_time", "--at", "10min"], "has none, for want of a link or of federation.availability"),
+    ],
+)
+def test_what_is_compared_at_fits_what_it_is_sorted_by(arguments: list[str], why: str, tmp_path: Path) -> None:
+    with pytest.raises(SplitfedError, match=why):
+        app(["compare", str(study(tmp_path, "a", 0.5, 0, 0.75)), *arguments], standalone_mode=False)

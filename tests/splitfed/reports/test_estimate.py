@@ -221,3 +221,23 @@ def test_with_fl_the_client_computes_it_all() -> None:
     assert found.client.parameters == found.server.parameters
     assert found.client.activations > 0 == found.server.activations
     assert "0.00" not in text(found).split("operations")[1].splitlines()[0]
+
+
+def test_seconds_of_a_round_are_foretold_by_profile(tmp_path) -> None:
+    """Two clients that train in turn: a run takes both their seconds."""
+    link = "{{kind: fixed, up: {}Mbit, down: 20Mbit, latency: 60ms}}"
+    profiles = ", ".join(
+        f"{name}: {{share: 0.5, link: {link.format(rate)}, device: {{flops: 5MFLOPS, memory: {memory}}}}}"
+        for name, rate, memory in (("slow", 1, "1kB"), ("fast", 9, "1GB"))
+    )
+    scenario = small(*BARE, "federation.mode=sl", "federation.clients=2", f"federation.profiles={{{profiles}}}")
+    found = estimate(scenario)
+    assert set(found.simulated) == {"slow", "fast"}
+    (slow, same), (fast, _) = found.simulated["slow"], found.simulated["fast"]
+    assert slow == same > fast
+    (first, _) = simulate(scenario, runs=tmp_path).rounds
+    assert first.simulated_seconds == pytest.approx(slow + fast, rel=0.01)
+    told = text(found)
+    assert f"simulated, slow   {slow:.1f} s a round for a client alone" in told
+    assert "memory, slow      1.00 kB, less than a client needs" in told
+    assert "memory, fast      1.00 GB, enough" in told

@@ -76,6 +76,17 @@ def legend(figure: Figure) -> list[str]:
     return [text.get_text() for text in box.get_texts()]
 
 
+def test_curves_by_simulated_time_stand_where_the_rounds_ended(tmp_path: Path) -> None:
+    runs = [finished(tmp_path, [0.1, 0.4], 100), finished(tmp_path, [0.3, 0.5], 300)]
+    for run, pace in zip(runs, (60, 120), strict=True):
+        rows = [replace(row, simulated_seconds=float(pace * row.round)) for row in run.rounds]
+        (run.folder / "metrics.csv").write_text(HEADER + "".join(row.line() for row in rows))
+    group = Group("a", [Run(run.folder, run.summary) for run in runs])
+    (line,) = lines(curves([group], "simulated")).values()
+    assert line == ([90.0, 180.0], [0.2, 0.45])
+    assert [path.name for path in draw([group], tmp_path / "one.svg", timed=True)][-1] == "one-time.svg"
+
+
 def test_curves_show_accuracy_by_bytes_of_rounds_that_all_seeds_have(tmp_path: Path) -> None:
     one = Group("a", [
         finished(tmp_path, [0.1, None, 0.3, 0.5], 100), finished(tmp_path, [0.3, 0.4, 0.5], 300),

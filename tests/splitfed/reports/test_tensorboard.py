@@ -80,6 +80,8 @@ def expected(rounds: Rounds, end: Summary | None = None) -> Points:
     seen: set[tuple[str, str]] = {("down", "metrics")}
     for metrics, sent, sums in rounds:
         at = {"": metrics.round, "by_cut_bytes/": metrics.cut_bytes, "by_total_bytes/": metrics.total_bytes}
+        if metrics.simulated_seconds is not None:
+            at["by_simulated_time/"] = round(metrics.simulated_seconds)
         for axis, step in at.items():
             for group, name in (("loss", "train"), ("loss", "eval"), ("accuracy", "eval")):
                 value = getattr(metrics, f"{name}_{group}")

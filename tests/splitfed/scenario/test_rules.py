@@ -73,6 +73,25 @@ BREAKS = {
         "  availability: {kind: drawn, late: 1.0}  # federation.availability: a deployment's clients have their own\n"
         "engine: deployment",
     ],
+    "link_is_of_a_simulation": [
+        "link: {kind: fixed, up: 5Mbit, down: 9Mbit}  # link: a deployment's clients have their own: set it to ideal\n"
+        "engine: deployment",
+        "  server: {link: {up: 1Gbit}}  # federation.server.link: with an ideal link all bytes cross at once: leave",
+    ],
+    "profiles_are_of_a_simulation": [
+        "  profiles: {phone: {share: 1.0}}  # federation.profiles: a deployment's clients are what they are\n"
+        "engine: deployment",
+        "  server: {device: {flops: 5GFLOPS}}  # federation.server.device: a deployment's server is as fast as it is\n"
+        "engine: deployment",
+    ],
+    "profiles_are_all_clients": [
+        "  profiles: {phone: {share: 0.5}, hospital: {share: 0.4}}  # federation.profiles: the shares are 0.9 together",
+        "  profiles: {phone: {share: 0.99}, hospital: {share: 0.01}}  # federation.profiles.hospital.share: 0.01 of 10",
+    ],
+    "computing_is_told_once": [
+        "  availability: {kind: drawn, step_seconds: 1.0}\n"
+        "  profiles: {phone: {share: 1.0, device: {flops: 5GFLOPS}}}  # federation.profiles.phone.device.flops: fede",
+    ],
     "oversample_takes_more_than_the_cohort": [
         "  oversample: 1.5  # federation.oversample: all 10 clients are sampled already: set a smaller cohort",
         "  oversample: 1.5  # federation.oversample: nothing tells the time of a simulation: set federation.availab\n"

@@ -28,9 +28,9 @@ from splitfed.server.back.caches import Caches
 from splitfed.server.back.round_context import RoundContext
 from splitfed.server.back.session import SplitSession
 from splitfed.split.assembly import assemble
+from splitfed.split.computing.rehearsal import RandomBatch
 from splitfed.split.copies import SKIPPED, Copies, Visit, flat, unflat
 from splitfed.split.cut import Cut
-from splitfed.split.rehearsal import RandomBatch
 from splitfed.testing import cut_for, plan_for
 from splitfed.wire.frame import Place
 

@@ -11,9 +11,9 @@ from splitfed.run.ledger import Sizes, read_rows
 from splitfed.seeds import Key
 from splitfed.split import ending
 from splitfed.split.assembly import assemble
+from splitfed.split.computing.rehearsal import Crossed, RandomBatch
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import EvaluationCut
-from splitfed.split.rehearsal import Crossed, RandomBatch
 
 DEPTH = "model.args={patch_size: 4, embed_dim: 16, depth: 3, num_heads: 2}"
 REDUCERS = {

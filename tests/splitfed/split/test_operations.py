@@ -7,8 +7,8 @@ from helpers import small
 
 from splitfed import estimate
 from splitfed.compression.reducers.samples.merging import kept, kept_tokens
-from splitfed.reports.costs.operations import Operations, count
 from splitfed.reports.costs.text import text
+from splitfed.split.computing.operations import Operations, count
 
 # As tests/helpers.py has it, but 17 tokens: 16 of 2 x 2 pixels, and the class token.
 BATCH, IMAGE, PATCH, TOKENS, WIDTH, CLASSES = 16, 8, 2, 17, 16, 10
@@ -38,7 +38,10 @@ def back(tokens: int) -> int:
 
 def test_without_reduction_it_is_the_model_and_nothing_else() -> None:
     found = counted(PLAIN)
-    assert found == Operations(front(), 0, back(TOKENS), 0, back(TOKENS), BATCH)
+    # Without backward: a third of it, but a half where the embedding's input needs no gradient.
+    patches = 2 * (TOKENS - 1) * (3 * PATCH**2) * WIDTH
+    forward = {"front_forward": patches + block(TOKENS) // 3, "back_forward": back(TOKENS) // 3}
+    assert found == Operations(front(), 0, back(TOKENS), 0, back(TOKENS), BATCH, **forward)
     assert (found.client_ratio, found.server_ratio) == (1, 1)
 
 
@@ -133,9 +136,9 @@ def test_the_size_of_a_mini_batch_matters_to_clusters_only() -> None:
 
 
 def test_counting_leaves_no_gradients_and_draws_nothing() -> None:
-    from splitfed.reports.costs.operations import count_step
     from splitfed.seeds import Key
     from splitfed.split.assembly import assemble
+    from splitfed.split.computing.operations import count_step
     from splitfed.split.cut import Cut
 
     scenario = small(FINE, "model.args.drop_path_rate=0.5", "phases=[{kind: local, align_every: 1}]")

@@ -4,6 +4,8 @@
 these, both ends in one place, and tells what each adds to the ledger.
 """
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,21 @@ from splitfed.wire.frame import Place
 Crossed = tuple[Direction, dict[str, Sizes]]
 """Which way a frame goes, and what it adds to the ledger, by role."""
 
+Pair = tuple[int, int]
+"""The bytes of a frame up, and of its answer down."""
+
 PLACE = Place(1, 0, 1)  # of a frame that is rehearsed
+
+
+def size(roles: Mapping[str, Sizes]) -> int:
+    """Return the bytes of a frame before the lossless stage."""
+    return sum(part.coded or part.sent for part in roles.values())
+
+
+def pairs(frames: Iterable[Crossed]) -> list[Pair]:
+    """Return the bytes of frames up, each with those of its answer."""
+    sizes = [size(roles) for _, roles in frames]
+    return list(zip(sizes[::2], sizes[1::2], strict=True))
 
 
 class RandomBatch:

@@ -34,8 +34,8 @@ from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble, check_fits
 from splitfed.split.auxiliary import Auxiliary, align
+from splitfed.split.computing.rehearsal import RandomBatch
 from splitfed.split.cut import Cut
-from splitfed.split.rehearsal import RandomBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class Operations:
     without a reducer, and `examples` the mini-batch that was counted. Where a client trains the whole model, all beside
     the front is its tail. `taught` is what a client computes in a local phase, with the auxiliary net, and with what it
     packs and fits of the mini-batches that go up; of several phases that which takes most; 0 where there is none.
+    `front_forward` and `back_forward` are the share of those parts that a pass without backward takes.
     """
 
     front: float
@@ -57,6 +58,8 @@ class Operations:
     examples: int
     tail: float = 0.0
     plain_tail: float = 0.0
+    front_forward: float = 0.0
+    back_forward: float = 0.0
     taught: float = 0.0
 
     @property
@@ -117,7 +120,7 @@ def _taught(found: Operations, phase: Phase, parts: Parts, cut: Cut, key: Key) -
     net = Auxiliary(parts.back, phase.local.blocks, phase.first).to(cut.device)
     sent = 1 / phase.upload_every if phase.upload_every else 0.0
     with keyed_rng(key.at("operations", "net"), cut.device):
-        beside, fit = _sample(net, shape, cut.device, inner=True), 0
+        (beside, _), fit = _sample(net, shape, cut.device, inner=True), 0
         if answered := (sent / phase.answer_every if phase.answer_every else 0.0):
             made, labels = torch.randn(1, *shape, device=cut.device), torch.zeros(1, dtype=torch.int64)
             with _counting() as counter:
@@ -128,11 +131,11 @@ def _taught(found: Operations, phase: Phase, parts: Parts, cut: Cut, key: Key) -
 
 def _count_whole(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key) -> Operations:
     with keyed_rng(key.at("operations", "sample"), cut.device):
-        front = _sample(parts.front, (3, image_size, image_size), cut.device, inner=False)
-        back = _sample(parts.back, (cut.geometry.tokens, cut.geometry.width), cut.device, inner=True)
+        front, front_forward = _sample(parts.front, (3, image_size, image_size), cut.device, inner=False)
+        back, back_forward = _sample(parts.back, (cut.geometry.tokens, cut.geometry.width), cut.device, inner=True)
     for part in parts:
         part.zero_grad(set_to_none=True)
-    return Operations(front, 0, 0, 0, 0, examples, back, back)
+    return Operations(front, 0, 0, 0, 0, examples, back, back, front_forward, back_forward)
 
 
 def _count_split(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key) -> Operations:
@@ -141,27 +144,36 @@ def _count_split(parts: Parts, cut: Cut, image_size: int, examples: int, key: Ke
     reducing, restoring, restored = _crossing(cut, front.encoder, back.decoder, examples, key)
     whole = (geometry.tokens, geometry.width)
     with keyed_rng(key.at("operations", "sample"), cut.device):
-        at_front = _sample(front, (3, image_size, image_size), cut.device, inner=False)
+        at_front, front_forward = _sample(front, (3, image_size, image_size), cut.device, inner=False)
         plain = [_sample(part, whole, cut.device, inner=True) for part in (back, tail)]
         left = plain
         if restored[1:] != whole:
             left = [_sample(part, restored[1:], cut.device, inner=True) for part in (back, tail)]
     for part in parts:
         part.zero_grad(set_to_none=True)
-    at_back, at_tail = (count * restored[0] / examples for count in left)
+    share = restored[0] / examples
+    (at_back, back_forward), (at_tail, _) = left
     return Operations(
-        at_front, reducing / examples, at_back, restoring / examples, plain[0], examples, at_tail, plain[1]
+        at_front, reducing / examples, at_back * share, restoring / examples, plain[0][0], examples, at_tail * share,
+        plain[1][0], front_forward, back_forward * share,
     )  # fmt: skip
 
 
-def _sample(module: nn.Module, shape: tuple[int, ...], device: torch.device, *, inner: bool) -> int:
-    """Count a forward and a backward pass of one sample, which every other one takes too; `inner` ones give their
-    gradient to a half before."""
+def count_net(net: nn.Module, cut: Cut, key: Key) -> tuple[int, int]:
+    """Count a step of a net that takes one image's activations at the cut, and its forward pass alone."""
+    with keyed_rng(key.at("operations", "net"), cut.device):
+        return _sample(net, (cut.geometry.tokens, cut.geometry.width), cut.device, inner=True)
+
+
+def _sample(module: nn.Module, shape: tuple[int, ...], device: torch.device, *, inner: bool) -> tuple[int, int]:
+    """Count a forward and a backward pass of one sample, which every other one takes too, and the forward pass alone;
+    `inner` ones give their gradient to a half before."""
     given = torch.randn(1, *shape, device=device, requires_grad=inner)
     with sdpa_kernel(SDPBackend.MATH), _counting() as counter:
         made = module(given)
+        forward = counter.get_total_flops()
         made.backward(torch.ones_like(made))
-    return counter.get_total_flops()
+    return counter.get_total_flops(), forward
 
 
 def _crossing(

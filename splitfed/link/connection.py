@@ -1,0 +1,171 @@
+"""One client's TCP connection over its link, in simulated time: slow start, idle windows, loss, jitter.
+
+Frames are those of the ledger; headers of TCP, TLS and HTTP/2, some 4 %, are left out. So are what a receiver's window
+bounds, and queues in the network.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from splitfed.link.trace import Recording
+from splitfed.seeds import Key
+
+SEGMENT = 1448  # bytes in a packet
+_FIRST_WINDOW = 10.0 * SEGMENT  # RFC 6928
+_MOST_WINDOW = 6.0 * 2**20  # what Linux lets a receiver offer
+_LEAST_TIMEOUT = 0.2  # seconds that a retransmission timer has beside the round trip
+# CUBIC (RFC 9438): what is left of a window after a loss, and how fast it grows again.
+_LEFT, _STEEP = 0.7, 0.4
+_FRIENDLY = 3 * (1 - _LEFT) / (1 + _LEFT)
+HANDSHAKES = 2  # round trips before the first byte: TCP, and TLS 1.3
+
+
+class Line(Protocol):
+    """How bytes pass one way."""
+
+    def later(self, seconds: float) -> "Line":
+        """Return the line as it is so many seconds later."""
+        ...
+
+    def passed(self, start: float, size: float) -> float:
+        """Return when the last of so many bytes has passed that wait from `start` on, in seconds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """A line with the same rate at all times, in bits a second."""
+
+    rate: float
+
+    def later(self, seconds: float) -> Line:
+        """Return the line, which is always the same."""
+        return self
+
+    def passed(self, start: float, size: float) -> float:
+        """Return when the last of these bytes has passed."""
+        return start + 8 * size / self.rate
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A recording that is `ahead` by so many seconds at the run's beginning."""
+
+    recording: Recording
+    ahead: float
+
+    def later(self, seconds: float) -> Line:
+        """Return the recording from there on."""
+        return Recorded(self.recording, self.ahead + seconds)
+
+    def passed(self, start: float, size: float) -> float:
+        """Return when the last of these bytes has passed."""
+        return self.recording.passed(start + self.ahead, size) - self.ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Both ways between a client and the server; latency (each way) and jitter in seconds, `loss` a share of
+    packets."""
+
+    up: Line
+    down: Line
+    latency: float = 0.0
+    jitter: float = 0.0
+    loss: float = 0.0
+
+    @property
+    def connecting(self) -> float:
+        """Seconds until a new connection takes its first byte."""
+        return HANDSHAKES * 2 * self.latency
+
+
+@dataclass(slots=True)
+class Way:
+    """One way of a connection, with the state of its sender. What is drawn comes from the key, frame by frame."""
+
+    line: Line
+    link: Link
+    key: Key
+    _window: float = _FIRST_WINDOW
+    _threshold: float = math.inf  # of the window, below which it doubles
+    _largest: float = 0.0  # the window at the last loss, in packets
+    _since: float = 0.0  # when it was
+    _used: float = -math.inf  # when something was sent last
+    _gap: float | None = None  # packets until the next loss
+    _draws: Iterator[float] | None = field(default=None)
+
+    def send(self, start: float, size: int) -> tuple[float, float]:
+        """Send a frame; return when its last byte leaves the line, and how many seconds later it is there."""
+        trip, link = 2 * self.link.latency, self.link
+        self._rested(start, trip)
+        now, left, late = start, float(size), 0.0
+        while True:
+            burst = min(left, self._window)
+            gone = self.line.passed(now, burst)
+            left -= burst
+            lost = self._lost(math.ceil(burst / SEGMENT))
+            if lost:
+                self._shrink(gone)
+            if left <= 0:
+                # What a few packets end with shows its loss to nobody but a timer.
+                late = (2 * trip if size <= 3 * SEGMENT else trip) if lost else 0.0
+                break
+            now = max(gone, now + trip)
+            if not lost:
+                self._grow(now, trip)
+        self._used = gone
+        jitter = link.jitter * (2 * self._drawn() - 1) if link.jitter else 0.0
+        return gone, link.latency + late + jitter
+
+    def _rested(self, now: float, trip: float) -> None:
+        """Halve the window for every timeout that nothing was sent in, as Linux does."""
+        timeout = trip + _LEAST_TIMEOUT
+        idle = now - self._used
+        if idle > timeout and self._window > _FIRST_WINDOW:
+            self._threshold = max(self._threshold, 0.75 * self._window)
+            halvings = min(idle / timeout, 64.0)
+            self._window = max(_FIRST_WINDOW, self._window / 2 ** math.floor(halvings))
+            self._since += idle
+
+    def _grow(self, now: float, trip: float) -> None:
+        if self._window < self._threshold:
+            self._window = min(2 * self._window, self._threshold, _MOST_WINDOW)
+            return
+        passed = now - self._since
+        until = (self._largest * (1 - _LEFT) / _STEEP) ** (1 / 3)
+        cubic = self._largest + _STEEP * (passed - until) ** 3
+        friendly = self._largest * _LEFT + _FRIENDLY * passed / trip if trip else math.inf
+        self._window = max(self._window, min(max(cubic, friendly) * SEGMENT, _MOST_WINDOW))
+
+    def _shrink(self, now: float) -> None:
+        self._largest, self._since = self._window / SEGMENT, now
+        self._window = self._threshold = max(2.0 * SEGMENT, _LEFT * self._window)
+
+    def _lost(self, packets: int) -> bool:
+        """Tell whether one of the next packets is lost."""
+        if not self.link.loss:
+            return False
+        gap = self._until_loss() if self._gap is None else self._gap
+        lost = gap <= packets
+        while gap <= packets:
+            gap += self._until_loss()
+        self._gap = gap - packets
+        return lost
+
+    def _until_loss(self) -> float:
+        """Draw how many packets it takes to the next that is lost."""
+        return 1 + math.floor(math.log1p(-self._drawn()) / math.log1p(-self.link.loss))
+
+    def _drawn(self) -> float:
+        if self._draws is None:
+            self._draws = _uniform(self.key)
+        return next(self._draws)
+
+
+def _uniform(key: Key) -> Iterator[float]:
+    generator = key.numpy()
+    while True:
+        yield from generator.random(64).tolist()

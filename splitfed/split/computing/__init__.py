@@ -1,0 +1,1 @@
+"""What stands for mini-batches before there are any, the operations of one, and how many seconds these take."""

@@ -1,0 +1,159 @@
+"""Simulated time of whole runs: by the bytes that the ledger has, on any engine, and through interruptions."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from helpers import small, table
+
+from splitfed import simulate
+from splitfed.run.observer import Observer
+from splitfed.server.clock.clock import Clock
+from splitfed.split.computing.operations import count
+
+PLAIN_LINE = "link={kind: fixed, up: 1Mbit, down: 4Mbit}"
+LTE = "link={kind: fixed, up: 5Mbit, down: 20Mbit, latency: 60ms, jitter: 9ms, loss: 2%}"
+
+
+def by_client(folder: Path, round: int) -> dict[int, float]:
+    """Return the seconds that a client's bytes of a round take at these rates, but for what surrounds messages."""
+    seconds: dict[int, float] = defaultdict(float)
+    for row in table(folder / "ledger.csv"):
+        if int(row["round"]) == round and (row["plane"], row["role"]) != ("control", "envelope"):
+            rate = 1e6 if row["direction"] == "up" else 4e6
+            seconds[int(row["client"])] += 8 * int(row["sent_bytes"]) / rate
+    return seconds
+
+
+@pytest.mark.parametrize(
+    ("changes", "joined"),
+    [
+        (["federation.mode=sl"], sum),  # in turn
+        (["federation.mode=sfl-v1"], max),
+        (["federation.mode=sfl-v1", "federation.wave=1"], sum),
+        (["federation.mode=sfl-v1", "federation.labels=private", "model.args.depth=3"], max),
+        (["phases=[{kind: local, rounds: 1, upload_every: 2}, frozen]"], max),
+    ],
+)
+def test_a_round_lasts_as_long_as_its_bytes_need(changes: list[str], joined, tmp_path: Path) -> None:
+    result = simulate(small(PLAIN_LINE, *changes), runs=tmp_path)
+    first, second = (joined(by_client(result.folder, round).values()) for round in (1, 2))
+    assert [row.simulated_seconds for row in result.rounds] == pytest.approx([first, first + second], rel=1e-9)
+    assert result.summary.simulated_seconds == result.rounds[-1].simulated_seconds
+
+
+def test_an_evaluation_takes_its_time_after_the_round(tmp_path: Path) -> None:
+    changes = ["federation.mode=sl", "federation.clients=1", "evaluation={held_out: 0.3}"]
+    result = simulate(small(PLAIN_LINE, *changes), runs=tmp_path)
+    (seconds,) = by_client(result.folder, 1).values()
+    assert result.rounds[0].simulated_seconds == pytest.approx(seconds, rel=1e-9)
+
+
+def test_what_is_sent_does_not_depend_on_the_link(tmp_path: Path) -> None:
+    runs = [simulate(small(*changes), runs=tmp_path) for changes in ([], [LTE], [LTE.replace("5Mbit", "1Mbit")])]
+    assert len({(run.folder / "ledger.csv").read_text() for run in runs}) == 1
+    assert runs[0].summary.simulated_seconds is None
+    assert len({run.summary.test_loss for run in runs}) == 1
+    fast, slow = (run.summary.simulated_seconds for run in runs[1:])
+    assert fast is not None
+    assert slow is not None
+    assert 0 < fast < slow
+
+
+def test_who_is_not_through_by_the_deadline_is_given_up(tmp_path: Path) -> None:
+    """Lines differ so much that some are not through when half of the time is over that all need."""
+    lines = "link={kind: drawn, up: {kind: lognormal, median: 1Mbit, sigma: 2}, down: 4Mbit}"
+    free = simulate(small(lines), runs=tmp_path)
+    assert free.rounds[0].simulated_seconds is not None
+    held = simulate(small(lines, f"federation.deadline={free.rounds[0].simulated_seconds / 2:.4f}"), runs=tmp_path)
+    assert [row.lost for row in held.rounds] != [0, 0]
+    assert held.summary.simulated_seconds == pytest.approx(free.rounds[0].simulated_seconds, rel=1e-3)
+
+
+class _Stops(Observer):
+    def progress(self, round: int, share: float) -> None:
+        if round == 3 and share > 0.5:
+            raise KeyboardInterrupt
+
+
+def test_a_resumed_run_has_the_same_time(tmp_path: Path) -> None:
+    """Its recording goes on where it was, from the run's own copy."""
+    recording = tmp_path / "lte"
+    recording.write_text("0.3 8\n0.7 1\n2 0.5\n2.2 9\n")
+    plan = small(f"link={{kind: trace, up: {recording}, down: {recording}, latency: 20ms, loss: 1%}}",
+                 "federation.rounds=4", "federation.mode=sl")  # fmt: skip
+    whole = simulate(plan, runs=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        simulate(plan, runs=tmp_path / "stopped", observers=[_Stops()])
+    (folder,) = (tmp_path / "stopped").iterdir()
+    recording.write_text("1\n")
+    resumed = simulate(resume=folder)
+    times = [row.simulated_seconds for row in whole.rounds]
+    assert [row.simulated_seconds for row in resumed.rounds] == times
+    assert len(set(times)) == 4
+
+
+@pytest.mark.slow
+def test_ray_tells_the_same_time(tmp_path: Path) -> None:
+    changes = [LTE, "federation.server.link={up: 6Mbit}", "evaluation={held_out: 0.3}"]
+    one, other = (
+        simulate(small(*changes, f"engine={{kind: {kind}, threads: 1}}"), runs=tmp_path) for kind in ("inline", "ray")
+    )
+    assert [row.simulated_seconds for row in one.rounds] == [row.simulated_seconds for row in other.rounds]
+
+
+SPEEDS = ["federation.profiles={all: {share: 1, device: {flops: 5MFLOPS}}}", "federation.server.device.flops=20MFLOPS"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "client", "server"),
+    [
+        (["federation.mode=sl"], lambda o: o.client, lambda o: o.server),
+        (["federation.mode=sl", "federation.labels=private", "model.args.depth=3"],
+         lambda o: o.client, lambda o: o.server),
+        (["federation.mode=fl", "federation.wave=1", "training.server={}"], lambda o: o.client, lambda o: 0.0),
+        (["federation.mode=sl", "phases=[frozen]"], lambda o: o.front_forward + o.reducing, lambda o: o.server),
+    ],
+)  # fmt: skip
+def test_computing_takes_what_its_operations_need(changes: list[str], client, server, tmp_path: Path) -> None:
+    """Where bytes take no time, and one client computes after another."""
+    scenario = small(*SPEEDS, *changes)
+    found = simulate(scenario, runs=tmp_path)
+    operations, images = count(scenario, 10), found.rounds[0].examples
+    assert found.rounds[0].simulated_seconds == pytest.approx(
+        images * (client(operations) / 5e6 + server(operations) / 20e6), rel=1e-9
+    )
+
+
+def test_clients_at_once_wait_for_each_other_at_the_server_alone(tmp_path: Path) -> None:
+    """Three clients of two mini-batches; the server takes ten times as long for one as a client, so that it is busy
+    from the first on, but for the half of a step that the first of them goes on alone at the end."""
+    scenario = small(
+        "federation.profiles={all: {share: 1, device: {flops: 5GFLOPS}}}", "federation.server.device.flops=1MFLOPS"
+    )
+    found, operations = simulate(scenario, runs=tmp_path), count(scenario, 10)
+    images = found.rounds[0].examples
+    assert found.rounds[0].simulated_seconds == pytest.approx(images * operations.server / 1e6, rel=1e-3)
+
+
+def test_an_evaluation_computes_forward_alone(tmp_path: Path) -> None:
+    one = small(*SPEEDS, "federation.clients=1", "evaluation={held_out: 0.3}")
+    found, operations = simulate(one, runs=tmp_path), count(one, 10)
+    held_out = int(table(found.folder / "clients.csv")[0]["examples"])
+    trained = found.rounds[0].examples * (operations.client / 5e6 + operations.server / 20e6)
+    evaluated = held_out * (operations.front_forward / 5e6 + operations.back_forward / 20e6)
+    assert found.rounds[0].simulated_seconds == pytest.approx(trained + evaluated, rel=1e-9)
+
+
+@pytest.mark.parametrize("slow", ["phone", "hospital"])
+def test_a_profile_has_a_link_and_a_device_of_its_own(slow: str, tmp_path: Path) -> None:
+    kinds = {"phone": "{kind: fixed, up: 9Mbit, down: 9Mbit}", "hospital": "{kind: fixed, up: 9Mbit, down: 9Mbit}"}
+    kinds[slow] = "{kind: fixed, up: 1Mbit, down: 4Mbit}"
+    profiles = ", ".join(f"{name}: {{share: 0.5, link: {link}}}" for name, link in kinds.items())
+    scenario = small("federation.clients=4", "federation.mode=sfl-v1", f"federation.profiles={{{profiles}}}")
+    found = simulate(scenario, runs=tmp_path)
+    held = Clock(scenario, tmp_path).work.profile
+    assert sorted(held) == ["hospital", "hospital", "phone", "phone"]
+    seconds = by_client(found.folder, 1)
+    slowest = max(seconds[client] for client, name in enumerate(held) if name == slow)
+    assert found.rounds[0].simulated_seconds == pytest.approx(slowest, rel=1e-9)

@@ -1,0 +1,52 @@
+"""A connection in simulated time: slow start and loss against the textbook's formulas, idle windows, jitter."""
+
+import math
+
+import pytest
+
+from splitfed.link.connection import SEGMENT, Link, Steady, Way
+from splitfed.seeds import Key
+
+MBIT = 1e6
+
+
+def way(rate: float, latency: float, **more: float) -> Way:
+    line = Steady(rate)
+    return Way(line, Link(line, line, latency, **more), Key(1))
+
+
+@pytest.mark.parametrize(
+    ("mbit", "kilobytes", "seconds"), [(10, 100, 0.170), (50, 100, 0.134), (10, 800, 0.734), (50, 800, 0.331)]
+)
+def test_a_window_doubles_each_round_trip_until_the_line_is_full(mbit: int, kilobytes: int, seconds: float) -> None:
+    """25 ms each way. By hand: ten packets, twenty, forty, ... a round trip each, then as the line is fast."""
+    gone, after = way(mbit * MBIT, 0.025).send(0.0, kilobytes * 1000)
+    assert gone + after == pytest.approx(seconds, abs=0.001)
+
+
+def test_without_latency_the_line_alone_counts() -> None:
+    assert way(8 * MBIT, 0.0).send(3.0, 1_000_000) == (pytest.approx(4.0), 0.0)
+
+
+def test_a_window_that_has_grown_stays_until_it_rests() -> None:
+    """A window of 40 packets after 100 kB; it halves for each quarter of a second, the timeout, without a packet."""
+    one = way(1000 * MBIT, 0.025)
+    first = sum(one.send(0.0, 100_000))
+    assert sum(one.send(first + 0.1, 40 * SEGMENT)) - first - 0.1 == pytest.approx(0.025, abs=0.001)
+    again = sum(one.send(first + 5, 100_000)) - first - 5
+    assert again == pytest.approx(first, abs=1e-9)
+
+
+@pytest.mark.parametrize(("loss", "trip"), [(0.01, 0.05), (0.001, 0.05), (0.1, 0.05), (0.01, 0.2)])
+def test_loss_bounds_a_long_transfer_as_the_formula_of_reno_says(loss: float, trip: float) -> None:
+    size = 5_000_000 if loss >= 0.01 else 20_000_000
+    gone, after = way(1000 * MBIT, trip / 2, loss=loss).send(0.0, size)
+    assert size / (gone + after) == pytest.approx(1.22 * SEGMENT / (trip * math.sqrt(loss)), rel=0.25)
+
+
+def test_jitter_is_drawn_frame_by_frame_around_the_latency() -> None:
+    one, same = (way(MBIT, 0.05, jitter=0.02) for _ in range(2))
+    late = [one.send(float(moment), 100)[1] for moment in range(400)]
+    assert late == [same.send(float(moment), 100)[1] for moment in range(400)]
+    assert 0.03 <= min(late) < 0.031 < 0.069 < max(late) <= 0.07
+    assert sum(late) / 400 == pytest.approx(0.05, abs=0.003)  # five standard errors
