@@ -19,7 +19,7 @@ CLIENTS = (10, 1000, 10_000)
 SETTINGS = (
     "data.limit=null", "data.test_limit=200", "data.validation=0.01", "data.cache=null", "federation.cohort=10",
     "federation.local_epochs=null", "federation.local_steps=2", "training.batch_size=32",
-    "training.client_state=keep", "budget=none",
+    "training.client_state=keep", "budget=none", "phases=[]", "memory=null", "data.variants=null",
     # Of its own, so that figures can be compared when the scenario's follow new measurements.
     "compression={reducer: {kind: discard_tokens, kept_tokens: 0.8}, front_weights: {codec: {kind: uniform, bits: 8}}}",
     "compression.smashed.codec={kind: uniform, bits: 4}", "compression.cut_gradient.codec={kind: uniform, bits: 4}",

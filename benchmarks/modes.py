@@ -1,11 +1,11 @@
 """How fast each federation mode trains, and what it sends, beside a bare PyTorch loop at the same total batch.
 
-    python benchmarks/modes.py [--mode psl] [--packing small] [--clients 8] [--batch 16] [--steps 10] [--repeats 3]
+    python benchmarks/modes.py [--mode psl] [--packing tokens] [--clients 8] [--batch 16] [--steps 10] [--repeats 3]
 
 `private` is sfl-v2 with private labels, whose second cut has the codecs of the first.
 
 ViT-Tiny at 32 pixels in patches of 4, cut 3, engine `inline`, with so many torch threads (`--threads`, 1 by default);
-uncompressed (nothing reduced, float32, no lossless stage) and with the preset `small`. The bare loop is what a PyTorch
+uncompressed (nothing reduced, float32, no lossless stage) and with few bits of seven tokens of ten. The bare loop is what a PyTorch
 user would write for the unsplit model, with images from the same loader. One client's mini-batch is a step of it; with
 `psl` a joint step is, with the mini-batches of all clients in one: 8 clients of 16 images beside batches of 128.
 
@@ -49,7 +49,8 @@ MODES = {
     "fl": ["federation.mode=fl"],
     "private": ["federation.labels=private"],
 }
-PACKINGS = ("uncompressed", "small")
+PACKINGS = ("uncompressed", "tokens")
+FEWER = "compression.reducer={kind: discard_tokens, kept_tokens: 0.7}"
 CUT, SECOND_CUT = ("smashed", "targets", "cut_gradient"), ("tail_smashed", "tail_gradient")
 SCENARIO = """
 seed: 0
@@ -65,13 +66,13 @@ def packing_of(mode: str, packing: str) -> list[str]:
         second = SECOND_CUT if mode == "private" else ()
         roles = ("front_weights",) if mode == "fl" else (*CUT, *second, "front_weights")
         return [f"compression.{role}.lossless=none" for role in roles]
-    small = PRESETS["small"]["compression"]
+    few = PRESETS["medium"]["compression"]
     if mode == "fl":
-        return [f"compression.front_weights={json.dumps(small['front_weights'])}"]
+        return [f"compression.front_weights={json.dumps(few['front_weights'])}"]
     if mode != "private":
-        return named("small")
+        return [*named("medium"), FEWER]
     second = zip(SECOND_CUT, ("smashed", "cut_gradient"), strict=True)
-    return [*named("small"), *(f"compression.{one}={json.dumps(small[like])}" for one, like in second)]
+    return [*named("medium"), FEWER, *(f"compression.{one}={json.dumps(few[like])}" for one, like in second)]
 
 
 def ours(scenario: Scenario, samples: int) -> tuple[list[float], int, int]:

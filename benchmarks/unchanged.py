@@ -78,7 +78,7 @@ CASES: dict[str, list[str]] = {
     "steps": ["federation.local_epochs=null", "federation.local_steps=3", "training.precision=bfloat16"],
     "dropout": ["model.args.proj_drop_rate=0.2", "training.client.clip=0.5", "training.server.clip=0.5"],
     "budget": ["budget={kind: cut_bytes, bytes: 120kB}", "federation.rounds=9"],
-    "presets-small": named("small"),
+    "presets-medium": named("medium"),
     "adc": _reducer("kind: adc, ratio: 0.4") + _codec("kind: uniform, bits: 4"),
     "merge_samples": _reducer("kind: merge_samples, kept_samples: 0.5") + _codec("kind: uniform, bits: 3"),
     "discard_tokens": _reducer("kind: discard_tokens, kept_tokens: 0.5"),
