@@ -7,7 +7,8 @@
 ViT-Tiny at 32 pixels in patches of 4, cut 3, engine `inline`, with so many torch threads (`--threads`, 1 by default);
 uncompressed (nothing reduced, float32, no lossless stage) and with few bits of seven tokens of ten. The bare loop is
 what a PyTorch user would write for the unsplit model, with images from the same loader. One client's mini-batch is a
-step of it; with `psl` a joint step is, with the mini-batches of all clients in one: 8 clients of 16 images beside batches of 128.
+step of it; with `psl` a joint step is, with the mini-batches of all clients in one: 8 clients of 16 images beside
+batches of 128.
 
 Whole rounds are timed, as `metrics.csv` tells them: drawing the cohort, the messages with the fronts' weights,
 training, averages, checkpoint, and validation of three images. A first round, which builds what clients train with, is
