@@ -83,7 +83,7 @@ def within(config, x: torch.Tensor, y: torch.Tensor) -> bool:
     elif kind == "klt":
         varies = ((rows - rows.mean(0)) ** 2).sum()
         steps = len(rows) ** 0.5 * 2.0**-13  # of a number, the most that there are
-        luck = 1.3 + 4 / rows.numel() ** 0.5  # of few numbers more may lie far from a step
+        luck = 1.3 + 0.6**2 * 12  # of few numbers all may lie as far from a step as they can
         allowed = varies * luck * 10 ** (-config.get("snr", 12.0) / 10) + varies * rows.shape[1] * steps**2
         rest = (largest * (rounding + 2.0**-14) + TINY) * rows.numel() ** 0.5
         return bool((error**2).sum() ** 0.5 <= allowed**0.5 + rest)

@@ -43,7 +43,7 @@ def test_every_reducer_is_listed_and_names_its_source() -> None:
 
 def test_keys_stand_with_their_defaults_and_choices() -> None:
     assert named("reducers")["discard_tokens"].keys == "kept_tokens=?"
-    assert "bits=8{2,3,4,6,8} rounding=stochastic{stochastic,nearest}" in named("codecs")["uniform"].keys
+    assert "bits=8{2,3,4,6,8} levels=null rounding=stochastic{stochastic,nearest}" in named("codecs")["uniform"].keys
     assert named("engines")["inline"].keys == "threads=null"
     assert named("codecs")["float32"].keys == ""
 

@@ -216,7 +216,7 @@ BREAKS = {
         "compression:\n"
         "  reducer: {kind: discard_tokens, kept_tokens: 0.5}  # compression.reducer: with fl nothing crosses a cut, w",
         "  mode: fl\n"
-        "preset: small  # compression: with fl nothing crosses a cut, weights are packed by front_weights: leave out r",
+        "preset: medium  # compression: with fl nothing crosses a cut, weights are packed by front_weights: leave out ",
         "  mode: fl\n"
         "compression:  # compression: with fl nothing crosses a cut, weights are packed by front_weights: leave out\n"
         "  smashed: {codec: float16}\n"
