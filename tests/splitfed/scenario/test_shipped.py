@@ -31,17 +31,22 @@ def test_the_baseline_of_digits_differs_in_compression_alone():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="needs CIFAR-100 and DeiT-Tiny's weights in ../shared/data")
-@pytest.mark.parametrize("name", [name for name in shipped() if name.startswith("cifar100")])
+@pytest.mark.parametrize("name", [name for name in shipped() if name.startswith(("cifar100", "photos"))])
 def test_real_images_and_weights_go_through(name, tmp_path):
-    """A first round of each CIFAR-100 scenario, on few images: the real files load, and what is sent shrinks."""
+    """First rounds of each scenario of photographs, on few images: the real files load, and what is sent shrinks."""
+    data = SHARED / ("hymenoptera" if name == "photos" else "cifar100")
     overrides = [
-        f"data.path={SHARED / 'cifar100'}", f"model.weights={WEIGHTS}", "data.limit=160", "data.test_limit=20",
-        "data.workers=0", "data.validation=0.05", "data.partition=iid", "federation.rounds=1",
-        "training.batch_size=16", "engine.threads=1",
+        f"data.path={data}", f"model.weights={WEIGHTS}", "data.limit=160", "data.test_limit=20",
+        "data.workers=0", "data.validation=0.05", "data.partition=iid", "training.batch_size=16", "engine.threads=1",
+        "budget=none",
     ]  # fmt: skip
-    scenario = Scenario.load(name)
+    scenario = Scenario.load(name, [f"data.path={data}"])
+    overrides.append(f"federation.rounds={3 if scenario.memory else 1}")
     if scenario.federation.clients > 5:
         overrides += ["federation.clients=4", "federation.cohort=2"]
     result = simulate(Scenario.load(name, overrides), runs=tmp_path)
     assert result.summary.cut_factor > 5
-    assert 3 < result.rounds[0].train_loss < 6  # ln 100 = 4.6: a new head on pretrained blocks
+    losses = [found.train_loss for found in result.rounds if found.train_loss is not None]
+    assert losses
+    if name != "photos":
+        assert 3 < losses[0] < 6  # ln 100 = 4.6: a new head on pretrained blocks
