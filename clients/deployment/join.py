@@ -250,12 +250,16 @@ class _Client:
             if self.stay and problem != self.problem:
                 self.say(problem)
             elif self.problem is None:
-                leave = threading.Timer(_LEAVE_SECONDS, self.over.set)
+                leave = threading.Timer(_LEAVE_SECONDS, self._leave)
                 leave.daemon = True
                 leave.start()
             self.problem = problem
         else:
             self.problem = None
+
+    def _leave(self) -> None:
+        if self.problem is not None:  # nothing has mended it in the meantime
+            self.over.set()
 
     @contextmanager
     def _watch(self) -> Iterator[None]:
