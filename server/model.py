@@ -1,8 +1,12 @@
 """The whole model as the server holds it: what is aggregated of the clients, the back, and how well they do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from splitfed.data.batches import batches, count_batches
 from splitfed.data.dataset import FederatedData
@@ -16,7 +20,7 @@ from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
 from splitfed.split.auxiliary import first_round
-from splitfed.split.bounds import largest
+from splitfed.split.bounds import check_bounds, check_number, largest, most_norm
 from splitfed.split.client_part import ClientPart
 from splitfed.split.weights.initial import HeldByPhase
 
@@ -81,6 +85,28 @@ class Model:
             training.precision, self.scenario.data.workers,
         )  # fmt: skip
 
+    def look(self, where: str) -> None:
+        """Try whether the model can go on: pass some validation images, as a client and the server would a mini-batch.
+        Raises Diverged where activations at the cut, the loss or the back's gradient are absurd; nothing is learned."""
+        training, images = self.scenario.training, self.data.validation
+        rows = torch.arange(min(training.batch_size, len(images)))
+        (batch,) = batches(
+            images, rows, len(rows), Key(0), augment="none", mean=self.mean, std=self.std, epochs=1, shuffle=False
+        )
+        with evaluating(self.parts), autocast(training.precision, self.device):
+            with torch.no_grad():
+                smashed = self.front.encoder(self.front(batch.images.to(self.device)))
+            logits = self.parts.tail(self.back(self.back.decoder(smashed)))
+            loss = nn.functional.cross_entropy(logits.float(), batch.labels.to(self.device))
+        check_number("the loss on validation images", float(loss.detach()), where)
+        if not self.scenario.federation.splits:
+            return
+        check_bounds("smashed", smashed, where)
+        learns = [one for one in self.back.parameters() if one.requires_grad]
+        gradients = torch.autograd.grad(loss, learns, allow_unused=True) if learns else ()
+        norm = float(get_total_norm([one for one in gradients if one is not None]))
+        check_number("the norm of the gradient", norm, where, most_norm(training.server.clip))
+
     def validate(self) -> tuple[float, float]:
         """Return loss and accuracy on the validation split."""
         return self._evaluate(self.data.validation)
@@ -121,16 +147,26 @@ class AuxiliaryNet:
             self._held.at(self._round).part.beside.load_state_dict(state)
 
 
+@contextmanager
+def evaluating(parts: Parts) -> Iterator[None]:
+    """Have the parts in evaluation mode, and afterwards as they were."""
+    was_training = [part.training for part in parts]
+    for part in parts:
+        part.eval()
+    yield
+    for part, training in zip(parts, was_training, strict=True):
+        part.train(training)
+
+
 def evaluate(
     parts: Parts, images: Images, batch_size: int, mean: tuple[float, ...], std: tuple[float, ...],
     device: torch.device, precision: str, workers: int = 0,
 ) -> tuple[float, float]:  # fmt: skip
     """Return the mean loss and the accuracy (a share in [0, 1]) over all images."""
-    was_training = [part.training for part in parts]
-    model = parts.whole().eval()
+    model = parts.whole()
     loss, right = 0.0, 0
     rows = torch.arange(len(images))
-    with torch.inference_mode():
+    with evaluating(parts), torch.inference_mode():
         for batch in batches(
             images, rows, batch_size, Key(0), augment="none", workers=workers, mean=mean, std=std, epochs=1,
             shuffle=False,
@@ -140,6 +176,4 @@ def evaluate(
                 logits = model(batch.images.to(device))
             loss += float(nn.functional.cross_entropy(logits.float(), labels, reduction="sum"))
             right += int((logits.argmax(1) == labels).sum())
-    for part, training in zip(parts, was_training, strict=True):
-        part.train(training)
     return loss / len(images), right / len(images)

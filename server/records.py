@@ -42,6 +42,7 @@ class RunRecords:
         self._scores = Journal(folder / client_scores.NAME, client_scores.HEADER)
         progress = recovered.checkpoint.progress if recovered.checkpoint else None
         self.finished = progress.round if progress else -1
+        self._start = self.finished  # the round at whose outcome the open one begins
         self._before = progress.seconds if progress else 0.0
         self._began = time.monotonic()
 
@@ -105,16 +106,22 @@ class RunRecords:
                 {name: mark.sha256 for name, mark in grown.items() if mark.length} | self._fixed,
             )
         )  # fmt: skip
-        self.finished = round
+        self.finished = self._start = round
         self.ledger.forget_open()
 
     def unsound(self) -> set[str]:
         """Return where in what a checkpoint would hold there are arrays that are not finite."""
         return self._checkpoints.unsound()
 
-    def rewind(self) -> None:
-        """Bring back what the open round has changed of what is trained, as the last finished round left it."""
-        self._checkpoints.rewind(self.finished, *_TRAINED)
+    def rewind(self) -> int:
+        """Bring back what the open round has changed of what is trained, as the last finished round left it, or an
+        earlier one after `step_back`. Return which round that is."""
+        self._checkpoints.rewind(self._start, *_TRAINED)
+        return self._start
+
+    def step_back(self) -> None:
+        """Have the open round begin at what the round before left, where its checkpoint is still there."""
+        self._start = max([round for round in self._checkpoints.rounds() if round < self._start], default=self._start)
 
     def drop_round(self) -> None:
         """Move what the open round has sent to the waste."""

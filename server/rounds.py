@@ -24,6 +24,7 @@ from splitfed.server.cohort.attendance import Attendance, RoundPlan
 from splitfed.server.cohort.claims import Claims
 from splitfed.server.cohort.evaluate import EvaluateCall
 from splitfed.server.cohort.roster import Roster
+from splitfed.server.cohort.suspects import Suspects
 from splitfed.server.cohort.train import Cohort, Replies, TrainCall, absurd, failures, trained
 from splitfed.server.memory.memory import Memory
 from splitfed.server.model import Model
@@ -82,6 +83,7 @@ class Rounds:
         self._dismissed = False  # whether clients were told that they may leave
         self._failed: dict[int, str] = {}  # who failed since a client last finished a round, and why
         self._dropped: Diverged | None = None  # why the last round was dropped, if it was
+        self._suspects = Suspects(calls.train.refusals)
         # How it began: what a strategy of the user's own has infinite is its own affair.
         self._largest, self._unsound = model.largest(), records.unsound()
 
@@ -184,7 +186,7 @@ class Rounds:
 
     def _round(self, round: int) -> None:
         self.grid.begin(round)
-        asked = self._asked(round)
+        asked = self._asked(round) - self._suspects.out
         memory = self._memory(round)
         if memory is not None and not self.attendance.present(round, asked) and memory.store.samples:
             self._recall(round, memory)
@@ -205,19 +207,18 @@ class Rounds:
         seconds = aligned + self.attendance.lasted(round, plan, steps, drawn.examples, taken, begins)
         refused = absurd(round, replies) | (self.calls.train.refused if cohort.examples else {})
         failed = failures(replies)
-        if self.lent.waits and refused:  # whoever is refused alone, or again and again, ends the run for nobody
-            failed, refused = failed | {client: why.problem for client, why in refused.items()}, {}
-            if not taken:
-                self.records.rewind()  # what they have taught a shared back may be why
+        if self.lent.waits and refused and not taken:
+            self._suspects.leave_out(refused)
+            self._try_again(round, refused[min(refused)])
+            return
         self._failed = {} if taken else self._failed | failed
         outcome = Outcome(len(drawn.examples), seconds, phase=self.scenario.phase(round).settings.kind)
-        if refused and replies.keys() <= refused.keys():
+        if refused and not self.lent.waits and replies.keys() <= refused.keys():
             self._drop(round, refused[min(refused)], outcome)
             return
         sent = memory is not None and memory.store.growing
         if not taken and not sent and self._starts_again(round, failed):
             return
-        self._pause = 1.0
         self.calls.train.close(round, taken)
         if memory is not None:
             memory.close(drawn.examples)
@@ -232,11 +233,41 @@ class Rounds:
                     )
             self._examine(round, outcome)
         except Diverged as error:
-            self._drop(round, error, Outcome(len(drawn.examples), outcome.seconds, phase=outcome.phase))
+            if self.lent.waits:
+                standing = self.calls.train.standing(cohort, replies, before)
+                self._suspects.blame(round, standing or dict.fromkeys(drawn.examples, 0.0))
+                self._try_again(round, error)
+            else:
+                self._drop(round, error, Outcome(len(drawn.examples), outcome.seconds, phase=outcome.phase))
             return
         if taken:
             self._dropped = None
+        self._pause = 1.0
+        self._suspects.found(round)
         self._close(round, outcome)
+
+    def _try_again(self, round: int, error: Diverged) -> None:
+        """Have a round of a deployment start again, with whose outcome no training goes on: without those who are
+        suspected of that, and the strategy without what it keeps, which may be theirs too. Where nobody else is there,
+        all have a part in it again, after a pause that grows, and it begins one checkpoint earlier, if there is one:
+        what was taken before may be why."""
+        log.warning("round %d is dropped: %s", round, error.problem)
+        self.records.drop_round()
+        alone = not self.roster.online() - self._suspects.out
+        if alone:
+            self._suspects.acquit(round)
+            self.records.step_back()
+        start = self.records.rewind()
+        self.calls.train.strategy.restart()
+        if not alone:
+            log.warning("round %d starts again without: %s", round, ", ".join(map(str, sorted(self._suspects.out))))
+            return
+        log.warning(
+            "round %d came to nothing with all clients that are there: it starts again in %g s, with the model of "
+            "round %d; if it is the training that diverges, end the run and lower the learning rates",
+            round, self._pause, start,
+        )  # fmt: skip
+        self._wait()
 
     def _recall(self, round: int, memory: Memory) -> None:
         """Have a round that is a pass over memory: no client is asked, and none is waited for."""
@@ -284,6 +315,7 @@ class Rounds:
                 raise refused[0] if refused else told
             if validated:
                 outcome.validated = loss, accuracy
+        self.model.look(f"round {round}")
         most = most_weight(self._largest)
         check_number("the largest of the model's weights", self.model.largest(), f"round {round}", most)
         if unsound := sorted(self.records.unsound() - self._unsound):
@@ -295,12 +327,15 @@ class Rounds:
     def _drop(self, round: int, error: Diverged, outcome: Outcome) -> None:
         """Have the model as it was before a round with whose outcome no training goes on; the round counts, with nobody
         taken. Raises the Diverged of the first where two in a row are dropped, or the last round is and none before it
-        was taken."""
-        if self._dropped or not (self._goes_on(round) or any(row.examples for row, _ in self.records.history)):
+        was taken; but in a deployment, where it may be a client's doing, passes over memory go on to their end."""
+        alone = not (self._goes_on(round) or any(row.examples for row, _ in self.records.history))
+        if (self._dropped or alone) and not self.lent.waits:
             raise self._dropped or error
         log.warning("round %d is dropped, the model stays as it was before: %s", round, error)
         self._dropped = error
         self.records.rewind()
+        if self.lent.waits and self.calls.memory is not None:
+            self._suspects.forget(round, self.calls.memory)
         if self._validates(round):
             outcome.validated = self.model.validate()
         self._close(round, outcome)
@@ -343,9 +378,12 @@ class Rounds:
             log.warning("round %d: no client finished it; it starts again", round)
             return True
         log.warning("round %d: no client finished it; it starts again in %g s", round, self._pause)
+        self._wait()
+        return True
+
+    def _wait(self) -> None:
         time.sleep(self._pause)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-        return True
 
     def _finish(self) -> None:
         """Read the test split, once, and write the summary."""

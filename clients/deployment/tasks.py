@@ -19,7 +19,8 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from splitfed.engines.deployment.flower_tasks import acquire, connect, finish, heartbeat
-from splitfed.errors import SplitfedError
+from splitfed.errors import Diverged, SplitfedError
+from splitfed.wire.messages import DIVERGED
 
 _POLL_SECONDS = 0.2
 # The SuperNode is a child on this machine: where it does not answer for so long, it is gone.
@@ -104,8 +105,8 @@ class TaskLoop:
         try:
             return app(message, context), None
         except BaseException as error:
-            refusal = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason(error))
-            return Message(refusal, reply_to=message), error
+            code = DIVERGED if isinstance(error, Diverged) else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+            return Message(Error(code, reason(error)), reply_to=message), error
         finally:
             context.node_config = configured
 

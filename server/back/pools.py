@@ -8,17 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from splitfed.compression.expect import MOST_NUMBER
 from splitfed.errors import Diverged
 from splitfed.model.optim import OptimiserState, flatten, read_optimiser, set_lr, unflatten, write_optimiser
 from splitfed.model.optim_settings import SideConfig
-from splitfed.split.bounds import check_number
-
-_MOST_FINITE = torch.finfo(torch.float32).max
+from splitfed.split.bounds import check_number, most_norm
 
 
 class Trainer:
@@ -32,9 +28,9 @@ class Trainer:
         """Raise Diverged, and drop the gradients that were accumulated, where these and those of what was `sent` are
         not finite, or absurd and not to be clipped."""
         gradients = [one.grad for one in (*self.back.parameters(), *sent) if one.grad is not None]
-        most = MOST_NUMBER if self.side.clip is None else _MOST_FINITE
+        norm = float(get_total_norm(gradients))
         try:
-            check_number("the norm of the gradient", float(get_total_norm(gradients)), where, most)
+            check_number("the norm of the gradient", norm, where, most_norm(self.side.clip))
         except Diverged:
             self.clear()
             raise

@@ -7,6 +7,7 @@ from torch import Tensor
 from splitfed.run.ledger import Row
 from splitfed.seeds import Key
 from splitfed.server.back.session import SplitSession
+from splitfed.split.bounds import largest
 from splitfed.split.cut import Arrived
 from splitfed.wire.frame import Frame, Packed
 
@@ -55,6 +56,7 @@ class PrivateSession(SplitSession):
         rows = self._count(frame, "up", batch.examples)
         gradient = cut.corrected_tail(frame.tensors["tail_gradient"], waiting.features, waiting.sent)
         at_the_cut = self.context.passes.backward(self.trainer, batch, waiting.features, gradient)
+        self._note("tail_gradient", largest([gradient]))
         reply = cut.pack_gradient(frame, at_the_cut, None, waiting.key.at("rounding"), batch.visit)
         return reply, rows + self._count(reply, "down", batch.examples)
 

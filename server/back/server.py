@@ -56,6 +56,7 @@ class SplitServer:
         self._examples: dict[int, int] = {}
         self._most: dict[int, int] = {}
         self._sessions: dict[int, SplitSession] = {}
+        self.sent: dict[str, dict[int, float]] = {}  # by role, the largest magnitude of each client's
         self._store: Store | None = None
         self._lock = Lock()
 
@@ -81,7 +82,7 @@ class SplitServer:
             self._most = dict(most or {})
             self._pool.open_round(lr, sorted(examples))
             self._round = self._context(round, self._key.at(round), answer_every, store.cut if store else None)
-            self._examples, self._sessions = dict(examples), {}
+            self._examples, self._sessions, self.sent = dict(examples), {}, {}
             self._steps.begin(examples)
 
     def start_wave(self, clients: Collection[int]) -> None:
@@ -152,6 +153,8 @@ class SplitServer:
         self._steps.leave(client)  # it may wait for others: `shut` would wait with it
         if session:
             session.shut()
+            for role, most in session.most.items():
+                self.sent.setdefault(role, {})[client] = most
             if self._store is not None and session.refused:
                 self._store.drop(client)  # who sends what no training goes on with, of that nothing is kept
         with self._lock:

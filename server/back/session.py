@@ -170,6 +170,7 @@ class SplitSession(ClientSession):
         super().__init__(context, client)
         self.trainer, self._most, self.copies = trainer, most, copies
         self.batches = self.images = 0  # taken so far
+        self.most: dict[str, float] = {}  # the largest magnitude of what it has sent, by role
         self._losses = 0.0  # their sum, in the order in which the client adds them
 
     def _unpack(self, buffer: bytes) -> Frame:
@@ -203,8 +204,11 @@ class SplitSession(ClientSession):
         self._step += 1
         self.batches, self.images = self.batches + 1, self.images + batch.examples
         rows = self._count(frame, "up", batch.examples)
-        self.context.cut.check(batch)
+        self._note("smashed", self.context.cut.check(batch))
         return batch, rows, self.context.key.at(self.client, self._step)
+
+    def _note(self, role: str, magnitude: float) -> None:
+        self.most[role] = max(magnitude, self.most.get(role, 0.0))
 
     def _end(self, frame: Frame) -> tuple[Packed, list[Row]]:
         reply = super()._end(frame)

@@ -17,6 +17,7 @@ class Unsplit:
     def __init__(self, on_step: OnStep) -> None:
         self._on_step = on_step
         self._round, self._waiting = 0, set[int]()
+        self.sent: Mapping[str, Mapping[int, float]] = MappingProxyType({})
 
     def start_round(
         self, round: int, lr: float, examples: dict[int, int], most: Mapping[int, int] | None = None,

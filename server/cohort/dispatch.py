@@ -44,17 +44,18 @@ class Mail:
 
         What comes too late for a round that has ended is taken too, so that its bytes are counted, and forgotten."""
         wanted, came = numbers.union(self._late), {}
-        of_node = {self._sent[number][0]: number for number in wanted}  # in one process messages bear no number
+        asked = {self._sent[number]: number for number in wanted}  # in one process messages bear no number
+        of_node = {node: number for (node, _), number in asked.items()}
         for reply in self.grid.pull_messages(wanted):
-            number = reply.metadata.reply_to_message_id
+            number, node = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
             if number not in wanted:
-                number = of_node[reply.metadata.src_node_id]
-            asked = self._sent.pop(number)
+                number = asked.get((node, reply.metadata.message_type), of_node[node])
+            question = self._sent.pop(number)
             if number in self._late:
                 self._late.remove(number)
             if number in numbers:
                 # Of a client that is gone the SuperLink answers, in its own name.
-                fits = reply.has_error() or asked == (reply.metadata.src_node_id, reply.metadata.message_type)
+                fits = reply.has_error() or question == (reply.metadata.src_node_id, reply.metadata.message_type)
                 came[number] = reply if fits else refusal(reply, "it answers what nobody asked")
         return came
 

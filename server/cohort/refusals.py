@@ -39,6 +39,10 @@ class Refusals:
         if client in self.out:
             log.warning("round %d: client %d %s", round, client, self.why())
 
+    def forgive(self, round: int) -> None:
+        """Forget who was refused in a round, as it may be none of their doing."""
+        self._rounds = {client: rounds - {round} for client, rounds in self._rounds.items() if rounds - {round}}
+
     @staticmethod
     def why() -> str:
         """Return why a client is left out."""

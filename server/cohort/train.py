@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
 
-from flwr.app import ArrayRecord, Error, Message, MessageType, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 
 from splitfed.errors import Diverged, Refused, RunError
@@ -20,6 +21,7 @@ from splitfed.server.cohort.claims import Claims, Crossed
 from splitfed.server.cohort.dispatch import Dispatch, after
 from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.replies import Told, checked
+from splitfed.server.cohort.suspects import standing
 from splitfed.server.memory.store import Store
 from splitfed.server.weights.exchange import WeightExchange
 from splitfed.server.weights.strategy import Aggregation
@@ -28,6 +30,7 @@ from splitfed.wire.messages import (
     ABSURD,
     ARRAYS,
     CONFIG,
+    DIVERGED,
     LACKING,
     LOST,
     UNREACHED,
@@ -170,6 +173,16 @@ class TrainCall:
         seen = sum(cohort.weights[client] for client in taken)
         return arrays, math.fsum(cohort.weights[client] / seen * losses[client] for client in taken)
 
+    def standing(self, cohort: Cohort, replies: Replies, before: ArrayRecord) -> dict[int, float]:
+        """Return how far each of those who were taken in a round that began with these weights stands out by what it
+        sent: the length of its front's update, and the largest number that crossed."""
+        taken, lengths = trained(replies), dict[int, float]()
+        for client in [client for client in cohort.examples if client in taken]:
+            if (front := taken[client].content.array_records.get(ARRAYS)) is not None:
+                lengths[client] = math.hypot(*(_distance(front[name], before[name]) for name in front))
+                before = front if self._hands_on else before
+        return standing([lengths, *self.split.sent.values()], taken)
+
     def _exchange(self, round: int, cohort: Cohort, arrays: ArrayRecord, plan: RoundPlan) -> Replies:
         finish = _Finish(self._enough, self._seconds)
         nodes, examples = cohort.nodes, cohort.examples
@@ -251,6 +264,10 @@ class TrainCall:
         return None if last is None else taken[last].content.array_records[ARRAYS]
 
 
+def _distance(one: Array, other: Array) -> float:
+    return float(np.linalg.norm(one.numpy() - other.numpy()))
+
+
 def _orders(round: int, arrays: ArrayRecord, nodes: list[int]) -> dict[int, Message]:
     """Return the messages of a round in which no strategy has a say, by the node that each is for."""
     content = RecordDict({ARRAYS: arrays, CONFIG: Order(round, "", "").write()})
@@ -289,11 +306,11 @@ def failures(replies: Replies) -> dict[int, str]:
 
 
 def absurd(round: int, replies: Replies) -> dict[int, Diverged]:
-    """Return whose replies were refused for their numbers, and why."""
+    """Return whose replies were refused for their numbers, or who says that its own are such, and why."""
     return {
         client: Diverged(f"round {round}, client {client}", str(reply.error.reason), ("client",))
         for client, reply in replies.items()
-        if reply is not None and _code(reply) == ABSURD
+        if reply is not None and _code(reply) in (ABSURD, DIVERGED)
     }
 
 

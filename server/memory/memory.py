@@ -13,6 +13,7 @@ from splitfed.server.back.server import SplitServer
 from splitfed.server.memory.alter import Alter
 from splitfed.server.memory.replay import replay
 from splitfed.server.memory.store import Store
+from splitfed.split.bounds import largest
 
 # What share of a pass may come to nothing, as its loss is no number, before the pass does.
 _MOST_SPOILT = 0.5
@@ -70,6 +71,14 @@ class Memory:
     def steps(self) -> int:
         """Return about how many mini-batches a pass takes."""
         return max(1, -(-self.store.samples // self._batch))
+
+    def largest(self) -> dict[int, float]:
+        """Return the largest magnitude in what is kept of each client."""
+        most: dict[int, float] = {}
+        for place in self.store.places():
+            client = place.segment.client
+            most[client] = max(most.get(client, 0.0), largest([self.store.read(place).smashed]))
+        return most
 
     def forget_all_but(self, joined: Collection[int], round: int) -> None:
         """Forget who has left, where only those who are there count."""

@@ -15,6 +15,7 @@ from splitfed.compression.expect import MOST_NUMBER
 from splitfed.errors import Diverged
 
 _SIDES = ("client", "server")
+_MOST_FINITE = torch.finfo(torch.float32).max
 
 
 def largest(tensors: Iterable[Tensor]) -> float:
@@ -31,6 +32,11 @@ def check_number(
     may be the cause."""
     if not abs(number) <= most:
         raise Diverged(str(where), out_of_bounds(what, number, most), sides)
+
+
+def most_norm(clip: float | None) -> float:
+    """Return how large the norm of a gradient may be: what is clipped need only be finite."""
+    return MOST_NUMBER if clip is None else _MOST_FINITE
 
 
 def check_bounds(

@@ -31,7 +31,7 @@ from splitfed.compression.reducers.trained.layers import IDENTITY
 from splitfed.errors import CodecError, Diverged, WireError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
-from splitfed.split.bounds import check_bounds
+from splitfed.split.bounds import check_bounds, check_number, largest
 from splitfed.split.computing.rehearsal import PLACE, Crossed, RandomBatch
 from splitfed.split.copies import Copies, CutCopies, Entry, Visit
 from splitfed.split.ending import ENDING
@@ -172,11 +172,14 @@ class Cut:
         smashed = self.kept.came_up(visit, frame.tensors, found).to(self.device)
         return Arrived(frame, smashed, targets, side, examples, visit, answered)
 
-    def check(self, batch: Arrived) -> None:
-        """Raise Diverged for a mini-batch that holds numbers with which no training goes on."""
-        check_bounds("smashed", batch.smashed, batch.frame.place)
+    def check(self, batch: Arrived) -> float:
+        """Return the largest magnitude of what was smashed. Raises Diverged for a mini-batch that holds numbers with
+        which no training goes on."""
+        most = largest([batch.smashed])
+        check_number("smashed", most, batch.frame.place)
         if batch.targets.is_floating_point():
             check_bounds("a target", batch.targets, batch.frame.place, MOST_TARGET)
+        return most
 
     def _count(self, frame: Frame, name: str) -> int:
         count = frame.meta.pop(name, None)

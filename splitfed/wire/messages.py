@@ -41,6 +41,7 @@ _REPLIES: dict[str, tuple[set[str], ...]] = {
 # Error codes of ours; Flower's own end at a hundred.
 UNTAKEN = 2000  # a reply whose content the server refuses
 ABSURD = 2005  # one that it refuses for numbers that no training makes
+DIVERGED = 2006  # a client that cannot go on, as its own numbers are such
 VANISHED = 2001  # a client that vanishes as it was told to
 LACKING = 2002  # a client that has not, or not any more, what the server's message builds on
 LOST = 2003  # a client that has not any more what it kept of itself, and that nobody can send it
