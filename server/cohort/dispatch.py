@@ -15,6 +15,7 @@ _PAUSE, _LONGEST_PAUSE, _SHARE = 0.1, 0.5, 0.05
 _LOOK_SECONDS, _SAY_SECONDS = 2.0, 20.0
 # So many replies of a node that nobody waits for any more: one that never answers would be asked for more at each look.
 _MOST_LATE = 8
+_MOST_LATE_IN_ALL = 1024
 
 
 class Mail:
@@ -63,7 +64,8 @@ class Mail:
         """Wait no longer for the reply to a message; the latest of a node are still looked for."""
         self._late.append(number)
         node = self.node(number)
-        for old in [late for late in self._late if self.node(late) == node][:-_MOST_LATE]:
+        of_node = [late for late in self._late if self.node(late) == node]
+        for old in of_node[:-_MOST_LATE] or self._late[:-_MOST_LATE_IN_ALL]:
             self._late.remove(old)
             del self._sent[old]
 

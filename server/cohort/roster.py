@@ -1,7 +1,7 @@
 """Which node is which client, and how many images it holds: asked of every node when it first appears."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from logging import getLogger
@@ -14,6 +14,7 @@ from splitfed.errors import RunError, WireError
 from splitfed.server.cohort.claims import Claims
 from splitfed.server.cohort.dispatch import Mail
 from splitfed.server.cohort.refusals import Refusals
+from splitfed.server.cohort.sparing import Sparing, worth_telling
 from splitfed.server.cohort.yardstick import Yardstick
 from splitfed.wire.messages import CONFIG, GOODBYE, REFUSED, UNTAKEN, Identity, Question, Refusal
 
@@ -22,7 +23,8 @@ log = getLogger("splitfed")
 _PAUSE, _ASK_AGAIN, _LONGEST, _FAREWELL = 0.2, 15.0, 3600.0, 3.0  # seconds
 # Of one that is silent for ever the latest count, and of those who are refused not each gets a line: where there are no
 # keys anybody may make nodes, one after another.
-_QUESTIONS, _LINES, _LINES_SECONDS = 4, 20, 60.0
+_QUESTIONS, _LINES = 4, 20
+_MOST_REFUSED = 1000  # of nodes that were refused a moment ago
 _GOODBYE = 10.0  # seconds; a SuperNode looks every 3
 
 
@@ -56,7 +58,8 @@ class Roster:
         self._asked: dict[str, int] = {}
         self._silent: dict[int, _Silent] = {}
         self._refused: dict[int, tuple[str, float]] = {}
-        self._told = deque[float](maxlen=_LINES + 2 * clients)
+        self._lines = Sparing(_LINES + 2 * clients)
+        self._joined = Counter[int]()
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many images each client trains on."""
@@ -109,9 +112,7 @@ class Roster:
             raise RunError(problem)
         now = time.monotonic()
         if self._refused.get(node, ("", 0.0))[0] != problem:
-            if len(self._told) < (self._told.maxlen or 0) or now - self._told[0] > _LINES_SECONDS:
-                self._told.append(now)
-                log.warning("%s", problem)
+            self._lines.warn(problem)
             if not knows:
                 self._tell(node, problem)
         self._refused[node] = problem, now
@@ -156,9 +157,8 @@ class Roster:
             # Who has left may have been restarted; the answer of one that left at once may still be on its way.
             if now - silent.seen > _FAREWELL:
                 self._forget(node)
-        self._refused = {
-            node: told for node, told in self._refused.items() if node in there or now - told[1] < _ASK_AGAIN
-        }
+        still = [(node, told) for node, told in self._refused.items() if node in there or now - told[1] < _ASK_AGAIN]
+        self._refused = dict(sorted(still, key=lambda one: (one[0] in there, one[1][1]))[-_MOST_REFUSED:])
         recently = {node for node, (_, when) in self._refused.items() if now - when < _ASK_AGAIN}
         for node in sorted(there - set(self.nodes.values()) - recently):
             silent = self._silent.get(node, _Silent(now, now))
@@ -211,7 +211,8 @@ class Roster:
         if self.yardstick is not None:
             self.yardstick.tell(client, identity.images_bytes)
         self.grid.introduce(node, client)
-        if self.waits:
+        self._joined[client] += 1
+        if self.waits and worth_telling(self._joined[client]):
             self.joined(client, examples, sorted(set(range(self.clients)) - set(self.nodes)))
 
 

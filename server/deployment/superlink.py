@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import hmac
 import ipaddress
+import logging
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -142,9 +143,12 @@ def main() -> None:
     from flwr.superlink.main import create_app
     from flwr.superlink.servicer.fleet import fleet_handlers
 
+    from splitfed.server.deployment import tidy
     from splitfed.server.deployment.keys import signer
     from splitfed.server.deployment.nodes import counted
 
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # else a line for each request, whoever's
+    tidy.keep_short()
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--silence", type=float, required=True)
     parser.add_argument("--most-bytes", type=Path, required=True)
@@ -163,7 +167,10 @@ def main() -> None:
     ) -> tuple[bool, list[str]]:
         return store(state, message, few_parts(object_tree), session_id)
 
-    sql_linkstate.SqlLinkState.store_message_and_object_tree = bounded  # type: ignore[assignment,method-assign]
+    taken_in = tidy.few_waiting(bounded)
+    sql_linkstate.SqlLinkState.store_message_and_object_tree = taken_in  # type: ignore[assignment,method-assign]
+    deleted = tidy.whole(sql_linkstate.SqlLinkState.delete_messages)
+    sql_linkstate.SqlLinkState.delete_messages = deleted  # type: ignore[method-assign]
 
     if ours.most_nodes is not None:
         create = counted(sql_linkstate.SqlLinkState.create_node, ours.most_nodes)

@@ -20,6 +20,9 @@ from splitfed.server.weights.exchange import WeightExchange
 from splitfed.wire.messages import ABSURD, ARRAYS, METRICS, UNTAKEN, WIRE, Weights, declared
 from splitfed.wire.records import shown
 
+# Of each client: what is late of those before them counts as nobody's.
+_MOST_NODES = 4
+
 
 class WireGrid(Grid):
     """Wraps a grid; `exchanges` carry the weights in messages of each type."""
@@ -34,8 +37,11 @@ class WireGrid(Grid):
         self._round = round
 
     def introduce(self, node: int, client: int) -> None:
-        """Learn which client a node is; what crosses before that counts as nobody's (-1)."""
+        """Learn which client a node is, of its last few; what crosses before that counts as nobody's (-1)."""
+        self._clients.pop(node, None)
         self._clients[node] = client
+        for old in [one for one, of in self._clients.items() if of == client][:-_MOST_NODES]:
+            del self._clients[old]
 
     def set_run(self, run) -> None:
         """Pass on."""

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from threading import Lock
@@ -24,6 +24,8 @@ ROLES = (
 COLUMNS = (
     "round", "step", "client", "direction", "plane", "role", "raw_bytes", "reduced_bytes", "coded_bytes", "sent_bytes",
 )  # fmt: skip
+# Rows of a round that are nobody's: of more, which strangers may cause, the sums are written when the round ends.
+_MOST_OF_NOBODY = 4096
 NAME, WASTED = "ledger.csv", "wasted.csv"
 HEADER = ",".join(COLUMNS) + "\n"
 WASTED_HEADER = f"attempt,{HEADER}"
@@ -127,6 +129,8 @@ class Ledger:
         self.wasted = wasted
         self.hears: Callable[[list[Row]], None] | None = None
         self._file: FileIO | None = None
+        self._of_nobody = 0  # rows of the open round
+        self._summed: dict[tuple[Direction, str], Row] = {}  # the rows that are more
         self._failed: WriteError | None = None
         self._lock = Lock()
         self._journal = Journal(folder / NAME, HEADER)
@@ -148,11 +152,23 @@ class Ledger:
         with self._lock, self._remembered(), told(self._open_path):
             if self._file is None:
                 self._file = open(self._open_path, "ab", buffering=0)  # noqa: SIM115 - open until the round ends
-            add(self._file, "".join(row.line() for row in rows))
+            add(self._file, "".join(row.line() for row in rows if not self._sums(row)))
             for row in rows:
                 self.open.add(row)
             if self.hears is not None:
                 self.hears(rows)
+
+    def _sums(self, row: Row) -> bool:
+        """Tell whether a row is one of those of which only the sum is written, and add it to that."""
+        if row.client != -1:
+            return False
+        self._of_nobody += 1
+        if self._of_nobody <= _MOST_OF_NOBODY:
+            return False
+        key = row.direction, row.role
+        before = self._summed.get(key)
+        self._summed[key] = row if before is None else replace(before, sizes=before.sizes + row.sizes)
+        return True
 
     def retried(self, rows: list[Row]) -> None:
         """Count rows that were sent once more, after a stream had broken: as wasted. Raises WriteError."""
@@ -169,9 +185,11 @@ class Ledger:
             raise
 
     def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        summed, self._of_nobody, self._summed = self._summed, 0, {}
+        if file is not None:
+            with told(self._open_path), file:
+                add(file, "".join(row.line() for row in summed.values()))
 
     def commit(self) -> Totals:
         """End the open round: append its rows to `ledger.csv`, on disk when this returns, and return its sums. Raises

@@ -83,7 +83,8 @@ class Child:
     def tail(self, lines: int = 40) -> str:
         """Return the last lines that this process wrote."""
         with open(self.log, "rb") as file:
-            file.seek(self._from)
+            written = file.seek(0, os.SEEK_END)
+            file.seek(self._from if self._from <= written else 0)  # it may have begun anew
             return "\n".join(_COLOUR.sub("", file.read().decode(errors="replace")).splitlines()[-lines:])
 
     def why(self) -> str:

@@ -219,16 +219,24 @@ def test_clients_that_train_a_shared_back_at_once_do_not_wait_for_each_other(tmp
 
 
 class Killer(Observer):
-    """Kills one client's process as soon as one trains."""
+    """Kills one client's process as soon as one trains. That one waits for what this returns, and no other is in turn:
+    a process that has just done something else may be called busy for a moment."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.killed = folder, False
 
     def progress(self, round: int, share: float) -> None:
-        busy = [line for line in left_behind(self.folder) if "ClientAppActor.run" in line]
-        if busy and not self.killed:
-            self.killed = True
-            os.kill(int(busy[0].partition(":")[0]), signal.SIGKILL)
+        if self.killed:
+            return
+        end = time.monotonic() + 60
+        while len(busy := self._busy()) != 1:
+            assert time.monotonic() < end, busy
+            time.sleep(0.1)
+        self.killed = True
+        os.kill(int(busy[0].partition(":")[0]), signal.SIGKILL)
+
+    def _busy(self) -> list[str]:
+        return [line for line in left_behind(self.folder) if "ClientAppActor.run" in line]
 
 
 @pytest.mark.slow
