@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from splitfed.compression.codecs.base import Codec, Decoder, Packet
+from splitfed.compression.codecs.base import Buffer, Decoder, Packet
 from splitfed.compression.codecs.bits import pack, packed_size, unpack
-from splitfed.compression.codecs.buffers import FLOATS, bounds_fit, float_dtype, from_buffer, to_buffer
+from splitfed.compression.codecs.buffers import FLOATS, bounds_fit, from_buffer, to_buffer
 from splitfed.compression.codecs.choices import MOST_CENTROIDS, MOST_SUBVECTORS
-from splitfed.compression.codecs.integers import encode_integers
+from splitfed.compression.codecs.transform.rows import RowCodec
 from splitfed.compression.kmeans import fit
-from splitfed.errors import CodecError, NotFinite, WireError
+from splitfed.errors import NotFinite, WireError
 from splitfed.seeds import Key
 
 TAG = "fedlite"
@@ -76,35 +76,29 @@ class Division:
         return rows[:, : self.width].contiguous()
 
 
-class FedLiteCodec(Codec):
+class FedLiteCodec(RowCodec):
     """Writes a header, codebooks in float32 `[groups, centroids, length]`, and the packed numbers of centroids.
 
     What comes back errs no more, summed over its squares, than if each subvector were replaced by its group's mean. The
-    same where there are fewer subvectors than centroids: then each is its own, exact but for float rounding. Integers
-    are packed instead.
+    same where there are fewer subvectors than centroids: then each is its own, exact but for float rounding.
     """
+
+    tag = TAG
 
     def __init__(self, subvectors: int, groups: int, centroids: int, iterations: int, correction: float) -> None:
         self.subvectors, self.groups, self.centroids = subvectors, groups, centroids
         self.iterations, self.correction = iterations, correction
 
-    def encode(self, tensor: Tensor, key: Key) -> Packet:
-        """Encode a tensor of any shape; CodecError for NaN, infinity and what float32 cannot hold."""
-        if tensor.dtype == torch.int64:
-            return encode_integers(tensor)
-        dtype, shape = float_dtype(tensor), tuple(tensor.shape)
-        if not tensor.numel():
-            return Packet(TAG, dtype, shape, b"")
-        if not bounds_fit(tensor.detach(), torch.float32):
-            raise CodecError("the tensor holds NaN, infinity or numbers beyond the range of float32")
-        division = Division.of(shape, self.subvectors, self.groups, self.centroids)
-        rows = tensor.detach().reshape(division.rows, division.width).to(torch.float32)
+    def write(self, rows: Tensor, key: Key) -> Buffer:
+        """Return the bytes of rows `[R, D]`."""
+        division = Division.of(tuple(rows.shape), self.subvectors, self.groups, self.centroids)
+        rows = rows.to(torch.float32)
         codebooks, numbers = fit(division.split(rows), division.centroids, key, self.iterations)
         header = bytearray(_HEADER.pack(self.subvectors, self.groups, self.centroids))
         parts = [torch.frombuffer(header, dtype=torch.uint8).to(rows.device), codebooks.view(-1).view(torch.uint8)]
         if division.bits:
             parts.append(pack(numbers.to(torch.uint8).view(-1), division.bits))
-        return Packet(TAG, dtype, shape, to_buffer(torch.cat(parts)))
+        return to_buffer(torch.cat(parts))
 
 
 def _size(shape: tuple[int, ...]) -> int | range:

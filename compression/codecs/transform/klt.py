@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splitfed.compression.codecs.base import Codec, Decoder, Packet
-from splitfed.compression.codecs.buffers import FLOATS, bounds_fit, float_dtype
-from splitfed.compression.codecs.integers import encode_integers
+from splitfed.compression.codecs.base import Buffer, Decoder, Packet
+from splitfed.compression.codecs.buffers import FLOATS
 from splitfed.compression.codecs.transform import rans
-from splitfed.errors import CodecError, NotFinite, WireError
+from splitfed.compression.codecs.transform.rows import RowCodec
+from splitfed.errors import NotFinite, WireError
 from splitfed.seeds import Key
 
 TAG = "klt"
@@ -54,26 +54,21 @@ class Basis:
         return torch.ldexp(self.vectors.double(), -self.bits.unsqueeze(1))
 
 
-class KltCodec(Codec):
+class KltCodec(RowCodec):
     """Writes each row of the last dimension as coefficients of the directions in which the tensor's rows vary most.
 
     `snr`, in dB, is the variance of the rows over the mean-square error that is aimed at. How many bytes that takes
-    depends on the values: rows that have much in common take few. Integers are packed instead.
+    depends on the values: rows that have much in common take few.
     """
+
+    tag = TAG
 
     def __init__(self, snr: float) -> None:
         self.snr = snr
 
-    def encode(self, tensor: Tensor, key: Key) -> Packet:
-        """Encode a tensor of any shape; CodecError for NaN, infinity and what float32 cannot hold."""
-        if tensor.dtype == torch.int64:
-            return encode_integers(tensor)
-        dtype, shape = float_dtype(tensor), tuple(tensor.shape)
-        if not tensor.numel():
-            return Packet(TAG, dtype, shape, b"")
-        if not bounds_fit(tensor.detach(), torch.float32):
-            raise CodecError("the tensor holds NaN, infinity or numbers beyond the range of float32")
-        rows = tensor.detach().cpu().double().reshape(prod(shape[:-1]), -1)
+    def write(self, rows: Tensor, key: Key) -> Buffer:
+        """Return the bytes of rows `[R, D]`."""
+        rows = rows.cpu().double()
         middle = rows.mean(0)
         variances, directions = _principal(rows - middle)
         error = float(variances.sum()) * 10 ** (-self.snr / 10)
@@ -86,7 +81,7 @@ class KltCodec(Codec):
         wider = max(finer, -_WIDEST, frexp(float(middle.abs().max()) / step / rans.MOST)[1])
         mean = (middle / (step * 2.0**wider)).round()
         coefficients = _fit(rows - mean * (step * 2.0**wider), basis)
-        return Packet(TAG, dtype, shape, _write(mean, wider, basis, coefficients))
+        return _write(mean, wider, basis, coefficients)
 
 
 def _rounded_up(value: float) -> float:

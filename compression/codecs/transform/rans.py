@@ -2,7 +2,8 @@
 
 A number's magnitude is told by a class, two to each octave from 4 on, and by the bits below, which are stored as they
 are. How often each class occurs is told per group, to an eighth of an octave. Many states take turns (arXiv 1402.3392),
-so that numpy moves all of them at once; everything is done in integers, so that any two machines agree.
+so that numpy moves all of them at once, or, where they are few, Python one after another: what is written is the same.
+Everything is done in integers, so that any two machines agree.
 
     tables | states, uint32 each | words, uint16 each | bits below the classes
 """
@@ -21,7 +22,10 @@ _SUM_BITS, _WORD_BITS = 12, 16
 _SUM, _WORD = 1 << _SUM_BITS, 1 << _WORD_BITS
 _LEAST = _WORD  # of a state between two numbers; it is below _WORD times as much
 _EACH = 1024  # numbers that a state is worth its 4 bytes for
+_FEW = 32  # states of which numpy moves all no faster than Python moves each
 _FREE = _SUM  # a class that is sure costs nothing: what fills the last turn
+
+_CUT_OFF = "coded numbers are cut off"
 
 Ints = NDArray[np.int64]
 
@@ -47,17 +51,37 @@ def encode(groups: Sequence[Ints]) -> bytes:
     counts = np.array(tables, np.int64).reshape(-1, _CLASSES)
     starts = np.cumsum(counts, axis=1) - counts
     lanes = _lanes(flat.size)
-    share, first = (_turns(each[owner, classes], lanes, fill) for each, fill in ((counts, _FREE), (starts, 0)))
-    states, words = np.full(lanes, _LEAST, np.int64), []
-    for f, c in zip(share[::-1], first[::-1], strict=True):
+    walk = _write_each if lanes < _FEW else _write_all
+    states, words = walk(counts[owner, classes], starts[owner, classes], lanes)
+    return b"".join([*codes, states.astype("<u4").tobytes(), words.astype("<u2").tobytes(), _pack(below, widths)])
+
+
+def _write_all(shares: Ints, firsts: Ints, lanes: int) -> tuple[Ints, Ints]:
+    """Return the states, and the words that they left, of numbers whose classes have so many places from these on."""
+    turns = zip(_turns(shares, lanes, _FREE)[::-1], _turns(firsts, lanes, 0)[::-1], strict=True)
+    states, words = np.full(lanes, _LEAST, np.int64), [np.zeros(0, np.int64)]
+    for f, c in turns:
         full = np.flatnonzero(states >= f << (32 - _SUM_BITS))
         if full.size:
-            words.append((states[full] & (_WORD - 1)).astype("<u2"))
+            words.append(states[full] & (_WORD - 1))
             states[full] >>= _WORD_BITS
         whole = states // f
         states += whole * (_SUM - f) + c
-    parts = [*codes, states.astype("<u4").tobytes(), *(word.tobytes() for word in reversed(words))]
-    return b"".join([*parts, _pack(below, widths)])
+    return states, np.concatenate(words[::-1])
+
+
+def _write_each(shares: Ints, firsts: Ints, lanes: int) -> tuple[Ints, Ints]:
+    """Return the same, one number after another, the last one first."""
+    states, words = [_LEAST] * lanes, []
+    lane = (shares.size - 1) % lanes if lanes else 0
+    for f, c in zip(shares[::-1].tolist(), firsts[::-1].tolist(), strict=True):
+        state = states[lane]
+        if state >= f << (32 - _SUM_BITS):
+            words.append(state & (_WORD - 1))
+            state >>= _WORD_BITS
+        states[lane] = state + state // f * (_SUM - f) + c
+        lane = (lane or lanes) - 1
+    return np.array(states, np.int64), np.array(words[::-1], np.int64)
 
 
 def decode(buffer: bytes | memoryview, sizes: Sequence[int]) -> list[Ints]:
@@ -69,7 +93,7 @@ def decode(buffer: bytes | memoryview, sizes: Sequence[int]) -> list[Ints]:
             raise WireError("a table of how often numbers occur is cut off, or too long")
         tables.append(_table(data[at + 1 : at + 1 + length]))
         at += 1 + length
-    total, lanes = sum(sizes), _lanes(sum(sizes))
+    lanes = _lanes(sum(sizes))
     if at + 4 * lanes > data.size:
         raise WireError("the states of coded numbers are cut off")
     states = data[at : at + 4 * lanes].view("<u4").astype(np.int64)
@@ -77,11 +101,21 @@ def decode(buffer: bytes | memoryview, sizes: Sequence[int]) -> list[Ints]:
     if lanes and int(states.min()) < _LEAST:
         raise WireError("a state of coded numbers is one that no encoder leaves")
     words = data[at : at + (data.size - at) // 2 * 2].view("<u2").astype(np.int64)
+    walk = _read_each if lanes < _FEW else _read_all
+    found, taken, states = walk(tables, sizes, states, words)
+    if (states != _LEAST).any():
+        raise WireError("coded numbers do not end where they began")
+    flat = _declassify(found, data[at + 2 * taken :])
+    return np.split(flat, np.cumsum(sizes)[:-1]) if sizes else []
+
+
+def _read_all(tables: list[Ints], sizes: Sequence[int], states: Ints, words: Ints) -> tuple[Ints, int, Ints]:
+    """Return the classes of numbers, how many words tell them, and in which states that ends. Raises WireError."""
     # A class for each of the places that it has, and one table more, for what fills the last turn.
     counts = np.array([*tables, [_FREE] + [0] * (_CLASSES - 1)], np.int64)
     starts = np.cumsum(counts, axis=1) - counts
     places = np.stack([np.repeat(np.arange(_CLASSES), row) for row in counts])
-    owner = _turns(np.repeat(np.arange(len(sizes)), sizes), lanes, len(sizes))
+    owner = _turns(np.repeat(np.arange(len(sizes)), sizes), states.size, len(sizes))
     found, taken = np.empty(owner.shape, np.int64), 0
     for turn, table in enumerate(owner):
         low = states & (_SUM - 1)
@@ -92,13 +126,32 @@ def decode(buffer: bytes | memoryview, sizes: Sequence[int]) -> list[Ints]:
         if empty.size:
             fresh = words[taken : taken + empty.size]
             if fresh.size < empty.size:
-                raise WireError("coded numbers are cut off")
+                raise WireError(_CUT_OFF)
             states[empty] = (states[empty] << _WORD_BITS) | fresh
             taken += empty.size
-    if lanes and (states != _LEAST).any():
-        raise WireError("coded numbers do not end where they began")
-    flat = _declassify(found.reshape(-1)[:total], data[at + 2 * taken :])
-    return np.split(flat, np.cumsum(sizes)[:-1]) if sizes else []
+    return found.reshape(-1)[: sum(sizes)], taken, states
+
+
+def _read_each(tables: list[Ints], sizes: Sequence[int], states: Ints, words: Ints) -> tuple[Ints, int, Ints]:
+    """Return the same, one number after another."""
+    lanes, fresh, found, taken, lane = states.tolist(), words.tolist(), list[int](), 0, 0
+    for counts, size in zip(tables, sizes, strict=True):
+        shares, places = counts.tolist(), np.repeat(np.arange(_CLASSES), counts).tolist()
+        starts = (np.cumsum(counts) - counts).tolist()
+        for _ in range(size):
+            state = lanes[lane]
+            low = state & (_SUM - 1)
+            kind = places[low]
+            state = shares[kind] * (state >> _SUM_BITS) + low - starts[kind]
+            if state < _LEAST:
+                if taken == len(fresh):
+                    raise WireError(_CUT_OFF)
+                state = (state << _WORD_BITS) | fresh[taken]
+                taken += 1
+            lanes[lane] = state
+            lane = lane + 1 if lane + 1 < len(lanes) else 0
+            found.append(kind)
+    return np.array(found, np.int64), taken, np.array(lanes, np.int64)
 
 
 def _lanes(numbers: int) -> int:

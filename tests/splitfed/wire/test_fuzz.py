@@ -48,6 +48,9 @@ PLANS = {
     "local": ["federation.mode=sfl-v1", "phases=[{kind: local, upload_every: 1}]"],
     "memory": ["federation.mode=sfl-v2", "phases=[{kind: gradient, rounds: 1}, frozen]", "memory={disk: 1GB}",
                "federation.rounds=3"],
+    "transformed": ["federation.mode=sfl-v1", "compression.smashed.codec={kind: klt, snr: 12}",
+                    "compression.cut_gradient.codec={kind: klt, snr: 9}",
+                    "compression.front_weights.codec={kind: klt, snr: 30}"],
     "quantised": ["federation.mode=sfl-v2", "compression.smashed.codec={kind: uniform, bits: 3, rounding: stochastic}"],
 }  # fmt: skip
 
@@ -67,7 +70,7 @@ KINDS = ["query", "query.refused", "query.goodbye", "query.done", "train", "trai
 # Anything that a header can hold.
 LEAVES = st.one_of(
     st.none(), st.booleans(), INTS, FLOATS, st.text(max_size=9), st.binary(max_size=9),
-    st.sampled_from(["raw", "zstd", "int", "uniform4", "float16", "float32", "int64", "smashed", "end", "step"]),
+    st.sampled_from(["raw", "zstd", "int", "uniform4", "klt", "float16", "float32", "int64", "smashed", "end", "step"]),
 )  # fmt: skip
 ANYTHING = st.recursive(
     LEAVES, lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=3), x, max_size=3), max_leaves=6
