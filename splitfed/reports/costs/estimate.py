@@ -1,8 +1,9 @@
 """What a scenario will cost, before it runs: bytes by role, memory and time, from one step on random images.
 
 Sizes after the codec follow from shapes alone, so they are what a run sends but for the lossless stage, which only
-makes them smaller; but packed integers, such as the gaps of top-k, take the bits of the largest, which is a guess.
-Nothing is trained and nothing is kept; weights are random, and images too.
+makes them smaller; but packed integers, such as the gaps of top-k, take the bits of the largest, which is a guess, and
+the bytes of `klt` are those of random rows that vary as those of a pretrained front do (`RandomBatch`). Nothing is
+trained and nothing is kept; weights are random, and images too.
 """
 
 from collections.abc import Mapping

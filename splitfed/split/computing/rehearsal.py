@@ -34,12 +34,23 @@ def pairs(frames: Iterable[Crossed]) -> list[Pair]:
     return list(zip(sizes[::2], sizes[1::2], strict=True))
 
 
+# How the variances of rows fall, the k-th largest as k to minus this: measured behind three blocks of a pretrained
+# DeiT-Tiny, whose activations of photographs of 32 and of 224 px, and their gradients, `klt` wrote in as many bytes as
+# such random rows, give or take a fifth. Behind random weights they took an eighth of that, and rows of equal variance
+# more than twice as many.
+_ACTIVATIONS, _GRADIENTS = 1.25, 1.0
+
+
 class RandomBatch:
-    """A mini-batch of random activations, attention and labels, drawn from one key alone."""
+    """A mini-batch of random activations, attention and labels, drawn from one key alone.
+
+    What depends on values and not on shapes alone, such as the bytes of a codec that looks for what rows have in
+    common, is told as for a pretrained front. One that starts from random weights sends less at first."""
 
     def __init__(self, examples: int, geometry: Geometry, key: Key, device: torch.device) -> None:
         self._generator, self._device = key.generator(), device
-        self.activations = self.like((examples, geometry.tokens, geometry.width)).requires_grad_()
+        shape = (examples, geometry.tokens, geometry.width)
+        self.activations = self._rows(shape, _ACTIVATIONS).requires_grad_()
         self._attention = torch.rand(examples, geometry.tokens, generator=self._generator).to(device)
         self.labels = torch.randint(geometry.classes, (examples,), generator=self._generator).to(device)
 
@@ -51,5 +62,14 @@ class RandomBatch:
         return self._attention / self._attention.sum(1, True)
 
     def like(self, shape: tuple[int, ...]) -> Tensor:
-        """Return random numbers of this shape: what a part of the model might make of the batch."""
-        return torch.randn(shape, generator=self._generator).to(self._device)
+        """Return random numbers of this shape: what might be the gradient of a part of the model."""
+        return self._rows(shape, _GRADIENTS)
+
+    def _rows(self, shape: tuple[int, ...], fall: float) -> Tensor:
+        """Return numbers of mean variance 1 whose rows vary along the waves of a cosine transform, ever less."""
+        places = torch.arange(shape[-1], dtype=torch.float64)
+        waves = torch.cos(torch.pi / shape[-1] * places[:, None] * (places + 0.5))
+        waves = waves / waves.norm(dim=1, keepdim=True)
+        variances = (places + 1) ** -fall
+        mixed = (variances / variances.mean()).sqrt()[:, None] * waves
+        return (torch.randn(shape, generator=self._generator) @ mixed.float()).to(self._device)

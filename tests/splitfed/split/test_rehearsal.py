@@ -7,6 +7,7 @@ import torch
 from helpers import PLAIN, small
 
 from splitfed import Scenario, simulate
+from splitfed.compression.expect import Geometry
 from splitfed.run.ledger import Sizes, read_rows
 from splitfed.seeds import Key
 from splitfed.split import ending
@@ -80,3 +81,14 @@ def test_a_run_sends_the_frames_that_are_rehearsed(private: bool, bits: int | No
             assert 0 <= told["envelope"].sent - found["envelope"].sent <= 8, number
         else:
             assert found == told, number
+
+
+@pytest.mark.parametrize("width", [1, 24, 192])
+def test_random_rows_vary_ever_less_as_behind_a_trained_front(width):
+    """What a codec that looks for common directions finds in them falls by the powers that were measured."""
+    batch = RandomBatch(400, Geometry(400, 50, width, 1, 10), Key(3), torch.device("cpu"))
+    for numbers, fall in ((batch.activations.detach(), 1.25), (batch.like((400, 50, width)), 1.0)):
+        rows = numbers.flatten(0, 1).double()
+        found = torch.linalg.eigvalsh(rows.T.cov().view(width, width)).flip(0)
+        wanted = torch.arange(1, width + 1).double() ** -fall
+        torch.testing.assert_close(found, wanted / wanted.mean(), rtol=0.2, atol=0)
