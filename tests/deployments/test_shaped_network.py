@@ -26,7 +26,7 @@ from splitfed.link.connection import SEGMENT
 from splitfed.link.trace import PACKET
 
 CLIENTS = ("client-0", "client-1")
-# It takes datagrams until the last, and says which came, and when since the first was due.
+# It takes datagrams until the last, and says which came, when each was sent, and when it arrived.
 CATCH = """
 import json, socket, sys, time
 catcher = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -36,7 +36,7 @@ catcher.settimeout(20)
 print("ready", flush=True)
 came = []
 while (number := int.from_bytes((datagram := catcher.recv(2000))[:4], "big")) < int(sys.argv[2]):
-    came.append((number, time.monotonic() - float(datagram[4:32])))
+    came.append((number, float(datagram[4:32]), time.monotonic()))
 print(json.dumps(came), flush=True)
 """
 THROW = """
@@ -61,8 +61,9 @@ def network() -> Iterator[Shaped]:
         yield made
 
 
-def thrown(network: Shaped, host: str, to: str, packets: int) -> list[tuple[int, float]]:
-    """Send datagrams of 1,000 bytes with their headers, all at once; return which have come, and after how long."""
+def thrown(network: Shaped, host: str, to: str, packets: int) -> list[tuple[int, float, float]]:
+    """Send datagrams of 1,000 bytes with their headers, all at once; return which have come, and in which seconds each
+    was sent and arrived."""
     where = network.addresses[to]
     with network.start(to, sys.executable, "-c", CATCH, where, str(packets)) as catcher:
         assert answer(catcher) == "ready"
@@ -74,17 +75,17 @@ def test_each_way_has_a_rate_and_a_latency_of_its_own(network) -> None:
     network.shape(Shape(rate=1e6, latency=0.2), Shape(rate=8e6, latency=0.05))
     for ends, rate, latency in (((CLIENTS[0], "server"), 1e6, 0.2), (("server", CLIENTS[0]), 8e6, 0.05)):
         came = thrown(network, *ends, packets=40)
-        assert [number for number, _ in came] == list(range(40))
-        # Of those before it each has taken the line for as long; they are sent in less than that.
-        assert came[0][1] >= latency + 8000 / rate
-        assert came[-1][1] >= latency + 20 * 8000 / rate
+        assert [number for number, _, _ in came] == list(range(40))
+        (_, first, there), (_, _, last) = came[0], came[-1]
+        assert there - first >= latency + 8000 / rate
+        assert last - first >= latency + 40 * 8000 / rate
 
 
 def test_jitter_changes_no_order(network) -> None:
     network.shape(Shape(rate=8e6, latency=0.05, jitter=0.05), Shape())
     came = thrown(network, CLIENTS[0], "server", packets=60)
-    assert [number for number, _ in came] == list(range(60))
-    assert len({round(after, 2) for _, after in came}) > 3
+    assert [number for number, _, _ in came] == list(range(60))
+    assert len({round(there - sent, 2) for _, sent, there in came}) > 3
 
 
 def test_what_finds_the_queue_full_is_dropped(network) -> None:
@@ -92,7 +93,7 @@ def test_what_finds_the_queue_full_is_dropped(network) -> None:
     network.shape(Shape(rate=1e5, queue=10_000), Shape())
     came = thrown(network, CLIENTS[1], "server", packets=100)
     # Ten fit; one more for each that leaves while others come.
-    assert [number for number, _ in came[:10]] == list(range(10))
+    assert [number for number, _, _ in came[:10]] == list(range(10))
     assert 10 <= len(came) < 50
     now = network.counted()
     assert now["client-1 up"].dropped - before["client-1 up"].dropped >= 100 - len(came)
@@ -103,7 +104,7 @@ def test_the_seed_decides_which_packets_are_lost(network) -> None:
     lost = []
     for seed in (1, 1, 5):
         network.shape(Shape(loss=0.2, seed=seed), Shape())
-        came = {number for number, _ in thrown(network, CLIENTS[0], "server", packets=200)}
+        came = {number for number, _, _ in thrown(network, CLIENTS[0], "server", packets=200)}
         lost.append(sorted(set(range(200)) - came))
     assert lost[0] == lost[1] != lost[2]
     assert 15 <= len(lost[0]) <= 70  # 40 are to be expected
