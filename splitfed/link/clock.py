@@ -175,7 +175,8 @@ class _Wave:
 
     def _live(self, client: int, course: Course) -> _Waits:
         mine, rank = self._moments[client], course.rank
-        now = max(self._begun, course.late)
+        messaging = 0.0 if course.link is None else course.link.messaging
+        now = max(self._begun, course.late) + messaging
         orders, replies = self._ways(course, "control")
         down, up = self._ways(course, "data")
         now = yield from self._pass(now, orders, course.order, self._down, rank)
@@ -195,7 +196,7 @@ class _Wave:
             now = yield from self._pass(now, up, end.up, self._up, rank)
             now = yield from self._pass(now, down, end.down, self._down, rank)
         if course.reply is not None:
-            now = yield from self._pass(now, replies, course.reply, self._up, rank)
+            now = yield from self._pass(now + messaging, replies, course.reply, self._up, rank)
         mine.end = now
 
     def _leave(self, client: int, go_on: Action) -> None:
@@ -207,9 +208,11 @@ class _Wave:
         if (link := course.link) is None:
             return None, None
         key = course.key.at(plane)
-        return (
-            Way(link.down.later(self._now), link, key.at("down")), Way(link.up.later(self._now), link, key.at("up")),
-        )  # fmt: skip
+        down = Way(link.down.later(self._now), link, key.at("down"))
+        up = Way(link.up.later(self._now), link, key.at("up"))
+        if plane == "data":
+            down.join(up)
+        return down, up
 
     def _exchange(
         self, now: float, client: int, one: Exchange, up: Way | None, down: Way | None, rank: int

@@ -19,7 +19,10 @@ _LEAST_TIMEOUT = 0.2  # seconds that a retransmission timer has beside the round
 # CUBIC (RFC 9438): what is left of a window after a loss, and how fast it grows again.
 _LEFT, _STEEP = 0.7, 0.4
 _FRIENDLY = 3 * (1 - _LEFT) / (1 + _LEFT)
-HANDSHAKES = 2  # round trips before the first byte: TCP, and TLS 1.3
+HANDSHAKES = 4  # round trips before the first frame: TCP, TLS 1.3, the settings of HTTP/2, and to be let in
+# Round trips that a message of Flower's takes beside the way of its bytes: it is asked for, so are its parts, over
+# connections that are made anew after a pause, and what came is confirmed.
+MESSAGE = 5
 
 
 class Line(Protocol):
@@ -78,13 +81,21 @@ class Link:
 
     @property
     def connecting(self) -> float:
-        """Seconds until a new connection takes its first byte."""
+        """Seconds until a new connection takes its first frame."""
         return HANDSHAKES * 2 * self.latency
+
+    @property
+    def messaging(self) -> float:
+        """Seconds that a message of Flower's takes beside its bytes."""
+        return MESSAGE * 2 * self.latency
 
 
 @dataclass(slots=True)
 class Way:
-    """One way of a connection, with the state of its sender. What is drawn comes from the key, frame by frame."""
+    """One way of a connection, with the state of its sender. What is drawn comes from the key, frame by frame.
+
+    Where it is `joined` with the way back, whoever receives a frame sends something too: window updates and pings of
+    HTTP/2, too small to count, that keep its own window from resting."""
 
     line: Line
     link: Link
@@ -96,6 +107,11 @@ class Way:
     _used: float = -math.inf  # when something was sent last
     _gap: float | None = None  # packets until the next loss
     _draws: Iterator[float] | None = field(default=None)
+    _back: "Way | None" = None
+
+    def join(self, back: "Way") -> None:
+        """Be the other way of the same stream of gRPC."""
+        self._back, back._back = back, self
 
     def send(self, start: float, size: int) -> tuple[float, float]:
         """Send a frame; return when its last byte leaves the line, and how many seconds later it is there."""
@@ -109,14 +125,16 @@ class Way:
             lost = self._lost(math.ceil(burst / SEGMENT))
             if lost:
                 self._shrink(gone)
+            else:
+                self._grow(burst, max(gone, now + trip), trip)
             if left <= 0:
                 # What a few packets end with shows its loss to nobody but a timer.
                 late = (2 * trip if size <= 3 * SEGMENT else trip) if lost else 0.0
                 break
             now = max(gone, now + trip)
-            if not lost:
-                self._grow(now, trip)
         self._used = gone
+        if self._back is not None:
+            self._back._answer(start + link.latency, gone + link.latency)
         jitter = link.jitter * (2 * self._drawn() - 1) if link.jitter else 0.0
         return gone, link.latency + late + jitter
 
@@ -130,9 +148,17 @@ class Way:
             self._window = max(_FIRST_WINDOW, self._window / 2 ** math.floor(halvings))
             self._since += idle
 
-    def _grow(self, now: float, trip: float) -> None:
+    def _answer(self, begun: float, ended: float) -> None:
+        """Send something now and then, from the moment at which a frame begins to arrive until it has."""
+        self._rested(begun, 2 * self.link.latency)
+        self._used = max(self._used, ended)
+
+    def _grow(self, burst: float, now: float, trip: float) -> None:
+        """Grow as a burst is acknowledged, unless the window had room for twice as much."""
+        if 2 * burst < self._window:
+            return
         if self._window < self._threshold:
-            self._window = min(2 * self._window, self._threshold, _MOST_WINDOW)
+            self._window = min(self._window + burst, self._threshold, _MOST_WINDOW)
             return
         passed = now - self._since
         until = (self._largest * (1 - _LEFT) / _STEEP) ** (1 / 3)

@@ -24,6 +24,7 @@ _KEEPALIVE, _LEAST_BETWEEN_PINGS = 10_000, 5_000
 
 def options(most_bytes: int) -> list[tuple[str, int]]:
     """Return the options of a channel or server that takes messages of at most this many bytes."""
+    # Windows are left to gRPC, which probes what a line holds: no option made a stream faster (docs/links.md).
     return [
         ("grpc.max_receive_message_length", most_bytes),
         ("grpc.max_send_message_length", -1),

@@ -15,15 +15,19 @@ import struct
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 _CLONE_NEWNET, _SIOCETHTOOL, _LRO, _SECONDS = 0x40000000, 0x8946, 1 << 15, 10.0
 # ethtool's commands to set and to get what lets a packet be larger in the kernel than on a wire: counters would see
 # one header where many are sent. Checksums first: segmentation depends on them. Large receive offload is a flag.
 _OFFLOADS = {"tx-checksum": (0x17, 0x16), "scatter-gather": (0x19, 0x18), "tso": (0x1F, 0x1E), "gso": (0x24, 0x23),
              "gro": (0x2C, 0x2B), "flags": (0x26, 0x25)}  # fmt: skip
+
+_Made = TypeVar("_Made")
 
 
 class Unavailable(Exception):
@@ -75,22 +79,25 @@ class Network:
 
     def _make(self) -> None:
         for name in (self._switch, *self._names.values()):
-            _ip("netns", "add", name)
+            ip("netns", "add", name)
             self._cleanup.callback(_remove, name)
             # Addresses of version 6 announce themselves: bytes that nobody asked for.
             still = "/proc/sys/net/ipv6/conf/all/disable_ipv6"
-            _ip("netns", "exec", name, "sh", "-c", f"! test -e {still} || echo 1 > {still}")
-            _ip("-n", name, "link", "set", "lo", "up")
-        _ip("-n", self._switch, "link", "add", "switch", "type", "bridge")
-        _ip("-n", self._switch, "link", "set", "switch", "up")
+            ip("netns", "exec", name, "sh", "-c", f"! test -e {still} || echo 1 > {still}")
+            ip("-n", name, "link", "set", "lo", "up")
+        self._connect()
+
+    def _connect(self) -> None:
+        ip("-n", self._switch, "link", "add", "switch", "type", "bridge")
+        ip("-n", self._switch, "link", "set", "switch", "up")
         for number, (host, name) in enumerate(self._names.items()):
             port = f"port{number}"
-            _ip("-n", self._switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", name)
+            ip("-n", self._switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", name)
             _offloads_off(self._switch, port)
             _offloads_off(name, "eth0")
-            _ip("-n", self._switch, "link", "set", port, "master", "switch", "up")
-            _ip("-n", name, "address", "add", f"{self.addresses[host]}/24", "dev", "eth0")
-            _ip("-n", name, "link", "set", "eth0", "mtu", "1500", "up")
+            ip("-n", self._switch, "link", "set", port, "master", "switch", "up")
+            ip("-n", name, "address", "add", f"{self.addresses[host]}/24", "dev", "eth0")
+            ip("-n", name, "link", "set", "eth0", "mtu", "1500", "up")
         _offloads_off(self._switch, "switch")
 
     def start(
@@ -107,13 +114,13 @@ class Network:
 
     def counts(self, host: str) -> Counts:
         """Return what has crossed a host's interface since it was made."""
-        (link,) = json.loads(_ip("-n", self._names[host], "-s", "-j", "link", "show", "dev", "eth0"))
+        (link,) = json.loads(ip("-n", self._names[host], "-s", "-j", "link", "show", "dev", "eth0"))
         up, down = link["stats64"]["tx"], link["stats64"]["rx"]
         return Counts(up["bytes"], down["bytes"], up["packets"], down["packets"])
 
     def statistics(self, host: str) -> dict[str, int]:
         """Return the kernel's counters of a host's TCP, by the names that they have in /proc/net/snmp and netstat."""
-        text = _ip("netns", "exec", self._names[host], "cat", "/proc/net/snmp", "/proc/net/netstat")
+        text = ip("netns", "exec", self._names[host], "cat", "/proc/net/snmp", "/proc/net/netstat")
         lines = [line.split() for line in text.splitlines()]
         found = {}
         for names, values in zip(lines[::2], lines[1::2], strict=True):
@@ -135,7 +142,7 @@ def answer(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def _ip(*arguments: str) -> str:
+def ip(*arguments: str) -> str:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=_SECONDS)
     if done.returncode:
         raise Unavailable(f"ip {' '.join(arguments)}: {done.stderr.strip() or done.returncode}")
@@ -150,16 +157,16 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _remove(name: str) -> None:
     """Delete a namespace with its interfaces, after what processes have left there: it would live on with them."""
     until = time.monotonic() + _SECONDS
-    while (pids := _ip("netns", "pids", name).split()) and time.monotonic() < until:
+    while (pids := ip("netns", "pids", name).split()) and time.monotonic() < until:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
         time.sleep(0.05)
-    _ip("netns", "delete", name)
+    ip("netns", "delete", name)
 
 
 def _offloads_off(namespace: str, interface: str) -> None:
-    with _socket_in(namespace) as there:
+    with inside(namespace, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as there:
         for name, (set_, get) in _OFFLOADS.items():
             with suppress(OSError):  # not every interface has each of them; what counts is that none is left on
                 _ethtool(there, interface, set_, 0)
@@ -178,20 +185,20 @@ def _ethtool(there: socket.socket, interface: str, command: int, value: int) -> 
     return struct.unpack("II", request.raw)[1]
 
 
-def _socket_in(namespace: str) -> socket.socket:
-    """Make a socket that lives in a namespace; only a thread that then ends moves there."""
-    made: list[socket.socket | OSError] = []
+def inside(namespace: str, make: Callable[[], _Made]) -> _Made:
+    """Make what then lives in a namespace, such as a socket; only a thread that then ends moves there."""
+    made: list[_Made | OSError] = []
 
-    def make() -> None:
+    def there() -> None:
         try:
             with open(f"/run/netns/{namespace}") as file:
                 if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
                     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            made.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            made.append(make())
         except OSError as error:
             made.append(error)
 
-    thread = threading.Thread(target=make)
+    thread = threading.Thread(target=there)
     thread.start()
     thread.join()
     if isinstance(made[0], OSError):

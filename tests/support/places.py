@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 
 # What shipped scenarios want of their user, by name.
-WANTED = {"photos": ("data.path=digits",)}
+WANTED = dict.fromkeys(("photos", "photos-lte"), ("data.path=digits",))
 
 
 def python_path(*folders: Path | str) -> str:

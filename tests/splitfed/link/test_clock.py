@@ -31,11 +31,11 @@ def test_a_client_alone_adds_everything_up() -> None:
     assert Site().together({7: one}, 12.0)[7].end == 46  # its wave begins later than it
 
 
-def test_a_connection_takes_two_round_trips_before_its_first_byte() -> None:
+def test_a_connection_takes_four_round_trips_and_a_message_five() -> None:
     link = Link(Steady(8e9), Steady(8e9), latency=1.0)
     found = Site().together({0: course(0, [(0, 1, 0, 1)] * 2, order=1, reply=1, link=link)}, 0.0)[0]
-    assert found.steps == pytest.approx([7, 9])  # 1 for the order, 4 to connect, and 2 there and back
-    assert found.end == pytest.approx(10)
+    assert found.steps == pytest.approx([21, 23])  # 10 and 1 for the order, 8 to connect, and 2 there and back
+    assert found.end == pytest.approx(34)
 
 
 def test_the_server_computes_one_mini_batch_at_a_time() -> None:

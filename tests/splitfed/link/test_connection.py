@@ -29,12 +29,31 @@ def test_without_latency_the_line_alone_counts() -> None:
 
 
 def test_a_window_that_has_grown_stays_until_it_rests() -> None:
-    """A window of 40 packets after 100 kB; it halves for each quarter of a second, the timeout, without a packet."""
+    """100 kB are 70 packets, so that it has 79; it halves for each quarter of a second, the timeout, without one."""
     one = way(1000 * MBIT, 0.025)
     first = sum(one.send(0.0, 100_000))
-    assert sum(one.send(first + 0.1, 40 * SEGMENT)) - first - 0.1 == pytest.approx(0.025, abs=0.001)
+    assert sum(one.send(first + 0.1, 79 * SEGMENT)) - first - 0.1 == pytest.approx(0.025, abs=0.001)
     again = sum(one.send(first + 5, 100_000)) - first - 5
     assert again == pytest.approx(first, abs=1e-9)
+
+
+def test_a_window_grows_only_where_it_is_used() -> None:
+    fresh, used = way(1000 * MBIT, 0.025), way(1000 * MBIT, 0.025)
+    for number in range(20):
+        used.send(0.1 * number, 3 * SEGMENT)
+    assert sum(used.send(2.0, 100_000)) - 2.0 == pytest.approx(sum(fresh.send(0.0, 100_000)), abs=1e-9)
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_who_receives_a_frame_does_not_rest(joined: bool) -> None:
+    """The answer takes a second, which is four timeouts; then 79 packets go at once, or in four bursts."""
+    up, down = way(1000 * MBIT, 0.025), way(MBIT, 0.025)
+    if joined:
+        up.join(down)
+    up.send(0.0, 100_000)
+    there = sum(down.send(0.2, 125_000))
+    took = sum(up.send(there, 79 * SEGMENT)) - there
+    assert took == pytest.approx(0.025 if joined else 0.175, abs=0.001)
 
 
 @pytest.mark.parametrize(("loss", "trip"), [(0.01, 0.05), (0.001, 0.05), (0.1, 0.05), (0.01, 0.2)])
