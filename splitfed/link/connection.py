@@ -94,29 +94,38 @@ class Way:
     _largest: float = 0.0  # the window at the last loss, in packets
     _since: float = 0.0  # when it was
     _used: float = -math.inf  # when something was sent last
+    _opened: float = -math.inf  # when the window was last filled anew, and how much of it was left
+    _room: float = 0.0
     _gap: float | None = None  # packets until the next loss
     _draws: Iterator[float] | None = field(default=None)
 
-    def send(self, start: float, size: int) -> tuple[float, float]:
-        """Send a frame; return when its last byte leaves the line, and how many seconds later it is there."""
+    def send(self, start: float, size: int, follows: bool = False) -> tuple[float, float]:
+        """Send a frame; return when its last byte leaves the line, and how many seconds later it is there. One that
+        `follows` others without an answer in between has what they have left of the window, until a round trip is
+        over."""
         trip, link = 2 * self.link.latency, self.link
         self._rested(start, trip)
-        now, left, late = start, float(size), 0.0
+        now = gone = opened = start
+        left, late, room, lost = float(size), 0.0, self._window, False
+        if follows and start < self._opened + trip:
+            opened, room = self._opened, self._room
         while True:
-            burst = min(left, self._window)
-            gone = self.line.passed(now, burst)
-            left -= burst
-            lost = self._lost(math.ceil(burst / SEGMENT))
-            if lost:
-                self._shrink(gone)
+            if room > 0:
+                burst = min(left, room)
+                gone = self.line.passed(now, burst)
+                left, room = left - burst, room - burst
+                lost = self._lost(math.ceil(burst / SEGMENT))
+                if lost:
+                    self._shrink(gone)
             if left <= 0:
                 # What a few packets end with shows its loss to nobody but a timer.
                 late = (2 * trip if size <= 3 * SEGMENT else trip) if lost else 0.0
                 break
-            now = max(gone, now + trip)
+            now = opened = max(gone, opened + trip)
             if not lost:
                 self._grow(now, trip)
-        self._used = gone
+            room, lost = self._window, False
+        self._used, self._opened, self._room = gone, opened, room
         jitter = link.jitter * (2 * self._drawn() - 1) if link.jitter else 0.0
         return gone, link.latency + late + jitter
 
