@@ -240,10 +240,8 @@ class _Wave:
     ) -> _Waits:  # fmt: skip
         """Let a frame and its answer pass, each behind those before it."""
         now = yield from self._follow(now, ways[0], one.up, self._up, lanes[0], rank)
-        if one.serve:
-            yield now, lambda go_on: self._back.serve(client, one.serve, rank, go_on)
-            now = self._events.now
-        now = yield from self._follow(now, ways[1], one.down, self._down, lanes[1], rank)
+        yield now, lambda go_on: self._back.serve(client, one.serve, rank, go_on)
+        now = yield from self._follow(self._events.now, ways[1], one.down, self._down, lanes[1], rank)
         yield now, lambda go_on: answer.reach()
 
     def _follow(self, now: float, way: Way | None, size: int, shared: Shared, lane: Lane, rank: int) -> _Passes:

@@ -49,7 +49,8 @@ class Moment:
     """Something that happens once, and what one waits to do then."""
 
     def __init__(self) -> None:
-        self._reached, self._action = False, None
+        self._reached = False
+        self._action: Action | None = None
 
     def reach(self) -> None:
         """Let it happen, now."""

@@ -3,21 +3,25 @@ being ahead."""
 
 from collections import deque
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import PLAIN, small, table
+from channels import HOST
+from helpers import ADC, PLAIN, small
 from models import newest
+from outcomes import outcome, same
 from torch import nn
+from waiting import LONG
 
 from splitfed import Scenario, simulate
 from splitfed.data.batches import batches
 from splitfed.data.dataset import load
-from splitfed.errors import ScenarioError
+from splitfed.errors import WireError
 from splitfed.model.build import build, pixel_stats, split
 from splitfed.model.forward import keyed_rng
 from splitfed.seeds import Key
+from splitfed.server.deployment.grpc_listener import GrpcListener
+from splitfed.wire.channel import InlineStream
 
 ADAM = "training.client.optimiser={kind: adam, lr: 3e-3}"
 SGD = "training.client.optimiser={kind: sgd, lr: 0.05, momentum: 0.9}"
@@ -25,7 +29,7 @@ ALONE = ["federation.clients=1", "federation.rounds=2", "federation.local_epochs
 
 
 def behind(scenario: Scenario, ahead: int) -> dict[str, torch.Tensor]:
-    """Train one client's front and the back as said: each mini-batch passes through a whole copy of the front, made
+    """Train one client's front and the back as a loop: each mini-batch passes through a whole copy of the front, made
     when it goes out, whose gradient moves the front of today when `ahead` later ones have gone out too."""
     torch.set_num_threads(1)
     key, training, federation = Key(scenario.seed), scenario.training, scenario.federation
@@ -68,7 +72,7 @@ def behind(scenario: Scenario, ahead: int) -> dict[str, torch.Tensor]:
     return {**front.state_dict(), **back.state_dict()}
 
 
-@pytest.mark.parametrize("ahead", [1, 2, 100])
+@pytest.mark.parametrize("ahead", [0, 1, 2, 64])
 @pytest.mark.parametrize(
     "changes",
     [[ADAM], [SGD], [ADAM, "training.client.clip=0.1", "training.client.weight_decay=0.01"],
@@ -76,8 +80,66 @@ def behind(scenario: Scenario, ahead: int) -> dict[str, torch.Tensor]:
     ids=["adam", "sgd", "clip", "dropout"],
 )  # fmt: skip
 def test_gradients_are_of_the_weights_then_and_move_those_of_today(ahead, changes, tmp_path):
-    scenario = small(*PLAIN, *ALONE, f"training.ahead={min(ahead, 64)}", *changes)
+    scenario = small(*PLAIN, *ALONE, f"training.ahead={ahead}", *changes)
     found, expected = newest(simulate(scenario, runs=tmp_path).folder), behind(scenario, ahead)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
+
+
+ONE = ["federation.local_epochs=null", "federation.local_steps=1"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ADC,
+        ["compression.reducer={kind: bottleneck, width: 8}"],
+        ["compression.smashed.codec=fedlite"],
+        ["model.adapter={kind: lora, rank: 2, dropout: 0.2}"],
+        ["model.adapter=norms", "training.precision=bfloat16"],
+        ["federation.strategy={kind: FedProx, proximal_mu: 0.5}", "federation.mode=sfl-v1"],
+    ],
+    ids=["adc", "bottleneck", "fedlite", "lora", "norms", "fedprox"],
+)
+def test_with_one_mini_batch_a_round_nothing_is_ahead_of_anything(changes, tmp_path):
+    """Whatever becomes of a mini-batch on its way, it is the same whether it goes through the front or a copy of it."""
+    plain, other = (
+        outcome(simulate(small(*changes, *ONE, f"training.ahead={ahead}"), runs=tmp_path).folder) for ahead in (0, 3)
+    )
+    assert plain == other
+
+
+VANISHING = "federation.availability={kind: drawn, dropout: 0.6, step_seconds: 1}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["federation.mode=sl"],
+        ["federation.mode=sfl-v1", *ADC],
+        ["federation.mode=sfl-v2", "training.client_state=keep", "evaluation={held_out: 0.2}"],
+        ["federation.mode=sfl-v2", VANISHING],
+        ["phases=[{kind: local, rounds: 1, upload_every: 1}, {kind: gradient, rounds: 1}, frozen]",
+         "memory={passes: 1}", "federation.rounds=4"],
+    ],
+    ids=["sl", "sfl-v1", "sfl-v2", "vanishing", "phases"],
+)  # fmt: skip
+def test_over_grpc_a_run_comes_to_the_same_as_in_one_process(changes, tmp_path, monkeypatch):
+    """Frames are on their way, and both ends compute at the same time."""
+    scenario = small(*changes, "training.ahead=2", "federation.local_epochs=3")
+    expected = simulate(scenario, runs=tmp_path / "inline")
+
+    def listen(split) -> GrpcListener:
+        place = {"host": HOST, "port": 0, "tls": None, "public": HOST}
+        return GrpcListener(split, **place, run="run", attempt=1, streams=4, deadline=LONG, ahead=2)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("splitfed.server.app.InlineListener", listen)
+    same(expected.folder, simulate(scenario, runs=tmp_path / "grpc").folder)
+
+
+def test_an_answer_to_another_mini_batch_is_refused(tmp_path, monkeypatch):
+    receive = InlineStream.receive
+    monkeypatch.setattr(InlineStream, "receive", lambda stream: (receive(stream), receive(stream))[1])
+    with pytest.raises(WireError, match=r"an answer to round 1, client ., step 2, where that to .*, step 1 is next"):
+        simulate(small("training.ahead=1"), runs=tmp_path)
