@@ -110,7 +110,9 @@ class Worker:
         losses, number, up, down = 0.0, 0, 0, 0
         with self.stream(invitation, client, round, reach, by) as stream:
             batches = islice(self._mini_batches(client, round, rows, stored, copies), vanishes_after)
-            through = in_turn(step, stream, batches) if not by else ahead(step, by, stream, batches)
+            through = in_turn(step, stream, batches)
+            if by and isinstance(step, SplitStep):
+                through = ahead(step, by, stream, batches)
             for loss, sent, received in through:
                 if learner:
                     learner.update()

@@ -137,7 +137,7 @@ class Jointly(Back):
 
 
 # At a time of its own a client waits for something that others wait for too, and goes on when that is done.
-_Wait = tuple[float, Callable[[Action], object]]
+_Wait = tuple[float, Callable[[Action], None]]
 _Waits = Generator[_Wait, None, None]
 _Passes = Generator[_Wait, None, float]  # returns when it is over
 
@@ -242,13 +242,13 @@ class _Wave:
         now = yield from self._follow(now, ways[0], one.up, self._up, lanes[0], rank)
         yield now, lambda go_on: self._back.serve(client, one.serve, rank, go_on)
         now = yield from self._follow(self._events.now, ways[1], one.down, self._down, lanes[1], rank)
-        yield now, lambda go_on: answer.reach()
+        yield now, answer.reach
 
     def _follow(self, now: float, way: Way | None, size: int, shared: Shared, lane: Lane, rank: int) -> _Passes:
         """Send so many bytes when those before have left; return when they are there, as TCP has it after those."""
         yield now, lane.enter
         gone, after = yield from self._leaving(self._events.now, way, size, shared, rank, follows=True)
-        yield gone, lambda go_on: (lane.leave(), go_on())
+        yield gone, lane.leave
         lane.last = max(lane.last, gone + after)
         return lane.last
 

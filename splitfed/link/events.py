@@ -52,11 +52,12 @@ class Moment:
         self._reached = False
         self._action: Action | None = None
 
-    def reach(self) -> None:
-        """Let it happen, now."""
+    def reach(self, then: Action) -> None:
+        """Let it happen, and then do this."""
         self._reached = True
         if self._action is not None:
             self._action()
+        then()
 
     def wait(self, action: Action) -> None:
         """Have an action done when it happens, or at once if it has."""
@@ -81,12 +82,13 @@ class Lane:
             self._busy = True
             action()
 
-    def leave(self) -> None:
-        """Let the next one in."""
+    def leave(self, then: Action) -> None:
+        """Let the next one in, and then do this."""
         if self._waiting:
             self._waiting.popleft()()
         else:
             self._busy = False
+        then()
 
 
 class Shared:

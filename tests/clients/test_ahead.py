@@ -3,13 +3,15 @@ being ahead."""
 
 from collections import deque
 from copy import deepcopy
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
-from channels import HOST
+from channels import HOST, Proxy
 from helpers import ADC, PLAIN, small
 from models import newest
-from outcomes import outcome, same
+from outcomes import data_rows, outcome, same
 from torch import nn
 from waiting import LONG
 
@@ -20,8 +22,9 @@ from splitfed.errors import WireError
 from splitfed.model.build import build, pixel_stats, split
 from splitfed.model.forward import keyed_rng
 from splitfed.seeds import Key
+from splitfed.server.back.server import SplitServer
 from splitfed.server.deployment.grpc_listener import GrpcListener
-from splitfed.wire.channel import InlineStream
+from splitfed.wire.channel import InlineStream, Invitation
 
 ADAM = "training.client.optimiser={kind: adam, lr: 3e-3}"
 SGD = "training.client.optimiser={kind: sgd, lr: 0.05, momentum: 0.9}"
@@ -136,6 +139,59 @@ def test_over_grpc_a_run_comes_to_the_same_as_in_one_process(changes, tmp_path, 
 
     monkeypatch.setattr("splitfed.server.app.InlineListener", listen)
     same(expected.folder, simulate(scenario, runs=tmp_path / "grpc").folder)
+
+
+class Cutting(GrpcListener):
+    """Is reached by a line that breaks under every seventh frame."""
+
+    def __init__(self, split: SplitServer) -> None:
+        self.handled: list[bytes] = []
+        super().__init__(
+            SimpleNamespace(most_bytes=split.most_bytes, open=partial(self._open, split)), host=HOST, port=0, tls=None,
+            run="run", attempt=1, streams=4, deadline=LONG, ahead=2,
+        )  # fmt: skip
+
+    def _open(self, split: SplitServer, client: int, round: int) -> SimpleNamespace:
+        session = split.open(client, round)
+
+        def handle(buffer: bytes) -> bytes:
+            reply = session.handle(buffer)
+            self.handled.append(buffer)
+            if len(self.handled) % 7 == 0:
+                self.proxy.cut()
+            return reply
+
+        return SimpleNamespace(handle=handle, close=session.close)
+
+    def __enter__(self) -> "Cutting":
+        super().__enter__()
+        self.proxy = Proxy(self.port).__enter__()
+        return self
+
+    def invite(self, client: int, round: int) -> Invitation:
+        return Invitation(f"grpc:{HOST}:{self.proxy.port}", super().invite(client, round).token)
+
+    def __exit__(self, *error: object) -> None:
+        self.proxy.__exit__()
+        super().__exit__(*error)
+
+
+def test_over_a_line_that_breaks_again_and_again_each_mini_batch_is_trained_once(tmp_path, monkeypatch):
+    scenario = small(*PLAIN, "training.ahead=2", "federation.local_epochs=3", "training.client_state=keep")
+    expected, listeners = simulate(scenario, runs=tmp_path / "inline"), list[Cutting]()
+
+    def listen(split: SplitServer) -> Cutting:
+        listeners.append(Cutting(split))
+        return listeners[0]
+
+    monkeypatch.setattr("splitfed.server.app.InlineListener", listen)
+    found = simulate(scenario, runs=tmp_path / "cut")
+    assert data_rows(found.folder) == data_rows(expected.folder)
+    weights = newest(expected.folder)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in newest(found.folder).items())
+    handled = listeners[0].handled
+    assert len(set(handled)) == 3 * 2 * 7 < len(handled)
+    assert found.summary.bytes_wasted > 0
 
 
 def test_an_answer_to_another_mini_batch_is_refused(tmp_path, monkeypatch):
