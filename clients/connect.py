@@ -25,9 +25,9 @@ class Reach:
 
 
 def connect(
-    invitation: Invitation, client: int, round: int, reach: Reach, most_bytes: int = MOST_BYTES
+    invitation: Invitation, client: int, round: int, reach: Reach, most_bytes: int = MOST_BYTES, ahead: int = 0
 ) -> Stream:  # fmt: skip
-    """Open a client's stream for a round, for replies of at most `most_bytes`.
+    """Open a client's stream for a round, for replies of at most `most_bytes`, of which up to `ahead` wait here.
 
     Raises WireError where it is refused, nobody listens, or the server does not prove who it is.
     """
@@ -44,7 +44,7 @@ def connect(
 
     return GrpcStream(
         endpoint(host, port), invitation.token,
-        ca=ca, deadline=reach.deadline, grace=reach.grace, most_bytes=most_bytes,
+        ca=ca, deadline=reach.deadline, grace=reach.grace, most_bytes=most_bytes, ahead=ahead,
     )  # fmt: skip
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from splitfed.clients.ahead import MiniBatch, Step, ahead, in_turn
 from splitfed.clients.connect import Reach, connect
 from splitfed.clients.images import Holding, hold
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
-from splitfed.clients.steps import Anchor, FrozenStep, LocalStep, SplitStep, StoredStep, WholeStep, step_of
+from splitfed.clients.steps import Anchor, FrozenStep, LocalStep, SplitStep, StoredStep, step_of
 from splitfed.clients.weights import Wires
 from splitfed.compression.reducers.trained.layers import DECODER
 from splitfed.data.augment import variants_of
@@ -100,22 +101,22 @@ class Worker:
         last `trained` is gone.
         """
         frozen, part = self.scenario.phase(round).frozen, self.held.at(round).part
+        by = self.scenario.ahead(round)
         self.load(weights, states, client, part)
         learner = None if frozen else self._learner(part, client, round, states, proximal, trained)
         step = self._step(round, part, stored)
         part.train(not frozen)
         rows = self.holding.rows(client)
         losses, number, up, down = 0.0, 0, 0, 0
-        with self.stream(invitation, client, round, reach) as stream:
-            for batch in islice(self._batches(client, round, rows, stored), vanishes_after):
-                number += 1
-                images, labels = batch.images.to(self.device), batch.labels.to(self.device)
-                key = self.key.at("step", round, client, number)
-                place, visit = Place(round, client, number), self.visit(batch, copies)
-                loss, sent, received = step(stream, images, labels, key, place, visit)
+        with self.stream(invitation, client, round, reach, by) as stream:
+            batches = islice(self._mini_batches(client, round, rows, stored, copies), vanishes_after)
+            through = in_turn(step, stream, batches)
+            if by and isinstance(step, SplitStep):
+                through = ahead(step, by, stream, batches)
+            for loss, sent, received in through:
                 if learner:
                     learner.update()
-                losses, up, down = losses + loss, up + sent, down + received
+                number, losses, up, down = number + 1, losses + loss, up + sent, down + received
             if vanishes_after is not None:
                 return None
             crossed = step.crossed if isinstance(step, LocalStep) else number
@@ -130,7 +131,7 @@ class Worker:
         whole = step.loss if isinstance(step, LocalStep) else None
         return Trained(part.travelling(), losses / max(1, number) if whole is None else whole, crossed, len(rows))
 
-    def _step(self, round: int, part: ClientPart, stored: int | None) -> WholeStep | SplitStep | LocalStep | FrozenStep:
+    def _step(self, round: int, part: ClientPart, stored: int | None) -> Step:
         phase = self.scenario.phase(round)
         if not phase.frozen and not phase.local:
             return self.step
@@ -138,6 +139,15 @@ class Worker:
         if phase.local:
             return LocalStep(self.step, part, phase)
         return FrozenStep(self.step) if stored is None else StoredStep(self.step, self._stored_across)
+
+    def _mini_batches(
+        self, client: int, round: int, rows: Tensor, stored: int | None, copies: Copies | None
+    ) -> Iterator[MiniBatch]:
+        """Give a client's mini-batches, each with its place and what it draws from."""
+        for number, batch in enumerate(self._batches(client, round, rows, stored), 1):
+            images, labels = batch.images.to(self.device), batch.labels.to(self.device)
+            key, place = self.key.at("step", round, client, number), Place(round, client, number)
+            yield MiniBatch(images, labels, key, place, self.visit(batch, copies))
 
     def _batches(self, client: int, round: int, rows: Tensor, stored: int | None) -> Iterator[Batch]:
         """Give the mini-batches of a client's round; those after the first `stored` of all its images in all variants
@@ -200,11 +210,14 @@ class Worker:
         if self.fitting:
             self._take_encoder(self.state(states, client).encoder())
 
-    def stream(self, invitation: Invitation, client: int, round: int, reach: Reach) -> AbstractContextManager:
-        """Open a client's stream to the split server; None stands for it where the client holds the whole model."""
+    def stream(
+        self, invitation: Invitation, client: int, round: int, reach: Reach, ahead: int = 0
+    ) -> AbstractContextManager:
+        """Open a client's stream to the split server, for one that is so many mini-batches `ahead`; None stands for it
+        where the client holds the whole model."""
         if not self.scenario.federation.splits:
             return nullcontext()
-        return connect(invitation, client, round, reach, self.cut.most_bytes)
+        return connect(invitation, client, round, reach, self.cut.most_bytes, ahead)
 
     def align(
         self, client: int, round: int, weights: dict[str, Tensor], both: bool, states: Path

@@ -147,7 +147,7 @@ def _split_server(
     return SplitServer(
         pool, cut, ledger, key, scenario.training.precision, progress.step, at_once=at_once, patience=patience,
         evaluation_cut=EvaluationCut(cut, model.front.encoder) if scenario.evaluation.held_out else None,
-        clip=scenario.federation.clip,
+        clip=scenario.federation.clip, ahead=scenario.training.ahead,
     )  # fmt: skip
 
 
@@ -180,4 +180,5 @@ def _listener(scenario: Scenario, split: SplitServer, run: str, attempt: int, le
     return GrpcListener(
         split, host=lent.host, port=lent.port, tls=lent.tls, run=run, attempt=attempt,
         streams=max(federation.sampled, asked), deadline=engine.deadline, public=lent.public,
+        ahead=scenario.training.ahead,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import deque
 from collections.abc import Iterator
 from queue import SimpleQueue
 
@@ -37,24 +38,38 @@ class _Broken(Exception):
 class GrpcStream(Stream):
     """A client's stream to the split server at `where` (`host:port`), open when it is made.
 
-    `ca` (PEM) is what the server's certificate must go back to; None: no TLS. A stream that breaks is opened again for
-    up to `grace` seconds, and the frame that was not answered is sent again. Raises Unreached where that does not help,
-    and where no reply comes within `deadline` seconds; any other WireError where the server refuses.
+    `ca` (PEM) is what the server's certificate must go back to; None: no TLS. Up to `ahead` replies are read before
+    they are asked for. A stream that breaks is opened again for up to `grace` seconds, and the frames that were not
+    answered are sent again, in order. Raises Unreached where that does not help, and where no reply comes within
+    `deadline` seconds; any other WireError where the server refuses.
     """
 
     def __init__(
-        self, where: str, token: str, *, ca: bytes | None, deadline: float, grace: float, most_bytes: int
-    ) -> None:
-        self._where, self._ca, self._deadline, self._grace, self._most_bytes = where, ca, deadline, grace, most_bytes
+        self, where: str, token: str, *, ca: bytes | None, deadline: float, grace: float, most_bytes: int,
+        ahead: int = 0,
+    ) -> None:  # fmt: skip
+        self._where, self._ca, self._deadline, self._grace = where, ca, deadline, grace
+        self._most_bytes, self._ahead = most_bytes, ahead
         self._metadata = ((PROTOCOL_KEY, str(PROTOCOL)), (TOKEN_KEY, token))
+        self._unanswered: deque[bytes] = deque()
         self._call = self._open(_Patience(grace))
 
-    def exchange(self, buffer: bytes) -> bytes:
-        """Send one frame and wait for the reply."""
+    def send(self, buffer: bytes) -> None:
+        """Send one frame; whether it got there, its reply tells."""
+        self._unanswered.append(buffer)
+        self._call.send(buffer)
+
+    def receive(self) -> bytes:
+        """Wait for the reply to the earliest frame that has none yet."""
+        reply = self._reply()
+        self._unanswered.popleft()
+        return reply
+
+    def _reply(self) -> bytes:
         patience: _Patience | None = None
         while True:
             try:
-                return self._call.exchange(buffer)
+                return self._call.receive()
             except _Broken as broken:
                 # One patience for a frame: a stream that opens and breaks without an answer does not renew it.
                 if patience is None:
@@ -63,6 +78,8 @@ class GrpcStream(Stream):
                     raise Unreached(f"the stream to {self._where} breaks again and again: {broken}") from None
                 self._call.close()
                 self._call = self._open(patience)
+                for buffer in self._unanswered:
+                    self._call.send(buffer)
 
     def close(self) -> None:
         """End the stream."""
@@ -71,7 +88,7 @@ class GrpcStream(Stream):
     def _open(self, patience: "_Patience") -> "_Call":
         while True:
             try:
-                return _Call(self._where, self._ca, self._metadata, self._deadline, self._most_bytes)
+                return _Call(self._where, self._ca, self._metadata, self._deadline, self._most_bytes, self._ahead)
             except _Broken as broken:
                 if not patience.pause():
                     raise Unreached(f"nobody answers at {self._where}: {broken}") from None
@@ -96,8 +113,9 @@ class _Call:
     """One gRPC call on a connection of its own, from its admission to its end."""
 
     def __init__(
-        self, where: str, ca: bytes | None, metadata: tuple[tuple[str, str], ...], deadline: float, most_bytes: int
-    ) -> None:
+        self, where: str, ca: bytes | None, metadata: tuple[tuple[str, str], ...], deadline: float, most_bytes: int,
+        ahead: int,
+    ) -> None:  # fmt: skip
         self._where, self._tls, self._deadline = where, ca is not None, deadline
         if ca is None:
             self._channel = grpc.insecure_channel(where, options(most_bytes))
@@ -105,7 +123,7 @@ class _Call:
             self._channel = grpc.secure_channel(where, grpc.ssl_channel_credentials(ca), options(most_bytes))
         self._requests: SimpleQueue[bytes | None] = SimpleQueue()
         call = self._channel.stream_stream(PATH)(iter(self._requests.get, None), metadata=metadata)
-        self._arrivals = Arrivals(_replies(call, where))
+        self._arrivals = Arrivals(_replies(call, where), ahead)
         try:
             self._take(min(deadline, _OPENING))
         except TimeoutError:
@@ -115,9 +133,12 @@ class _Call:
             self.close()
             raise
 
-    def exchange(self, buffer: bytes) -> bytes:
-        """Send one frame and wait for the reply. Raises _Broken or WireError."""
+    def send(self, buffer: bytes) -> None:
+        """Send one frame, when those before it are gone."""
         self._requests.put(buffer)
+
+    def receive(self) -> bytes:
+        """Wait for the next reply. Raises _Broken or WireError."""
         try:
             return self._take(self._deadline)
         except TimeoutError:

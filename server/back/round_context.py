@@ -23,7 +23,7 @@ class RoundContext:
 
     `key` is for what is drawn in this round, `clock` tells seconds, and `on_step(round, client)` hears of every
     mini-batch that was trained. Of `answer_every` so many of a client's mini-batches the first is answered with its
-    gradient; 0 is none.
+    gradient; 0 is none. A client may be `ahead` of an answer by so many mini-batches.
     """
 
     round: int
@@ -36,6 +36,7 @@ class RoundContext:
     on_step: OnStep
     reporting: Lock
     answer_every: int = 1
+    ahead: int = 0
 
     def answers(self, before: int) -> bool:
         """Tell whether a mini-batch of a client is answered with its gradient, of which so many came `before`."""

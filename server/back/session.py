@@ -2,6 +2,7 @@
 sends."""
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import Lock
@@ -20,7 +21,7 @@ from splitfed.wire.frame import Frame, Packed, Place
 
 @dataclass(frozen=True, slots=True)
 class _Answered:
-    """The last frame with its reply and their rows, in case the reply is lost on its way and the frame comes again."""
+    """A frame with its reply and their rows, in case the reply is lost on its way and the frame comes again."""
 
     request: bytes
     reply: bytes
@@ -39,12 +40,13 @@ class ClientSession(ABC):
         self._detached: float | None = None  # when its last stream was closed; None while it has one
         self._step = 0
         self._up = self._down = 0
-        self._last: _Answered | None = None
+        # A client has no more frames without a reply: whatever it sends beside shows that it has had earlier replies.
+        self._answered: deque[_Answered] = deque(maxlen=context.ahead + 1)
         self._shut = False
         self._lock = Lock()  # a stream and the one that supersedes it may both be here
 
     def handle(self, buffer: bytes) -> bytes:
-        """Take a client's frame and return the reply; the last frame again gets its reply again.
+        """Take a client's frame and return the reply; a frame again whose reply it may have missed gets that again.
 
         Raises WireError for anything else, and Refused for numbers with which no training goes on, be they the client's
         or what came of them: nothing is taken from the client any more. What is Late alone does no harm: a stream that
@@ -67,9 +69,10 @@ class ClientSession(ABC):
             round = self.context.round
             if self._shut:
                 raise Late(f"round {round} has gone on without client {self.client}")
-            if self._last and buffer == self._last.request:
-                self.context.ledger.retried(self._last.rows)
-                return self._last.reply
+            for answered in self._answered:
+                if buffer == answered.request:
+                    self.context.ledger.retried(answered.rows)
+                    return answered.reply
             if self.finished:
                 raise WireError("the stream has ended")
             frame = self._unpack(buffer)
@@ -80,7 +83,7 @@ class ClientSession(ABC):
                     f"where {round}, {self.client}, {self._next} is next"
                 )
             reply, rows = self._end(frame) if frame.kind == END else self._work(frame)
-            self._last = _Answered(buffer, reply.buffer, rows)
+            self._answered.append(_Answered(buffer, reply.buffer, rows))
         self._done(frame)
         return reply.buffer
 
@@ -155,7 +158,8 @@ class ClientSession(ABC):
     def shut(self) -> None:
         """Take nothing more, once a mini-batch in progress is done."""
         with self._lock:
-            self._shut, self._last = True, None
+            self._shut = True
+            self._answered.clear()
 
 
 class SplitSession(ClientSession):

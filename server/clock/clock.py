@@ -125,7 +125,8 @@ class Clock:
         rank = self.key.at("availability", round, client, "rank").integer()
         key = self.key.at("link", "train", round, client)
         end, reply = (None, None) if vanishes else (_end(sent), sent.reply)
-        return Course(stay.late, sent.order, made, end, reply, self._links(client), key, rank)
+        ahead = self.scenario.ahead(round)
+        return Course(stay.late, sent.order, made, end, reply, self._links(client), key, rank, ahead)
 
     def _sizes(self, steps: int, images: int) -> list[int]:
         """Return how many images are in each mini-batch of a client that trains on so many."""

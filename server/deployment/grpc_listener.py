@@ -47,16 +47,17 @@ class GrpcListener:
     """Makes a split server reachable over gRPC at `host`:`port` (0 takes a free one, see `port`) inside its `with`
     block; with TLS where its files are given.
 
-    `streams` clients are served at once. Tokens are for this attempt of this run. A stream on which nothing arrives for
-    `deadline` seconds is ended; who has no token is bounded as `strangers` says. `public` is the host that invitations
+    `streams` clients are served at once, of each up to `ahead` frames wait here while one is served. Tokens are for
+    this attempt of this run. A stream on which nothing arrives for `deadline` seconds is ended; who has no token is
+    bounded as `strangers` says. `public` is the host that invitations
     name, if any. Entering raises SplitfedError where the port cannot be had or the TLS files are unfit.
     """
 
     def __init__(
         self, acceptor: Acceptor, *, host: str, port: int, tls: ServerTls | None, run: str, attempt: int,
-        streams: int, deadline: float, public: str | None = None, strangers: Strangers | None = None,
+        streams: int, deadline: float, public: str | None = None, strangers: Strangers | None = None, ahead: int = 0,
     ) -> None:  # fmt: skip
-        self.port = port
+        self.port, self._ahead = port, ahead
         self._acceptor, self._host, self._tls, self._deadline, self._public = acceptor, host, tls, deadline, public
         self._tickets, self._strangers, self._entered = Tickets(run, attempt), strangers or Strangers(), ExitStack()
         self._live: dict[int, Arrivals] = {}
@@ -144,7 +145,7 @@ class GrpcListener:
             if self._left:
                 raise _Ended(grpc.StatusCode.ABORTED, "the server has left")
             before = self._live.get(client)
-            arrivals = self._live[client] = Arrivals(requests)
+            arrivals = self._live[client] = Arrivals(requests, self._ahead)
         if before:
             before.end(_Ended(grpc.StatusCode.ABORTED, f"client {client} has opened a newer stream"))
         return arrivals

@@ -5,13 +5,14 @@ it has done it.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
 from splitfed.link.connection import Link, Way
-from splitfed.link.events import Action, Events, Queue, Shared
+from splitfed.link.events import Action, Events, Lane, Moment, Queue, Shared
 from splitfed.seeds import Key
 
 
@@ -41,6 +42,7 @@ class Course:
     mini-batches and the `end` of its stream, and answers with `reply` bytes; None: it vanishes before.
 
     Of several at the same time the one with the lower `rank` is first. What is drawn of its link comes from `key`.
+    It goes on to the next mini-batch while `ahead` others, each of one exchange, are not answered.
     """
 
     late: float
@@ -51,6 +53,7 @@ class Course:
     link: Link | None
     key: Key
     rank: int = 0
+    ahead: int = 0
 
 
 @dataclass(slots=True)
@@ -134,7 +137,9 @@ class Jointly(Back):
 
 
 # At a time of its own a client waits for something that others wait for too, and goes on when that is done.
-_Waits = Generator[tuple[float, Callable[[Action], None]], None, None]
+_Wait = tuple[float, Callable[[Action], None]]
+_Waits = Generator[_Wait, None, None]
+_Passes = Generator[_Wait, None, float]  # returns when it is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,15 +185,8 @@ class _Wave:
         orders, replies = self._ways(course, "control")
         down, up = self._ways(course, "data")
         now = yield from self._pass(now, orders, course.order, self._down, rank)
-        connected = course.link is None
-        for step in course.steps:
-            for exchange in step.exchanges:
-                now += exchange.before
-                if not connected and course.link is not None:
-                    now, connected = now + course.link.connecting, True
-                now = yield from self._exchange(now, client, exchange, up, down, rank)
-            now += step.after
-            mine.steps.append(now)
+        train = self._ahead if course.ahead else self._in_turn
+        now = yield from train(now, client, course, up, down)
         if self._joint:
             yield now, partial(self._leave, client)
         if course.end is not None:
@@ -198,6 +196,62 @@ class _Wave:
         if course.reply is not None:
             now = yield from self._pass(now + messaging, replies, course.reply, self._up, rank)
         mine.end = now
+
+    def _in_turn(self, now: float, client: int, course: Course, up: Way | None, down: Way | None) -> _Passes:
+        """Go through the mini-batches one after another; return when the last is through."""
+        connected = course.link is None
+        for step in course.steps:
+            for exchange in step.exchanges:
+                now += exchange.before
+                if not connected and course.link is not None:
+                    now, connected = now + course.link.connecting, True
+                now = yield from self._exchange(now, client, exchange, up, down, course.rank)
+            now += step.after
+            self._moments[client].steps.append(now)
+        return now
+
+    def _ahead(self, now: float, client: int, course: Course, up: Way | None, down: Way | None) -> _Passes:
+        """Go through the mini-batches as `_in_turn` does, but that some are under way while the client computes."""
+        lanes, waiting = (Lane(), Lane()), deque[tuple[Moment, float]]()
+        connected = course.link is None
+        for step in course.steps:
+            (exchange,) = step.exchanges
+            now += exchange.before
+            if not connected and course.link is not None:
+                now, connected = now + course.link.connecting, True
+            answer = Moment()
+            self._go_on(self._flight(now, client, exchange, (up, down), lanes, answer, course.rank), course.rank)
+            waiting.append((answer, step.after))
+            if len(waiting) > course.ahead:
+                now = yield from self._answered(now, client, *waiting.popleft())
+        while waiting:
+            now = yield from self._answered(now, client, *waiting.popleft())
+        return now
+
+    def _answered(self, now: float, client: int, answer: Moment, after: float) -> _Passes:
+        """Wait for an answer and compute what it is for; return when that is done."""
+        yield now, answer.wait
+        now = self._events.now + after
+        self._moments[client].steps.append(now)
+        return now
+
+    def _flight(
+        self, now: float, client: int, one: Exchange, ways: tuple[Way | None, Way | None], lanes: tuple[Lane, Lane],
+        answer: Moment, rank: int,
+    ) -> _Waits:  # fmt: skip
+        """Let a frame and its answer pass, each behind those before it."""
+        now = yield from self._follow(now, ways[0], one.up, self._up, lanes[0], rank)
+        yield now, lambda go_on: self._back.serve(client, one.serve, rank, go_on)
+        now = yield from self._follow(self._events.now, ways[1], one.down, self._down, lanes[1], rank)
+        yield now, answer.reach
+
+    def _follow(self, now: float, way: Way | None, size: int, shared: Shared, lane: Lane, rank: int) -> _Passes:
+        """Send so many bytes when those before have left; return when they are there, as TCP has it after those."""
+        yield now, lane.enter
+        gone, after = yield from self._leaving(self._events.now, way, size, shared, rank, follows=True)
+        yield gone, lane.leave
+        lane.last = max(lane.last, gone + after)
+        return lane.last
 
     def _leave(self, client: int, go_on: Action) -> None:
         self._back.leave(client)
@@ -214,23 +268,26 @@ class _Wave:
             down.join(up)
         return down, up
 
-    def _exchange(
-        self, now: float, client: int, one: Exchange, up: Way | None, down: Way | None, rank: int
-    ) -> Generator[tuple[float, Callable[[Action], None]], None, float]:
+    def _exchange(self, now: float, client: int, one: Exchange, up: Way | None, down: Way | None, rank: int) -> _Passes:
         now = yield from self._pass(now, up, one.up, self._up, rank)
         if one.serve or self._joint:
             yield now, lambda go_on: self._back.serve(client, one.serve, rank, go_on)
             now = self._events.now
         return (yield from self._pass(now, down, one.down, self._down, rank))
 
-    def _pass(
-        self, now: float, way: Way | None, size: int, shared: Shared, rank: int
-    ) -> Generator[tuple[float, Callable[[Action], None]], None, float]:
+    def _pass(self, now: float, way: Way | None, size: int, shared: Shared, rank: int) -> _Passes:
         """Send so many bytes; return when they are there."""
+        gone, after = yield from self._leaving(now, way, size, shared, rank)
+        return gone + after
+
+    def _leaving(
+        self, now: float, way: Way | None, size: int, shared: Shared, rank: int, follows: bool = False
+    ) -> Generator[_Wait, None, tuple[float, float]]:
+        """Send so many bytes; return when the last of them has left, and how many seconds later it is there."""
         if not size:
-            return now
-        gone, after = (now, 0.0) if way is None else way.send(now, size)
+            return now, 0.0
+        gone, after = (now, 0.0) if way is None else way.send(now, size, follows)
         if shared.bound:
             yield now, partial(shared.send, size, gone - now, rank)
             gone = self._events.now
-        return gone + after
+        return gone, after

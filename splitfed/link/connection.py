@@ -105,6 +105,11 @@ class Way:
     _largest: float = 0.0  # the window at the last loss, in packets
     _since: float = 0.0  # when it was
     _used: float = -math.inf  # when something was sent last
+    _opened: float = -math.inf  # when the window was last filled anew, and how much of it was left
+    _room: float = 0.0
+    _flying: float = 0.0  # what was sent in this window and is acknowledged at that time
+    _landed: float = -math.inf
+    _spoilt: bool = False  # whether some of it was lost
     _gap: float | None = None  # packets until the next loss
     _draws: Iterator[float] | None = field(default=None)
     _back: "Way | None" = None
@@ -113,30 +118,47 @@ class Way:
         """Be the other way of the same stream of gRPC."""
         self._back, back._back = back, self
 
-    def send(self, start: float, size: int) -> tuple[float, float]:
-        """Send a frame; return when its last byte leaves the line, and how many seconds later it is there."""
+    def send(self, start: float, size: int, follows: bool = False) -> tuple[float, float]:
+        """Send a frame; return when its last byte leaves the line, and how many seconds later it is there. One that
+        `follows` others without an answer in between has what they have left of the window, until a round trip is
+        over."""
         trip, link = 2 * self.link.latency, self.link
-        self._rested(start, trip)
-        now, left, late = start, float(size), 0.0
+        now = gone = opened = start
+        left, late, lost = float(size), 0.0, False
+        if follows and start < self._opened + trip:
+            opened, room = self._opened, self._room
+        else:
+            self._acknowledged(trip)
+            self._rested(start, trip)
+            room = self._window
         while True:
-            burst = min(left, self._window)
-            gone = self.line.passed(now, burst)
-            left -= burst
-            lost = self._lost(math.ceil(burst / SEGMENT))
-            if lost:
-                self._shrink(gone)
-            else:
-                self._grow(burst, max(gone, now + trip), trip)
+            if room > 0:
+                burst = min(left, room)
+                gone = self.line.passed(now, burst)
+                left, room = left - burst, room - burst
+                lost = self._lost(math.ceil(burst / SEGMENT))
+                self._flying, self._landed = self._flying + burst, max(gone, opened + trip)
+                if lost:
+                    self._spoilt = True
+                    self._shrink(gone)
             if left <= 0:
                 # What a few packets end with shows its loss to nobody but a timer.
                 late = (2 * trip if size <= 3 * SEGMENT else trip) if lost else 0.0
                 break
-            now = max(gone, now + trip)
-        self._used = gone
+            now = opened = max(gone, opened + trip)
+            self._acknowledged(trip)
+            room, lost = self._window, False
+        self._used, self._opened, self._room = gone, opened, room
         if self._back is not None:
             self._back._answer(start + link.latency, gone + link.latency)
         jitter = link.jitter * (2 * self._drawn() - 1) if link.jitter else 0.0
         return gone, link.latency + late + jitter
+
+    def _acknowledged(self, trip: float) -> None:
+        """Take note that all of a window has arrived."""
+        if self._flying and not self._spoilt:
+            self._grow(self._flying, self._landed, trip)
+        self._flying, self._spoilt = 0.0, False
 
     def _rested(self, now: float, trip: float) -> None:
         """Halve the window for every timeout that nothing was sent in, as Linux does."""
@@ -154,7 +176,7 @@ class Way:
         self._used = max(self._used, ended)
 
     def _grow(self, burst: float, now: float, trip: float) -> None:
-        """Grow as a burst is acknowledged, unless the window had room for twice as much."""
+        """Grow as what was sent in a window is acknowledged, unless it had room for twice as much."""
         if 2 * burst < self._window:
             return
         if self._window < self._threshold:

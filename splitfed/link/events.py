@@ -2,6 +2,7 @@
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -42,6 +43,52 @@ class Queue:
         """Do what takes so many seconds, when its turn comes."""
         self._free = max(self._free, self._events.now) + seconds
         self._events.at(self._free, rank, done)
+
+
+class Moment:
+    """Something that happens once, and what one waits to do then."""
+
+    def __init__(self) -> None:
+        self._reached = False
+        self._action: Action | None = None
+
+    def reach(self, then: Action) -> None:
+        """Let it happen, and then do this."""
+        self._reached = True
+        if self._action is not None:
+            self._action()
+        then()
+
+    def wait(self, action: Action) -> None:
+        """Have an action done when it happens, or at once if it has."""
+        self._action = action
+        if self._reached:
+            action()
+
+
+class Lane:
+    """What one passes after another, in the order in which they come; `last` is when the latest was at the other
+    end."""
+
+    def __init__(self) -> None:
+        self.last = -math.inf
+        self._busy, self._waiting = False, deque[Action]()
+
+    def enter(self, action: Action) -> None:
+        """Have an action done when all before have left."""
+        if self._busy:
+            self._waiting.append(action)
+        else:
+            self._busy = True
+            action()
+
+    def leave(self, then: Action) -> None:
+        """Let the next one in, and then do this."""
+        if self._waiting:
+            self._waiting.popleft()()
+        else:
+            self._busy = False
+        then()
 
 
 class Shared:

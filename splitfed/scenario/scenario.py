@@ -15,7 +15,7 @@ from splitfed.config import Broken, Config, as_tuple
 from splitfed.data.settings import DataConfig, Evaluation
 from splitfed.errors import ScenarioError
 from splitfed.federation.memory import Memory
-from splitfed.federation.phases import Phase, PhaseConfig, phase_of
+from splitfed.federation.phases import Gradient, Phase, PhaseConfig, phase_of
 from splitfed.link.settings import IdealLink, LinkConfig
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario.budget import BudgetConfig, Unlimited
@@ -100,6 +100,10 @@ class Scenario(Config):
     def phase(self, round: int) -> Phase:
         """Return the phase that a round is in."""
         return phase_of(self.phases, round)
+
+    def ahead(self, round: int) -> int:
+        """Return by how many mini-batches clients are ahead of an answer in a round."""
+        return self.training.ahead if isinstance(self.phase(round).settings, Gradient) else 0
 
     @property
     def timed(self) -> bool:

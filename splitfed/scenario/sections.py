@@ -164,6 +164,14 @@ class Training(Config):
     """How the server trains the back."""
     client_state: Literal["reset", "keep"] = "reset"
     """Whether a client starts each round with a fresh optimiser (`reset`) or goes on with its own (`keep`)."""
+    ahead: int = Field(0, ge=0, le=64)
+    """By how many mini-batches a client is ahead of the server's answer: it computes and sends so many more while the
+    gradient of an earlier one is on its way, which hides what its link takes. That gradient is taken through the
+    weights as they were when the mini-batch went out, and applied to those of today, which are so many updates further;
+    what the optimiser adds, such as weight decay or FedProx's pull, goes by today's weights. A client holds its trained
+    weights, the mini-batch's activations and its frame once more for each, the server its frame. It concerns the
+    phases whose front learns from the gradient, and the round's last gradients are waited for. 0 waits for each
+    answer."""
     evaluate_every: PositiveInt = 1
     """Rounds from one look at the validation images to the next; after the last round there always is one."""
     eval_batch_size: PositiveInt = 256

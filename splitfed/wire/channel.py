@@ -6,6 +6,7 @@ carries them. An address names the carrier by its scheme; `inline:` is a call in
 
 import itertools
 from abc import ABC, abstractmethod
+from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,11 +58,20 @@ class Listener(Protocol):
 
 
 class Stream(ABC):
-    """Client end of one stream; a context manager that closes it."""
+    """Client end of one stream; a context manager that closes it. Replies come in the order of their frames."""
 
     @abstractmethod
+    def send(self, buffer: bytes) -> None:
+        """Send one frame, also while earlier ones have no reply yet."""
+
+    @abstractmethod
+    def receive(self) -> bytes:
+        """Wait for the reply to the earliest frame that has none yet."""
+
     def exchange(self, buffer: bytes) -> bytes:
         """Send one frame and wait for the reply."""
+        self.send(buffer)
+        return self.receive()
 
     @abstractmethod
     def close(self) -> None:
@@ -75,14 +85,20 @@ class Stream(ABC):
 
 
 class InlineStream(Stream):
-    """A stream within this process; it passes the very bytes that a network would carry."""
+    """A stream within this process; it passes the very bytes that a network would carry. A frame is taken as it is
+    sent."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._replies: deque[bytes] = deque()
 
-    def exchange(self, buffer: bytes) -> bytes:
-        """Send one frame and wait for the reply."""
-        return self._session.handle(buffer)
+    def send(self, buffer: bytes) -> None:
+        """Have one frame taken."""
+        self._replies.append(self._session.handle(buffer))
+
+    def receive(self) -> bytes:
+        """Return the reply to the earliest frame that has none yet."""
+        return self._replies.popleft()
 
     def close(self) -> None:
         """End the stream."""

@@ -59,12 +59,13 @@ def entry(metadata: Iterable[tuple[str, str | bytes]] | None, key: str) -> str:
 class Arrivals:
     """The messages of a stream, one by one and with a deadline, which gRPC's own iterators do not know.
 
-    A thread reads them, and none before it is asked for; so a peer that sends more fills no memory.
+    A thread reads them, and none before it is asked for, but for as many as may be `ahead`; so a peer that sends more
+    fills no memory.
     """
 
-    def __init__(self, messages: Iterable[bytes]) -> None:
+    def __init__(self, messages: Iterable[bytes], ahead: int = 0) -> None:
         self._inbox: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
-        self._asked = Semaphore(0)
+        self._asked = Semaphore(ahead)
         self._ended: BaseException | None = None
         Thread(target=self._read, args=(iter(messages),), daemon=True, name="splitfed-arrivals").start()
 

@@ -36,6 +36,36 @@ def test_a_stream_that_breaks_under_a_frame_comes_back_with_it():
     assert [h for h in door.happened if isinstance(h, bytes)] == [b"0", b"1", b"2", b"2", b"2", b"3", b"4", b"4", b"5"]
 
 
+@pytest.mark.parametrize("at", [b"0", b"2", b"5"])
+def test_all_frames_without_an_answer_are_sent_again_in_order(at):
+    """Three are on their way at a time. What the server had when the line broke, it may take from the old stream or
+    from the new one."""
+    cuts = [at]
+
+    def answer(buffer: bytes) -> bytes:
+        if cuts and cuts[0] == buffer:
+            cuts.pop(0)
+            proxy.cut()
+        return buffer + b"!"
+
+    door = Door(answer)
+    with (
+        listen(door, ahead=2) as listener,
+        Proxy(listener.port) as proxy,
+        dial(proxy.through(listener.invite(0, 1)), grace=20.0, ahead=2) as stream,
+    ):
+        replies = []
+        for step in range(8):
+            stream.send(b"%d" % step)
+            if step >= 2:
+                replies.append(stream.receive())
+        assert replies + [stream.receive() for _ in range(2)] == [b"%d!" % step for step in range(8)]
+    handled = [h for h in door.happened if isinstance(h, bytes)]
+    assert handled.count(at) >= 2  # its answer was lost
+    assert list(dict.fromkeys(handled)) == [b"%d" % step for step in range(8)]
+    assert len(handled) <= 8 + 3
+
+
 def test_a_stream_that_broke_between_frames_comes_back():
     with (
         listen(Door()) as listener,

@@ -10,6 +10,7 @@ from splitfed.run.summary import Summary
 from splitfed.scenario.engine import Deployment
 
 LOCAL = "phases=[{kind: local, rounds: 1, upload_every: 1, align_every: 2}, gradient]"
+AHEAD = ["training.ahead=2", "federation.local_epochs=3"]
 
 
 def scenario(mode: str, clients: int, *more: str) -> Scenario:
@@ -20,7 +21,7 @@ def scenario(mode: str, clients: int, *more: str) -> Scenario:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "clients", "more"), [("sfl-v2", 3, []), ("sfl-v1", 2, [LOCAL])])
+@pytest.mark.parametrize(("mode", "clients", "more"), [("sfl-v2", 3, []), ("sfl-v1", 2, [LOCAL]), ("sfl-v1", 2, AHEAD)])
 def test_a_deployment_repeats_a_simulation(mode, clients, more, tmp_path):
     """With three clients, one of them waits in each round."""
     expected = simulate(scenario(mode, clients, *more), runs=tmp_path / "inline")

@@ -24,9 +24,10 @@ FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["splitfed.simulation", "splitfed.server.app", "splitfed.clients.app"])
 
 
-def scenario(mode: str) -> Scenario:
+def scenario(mode: str, ahead: int = 0) -> Scenario:
     return small(
-        *ADC, "federation.rounds=6", f"federation.mode={mode}", "federation.cohort=2", "training.client_state=keep",
+        *ADC, f"training.ahead={ahead}",
+        "federation.rounds=6", f"federation.mode={mode}", "federation.cohort=2", "training.client_state=keep",
         "training.evaluate_every=2", "data.augment=flip", "evaluation={held_out: 0.2, every: 2, cohort: 2}",
     )  # fmt: skip
 
@@ -52,9 +53,9 @@ def written(folder: Path | None) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
-def test_killed_at_random_moments(mode, tmp_path):
-    plan = scenario(mode)
+@pytest.mark.parametrize(("mode", "ahead"), [("sfl-v1", 0), ("sfl-v2", 0), ("sfl-v1", 2)])
+def test_killed_at_random_moments(mode, ahead, tmp_path):
+    plan = scenario(mode, ahead)
     expected = outcome(simulate(plan, runs=tmp_path / "whole").folder)
     runs, chance, kills, folder = tmp_path / "killed", random.Random(mode), 0, None
     length = written(next(tmp_path.glob("whole/*")))

@@ -4,9 +4,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from helpers import small, table
+from helpers import PLAIN, small, table
+from outcomes import same
 
 from splitfed import simulate
+from splitfed.reports.costs.estimate import estimate
 from splitfed.run.observer import Observer
 from splitfed.server.clock.clock import Clock
 from splitfed.split.computing.operations import count
@@ -93,12 +95,39 @@ def test_a_resumed_run_has_the_same_time(tmp_path: Path) -> None:
     assert len(set(times)) == 4
 
 
+def test_who_is_ahead_waits_for_its_line_alone(tmp_path: Path) -> None:
+    """Of twelve mini-batches each waits for a round trip, or they do together; what goes up takes its time anyhow. A
+    plan is made by the same rules: it foretells what comes, but for the lossless stage."""
+    line = "link={kind: fixed, up: 1Mbit, down: 1Gbit, latency: 100ms}"
+    changes = [line, *PLAIN, "federation.clients=1", "federation.rounds=1", "federation.local_epochs=2"]
+    in_turn, one = (simulate(small(*changes, f"training.ahead={ahead}"), runs=tmp_path) for ahead in (0, 12))
+    steps = 12
+    up = [row for row in table(one.folder / "ledger.csv") if row["direction"] == "up" and row["plane"] == "data"]
+    least = sum(8 * int(row["sent_bytes"]) for row in up) / 1e6
+    seconds = [run.summary.simulated_seconds or 0.0 for run in (in_turn, one)]
+    assert seconds[0] - seconds[1] == pytest.approx((steps - 1) * 0.2, rel=0.1)
+    assert 0 < seconds[1] - least < 2
+    assert estimate(small(*changes, "training.ahead=12")).simulated[""][0] == pytest.approx(seconds[1], rel=1e-3)
+
+
+def test_a_deadline_gives_up_who_is_ahead_with_what_is_answered(tmp_path: Path) -> None:
+    lines = "link={kind: drawn, up: {kind: lognormal, median: 1Mbit, sigma: 2}, down: 4Mbit}"
+    changes = [lines, "training.ahead=1", "federation.local_epochs=3"]
+    free = simulate(small(*changes), runs=tmp_path)
+    half = (free.rounds[0].simulated_seconds or 0.0) / 2
+    held = simulate(small(*changes, f"federation.deadline={half:.4f}"), runs=tmp_path)
+    assert [row.lost for row in held.rounds] != [0, 0]
+    assert held.summary.simulated_seconds == pytest.approx(2 * half, rel=1e-3)
+
+
 @pytest.mark.slow
-def test_ray_tells_the_same_time(tmp_path: Path) -> None:
-    changes = [LTE, "federation.server.link={up: 6Mbit}", "evaluation={held_out: 0.3}"]
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_ray_tells_the_same_time(ahead: int, tmp_path: Path) -> None:
+    changes = [LTE, "federation.server.link={up: 6Mbit}", "evaluation={held_out: 0.3}", f"training.ahead={ahead}"]
     one, other = (
         simulate(small(*changes, f"engine={{kind: {kind}, threads: 1}}"), runs=tmp_path) for kind in ("inline", "ray")
     )
+    same(one.folder, other.folder)
     assert [row.simulated_seconds for row in one.rounds] == [row.simulated_seconds for row in other.rounds]
 
 

@@ -115,9 +115,9 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def losing(server, at: int) -> Iterator[tuple[Stream, list[bytes]]]:
-    """Dial client 4's stream of round 2 to a split server; the connection is cut before the answer to frame number `at`
-    is out, the end's too. Yield the stream, and every frame that the server handles."""
+def losing(server, at: int, ahead: int = 0) -> Iterator[tuple[Stream, list[bytes]]]:
+    """Dial client 4's stream of round 2 to a split server, so many frames `ahead`; the connection is cut before the
+    answer to frame number `at` is out, the end's too. Yield the stream, and every frame that the server handles."""
     handled: list[bytes] = []
 
     class Losing:
@@ -136,9 +136,9 @@ def losing(server, at: int) -> Iterator[tuple[Stream, list[bytes]]]:
             return SimpleNamespace(handle=handle, close=session.close)
 
     with (
-        listen(Losing()) as listener,
+        listen(Losing(), ahead=ahead) as listener,
         Proxy(listener.port) as proxy,
-        dial(proxy.through(listener.invite(4, 2)), grace=20.0) as stream,
+        dial(proxy.through(listener.invite(4, 2)), grace=20.0, ahead=ahead) as stream,
     ):
         yield stream, handled
 

@@ -63,14 +63,20 @@ def wasted(folder) -> list[tuple]:
     return [(row.step, row.client, row.direction, row.role, row.sizes.sent) for row in read_rows(folder / "wasted.csv")]
 
 
-def train(door, stream, client: int, steps: int = 4) -> None:
-    """Do what a client does for its round; the stream must be open."""
+def train(door, stream, client: int, steps: int = 4, ahead: int = 0) -> None:
+    """Do what a client does for its round that is so many mini-batches `ahead`; the stream must be open."""
     up = down = 0
-    for step in range(1, steps + 1):
-        packed, smashed, _ = door.frame(step, client=client, examples=6 + client % 5)
-        reply = stream.exchange(packed.buffer)
-        door.cut.unpack_gradient(reply, smashed)
-        up, down = up + packed.total, down + len(reply)
+    under_way = []
+    for step in range(1, steps + ahead + 1):
+        if step <= steps:
+            packed, smashed, _ = door.frame(step, client=client, examples=6 + client % 5)
+            stream.send(packed.buffer)
+            under_way.append(smashed)
+            up += packed.total
+        if step > ahead:
+            reply = stream.receive()
+            assert door.cut.unpack_gradient(reply, under_way.pop(0)).step == step - ahead
+            down += len(reply)
     stream.exchange(pack("end", 2, client, steps + 1, {}, {"up": up, "down": down}).buffer)
 
 

@@ -59,15 +59,29 @@ def measure(parts: Parts, cut: Cut, scenario: Scenario, batch: int, key: Key) ->
             float(parts.whole()(images).sum())
         forward = time.perf_counter() - began
     measured = [_side(*side) for side in zip(sides, optimisers, saved, strict=True)]
+    alone = measured[0]
     for phase, _ in spans(scenario.phases, scenario.federation.rounds):
+        if ahead := scenario.ahead(phase.first):
+            measured[0] = max(measured[0], _waiting(alone, part, ahead + 1), key=_bytes)
         if local := phase.local:
             net = Auxiliary(parts.back, local.blocks, phase.first).to(cut.device)
             taught = _taught(part.with_auxiliary(net), cut, scenario, images, key, fits=local.align_every > 0)
-            measured[0] = max(measured[0], taught, key=lambda side: side.state + side.activations)
+            measured[0] = max(measured[0], taught, key=_bytes)
     if not splits:  # the server has the model to evaluate it, and learns nothing
         numbers = sum(p.numel() for p in part.parameters())
         measured.append(Side(numbers, 4 * numbers, 0))
     return measured[0], measured[1], min(seconds[1:]), forward
+
+
+def _bytes(side: Side) -> int:
+    return side.state + side.activations
+
+
+def _waiting(side: Side, part: ClientPart, steps: int) -> Side:
+    """Return the memory of a client with so many mini-batches on their way: what each saves for backward, and for each
+    a copy of the weights that it went through."""
+    trained = 4 * sum(p.numel() for p in part.parameters() if p.requires_grad)
+    return replace(side, state=side.state + steps * trained, activations=side.activations * steps)
 
 
 def _taught(part: ClientPart, cut: Cut, scenario: Scenario, images: Tensor, key: Key, *, fits: bool) -> Side:

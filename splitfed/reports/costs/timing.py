@@ -53,7 +53,9 @@ def seconds_of_a_round(
                     )
                     for step, number in enumerate(sizes)
                 ]
-                course = Course(0.0, weights, made, end, weights, line(client), key.at("timing", client))
+                course = Course(
+                    0.0, weights, made, end, weights, line(client), key.at("timing", client), ahead=scenario.ahead(1)
+                )
                 found.setdefault(name, []).append(Site().together({client: course}, 0.0)[client].end)
     return {name: (min(times), max(times)) for name, times in found.items()}
 

@@ -1,10 +1,14 @@
 """Rules of who trains, when and in which order."""
 
+from collections.abc import Sequence
+
 from splitfed.data.settings import Evaluation
+from splitfed.federation.phases import Gradient, Settings
 from splitfed.federation.strategies import FedAvgConfig
+from splitfed.scenario.compression import Compression
 from splitfed.scenario.engine import EngineConfig, Remote
 from splitfed.scenario.rules.base import Found
-from splitfed.scenario.sections import Federation
+from splitfed.scenario.sections import Federation, Training
 
 
 def cohort_is_of_the_clients(federation: Federation) -> Found:
@@ -62,6 +66,37 @@ def private_labels_need_whole_mini_batches(federation: Federation) -> Found:
             "with order: arrival another client's update would come between the halves of a mini-batch: set order: "
             "fixed, or mode: sfl-v1",
         )
+
+
+def ahead_is_of_gradients_on_their_way(
+    training: Training, federation: Federation, compression: Compression, phases: Sequence[Settings]
+) -> Found:
+    """A client can be ahead only of a gradient that comes back, and that nothing but its own front waits for."""
+    if not training.ahead:
+        return
+    key = "training.ahead"
+    if federation.mode == "fl":
+        yield key, "with fl no gradient comes from the server: leave it out, or set another federation.mode"
+    if federation.mode == "psl":
+        yield (
+            key,
+            "with psl a step is of one mini-batch of each client, and none goes on before it: leave it out, or set "
+            "another federation.mode",
+        )
+    if federation.private:
+        yield (
+            key,
+            "with federation.labels: private a mini-batch goes up twice, and the second time needs an answer: leave it "
+            "out, or set labels: shared",
+        )
+    if keys := compression.remembers:
+        yield (
+            key,
+            f"with compression.{keys[0]} both ends go on from what has crossed of a sample, of which an answer may be "
+            "on its way: leave one of them out",
+        )
+    if phases and not any(isinstance(phase, Gradient) for phase in phases):
+        yield key, "in none of the phases does the front wait for a gradient: leave it out, or add one of kind gradient"
 
 
 def steps_or_epochs(federation: Federation) -> Found:

@@ -18,6 +18,7 @@ RULES: tuple[Rule, ...] = (
     federation.wave_is_of_those_at_once,
     federation.patience_is_of_joint_steps,
     federation.private_labels_need_whole_mini_batches,
+    federation.ahead_is_of_gradients_on_their_way,
     federation.steps_or_epochs,
     federation.strategy_has_something_to_aggregate,
     crossing.clip_is_of_what_crosses,

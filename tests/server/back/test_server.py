@@ -326,6 +326,36 @@ def test_a_stream_cut_under_a_step_trains_it_once(tmp_path, at):
     assert sum(row[-1] for row in again if row[2] == "up") == len(handled[at])
 
 
+@pytest.mark.parametrize("at", [1, 2, 4, 6, 7])
+def test_a_stream_cut_under_frames_on_their_way_trains_each_once(tmp_path, at):
+    """As above, of a client whose frames do not wait for answers: several come twice, and each is trained once."""
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    whole, cut = Door(tmp_path / "whole"), Door(tmp_path / "cut", ahead=2)
+    with listen(whole.server) as listener, dial(listener.invite(4, 2)) as stream:
+        train(whole, stream, 4, steps=6)
+    with losing(cut.server, at, ahead=2) as (stream, handled):
+        train(cut, stream, 4, steps=6, ahead=2)
+    assert len(set(handled)) == 7 < len(handled)
+    assert same(weights(cut.pool.trainer), weights(whole.pool.trainer))
+    assert rows(cut) == rows(whole)
+    again = [frame for number, frame in enumerate(handled) if frame in handled[:number]]
+    assert sum(row[-1] for row in wasted(cut.ledger.folder) if row[2] == "up") == sum(map(len, again))
+    assert {row[0] for row in wasted(cut.ledger.folder)} <= {at, at + 1, at + 2}
+
+
+def test_as_many_frames_may_come_again_as_a_client_is_ahead_and_one(tmp_path):
+    door = Door(tmp_path, ahead=2)
+    frames = [door.frame(step)[0].buffer for step in range(1, 5)]
+    replies = [door.session.handle(frame) for frame in frames]
+    before = weights(door.pool.trainer)
+    assert [door.session.handle(frame) for frame in frames[1:]] == replies[1:]
+    with pytest.raises(WireError, match="step 1, where 2, 4, 5 is next"):
+        door.session.handle(frames[0])
+    assert same(weights(door.pool.trainer), before)
+    assert door.server.refusal(4) is None  # a stream that was superseded may bring it
+
+
 def test_sixteen_streams_at_once_train_as_one_after_another(tmp_path):
     """`sfl-v1`: the same weights bit for bit, and the same ledger, whoever comes first."""
     clients = tuple(range(16))

@@ -1,6 +1,7 @@
 """The server's end of a gRPC stream: whom it lets in, what becomes of failures, and that nothing starves or hangs."""
 
 import logging
+import time
 from functools import partial
 from queue import SimpleQueue
 from threading import Barrier, Event, Thread
@@ -211,6 +212,24 @@ def test_a_superseded_stream_that_is_busy_locks_nobody_out():
         with pytest.raises(WireError, match="newer stream"):
             first.exchange(b"more")
         first.close()
+
+
+def test_no_more_frames_wait_here_than_a_client_may_be_ahead():
+    pulled = list[int]()
+
+    def frames():
+        for number in range(10):
+            pulled.append(number)
+            yield b"%d" % number
+
+    arrivals = rpc.Arrivals(frames(), ahead=3)
+    until(lambda: len(pulled) == 3)
+    for number in range(4):
+        assert arrivals.take(LONG) == b"%d" % number
+        until(lambda number=number: len(pulled) == number + 4)
+    time.sleep(0.05)
+    assert len(pulled) == 7  # three wait while the fourth is served
+    arrivals.close()
 
 
 def test_a_silent_client_is_let_go():

@@ -1,6 +1,7 @@
 """Clients at the same time: what they share, and how they wait for each other, against timelines worked out by hand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -42,6 +43,60 @@ def test_the_server_computes_one_mini_batch_at_a_time() -> None:
     """Three come at 1, 1 and 2 seconds, and take 5 each."""
     courses = {0: course(0, [(1, 1, 5, 1)]), 1: course(0, [(1, 1, 5, 1)]), 2: course(0, [(2, 1, 5, 1)])}
     assert [one.end for one in Site().together(courses, 0.0).values()] == [6, 11, 16]
+
+
+def worked_out(steps: Sequence[tuple[float, int, float, int]], ahead: int, after: float, latency: float) -> list[float]:
+    """Return when a client alone is through with each mini-batch, where a byte takes a second each way: every stage
+    takes a frame when it has it and is done with the one before."""
+    now, gone, served, down_free = 18 * latency, 0.0, 0.0, 0.0  # 10 for the order, 8 to connect
+    answered, through = list[float](), list[float]()
+    for before, up, serve, down in steps:
+        now += before
+        gone = max(now, gone) + up
+        served = max(gone + latency, served) + serve
+        down_free = max(served, down_free) + down
+        answered.append(down_free + latency)
+        if len(answered) > ahead:
+            now = max(now, answered[len(through)]) + after
+            through.append(now)
+    for moment in answered[len(through) :]:
+        now = max(now, moment) + after
+        through.append(now)
+    return through
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.integers(low, 9) for low in (0, 1, 0, 1)]), min_size=1, max_size=8),
+    st.integers(0, 9), st.integers(0, 3), st.integers(0, 5),
+)  # fmt: skip
+def test_a_client_that_is_ahead_computes_while_frames_pass(steps, ahead: int, after: int, latency: int) -> None:
+    link = Link(Steady(8.0), Steady(8.0), latency)
+    one = replace(course(0, steps, link=link, after=after), ahead=ahead)
+    found = Site().together({0: one}, 0.0)[0]
+    assert found.steps == pytest.approx(worked_out(steps, ahead, after, latency))
+    assert found.end == found.steps[-1] + 10 * latency  # the reply
+
+
+def test_with_enough_mini_batches_ahead_the_slowest_stage_alone_counts() -> None:
+    """100 of them: 3 seconds at the client, 5 up, 4 at the server, 2 down."""
+    steps, link = [(2, 5, 4, 2)] * 100, BYTE_A_SECOND
+    in_turn, one, all_but = (
+        Site().together({0: replace(course(0, steps, link=link, after=1), ahead=ahead)}, 0.0)[0].end
+        for ahead in (0, 1, 3)
+    )
+    assert in_turn == 100 * (3 + 5 + 4 + 2)
+    assert one == pytest.approx(100 * 14 / 2, rel=0.03)  # two are under way at any time
+    assert all_but == pytest.approx(100 * 5, rel=0.03)
+
+
+def test_two_who_are_ahead_are_served_in_turn_and_share_the_line() -> None:
+    """The server takes 5 seconds for each of their eight mini-batches; lines take no time, or the server's own takes 16
+    for the frames of both."""
+    courses = {c: replace(course(0, [(1, 8, 5, 0)] * 4), ahead=3) for c in range(2)}
+    assert sorted(one.end for one in Site().together(courses, 0.0).values()) == [36, 41]
+    shared = Site(up=1.0).together(courses, 0.0)
+    assert sorted(one.end for one in shared.values()) == pytest.approx([1 + 4 * 16 + 5, 1 + 4 * 16 + 10])
 
 
 def test_joint_steps_go_at_the_pace_of_the_slowest() -> None:

@@ -24,6 +24,15 @@ def test_a_window_doubles_each_round_trip_until_the_line_is_full(mbit: int, kilo
     assert gone + after == pytest.approx(seconds, abs=0.001)
 
 
+@pytest.mark.parametrize("mbit", [1, 10, 50, 1000])
+def test_frames_that_follow_each_other_take_as_long_as_one(mbit: int) -> None:
+    """None of them waits for an answer: together they have the window that one of them all would have."""
+    whole, pieces, now = way(mbit * MBIT, 0.025).send(0.0, 210_000)[0], way(mbit * MBIT, 0.025), 0.0
+    for _ in range(30):
+        now = pieces.send(now, 7_000, follows=True)[0]
+    assert now == pytest.approx(whole, rel=1e-9)
+
+
 def test_without_latency_the_line_alone_counts() -> None:
     assert way(8 * MBIT, 0.0).send(3.0, 1_000_000) == (pytest.approx(4.0), 0.0)
 

@@ -164,6 +164,13 @@ def test_an_auxiliary_net_takes_memory_at_the_client() -> None:
     assert fitted.activations > 1.2 * local.activations
 
 
+def test_each_mini_batch_on_its_way_takes_its_graph_and_the_weights_that_it_went_through() -> None:
+    plain, ahead = (estimate(small(f"training.ahead={ahead}")) for ahead in (0, 2))
+    assert ahead.client.activations == 3 * plain.client.activations
+    assert ahead.client.state - plain.client.state == 3 * 4 * plain.client.parameters
+    assert ahead.server == plain.server
+
+
 def test_copies_of_samples_take_the_memory_that_a_run_keeps_of_them(tmp_path) -> None:
     """Each client's are in its state folder, and all of them in the server's checkpoint."""
     delta = [f"compression.{role}.delta=true" for role in ("smashed", "cut_gradient")]

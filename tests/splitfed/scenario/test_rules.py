@@ -54,6 +54,22 @@ BREAKS = {
         "  labels: private  # federation.labels: with order: arrival another client's update would come between\n"
         "  order: arrival",
     ],
+    "ahead_is_of_gradients_on_their_way": [
+        "  mode: fl\n"
+        "training: {ahead: 1}  # training.ahead: with fl no gradient comes from the server: leave it out, or set",
+        "  mode: psl\n"
+        "training: {ahead: 1}  # training.ahead: with psl a step is of one mini-batch of each client, and none goes on",
+        "  labels: private\n"
+        "training: {ahead: 1}  # training.ahead: with federation.labels: private a mini-batch goes up twice",
+        "training: {ahead: 1}  # training.ahead: with compression.smashed.delta both ends go on from what has crossed\n"
+        "compression: {smashed: {delta: true}}",
+        "training: {ahead: 1}  # training.ahead: with compression.smashed.skip both ends go on from what has crossed\n"
+        "compression: {smashed: {skip: 0.9}}",
+        "training: {ahead: 1}  # training.ahead: with compression.cut_gradient.delta both ends go on from what has\n"
+        "compression: {cut_gradient: {delta: true}}",
+        "training: {ahead: 1}  # training.ahead: in none of the phases does the front wait for a gradient: leave\n"
+        "phases: [{kind: local, rounds: 1}, frozen]",
+    ],
     "steps_or_epochs": [
         "  local_steps: 3  # federation.local_steps: local_epochs is set too: keep one of them and set the other\n"
         "  local_epochs: 1",

@@ -31,6 +31,13 @@ def test_a_stream_carries_the_very_bytes_and_is_closed():
     assert echo.happened == [(3, 7), frame, "closed"]
 
 
+def test_replies_come_in_the_order_of_their_frames():
+    with InlineListener(Echo()) as listener, connect_inline(listener.address, 3, 7) as stream:
+        for frame in (b"1", b"2", b"3"):
+            stream.send(frame)
+        assert [stream.receive() for _ in range(3)] == [b"1", b"2", b"3"]
+
+
 def test_a_stream_is_closed_after_an_error():
     echo = Echo()
     with InlineListener(echo) as listener, pytest.raises(ZeroDivisionError), connect_inline(listener.address, 0, 1):
