@@ -148,7 +148,7 @@ def folders(*roots: str) -> list[Path]:
 
 def test_no_folder_is_crowded() -> None:
     for folder in folders(*CODE, "tests"):
-        if folder != ROOT / "splitfed":
+        if folder not in (ROOT / "splitfed", ROOT / "splitfed" / "scenarios"):  # these are prose, below
             assert len(entries(folder)) <= MOST_ENTRIES, folder
     names = entries(ROOT / "splitfed")
     modules = [name for name in names if name.endswith(".py")]
