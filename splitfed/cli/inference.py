@@ -49,6 +49,15 @@ def predict(
             show_default="the whole model answers",
         ),
     ] = None,
+    accuracy: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="In place of --confidence: the lowest with which this share of the validation split is answered "
+            "rightly.",
+        ),
+    ] = None,
     measure: Annotated[
         Measured,
         typer.Option(help="What confidence is: the largest probability, its margin over the second, or entropy."),
@@ -75,11 +84,12 @@ def predict(
     if json and csv:
         raise SplitfedError("--json and --csv: choose one")
     predictor = splitfed.Predictor(
-        run, confidence=confidence, measure=measure.value, rise=rise, round=round, top=top, batch=batch, device=device,
+        run, confidence=confidence, accuracy=accuracy, measure=measure.value, rise=rise, round=round,
+        top=top, batch=batch, device=device,
         overrides=set_,
     )  # fmt: skip
     wrong = 0
-    with WRITERS["json" if json else "csv" if csv else "text"](top, confidence is not None) as written:
+    with WRITERS["json" if json else "csv" if csv else "text"](top, predictor.rule.threshold <= 1) as written:
         for found in predictor.stream(images):
             written(found)
             wrong += found.problem is not None

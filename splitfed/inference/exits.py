@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +18,7 @@ from torch.nn.functional import log_softmax
 
 from splitfed.errors import RunError
 from splitfed.files import reason, write
+from splitfed.inference.deciding import MEASURES, Rule, confidence, threshold_for
 from splitfed.inference.run_model import RunModel
 from splitfed.model.parts import whole_state
 from splitfed.seeds import Key
@@ -25,7 +26,7 @@ from splitfed.seeds import Key
 NAME = "exits.safetensors"
 Heads = Literal["linear", "cascade"]
 HEADS: tuple[Heads, ...] = get_args(Heads)
-_ABOUT = "exits"
+_ABOUT, _JUDGED = "exits", "judged."
 
 
 class Exits(nn.Module):
@@ -105,6 +106,35 @@ class About:
     accuracy: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """How exits do on the N images of the validation split: how sure each is, by each of `MEASURES`, `[M, E, N]`, which
+    they answer rightly, bool `[E, N]`, and which the whole model does, bool `[N]`."""
+
+    confidences: Tensor
+    right: Tensor
+    whole: Tensor
+
+    @classmethod
+    def of(cls, answers: Tensor, whole: Tensor, labels: Tensor) -> Self:
+        """Judge probabilities `[E, N, C]`, and the classes `[N]` that the whole model names."""
+        sure = torch.stack([confidence(answers.float(), measure) for measure in MEASURES])
+        return cls(sure.cpu(), (answers.argmax(2) == labels).cpu(), (whole == labels).cpu())
+
+    def threshold(self, accuracy: float, rule: Rule) -> float:
+        """Return the lowest threshold with which so large a share is answered rightly, by what a rule says otherwise.
+        Raises RunError where none is enough."""
+        sure = self.confidences[MEASURES.index(rule.measure)]
+        found = threshold_for(sure, self.right, self.whole, accuracy, rule)
+        if found is None:
+            best = float(self.whole.float().mean())
+            raise RunError(
+                f"an accuracy of {accuracy:g}: no threshold reaches it on the validation split, where the whole model "
+                f"has {best:.1%}"
+            )
+        return found
+
+
 def fingerprint(model: RunModel) -> str:
     """Return the SHA-256 of a model's weights, whatever device they are on."""
     digest = hashlib.sha256()
@@ -114,18 +144,19 @@ def fingerprint(model: RunModel) -> str:
     return digest.hexdigest()
 
 
-def store(exits: Exits, about: About, folder: Path) -> Path:
+def store(exits: Exits, about: About, judged: Judged, folder: Path) -> Path:
     """Write exits beside a run's checkpoints and return the file. Raises WriteError."""
     path = folder / NAME
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in exits.state_dict().items()}
+    state |= {_JUDGED + name: getattr(judged, name).contiguous() for name in Judged.__slots__}
     said = {name: getattr(about, name) for name in About.__slots__}
     write(path, save(state, {_ABOUT: json.dumps(said)}))
     return path
 
 
-def load(model: RunModel) -> tuple[Exits, About]:
-    """Read the exits of a run. Raises RunError where it has none, where they are broken, and where they belong to other
-    weights."""
+def load(model: RunModel) -> tuple[Exits, About, Judged]:
+    """Read the exits of a run, what they say of themselves, and how they do. Raises RunError where
+    it has none, where they are broken, and where they belong to other weights."""
     path = model.folder / NAME
     if not path.exists():
         raise RunError(f"{model.folder}: has no exits: make some with: splitfed exits {model.folder} --blocks 1,2")
@@ -135,6 +166,7 @@ def load(model: RunModel) -> tuple[Exits, About]:
             said = json.loads((file.metadata() or {})[_ABOUT])
         about = About(**{**said, "blocks": tuple(said["blocks"]), "accuracy": tuple(said["accuracy"])})
         exits = empty(model, about.blocks, about.heads, about.ensemble)
+        judged = Judged(*(state.pop(_JUDGED + name) for name in Judged.__slots__))
         exits.load_state_dict(state)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise RunError(
@@ -145,7 +177,7 @@ def load(model: RunModel) -> tuple[Exits, About]:
             f"{path}: these exits belong to the weights after round {about.round}, and not to those after round "
             f"{model.round}: name that --round, or make them anew with: splitfed exits {model.folder}"
         )
-    return exits.eval().requires_grad_(False).to(model.device), about
+    return exits.eval().requires_grad_(False).to(model.device), about, judged
 
 
 def empty(model: RunModel, blocks: Sequence[int], heads: Heads, ensemble: bool) -> Exits:

@@ -14,7 +14,7 @@ from splitfed.data.dataset import FederatedData
 from splitfed.data.images import Images
 from splitfed.data.stratify import divide
 from splitfed.errors import DataError, RunError
-from splitfed.inference.exits import About, Exits, Heads, check_blocks, empty, fingerprint, store
+from splitfed.inference.exits import About, Exits, Heads, Judged, check_blocks, empty, fingerprint, store
 from splitfed.inference.run_model import RunModel, Trunk
 from splitfed.run.origin import load_data
 from splitfed.seeds import Key
@@ -60,12 +60,12 @@ def fit(
     seen, labels, whole = _seen(model, exits, data.validation, torch.arange(len(data.validation)))
     with torch.no_grad():
         logits = exits(seen)
-        right = [
-            float((exits.answer(place, logits).argmax(1) == labels).float().mean()) for place in range(len(blocks))
-        ]
-    about = About(blocks, heads, ensemble, model.round, fingerprint(model), epochs, tuple(right))
-    path = store(exits, about, model.folder)
-    return Fitted(path, about, len(rows), len(labels), float((whole == labels).float().mean()))
+        answers = torch.stack([exits.answer(place, logits) for place in range(len(blocks))])
+    judged = Judged.of(answers, whole, labels)
+    right = tuple(judged.right.float().mean(1).tolist())
+    about = About(blocks, heads, ensemble, model.round, fingerprint(model), epochs, right)
+    path = store(exits, about, judged, model.folder)
+    return Fitted(path, about, len(rows), len(labels), float(judged.whole.float().mean()))
 
 
 def features(model: RunModel, exits: Exits, images: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -1,7 +1,7 @@
 """Answers for images: by a run's whole model, or by the first exit that is sure."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -38,20 +38,26 @@ class Predictor:
     """Answers with the model of a run, as it is after a `round` (the newest one that has a checkpoint).
 
     With a `confidence` in [0, 1] the run's exits take part: the first whose confidence by `measure` is that large
-    answers, and no later block is computed for such an image; `rise` is as in `Rule`. `top` is how many classes are
-    named, `batch` how many images are computed at once. Raises a SplitfedError as `RunModel.read` and `exits.load` do.
+    answers, and no later block is computed for such an image; `rise` is as in `Rule`. With an `accuracy` in its place
+    it is the lowest with which so large a share of the validation split is answered rightly; `rule` tells it. `top` is
+    how many classes are named, `batch` how many images are computed at once. Raises a SplitfedError as `RunModel.read`
+    and `exits.load` do.
     """
 
     def __init__(
-        self, run: str | Path, *, confidence: float | None = None, measure: Measure = "probability",
-        rise: float | None = None, round: int | None = None, top: int = 1, batch: int = 64,
-        device: str | None = None, overrides: list[str] | None = None,
+        self, run: str | Path, *, confidence: float | None = None, accuracy: float | None = None,
+        measure: Measure = "probability", rise: float | None = None, round: int | None = None, top: int = 1,
+        batch: int = 64, device: str | None = None, overrides: list[str] | None = None,
     ) -> None:  # fmt: skip
         self.model = RunModel.read(run, round=round, device=device, overrides=overrides)
         self._exits: Exits | None = None
-        self._rule = Rule(2.0 if confidence is None else confidence, measure, rise)
-        if confidence is not None:
-            self._exits, _ = load(self.model)
+        self.rule = Rule(2.0 if confidence is None else confidence, measure, rise)
+        if confidence is not None and accuracy is not None:
+            raise RunError("a confidence and an accuracy are asked for: one follows from the other, name one of them")
+        if confidence is not None or accuracy is not None:
+            self._exits, _, judged = load(self.model)
+            if accuracy is not None:
+                self.rule = replace(self.rule, threshold=judged.threshold(accuracy, self.rule))
         elif rise is not None:
             raise RunError("a rise of confidence is asked for, and no confidence: exits take part where one is named")
         self._top, self._batch = min(top, len(self.model.classes)), batch
@@ -87,7 +93,7 @@ class Predictor:
     def _answer(self, pixels: Tensor) -> list[tuple[dict[str, float], float, int | None]]:
         images = pixels.to(torch.float32).mul_(self._scale).sub_(self._shift).to(self.model.device)
         probabilities, exits = self._walk(images)
-        sure = confidence(probabilities, self._rule.measure).tolist()
+        sure = confidence(probabilities, self.rule.measure).tolist()
         values, places = (found.tolist() for found in probabilities.topk(self._top, 1))
         names = self.model.classes
         likely = [
@@ -99,7 +105,7 @@ class Predictor:
     def _walk(self, images: Tensor) -> tuple[Tensor, list[int | None]]:
         """Return the probabilities `[B, C]` of images `[B, 3, S, S]`, and after which block each was answered."""
         trunk, found = self.model.trunk, torch.zeros(len(images), len(self.model.classes), device=images.device)
-        way = Way(self._exits, self._rule, len(images), images.device)
+        way = Way(self._exits, self.rule, len(images), images.device)
         tokens = trunk.begin(images)
         for number in range(1, len(trunk) + 1):
             tokens = trunk.block(number, tokens)

@@ -5,6 +5,7 @@ Everything is measured once, image by image, in frames that hold one; any rule c
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -62,8 +63,8 @@ class Measured:
 @dataclass(frozen=True, slots=True)
 class Point:
     """One rule at one rate: the `share` of images that were sent, the mean bytes of an image (requests and answers),
-    the `accuracy`, that of sending as large a share at random (None where no exit answers the others), and the mean
-    operations of an image at the client and at the server."""
+    the `accuracy`, that of drawing at random as many images for each exit and for sending (None where there are no
+    exits), and the mean operations of an image at the client and at the server."""
 
     rate: str
     threshold: float
@@ -174,8 +175,9 @@ def point(found: Measured, rate: str, rule: Rule) -> Point:
     server = torch.where(gone, found.all_operations - torch.tensor(found.operations)[after], 0.0)
     at_random = None
     if exits:
-        last, whole = float(found.right[-1].float().mean()), float(sent[found.cut].right.float().mean())
-        at_random = (1 - share) * last + share * whole
+        shares = torch.bincount(ways.answered, minlength=exits + 1) / count
+        each = torch.cat([found.right.float().mean(1), sent[found.cut].right.float().mean()[None]])
+        at_random = float((shares * each).sum())
     return Point(
         rate, rule.threshold, share, float(size.mean()), float(chosen(found.right, right, ways).float().mean()),
         at_random, float(client.mean()), float(server.mean()),
@@ -188,11 +190,10 @@ def _across(
     """Send images one by one, and return of each whether the answer is right, and the bytes up and down."""
     found = []
     for row in range(len(tokens)):
-        looked_at = None if attention is None else attention[row : row + 1]
+        looked_at = None if attention is None else partial(attention.__getitem__, slice(row, row + 1))
         key = Key(0).at("ask", first + row)
         up = asking.pack(
-            tokens[row : row + 1], block, key, number=first + row, model="0" * 16,
-            attention=None if looked_at is None else lambda seen=looked_at: seen,
+            tokens[row : row + 1], block, key, number=first + row, model="0" * 16, attention=looked_at,
         )  # fmt: skip
         down = asking.answer(asking.unpack(up.buffer))
         logits = asking.unpack_answer(down.buffer, first + row, 1)

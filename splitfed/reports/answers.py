@@ -33,7 +33,7 @@ def lines_of_json(top: int, exits: bool) -> Iterator[Write]:
     """Write an object a line: `image`, and `label`, `confidence`, `probabilities` and `exit`, or `problem`."""
 
     def write(found: Prediction) -> None:
-        said = {"image": found.image}
+        said: dict[str, object] = {"image": found.image}
         if found.problem is None:
             said |= {
                 "label": found.label, "confidence": found.confidence, "probabilities": found.probabilities,

@@ -39,7 +39,8 @@ def notes(found: Measured) -> list[str]:
         for block, right in zip(found.blocks, found.right, strict=True)
     ]
     return [
-        f"{len(found):,} images" + ("; in brackets: as many of them sent, drawn at random" if found.blocks else ""),
+        f"{len(found):,} images"
+        + ("; in brackets: as many for each exit and sent, drawn at random" if found.blocks else ""),
         *heads,
         f"the front alone: {flops(found.operations[-1])}",
         f"the whole model at the client: {percent(whole)}, {flops(found.all_operations)}, nothing sent",
