@@ -16,6 +16,8 @@ from splitfed.inference.rates import rates
 from splitfed.inference.run_model import RunModel
 from splitfed.model.attention import ClsAttention
 from splitfed.seeds import Key
+from splitfed.split.cut import Cut
+from splitfed.wire.frame import pack
 
 TOKENS = "discard={reducer: {kind: discard_tokens, kept_tokens: 0.6}}"
 PLAIN = "plain={reducer: none, smashed: {codec: float32}}"
@@ -114,19 +116,19 @@ def test_altered_requests_are_wire_errors_and_nothing_else(request_: tuple[Askin
 
 
 def test_what_fits_and_yet_is_none_is_refused(finished: Path, images: torch.Tensor) -> None:
-    from splitfed.wire.frame import pack
-
     model = RunModel.read(finished)
     one = asking(model, PLAIN)
     tokens = made(model, images, 1)[0]
-    packets = one._early.encode({"smashed": tokens}, Key(0), "")  # what a peer packs who has this code and no manners
+    compression = rates(model.scenario.compression, [PLAIN])[0].compression
+    cut = Cut(compression, model.trunk.front.geometry(3, len(model.classes)), model.device)
+    packets = cut.encode({"smashed": tokens}, Key(0), "")
     for meta in ({"block": 0, "model": ""}, {"block": 2, "model": ""}, {"block": "1", "model": ""}, {"block": 1},
                  {"block": 1, "model": "f" * 17}, {"block": 1, "model": 3}):  # fmt: skip
         with pytest.raises(WireError):
             one.unpack(pack("ask_early", 0, 0, 0, packets, meta).buffer)
     with pytest.raises(WireError):  # more images than a request may hold
         one.unpack(asking(model, PLAIN, 9).pack(torch.cat([tokens] * 2), 1, Key(0)).buffer)
-    huge = one._early.encode({"smashed": tokens * 1e9}, Key(0), "")
+    huge = cut.encode({"smashed": tokens * 1e9}, Key(0), "")
     with pytest.raises(Diverged):
         one.unpack(pack("ask_early", 0, 0, 0, huge, {"block": 1, "model": ""}).buffer)
 
