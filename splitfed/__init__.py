@@ -11,6 +11,7 @@ from splitfed.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from splitfed.errors import SplitfedError
+    from splitfed.inference.predictor import Prediction, Predictor
     from splitfed.reports.costs.estimate import Estimate, estimate
     from splitfed.reports.dataset.describe import Description, describe
     from splitfed.reports.explanation.explain import Explanation, explain
@@ -27,6 +28,8 @@ _WHERE = {
     "Explanation": "splitfed.reports.explanation.explain",
     "Exported": "splitfed.reports.export.export",
     "Observer": "splitfed.run.observer",
+    "Prediction": "splitfed.inference.predictor",
+    "Predictor": "splitfed.inference.predictor",
     "Result": "splitfed.simulation",
     "Scenario": "splitfed.scenario",
     "SplitfedError": "splitfed.errors",
@@ -40,8 +43,9 @@ _WHERE = {
 }
 
 __all__ = [
-    "Description", "Estimate", "Explanation", "Exported", "Observer", "Result", "Scenario", "SplitfedError",
-    "__version__", "compare", "describe", "estimate", "explain", "export", "simulate", "sweep",
+    "Description", "Estimate", "Explanation", "Exported", "Observer", "Prediction", "Predictor", "Result",
+    "Scenario", "SplitfedError", "__version__", "compare", "describe", "estimate", "explain", "export", "simulate",
+    "sweep",
 ]  # fmt: skip
 
 

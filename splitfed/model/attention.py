@@ -12,17 +12,18 @@ from splitfed.model.build import Front
 
 
 class ClsAttention:
-    """Reads the attention that CLS pays to all tokens in the last block of a front (ADC, arXiv 2509.15058, section 3).
+    """Reads the attention that CLS pays to all tokens in a block of a front, the last one unless its number, from 1 on,
+    is named (ADC, arXiv 2509.15058, section 3).
 
     While `enabled`, a forward hook keeps the last output of that block's `qkv` layer. Attention stays fused, and
     nothing more is saved for backward: the map of one query is cheap to compute again. Raises ModelError where the
     block's attention is not timm's plain one, whose map would be another.
     """
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: Front, block: int = 0) -> None:
         self.enabled = True
         self._qkv: Tensor | None = None
-        self._attn = attn = check_readable(front)
+        self._attn = attn = check_readable(front, block)
         self._hook = attn.qkv.register_forward_hook(self._keep)
 
     def _keep(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -52,11 +53,11 @@ class ClsAttention:
         self._qkv = None
 
 
-def check_readable(front: Front) -> Attention:
-    """Return the attention of a front's last block. Raises ModelError where it is not timm's plain one, whose map would
-    be another."""
-    block = front.blocks[-1]
-    attn = getattr(block, "attn", block)
+def check_readable(front: Front, block: int = 0) -> Attention:
+    """Return the attention of a front's last block, or of that of this number, from 1 on. Raises ModelError where it is
+    not timm's plain one, whose map would be another."""
+    chosen = front.blocks[block - 1]
+    attn = getattr(chosen, "attn", chosen)
     if type(attn) is not Attention:
         raise ModelError(f"CLS attention cannot be read from {type(attn).__name__}, only from timm's Attention")
     return attn

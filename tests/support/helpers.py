@@ -20,6 +20,8 @@ training:
 engine: {kind: inline, threads: 1}
 """
 
+# Two blocks at the client, two at the server.
+DEEPER = ("model.args={patch_size: 4, embed_dim: 16, depth: 4, num_heads: 2}", "model.cut=2")
 LABEL_BYTES = 8  # of a label as the uncompressed yardstick counts it
 # What is called uncompressed: nothing reduced, float32, no lossless stage, on either plane.
 PLAIN = [f"compression.{role}.lossless=none" for role in ("smashed", "targets", "cut_gradient", "front_weights")]

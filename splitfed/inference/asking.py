@@ -1,0 +1,147 @@
+"""The crossing of an image that the client does not answer itself: what it asks, and what it hears.
+
+    client                                                  server
+    blocks 1 to b -> plan -> reduce -> codec -> zstd  ==>  zstd -> codec -> restore -> blocks b + 1 on
+    logits  <=========================================================================='
+
+A frame up is `ask`, of what the last block of the front made, or `ask_early`, of what an earlier block `b` made;
+`answer` comes down. No targets go up, and no gradient comes back. A reducer with layers of its own serves the cut
+alone, where they were trained: from an earlier block all tokens go, or those that its class token attends to most.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from splitfed.compression.codecs.floats import FloatCodec
+from splitfed.compression.expect import Expect, Expected, Geometry
+from splitfed.compression.lossless import NoStage
+from splitfed.compression.reducers.base import View, meta_number
+from splitfed.compression.reducers.settings import DiscardTokensConfig, NoneConfig
+from splitfed.errors import RunError, WireError
+from splitfed.inference.run_model import Trunk
+from splitfed.seeds import Key
+from splitfed.split.bounds import check_bounds
+from splitfed.split.cut import Cut, most_bytes
+from splitfed.wire.frame import Frame, Packed, Place, pack, unpack
+
+if TYPE_CHECKING:
+    from splitfed.scenario.compression import Compression
+
+_ASK, _EARLY, _ANSWER = "ask", "ask_early", "answer"
+_MADE = "answer/made"
+_MODEL = 16  # letters of the hash that names a front
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a client asks: of request `number`, that the model goes on after `block` with `tokens` `[B, k, D]`, which
+    the front named by `model` made."""
+
+    number: int
+    block: int
+    model: str
+    tokens: Tensor
+
+
+class Asking:
+    """Packs and unpacks requests and answers for images of a model that is cut; holds no state between calls, so both
+    ends share it. `geometry` is that at the cut, for as many images as a request may hold. Raises RunError for a
+    reducer that merges samples."""
+
+    def __init__(self, compression: "Compression", trunk: Trunk, geometry: Geometry, device: torch.device) -> None:
+        if not compression.reducer.single:
+            raise RunError(
+                f"compression.reducer: {compression.reducer.kind} merges samples, and an answer is for one image: name "
+                "another with --set compression.reducer=..., for instance '{kind: discard_tokens, kept_tokens: 0.9}'"
+            )
+        plain = compression.once
+        early = plain.reducer if isinstance(plain.reducer, DiscardTokensConfig) else NoneConfig()
+        self._at_cut = Cut(plain, geometry, device)
+        self._early = Cut(plain.model_copy(update={"reducer": early}), geometry, device)
+        self._trunk, self._geometry, self._device = trunk, geometry, device
+        self._kinds: dict[str, Expected] = {_ASK: _up(self._at_cut), _EARLY: _up(self._early)}
+        self.most_bytes = max(most_bytes(expected) for expected in self._kinds.values())
+
+    def needs_attention(self, block: int) -> bool:
+        """Whether a request that leaves after `block` is decided on by the attention of that block's class token."""
+        return self._cut(block).reducer.needs_attention
+
+    def _cut(self, block: int) -> Cut:
+        return self._at_cut if block == self._trunk.cut else self._early
+
+    @torch.no_grad()
+    def pack(
+        self, tokens: Tensor, block: int, key: Key, *, number: int = 0, model: str = "",
+        attention: Callable[[], Tensor] | None = None,
+    ) -> Packed:  # fmt: skip
+        """Encode what block `block` made of images, `[B, n, D]`, as request `number` of whoever has the front named by
+        `model`. Raises CodecError for what cannot be sent."""
+        cut, place = self._cut(block), Place(0, 0, number)
+        check_bounds("an activation", tokens, place)
+        encoder = self._trunk.front.encoder if block == self._trunk.cut else torch.nn.Identity()
+        view = View(tokens, self._geometry.prefix, attention or _blind, encoder)
+        plan = cut.reducer.plan(view, key.at("plan"))
+        tensors = {"smashed": plan.reduce(tokens).float()}
+        tensors |= {f"side/{name}": tensor for name, tensor in plan.side.items()}
+        packets = cut.encode(tensors, key.at("rounding"), f"request {number}")
+        meta = {**plan.meta, "model": model[:_MODEL]} | ({} if cut is self._at_cut else {"block": block})
+        return pack(_ASK if cut is self._at_cut else _EARLY, *place, packets, meta)
+
+    def unpack(self, buffer: bytes) -> Asked:
+        """Decode a request. Raises WireError for anything else, and Diverged for numbers that no front makes."""
+        frame = unpack(buffer, self._kinds, device=self._device, max_bytes=self.most_bytes)
+        model = frame.meta.pop("model", None)
+        if not isinstance(model, str) or len(model) > _MODEL:
+            raise WireError("a request that does not name its front")
+        cut, block = self._at_cut, self._trunk.cut
+        if frame.kind == _EARLY:
+            cut, block = self._early, meta_number(frame.meta, "block", 1, self._trunk.cut - 1)
+            frame.meta.pop("block")
+        return Asked(frame.step, block, model, self._restored(cut, frame, block))
+
+    @torch.no_grad()
+    def _restored(self, cut: Cut, frame: Frame, block: int) -> Tensor:
+        smashed = frame.tensors["smashed"]
+        side = {name.split("/")[1]: tensor for name, tensor in frame.tensors.items() if name.startswith("side/")}
+        labels = torch.zeros(len(smashed), dtype=torch.int64, device=self._device)
+        cut.reducer.check(smashed, labels, side, frame.meta, self._geometry)
+        check_bounds("smashed", smashed, f"request {frame.step}")
+        decoder = self._trunk.back.decoder if block == self._trunk.cut else None
+        return cut.reducer.restore(smashed, side, frame.meta, decoder)
+
+    @torch.no_grad()
+    def answer(self, asked: Asked) -> Packed:
+        """Go on with what was asked, and encode what comes of it in float32: logits `[B, C]`, or where a tail follows
+        its input `[B, k, D]`. Raises CodecError for what cannot be sent."""
+        made = self._trunk.go_on(asked.block, asked.tokens, self._trunk.server)
+        if not self._trunk.tail:
+            made = self._trunk.end(made)
+        packet = FloatCodec(torch.float32).encode(made.float(), Key(0))
+        return pack(_ANSWER, 0, 0, asked.number, {_MADE: (packet, NoStage())})
+
+    @torch.no_grad()
+    def unpack_answer(self, buffer: bytes, number: int, images: int) -> Tensor:
+        """Decode what answers request `number`, of so many images, and return their logits `[images, C]`. Raises
+        WireError for anything else."""
+        geometry = self._geometry
+        expected = Expect.floats(images, geometry.classes)
+        if self._trunk.tail:
+            expected = Expect.floats(images, (1, geometry.tokens), geometry.width)
+        kinds: dict[str, Expected] = {_ANSWER: {_MADE: (expected,)}}
+        frame = unpack(buffer, kinds, max_bytes=most_bytes(kinds[_ANSWER]), device=self._device)
+        if frame.step != number:
+            raise WireError(f"an answer to request {frame.step}, where {number} was asked")
+        made = frame.tensors[_MADE]
+        return self._trunk.end(self._trunk.go_on(self._trunk.server, made)) if self._trunk.tail else made
+
+
+def _up(cut: Cut) -> Expected:
+    return {name: bounds for name, bounds in cut.expected_up.items() if name != "targets"}
+
+
+def _blind() -> Tensor:
+    raise RuntimeError("a reducer that reads attention must set needs_attention")

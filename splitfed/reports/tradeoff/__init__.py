@@ -1,0 +1,1 @@
+"""What accuracy costs at inference: as a table, as CSV, and drawn."""

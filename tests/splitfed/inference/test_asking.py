@@ -1,0 +1,143 @@
+"""What crosses for an image that a client does not answer itself: exact where nothing is lost, and checked."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import DEEPER, small
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitfed import simulate
+from splitfed.errors import Diverged, RunError, WireError
+from splitfed.inference.asking import Asking
+from splitfed.inference.rates import rates
+from splitfed.inference.run_model import RunModel
+from splitfed.model.attention import ClsAttention
+from splitfed.seeds import Key
+from splitfed.split.cut import Cut
+from splitfed.wire.frame import pack
+
+TOKENS = "discard={reducer: {kind: discard_tokens, kept_tokens: 0.6}}"
+PLAIN = "plain={reducer: none, smashed: {codec: float32}}"
+FEW = "few={reducer: none, smashed: {codec: {kind: uniform, bits: 4}}}"
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(3, 3, 8, 8, generator=Key(0).generator())
+
+
+def asking(model: RunModel, rate: str, images: int = 3) -> Asking:
+    geometry = model.trunk.front.geometry(images, len(model.classes))
+    return Asking(rates(model.scenario.compression, [rate])[0].compression, model.trunk, geometry, model.device)
+
+
+def made(model: RunModel, images: torch.Tensor, block: int) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
+    """What a block makes of images, and what its class token looks at."""
+    attention = ClsAttention(model.trunk.front, block)
+    with torch.no_grad():
+        tokens = (
+            model.trunk.go_on(0, model.trunk.begin(images), block)
+            if block < model.trunk.cut
+            else model.parts.front(images)
+        )
+    looked_at = attention.read()
+    attention.close()
+    return tokens, lambda: looked_at
+
+
+def there_and_back(one: Asking, tokens: torch.Tensor, block: int, attention: Callable | None = None) -> torch.Tensor:
+    up = one.pack(tokens, block, Key(1), number=7, model="f" * 64, attention=attention)
+    asked = one.unpack(up.buffer)
+    assert (asked.number, asked.block, asked.model) == (7, block, "f" * 16)
+    return one.unpack_answer(one.answer(asked).buffer, 7, len(tokens))
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_nothing_lost_is_the_whole_model_to_the_last_bit(finished: Path, images: torch.Tensor, block: int) -> None:
+    model = RunModel.read(finished)
+    with torch.no_grad():
+        expected = model.parts.whole()(images)
+    assert there_and_back(asking(model, PLAIN), made(model, images, block)[0], block).equal(expected)
+
+
+@pytest.mark.parametrize("more", [["federation.labels=private"], ["compression.reducer={kind: bottleneck, width: 4}"]])
+@pytest.mark.parametrize("block", [1, 2])
+def test_so_it_is_with_a_tail_and_with_a_reducers_own_layers(
+    more: list[str], block: int, images: torch.Tensor, tmp_path: Path
+) -> None:  # fmt: skip
+    run = simulate(small(*DEEPER, *more, "federation.rounds=1", "data.limit=48"), runs=tmp_path).folder
+    model = RunModel.read(run)
+    with torch.no_grad():
+        expected = model.parts.whole()(images)
+    assert there_and_back(asking(model, "run"), made(model, images, block)[0], block).equal(expected)
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_tokens_are_chosen_by_the_block_that_they_leave_from(
+    finished: Path, images: torch.Tensor, block: int
+) -> None:  # fmt: skip
+    model = RunModel.read(finished)
+    tokens, attention = made(model, images, block)
+    kept = 1 + attention()[:, 1:].topk(2, 1).indices.sort(1).values  # 3 of 5, the class token with them
+    chosen = torch.cat([tokens[:, :1], tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))], 1)
+    with torch.no_grad():
+        expected = model.trunk.end(model.trunk.go_on(block, chosen))
+    found = there_and_back(asking(model, TOKENS), tokens, block, attention)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_what_merges_samples_is_refused_with_the_way_out(finished: Path) -> None:
+    model = RunModel.read(finished)
+    for reducer in ("{kind: adc, ratio: 0.5}", "{kind: merge_samples, kept_samples: 0.5}", "{kind: c3sl, r: 2}"):
+        with pytest.raises(RunError, match=r"merges samples.*discard_tokens"):
+            asking(model, f"merged={{reducer: {reducer}}}")
+
+
+@pytest.fixture(scope="module")
+def request_(finished: Path, images: torch.Tensor) -> tuple[Asking, bytes]:
+    model = RunModel.read(finished)
+    one = asking(model, FEW)
+    return one, one.pack(made(model, images, 1)[0], 1, Key(1)).buffer
+
+
+@given(st.data())
+def test_altered_requests_are_wire_errors_and_nothing_else(request_: tuple[Asking, bytes], data: st.DataObject) -> None:
+    one, buffer = request_
+    place, value = data.draw(st.integers(0, len(buffer) - 1)), data.draw(st.integers(1, 255))
+    altered = bytearray(buffer)
+    altered[place] ^= value
+    with pytest.raises(WireError):
+        one.unpack(bytes(altered))
+    with pytest.raises(WireError):
+        one.unpack(buffer[:place])
+
+
+def test_what_fits_and_yet_is_none_is_refused(finished: Path, images: torch.Tensor) -> None:
+    model = RunModel.read(finished)
+    one = asking(model, PLAIN)
+    tokens = made(model, images, 1)[0]
+    compression = rates(model.scenario.compression, [PLAIN])[0].compression
+    cut = Cut(compression, model.trunk.front.geometry(3, len(model.classes)), model.device)
+    packets = cut.encode({"smashed": tokens}, Key(0), "")
+    for meta in ({"block": 0, "model": ""}, {"block": 2, "model": ""}, {"block": "1", "model": ""}, {"block": 1},
+                 {"block": 1, "model": "f" * 17}, {"block": 1, "model": 3}):  # fmt: skip
+        with pytest.raises(WireError):
+            one.unpack(pack("ask_early", 0, 0, 0, packets, meta).buffer)
+    with pytest.raises(WireError):  # more images than a request may hold
+        one.unpack(asking(model, PLAIN, 9).pack(torch.cat([tokens] * 2), 1, Key(0)).buffer)
+    huge = cut.encode({"smashed": tokens * 1e9}, Key(0), "")
+    with pytest.raises(Diverged):
+        one.unpack(pack("ask_early", 0, 0, 0, huge, {"block": 1, "model": ""}).buffer)
+
+
+def test_an_answer_is_to_what_was_asked(finished: Path, images: torch.Tensor) -> None:
+    model = RunModel.read(finished)
+    one = asking(model, PLAIN)
+    asked = one.unpack(one.pack(made(model, images, 1)[0], 1, Key(1), number=7).buffer)
+    answer = one.answer(asked).buffer
+    for number, count in ((6, 3), (7, 2)):
+        with pytest.raises(WireError):
+            one.unpack_answer(answer, number, count)
