@@ -19,6 +19,7 @@ DEPTH = "model.args={patch_size: 4, embed_dim: 16, depth: 3, num_heads: 2}"
 REDUCERS = {
     "none": [], "tokens": ["compression.reducer={kind: discard_tokens, kept_tokens: 0.6}"],
     "c3sl": ["compression.reducer={kind: c3sl, r: 4}"],
+    "semantic": ["compression.reducer={kind: semantic_tokens, budget: 0.3, drawn: null}"],
     "bottleneck": ["compression.reducer={kind: bottleneck, width: 4}", "compression.parts.lossless=none"],
 }  # fmt: skip
 
