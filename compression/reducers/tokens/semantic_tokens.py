@@ -6,9 +6,9 @@
 One model serves every budget, the share of patch tokens that is left, as `reducers/trained/gates.py` explains. The
 server fills samples up to the longest one with zeros, to which no token attends; these never cross.
 
-Bytes of B samples of n tokens without a lossless stage, in float32, at the budget beta, in training: up 4 T d with
-T = B p + max(B, round(beta B (n - p))), and 1 + ceil(B w / 8) of counts, w being the bits of the largest; down 4 T d. The gates
-travel with the front, as `parts`.
+Bytes of B samples of n tokens without a lossless stage, in float32, at the budget beta in training: up 4 T d with
+T = B p + max(B, round(beta B (n - p))), and 1 + ceil(B w / 8) of counts, w being the bits of the largest; down 4 T d.
+The gates travel with the front, as `parts`.
 """
 
 from collections.abc import Mapping
