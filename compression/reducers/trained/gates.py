@@ -3,7 +3,7 @@
 A budget beta, the share of patch tokens that is to be left, comes with each forward pass, as a token of its own:
 
     t(beta) = (1 - beta) t0 + beta t1            joins the sequence before the first block, and leaves it after the last
-    s_i     = w LN(x_i) + b                      the score of patch token i, after a gated block
+    s_i     = (w LN(x_i) - mean) / deviation     the score of patch i among those of its sample, after a gated block
     m_i     = [s_i > tau(beta)]                  is it left? in training, its gradient is that of sigmoid(s_i - tau);
                                                  the best token of a sample always is
     x_i     = m_i x_i                            no later token attends to what is closed, and it does not travel
@@ -29,6 +29,7 @@ _NEAR = 0.125  # what a mini-batch of one budget tells of others fades over this
 _FAR = 0.02  # to this weight
 _MOMENTUM = 0.1  # of the running means
 _MOST = 1e4  # of a score
+_LEAST = 1e-6  # variance of a sample's scores
 
 
 class TokenGates(Gates):
@@ -45,10 +46,9 @@ class TokenGates(Gates):
         generator = key.generator()
         self.ends = nn.Parameter(torch.empty(2, width).normal_(std=0.02, generator=generator))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(count))
-        self.scores = nn.ModuleList(skip_init(nn.Linear, width, 1) for _ in range(count))
+        self.scores = nn.ModuleList(skip_init(nn.Linear, width, 1, bias=False) for _ in range(count))
         for linear in self.scores:
             nn.init.normal_(linear.weight, std=width**-0.5, generator=generator)
-            nn.init.zeros_(linear.bias)
         self.register_buffer("thresholds", torch.zeros(count, _KNOTS + 1))
         self.register_buffer("seen", torch.zeros(count, _KNOTS + 1))  # the weight of what each has been told so far
 
@@ -72,7 +72,7 @@ class TokenGates(Gates):
     def _gate(self, number: int, x: Tensor, open_: Tensor | None, rates: Tensor) -> tuple[Tensor, Tensor]:
         """Close tokens of `x` `[B, n + 1, d]`, of whose patches those are still `open_`; return it and who is left."""
         patches = x[:, self.prefix : -1]
-        scores = self.scores[number](self.norms[number](patches)).squeeze(-1).float()
+        scores = self._scores(number, patches, open_)
         found = scores.detach().nan_to_num(nan=_MOST).clamp(-_MOST, _MOST)  # what is absurd is told at the cut
         if open_ is not None:
             found = found.masked_fill(~open_, -torch.inf)
@@ -87,6 +87,15 @@ class TokenGates(Gates):
         factor = (1 + soft - soft.detach()).to(x.dtype)
         patches = torch.where(left.unsqueeze(-1), patches * factor.unsqueeze(-1), 0.0)
         return torch.cat([x[:, : self.prefix], patches, x[:, -1:]], 1), left
+
+    def _scores(self, number: int, patches: Tensor, open_: Tensor | None) -> Tensor:
+        """Return the scores of patches `[B, p, d]`, float32 `[B, p]`: of those of a sample that are still open, the
+        mean is 0 and the variance 1."""
+        raw = self.scores[number](self.norms[number](patches)).squeeze(-1).float()
+        here = torch.ones_like(raw) if open_ is None else open_.float()
+        count = here.sum(1, keepdim=True)
+        raw = raw - (raw * here).sum(1, keepdim=True) / count
+        return raw * ((raw.square() * here).sum(1, keepdim=True) / count + _LEAST).rsqrt()
 
     @torch.no_grad()
     def _fit(self, number: int, scores: Tensor, share: float) -> tuple[Tensor, Tensor]:
