@@ -26,7 +26,7 @@ from splitfed.seeds import Key
 
 _KNOTS = 32  # thresholds are kept for budgets of 0, 1 / 32, ..., 1
 _NEAR = 0.125  # what a mini-batch of one budget tells of others fades over this distance
-_FAR = 0.02  # to this weight
+_FAR = 0.001  # to this weight
 _MOMENTUM = 0.1  # of the running means
 _MOST = 1e4  # of a score
 _LEAST = 1e-6  # variance of a sample's scores
@@ -111,7 +111,7 @@ class TokenGates(Gates):
         knots = torch.arange(_KNOTS + 1, device=scores.device) / _KNOTS
         ranks = (knots * scores.numel()).round().long()
         told = _between(alive, ranks)
-        weights = (1 - (knots - share).abs() / _NEAR).clamp(min=_FAR) * (ranks <= len(alive))
+        weights = (1 - (knots - share).abs() / _NEAR).clamp(min=_FAR)
         seen, kept = self.seen[number].clamp(min=0), self.thresholds[number]
         pace = torch.maximum(_MOMENTUM * weights, weights / (weights + seen).clamp(min=1e-12))
         self.thresholds[number] = kept + pace * (told - kept)
