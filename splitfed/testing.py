@@ -111,7 +111,12 @@ def check_reducer(settings: ReducerSettings, geometry: Geometry = GEOMETRY, key:
     text = settings.model_dump(mode="json")
     must(type(settings).model_validate(text) == settings, "its settings do not come back from what a scenario holds")
     must((problem := settings.problem(geometry.batch)) is None, f"not for batches of {geometry.batch}: {problem}")
-    must(settings.ragged == settings.build().ragged, "its settings and what they build differ in `ragged`")
+    made = settings.build()
+    must(settings.ragged == made.ragged, "its settings and what they build differ in `ragged`")
+    must(
+        not made.ragged or not (made.separable or settings.single or made.places(geometry)),
+        "rows of a `ragged` reducer are no samples: it can be neither `separable` nor `single`, nor have `places`",
+    )
     _check_gates(settings, geometry, key)
     for samples in sorted({geometry.batch, max(1, geometry.batch - 1), 1}, reverse=True):
         example = _Example(settings, geometry, samples, key)

@@ -57,7 +57,8 @@ def test_the_best_scores_of_a_mini_batch_are_left_as_the_formula_says():
     front.requires_grad_(False)
     gates, shown, budget = front.gates, images(6), 0.4
     token = (1 - budget) * gates.ends[0] + budget * gates.ends[1]
-    x = torch.cat([front._pos_embed(front.patch_embed(shown)), token.expand(6, 1, -1)], 1)
+    before = front._pos_embed(front.patch_embed(shown))  # timm has no public name for it
+    x = torch.cat([before, token.expand(6, 1, -1)], 1)
     for block in front.blocks:
         x = block(x)
     whole = x[:, :-1]

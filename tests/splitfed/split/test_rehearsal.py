@@ -70,7 +70,8 @@ def rehearsed(scenario: Scenario, trained: list[int], evaluated: list[int]) -> l
 @pytest.mark.parametrize("bits", [None, 3], ids=["float32", "uniform"])
 @pytest.mark.parametrize("reducer", REDUCERS)
 def test_a_run_sends_the_frames_that_are_rehearsed(private: bool, bits: int | None, reducer: str, tmp_path) -> None:
-    out = [] if reducer == "c3sl" else ["evaluation.held_out=0.25"]
+    # In evaluation gates leave about as many tokens as they should, and not exactly.
+    out = [] if reducer in ("c3sl", "semantic") else ["evaluation.held_out=0.25"]
     scenario = small(*bare(private, bits), *REDUCERS[reducer], "federation.rounds=1", *out)
     real = frames(simulate(scenario, runs=tmp_path).folder, client=2)
     expected = rehearsed(scenario, *(([16, 8], [8]) if out else ([16, 16], [])))
