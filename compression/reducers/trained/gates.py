@@ -16,6 +16,8 @@ from 0 to 1 and read between two of them. So no term is added to the loss, and w
 the cut alone. With G gates, the g-th leaves beta^(g / G) of all tokens.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
@@ -36,7 +38,6 @@ class TokenGates(Gates):
     """Gates after the last `count` blocks of a front, for `width` features and so many `prefix` tokens. `budget` holds
     where none is given."""
 
-    shares: Tensor
     thresholds: Tensor
     seen: Tensor
 
@@ -46,17 +47,19 @@ class TokenGates(Gates):
         generator = key.generator()
         self.ends = nn.Parameter(torch.empty(2, width).normal_(std=0.02, generator=generator))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(count))
-        self.scores = nn.ModuleList(skip_init(nn.Linear, width, 1, bias=False) for _ in range(count))
-        for linear in self.scores:
-            nn.init.normal_(linear.weight, std=width**-0.5, generator=generator)
+        linears = [skip_init(nn.Linear, width, 1, bias=False) for _ in range(count)]
+        for linear in linears:
+            nn.init.normal_(linear.weight, std=width**-0.5, generator=generator)  # type: ignore[arg-type]
+        self.scores = nn.ModuleList(linears)
         self.register_buffer("thresholds", torch.zeros(count, _KNOTS + 1))
         self.register_buffer("seen", torch.zeros(count, _KNOTS + 1))  # the weight of what each has been told so far
 
-    def forward(self, tokens: Tensor, blocks, budget: float | Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, blocks: Sequence[nn.Module], budget: float | Tensor | None = None) -> Tensor:
         """Turn tokens `[B, n, d]` into activations at the cut; in training all samples have one budget, a number."""
         rates = torch.as_tensor(self.budget if budget is None else budget, dtype=torch.float32, device=tokens.device)
         rates, open_ = rates.expand(len(tokens)), None
-        token = torch.lerp(*self.ends, rates.unsqueeze(1).to(self.ends.dtype)).unsqueeze(1)
+        low, high = self.ends
+        token = torch.lerp(low, high, rates.unsqueeze(1).to(low.dtype)).unsqueeze(1)
         x = torch.cat([tokens, token.to(tokens.dtype)], 1)
         before = len(blocks) - self.count
         for number, block in enumerate(blocks):
