@@ -69,9 +69,10 @@ def _one(
     smashed = run(worker.front.encoder, run(worker.front, batch.images))
     if stream is None:
         return evaluated(run(worker.part.beside, smashed), batch.labels), 0, 0
-    packed = cut.pack(smashed, batch.labels, worker.key.at("evaluation", *place), place)
+    key = worker.key.at("evaluation", *place)
+    packed = cut.pack(smashed, batch.labels, key, place)
     reply = stream.exchange(packed.buffer)
     if worker.cut.private:
-        features = cut.unpack_features(reply, place.step, len(batch.labels))
+        features = cut.unpack_features(reply, place.step, len(batch.labels), cut.lengths(smashed, key))
         return evaluated(run(worker.part.beside, features), batch.labels), packed.total, len(reply)
     return cut.unpack_answer(reply, place.step, len(batch.labels)), packed.total, len(reply)

@@ -76,8 +76,13 @@ class SplitStep:
     ) -> tuple[Tensor, Tensor, Packed]:  # fmt: skip
         """Return the smashed tensor, its targets, and the frame that carries them."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
-            activations = self.part.front(images)
+            activations = self.part.front(images, self.budget(key))
         return self.reduced(activations, labels, key, place, visit)
+
+    def budget(self, key: Key) -> float | None:
+        """Return what share of the tokens the gates of a front that learns let through, of the mini-batch of this key;
+        None leaves it to them."""
+        return self.cut.reducer.budget(key.at("budget")) if self.part.front.training else None
 
     def reduced(
         self, activations: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None
@@ -125,7 +130,7 @@ class LocalStep:
     ) -> tuple[float, int, int]:  # fmt: skip
         """Take a mini-batch; return the loss here and the bytes up and down. Raises as `SplitStep` does."""
         with self._forward(key.at("dropout")):
-            activations = self._part.front(images)
+            activations = self._part.front(images, self._step.budget(key))
             loss = nn.functional.cross_entropy(self._part.beside(activations), labels)
         check_bounds("the loss", loss, place, sides=("client",))
         up = down = 0
@@ -223,13 +228,14 @@ class PrivateStep(SplitStep):
         assert stream is not None
         smashed, targets, packed = self.smashed(images, labels, key, place, visit)
         down = stream.exchange(packed.buffer)
-        features = self.cut.unpack_features(down, len(targets)).requires_grad_()
+        lengths = self.cut.lengths(packed)
+        features = self.cut.unpack_features(down, len(targets), lengths).requires_grad_()
         with keyed_rng(key.at("tail"), self.device, self.draws), autocast(self.precision, self.device):
             loss = nn.functional.cross_entropy(self.part.beside(features), targets)
         check_bounds("the loss", loss, place)
         loss.backward()
         assert features.grad is not None
-        answer = self.cut.pack_backward(features.grad, key.at("rounding"), place)
+        answer = self.cut.pack_backward(features.grad, key.at("rounding"), place, lengths)
         reply = stream.exchange(answer.buffer)
         self._backward(reply, smashed, packed, visit)
         return float(loss.detach()), packed.total + answer.total, len(down) + len(reply)

@@ -13,13 +13,15 @@ MOST_WEIGHT = 1e3  # or twice the largest that was sent, if that is more
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The sizes at one cut: samples `batch` (at most), `tokens` n, features `width` d, `prefix` tokens, `classes`."""
+    """The sizes at one cut: samples `batch` (at most), `tokens` n, features `width` d, `prefix` tokens, `classes`, and
+    the `blocks` before it."""
 
     batch: int
     tokens: int
     width: int
     prefix: int
     classes: int
+    blocks: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,11 +105,19 @@ def check_reducer(settings: ReducerSettings, geometry: Geometry = GEOMETRY, key:
     """Check a reducer's settings and what they build against the contract in `splitfed.compression.reducers.base`.
 
     Batches of `geometry.batch` random samples, one fewer, and one cross: bounds hold, the same key gives the same
-    bytes, the gradient is that of the whole model, and what a hostile peer says is refused or does no harm.
+    bytes, the gradient is that of the whole model, and what a hostile peer says is refused or does no harm. Gates close
+    some of the tokens before, and learn by the gradient that comes back.
     """
     text = settings.model_dump(mode="json")
     must(type(settings).model_validate(text) == settings, "its settings do not come back from what a scenario holds")
     must((problem := settings.problem(geometry.batch)) is None, f"not for batches of {geometry.batch}: {problem}")
+    made = settings.build()
+    must(settings.ragged == made.ragged, "its settings and what they build differ in `ragged`")
+    must(
+        not made.ragged or not (made.separable or settings.single or made.places(geometry)),
+        "rows of a `ragged` reducer are no samples: it can be neither `separable` nor `single`, nor have `places`",
+    )
+    _check_gates(settings, geometry, key)
     for samples in sorted({geometry.batch, max(1, geometry.batch - 1), 1}, reverse=True):
         example = _Example(settings, geometry, samples, key)
         _check_crossing(cut_for(settings, geometry), example)
@@ -138,12 +146,52 @@ class _Example:
         self.labels = torch.randint(geometry.classes, (samples,), generator=generator)
         halves = self.reducer.halves(geometry, key) or Halves(IDENTITY, IDENTITY)
         self.encoder, self.decoder = halves.encoder.to(dtype), halves.decoder.to(dtype)
+        if halves.gates is not None:
+            with torch.no_grad():
+                made = halves.gates.to(dtype)(self.activations, _blocks(geometry), self.reducer.budget(key))
+            self.activations = made.requires_grad_()
 
     def plan(self) -> Plan:
         """Plan for the batch, as always with the same key."""
         return plan_for(
             self.reducer, self.activations, self.key, self.attention, self.geometry.prefix, self.encoder
         )  # fmt: skip
+
+
+class _Mean(nn.Module):
+    """Stands for a block: each token sees the mean of those that it may attend to."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        seen = torch.ones_like(x[..., :1]) if attn_mask is None else attn_mask[:, 0, 0, :, None].to(x.dtype)
+        return x + (x * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
+
+
+def _blocks(geometry: Geometry) -> list[nn.Module]:
+    return [_Mean() for _ in range(geometry.blocks)]
+
+
+def _check_gates(settings: ReducerSettings, geometry: Geometry, key: Key) -> None:
+    """Gates close whole tokens, never prefix tokens, and in evaluation each sample's by itself; what they learn by is
+    the gradient of what they leave open."""
+    reducer, halves = settings.build(), settings.build().halves(geometry, key)
+    if halves is None or halves.gates is None:
+        return
+    gates, state, prefix = halves.gates, torch.get_rng_state(), geometry.prefix
+    shape = (geometry.batch, geometry.tokens, geometry.width)
+    tokens = torch.randn(shape, generator=key.at("testing", "gates").generator())
+    made = gates(tokens, _blocks(geometry), reducer.budget(key))
+    must(made.shape == tokens.shape and bool(made.isfinite().all()), f"gates make {tuple(made.shape)} of {shape}")
+    must(bool(made[:, :prefix].ne(0).any(-1).all()), "gates close prefix tokens")
+    (made**3).sum().backward()
+    learning = [one.grad for one in gates.parameters() if one.requires_grad]
+    must(any(grad is not None and bool(grad.ne(0).any()) for grad in learning), "no gradient comes to the gates")
+    gates.eval()
+    with torch.no_grad():
+        for budget in (None, 0.3, torch.linspace(0.2, 1, geometry.batch)):
+            whole = gates(tokens, _blocks(geometry), budget)
+            alone = gates(tokens[-1:], _blocks(geometry), budget[-1:] if isinstance(budget, Tensor) else budget)
+            must(torch.allclose(whole[-1:], alone, rtol=1e-4, atol=1e-6), "in evaluation a sample sees those beside it")
+    must(torch.equal(torch.get_rng_state(), state), "gates draw from torch's global generator: draw from the key's")
 
 
 def _check_crossing(cut: Cut, example: _Example) -> None:

@@ -30,6 +30,7 @@ SHORT = {
     "splitfed/version.py": "whoever tells the version imports nothing else",
     "splitfed/cli/options.py": "what several commands take",
     "splitfed/federation/memory.py": "settings alone",
+    "compression/reducers/tokens/ragged.py": "both cuts need it, and the reducer",
     "splitfed/scenario/rules/base.py": "what all rules share, apart from the list of them",
     "server/memory/session.py": "a kind of session, apart from those that train",
     "compression/reducers/registry.py": "the union, apart from the contract",

@@ -103,6 +103,12 @@ class Reducer(ABC):
     """Whether smashed samples of several mini-batches may be mixed and restored together: each by its own rows of
     `smashed`, targets and side tensors, under the same meta. Where they may not, memory shuffles mini-batches whole."""
     side_places: bool = False  # whether `where` tells places; else marks of them travel beside
+    ragged: bool = False
+    """Whether samples keep different numbers of tokens. Then smashed has a row for each token, `[T, d]`, those of a
+    sample one after the other, `lengths` tells whose they are, and `restore` fills up with rows of zeros, to which no
+    token attends."""
+    evaluates: bool = False
+    """Whether it takes part where the model is only evaluated: what its gates close there does not travel either."""
 
     def places(self, geometry: Geometry) -> int | None:
         """Return among how many places the rows of a smashed sample lie, where its plan says at each visit which they
@@ -115,8 +121,24 @@ class Reducer(ABC):
         return None
 
     def halves(self, geometry: Geometry, key: Key) -> "Halves | None":
-        """Return the reducer's own layers, new and drawn from `key`; None where it has none."""
+        """Return the reducer's own layers, new and drawn from `key`; None where it has none. There may be gates within
+        the front among them (`Gates` in `splitfed.compression.reducers.trained.layers`)."""
         return None
+
+    def budget(self, key: Key) -> float | None:
+        """Return the share of tokens that the gates of its `halves` are to let through in a mini-batch of training,
+        drawn from `key`; None where they have none, or go by their own."""
+        return None
+
+    def lengths(self, side: "Mapping[str, Tensor]") -> "Tensor | None":
+        """Return how many tokens each sample has, int64 `[B]`, as `side` says; None where smashed has a row for each
+        sample."""
+        return None
+
+    def stand_in(self, activations: "Tensor", prefix: int, key: Key, training: bool = True) -> "Tensor":
+        """Return what stands for the front's activations before there is a model: these random ones, `[B, n, d]`, with
+        as much closed as its gates would close, in training or in evaluation. Bytes are told by that in advance."""
+        return activations
 
     @abstractmethod
     def plan(self, view: View, key: Key) -> Plan:
@@ -149,6 +171,8 @@ class ReducerSettings(Config, ABC):
     kind: str
     single: ClassVar[bool] = False
     """Whether each smashed sample is of one image: then both ends can keep copies of it (`smashed.delta`)."""
+    ragged: ClassVar[bool] = False
+    """Whether what it builds is `ragged`."""
 
     @abstractmethod
     def build(self) -> Reducer:

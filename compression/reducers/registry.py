@@ -13,12 +13,13 @@ from splitfed.compression.reducers.settings import (
     NoneConfig,
     RandomTopKConfig,
     ReducerSettings,
+    SemanticTokensConfig,
     TopKConfig,
 )  # fmt: skip
 
 OWN: tuple[type[ReducerSettings], ...] = (
-    NoneConfig, AdcConfig, MergeSamplesConfig, DiscardTokensConfig, TopKConfig, RandomTopKConfig, C3slConfig,
-    BottleneckConfig, AeConfig,
+    NoneConfig, AdcConfig, MergeSamplesConfig, DiscardTokensConfig, SemanticTokensConfig, TopKConfig, RandomTopKConfig,
+    C3slConfig, BottleneckConfig, AeConfig,
 )  # fmt: skip
 PLUGINS = load(REDUCERS, ReducerSettings, OWN)
 

@@ -4,10 +4,11 @@ builds, so that a scenario is read without torch."""
 import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.base import CutModel, Reducer, ReducerSettings
+from splitfed.config import as_tuple
 from splitfed.errors import ModelError
 
 if TYPE_CHECKING:
@@ -111,6 +112,42 @@ class DiscardTokensConfig(ReducerSettings):
         from splitfed.compression.reducers.tokens.discard_tokens import DiscardTokens
 
         return DiscardTokens(self.kept_tokens)
+
+
+class SemanticTokensConfig(ReducerSettings):
+    """Keep the tokens that gates in the front, which learn with the model, leave open: more of one sample and fewer of
+    another, and of all as many as a budget says. One model serves every budget (arXiv 2405.02330)."""
+
+    kind: Literal["semantic_tokens"] = "semantic_tokens"
+    ragged: ClassVar[bool] = True
+    budget: Share = 0.5
+    """Share of the patch tokens that is kept, in (0, 1], wherever the model is evaluated or its front stays as it is,
+    and in training where `drawn` is null. Prefix tokens always travel, and one patch of each sample."""
+    drawn: Annotated[tuple[Share, Share], BeforeValidator(as_tuple)] | None = (0.05, 1.0)
+    """From which budget to which each mini-batch of training draws its own, evenly: of these the model learns. Null
+    trains it at `budget` alone."""
+    gates: int = Field(1, ge=1)
+    """After how many of the front's blocks, the last ones, tokens are closed; each closes the same share of what the
+    one before it has left."""
+
+    @model_validator(mode="after")
+    def _from_less_to_more(self) -> "SemanticTokensConfig":
+        if self.drawn is not None and self.drawn[0] > self.drawn[1]:
+            raise ValueError(f"drawn: {list(self.drawn)} goes from more to less: turn it round")
+        return self
+
+    def build(self) -> Reducer:
+        """Return the reducer."""
+        from splitfed.compression.reducers.tokens.semantic_tokens import SemanticTokens
+
+        return SemanticTokens(self.budget, self.drawn, self.gates)
+
+    def misfit(self, model: CutModel, geometry: Geometry) -> str | None:
+        """Tell where the front has fewer blocks than gates."""
+        if self.gates <= geometry.blocks:
+            return None
+        blocks = "1 block" if geometry.blocks == 1 else f"{geometry.blocks} blocks"
+        return f"gates: {self.gates} is more than the {blocks} before model.cut: lower it, or raise that"
 
 
 class TopKConfig(ReducerSettings):

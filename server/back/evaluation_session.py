@@ -79,19 +79,20 @@ class EvaluationSession(ClientSession):
         return self._cut.unpack_up(buffer)
 
     def _work(self, frame: Frame) -> tuple[Packed, list[Row]]:
-        smashed, labels = self._cut.batch(frame)
-        images = len(smashed)
+        looked = self._cut.batch(frame)
+        images = len(looked.smashed)
         if images > self._left:
             raise WireError(f"{images} images more, where client {self.client} holds out {self._left}")
         self._left -= images
         self._step += 1
         rows = self._count(frame, "up", images)
-        made = self.context.passes.evaluate(self._back, smashed)
-        if labels is None:
-            reply = self._cut.answer_private(frame, made, self.context.key.at(self.client, self._step))
+        made = self.context.passes.evaluate(self._back, looked.smashed)
+        if looked.labels is None:
+            key = self.context.key.at(self.client, self._step)
+            reply = self._cut.answer_private(frame, made, key, looked.lengths)
         else:
-            self.found.append(evaluated(made, labels))
-            reply = self._cut.answer(frame, self.found[-1])
+            self.found.append(evaluated(made, looked.labels))
+            reply = self._cut.answer(frame, self.found[-1], images)
         return reply, rows + self._count(reply, "down", images)
 
     def _end(self, frame: Frame) -> tuple[Packed, list[Row]]:

@@ -141,8 +141,12 @@ class Passes:
     def _restored(self, trainer: Trainer, batch: Arrived) -> Tensor:
         """Turn what a client sent into the input of the back, differentiably."""
         batch.smashed.grad = None
-        smashed = shortened(batch.smashed.requires_grad_(batch.answered), self._clip.smashed)
-        return self._reducer.restore(smashed, batch.side, batch.frame.meta, trainer.back.get_submodule("decoder"))
+        smashed, decoder = batch.smashed.requires_grad_(batch.answered), trainer.back.get_submodule("decoder")
+        if batch.lengths is not None:  # a row is no sample yet
+            restored = self._reducer.restore(smashed, batch.side, batch.frame.meta, decoder)
+            return shortened(restored, self._clip.smashed)
+        smashed = shortened(smashed, self._clip.smashed)
+        return self._reducer.restore(smashed, batch.side, batch.frame.meta, decoder)
 
 
 def _through(back: nn.Module, inputs: list[Tensor]) -> list[Tensor]:

@@ -38,7 +38,8 @@ class PrivateSession(SplitSession):
         return None
 
     def _unpack(self, buffer: bytes) -> Frame:
-        return self.context.cut.unpack_up(buffer, self._waiting.features if self._waiting else None)
+        waiting, cut = self._waiting, self.context.cut
+        return cut.unpack_up(buffer, waiting.features, waiting.batch.lengths) if waiting else cut.unpack_up(buffer)
 
     def _work(self, frame: Frame) -> tuple[Packed, list[Row]]:
         return self._forward(frame) if self._waiting is None else self._backward(frame, self._waiting)
@@ -46,7 +47,7 @@ class PrivateSession(SplitSession):
     def _forward(self, frame: Frame) -> tuple[Packed, list[Row]]:
         batch, rows, key = self._taken(frame)
         features = self.context.passes.forward(self.trainer, batch, key)
-        reply = self.context.cut.pack_features(frame, features, key.at("rounding"))
+        reply = self.context.cut.pack_features(frame, features, key.at("rounding"), batch.lengths)
         rows += self._count(reply, "down", batch.examples)
         self._waiting = _Waiting(batch, features, reply, key)
         return reply, rows
@@ -54,7 +55,7 @@ class PrivateSession(SplitSession):
     def _backward(self, frame: Frame, waiting: _Waiting) -> tuple[Packed, list[Row]]:
         cut, batch, self._waiting = self.context.cut, waiting.batch, None
         rows = self._count(frame, "up", batch.examples)
-        gradient = cut.corrected_tail(frame.tensors["tail_gradient"], waiting.features, waiting.sent)
+        gradient = cut.corrected_tail(frame.tensors["tail_gradient"], waiting.features, waiting.sent, batch.lengths)
         at_the_cut = self.context.passes.backward(self.trainer, batch, waiting.features, gradient)
         self._note("tail_gradient", largest([gradient]))
         reply = cut.pack_gradient(frame, at_the_cut, None, waiting.key.at("rounding"), batch.visit)

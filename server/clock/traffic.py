@@ -77,7 +77,7 @@ class Foreseen:
 
     def __init__(self, scenario: Scenario, model: Model, cut: Cut, key: Key) -> None:
         self._scenario, self._model, self._cut, self._key = scenario, model, cut, key
-        self._frames: dict[tuple[int, bool], list[Pair]] = {}
+        self._frames: dict[tuple[int, bool, bool], list[Pair]] = {}
         self._weights: dict[int, int] = {}
 
     def __call__(self, phase: Phase, images: Sequence[int]) -> Sent:
@@ -87,19 +87,20 @@ class Foreseen:
         if not self._scenario.federation.splits:
             return sent
         for number in images:
-            sent.frames += self._of_batch(number, not phase.answer_every)
+            sent.frames += self._of_batch(number, not phase.answer_every, phase.frozen)
         sent.end = pairs(ending.rehearse())[0]
         return sent
 
-    def _of_batch(self, images: int, quiet: bool) -> list[Pair]:
-        if (images, quiet) not in self._frames:
+    def _of_batch(self, images: int, quiet: bool, evaluates: bool) -> list[Pair]:
+        if (images, quiet, evaluates) not in self._frames:
             cut, key = self._cut, self._key.at("foreseen", images)
             encoder, decoder = self._model.front.encoder, self._model.back.decoder
             batch = RandomBatch(images, cut.geometry, key, cut.device)
-            self._frames[images, quiet] = pairs(cut.rehearse(batch, key, encoder, decoder, quiet))
+            frames = cut.rehearse(batch, key, encoder, decoder, quiet, evaluates=evaluates)
+            self._frames[images, quiet, evaluates] = pairs(frames)
             for part in (encoder, decoder):
                 part.zero_grad(set_to_none=True)
-        return self._frames[images, quiet]
+        return self._frames[images, quiet, evaluates]
 
     def _of_weights(self, phase: Phase) -> int:
         if phase.frozen:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
+from splitfed.compression.reducers.base import Reducer
 from splitfed.errors import RunError, WireError
 from splitfed.files import reason, sync, told
 from splitfed.split.cut import Arrived, Cut
@@ -187,7 +188,7 @@ class Store:
                 content = file.read(place.length)
             if self._coded:
                 return self.cut.batch(self.cut.unpack_up(content), answered=False)
-            return _unpack(content, place.segment, self.cut.device)
+            return _unpack(content, self.cut.reducer, self.cut.device)
         except (OSError, ValueError, KeyError, WireError) as error:
             raise RunError(f"{path}: memory is damaged ({reason(error)}): {_OUT}") from error
 
@@ -260,10 +261,11 @@ def _pack(batch: Arrived) -> bytes:
     return save(here, {_META: json.dumps([place, batch.examples, batch.frame.meta])})
 
 
-def _unpack(content: bytes, segment: Segment, device: torch.device) -> Arrived:
+def _unpack(content: bytes, reducer: Reducer, device: torch.device) -> Arrived:
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     place, examples, meta = json.loads(header["__metadata__"][_META])
     tensors = {name: tensor.to(device) for name, tensor in load(content).items()}
     side = {name.split("/")[1]: tensor for name, tensor in tensors.items() if name.startswith("side/")}
     frame = Frame({}, 0, "step", *Place(*place), meta, {})
-    return Arrived(frame, tensors["smashed"].float(), tensors["targets"], side, examples, answered=False)
+    lengths = reducer.lengths(side)
+    return Arrived(frame, tensors["smashed"].float(), tensors["targets"], side, examples, None, False, lengths)

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from splitfed.compression.expect import Geometry
-from splitfed.compression.reducers.trained.layers import ENCODER, Halves
+from splitfed.compression.reducers.trained.layers import ENCODER, GATES, Gates, Halves
 from splitfed.errors import ModelError
 
 _FRONT_PARTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "pos_drop", "patch_drop", "norm_pre")
@@ -106,35 +106,45 @@ class Front(_Part):
     """The client's half: patch embedding, prefix tokens and the first blocks, images to activations `[B, n, D]`.
 
     `encoder`, which the forward pass leaves out, is the client's half of a reducer with layers of its own, else the
-    identity.
+    identity. `gates`, where a reducer has brought some, run the blocks.
     """
+
+    gates: Gates | None
 
     def __init__(self, vit: VisionTransformer, cut: int) -> None:
         super().__init__(vit, [*_FRONT_PARTS, "blocks"], 0, cut)
         self.norm = nn.Identity()
         self.encoder: nn.Module = nn.Identity()
+        self.gates = None
         self._encoder_travels = True
         self._frozen: frozenset[str] = frozenset()
 
-    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
-        """Turn images `[B, 3, H, W]` into activations at the cut, `[B, n, D]`."""
-        return self.forward_features(images)
+    def forward(self, images: Tensor, budget: float | Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Turn images `[B, 3, H, W]` into activations at the cut, `[B, n, D]`. With `gates`, the rows of tokens that
+        they close are zeros, and `budget` is the share of patch tokens that they let through, in (0, 1], of all samples
+        or of each, `[B]`; None is their own."""
+        if self.gates is None:
+            return self.forward_features(images)
+        tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
+        return self.gates(tokens, list(self.blocks), budget)
 
     def geometry(self, batch: int, classes: int) -> Geometry:
         """Return the sizes at the cut for batches of up to `batch` images."""
         tokens = self.patch_embed.num_patches + self.num_prefix_tokens
-        return Geometry(batch, tokens, self.embed_dim, self.num_prefix_tokens, classes)
+        return Geometry(batch, tokens, self.embed_dim, self.num_prefix_tokens, classes, len(self.blocks))
 
     def attach(self, halves: Halves) -> None:
-        """Take a reducer's encoder in."""
+        """Take a reducer's encoder in, and its gates."""
         self.encoder = halves.encoder.requires_grad_(halves.trained)
+        if halves.gates is not None:
+            self.gates = halves.gates.requires_grad_(halves.trained).train(self.training)
         self._encoder_travels = halves.encoder_travels
 
     def travelling(self) -> dict[str, Tensor]:
         """Return the tensors that go out and come back in each round: all but an encoder that is frozen or a client's
         own, and what an adapter has frozen."""
         state = self.state_dict()
-        stays = {name for name in state if name.startswith(ENCODER)} if not self._encoder_travels else set()
+        stays = {name for name in state if name.startswith((ENCODER, GATES))} if not self._encoder_travels else set()
         return {name: t for name, t in state.items() if name not in stays and name not in self._frozen}
 
     def freeze(self) -> None:
@@ -160,15 +170,32 @@ class _Later(_Part):
         for name in ("patch_embed", "patch_drop", "norm_pre", *(() if ends else ("norm",))):
             setattr(self, name, nn.Identity())
         self._ends = ends
+        self.ragged = False  # whether rows of zeros stand for no token
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         return x
 
     def forward(self, activations: Tensor) -> Tensor:  # type: ignore[override]
         """Turn activations `[B, k, D]` into logits `[B, classes]`, or where a tail follows into its input, `[B, k, D]`.
-        Prefix tokens come first, any may follow them."""
-        features = self.forward_features(activations)
-        return self.forward_head(features) if self._ends else features
+        Prefix tokens come first, any may follow them. Where it is `ragged`, nothing attends to rows of zeros, which
+        stand for no token: they come out as zeros, or are not pooled."""
+        here = self._here(activations) if self.ragged else None
+        if here is None:
+            features = self.forward_features(activations)
+            return self.forward_head(features) if self._ends else features
+        features = self.forward_features(activations, attn_mask=here[:, None, None])
+        if not self._ends:
+            return features * here.unsqueeze(-1)
+        if self.global_pool == "token":
+            return self.forward_head(features)
+        samples = zip(features, here, strict=True)  # whatever the pooling, a sample alone has nothing else to pool
+        return torch.cat([self.forward_head(sample[own].unsqueeze(0)) for sample, own in samples])
+
+    def _here(self, activations: Tensor) -> Tensor | None:
+        """Tell which rows are tokens, bool `[B, k]`; None where all are."""
+        here = activations.detach().ne(0).any(-1)
+        here[:, : self.num_prefix_tokens] = True  # or, of zeros alone, there would be nothing to attend to
+        return None if bool(here.all()) else here
 
 
 class Back(_Later):
@@ -194,6 +221,18 @@ class Tail(_Later):
         super().__init__(vit, len(vit.blocks) - blocks, len(vit.blocks), ends=True)
 
 
+class Whole(nn.Sequential):
+    """A front, and what follows it."""
+
+    def forward(self, images: Tensor, budget: float | Tensor | None = None) -> Tensor:
+        """Turn images `[B, 3, H, W]` into logits `[B, classes]`; `budget` is what `Front.forward` takes."""
+        front, *later = self
+        made = front(images, budget)
+        for part in later:
+            made = part(made)
+        return made
+
+
 class Parts(NamedTuple):
     """A model in parts; `tail` is the identity where the back ends the model."""
 
@@ -201,9 +240,9 @@ class Parts(NamedTuple):
     back: Back
     tail: nn.Module
 
-    def whole(self) -> nn.Sequential:
+    def whole(self) -> "Whole":
         """Return the model in one piece, images to logits, through a reducer's own layers."""
-        return nn.Sequential(self.front, self.front.encoder, self.back.decoder, self.back, self.tail)
+        return Whole(self.front, self.front.encoder, self.back.decoder, self.back, self.tail)
 
     def to(self, device: torch.device) -> "Parts":
         """Move the parameters to a device, in place."""

@@ -27,6 +27,8 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
     reducer = scenario.compression.reducer
     if pretrained is not False:
         check_fits(scenario, front)
+    for part in parts[1:]:
+        part.ragged = reducer.ragged
     halves = reducer.build().halves(geometry, key.at("halves"))
     if halves is not None:
         if pretrained is not False:

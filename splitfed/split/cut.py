@@ -27,6 +27,7 @@ from splitfed.compression.codecs.integers import IntegerCodec
 from splitfed.compression.expect import MOST_TARGET, Expect, Expected, Geometry
 from splitfed.compression.lossless import Lossless
 from splitfed.compression.reducers.base import Plan, View
+from splitfed.compression.reducers.tokens.ragged import flat, padded
 from splitfed.compression.reducers.trained.layers import IDENTITY
 from splitfed.errors import CodecError, Diverged, WireError
 from splitfed.run.ledger import Sizes
@@ -48,7 +49,8 @@ _SLACK_BYTES, _MOST_BYTES_A_NUMBER = 1 << 17, 16
 @dataclass(frozen=True, slots=True)
 class Arrived:
     """A mini-batch as it arrives: what the back is trained on and the images that it stands for. Where labels are
-    private `targets` only count the samples: they are all 0. `answered` says whether its gradient is asked for."""
+    private `targets` only count the samples: they are all 0. `answered` says whether its gradient is asked for;
+    `lengths` how many tokens each sample has, where smashed has a row for each token."""
 
     frame: Frame
     smashed: Tensor
@@ -57,6 +59,7 @@ class Arrived:
     examples: int
     visit: Visit | None = None
     answered: bool = True
+    lengths: Tensor | None = None
 
 
 class Cut:
@@ -141,15 +144,23 @@ class Cut:
         meta = {**plan.meta, "examples": examples} | ({"targets": len(targets)} if self.private else {})
         return pack("step", *place, packets, meta)
 
-    def unpack_up(self, buffer: bytes, features: Tensor | None = None) -> Frame:
-        """Decode a client's frame, `step` or `end`; `backward` alone where these `features` wait for their gradient.
-        Raises WireError for anything else."""
+    def unpack_up(self, buffer: bytes, features: Tensor | None = None, lengths: Tensor | None = None) -> Frame:
+        """Decode a client's frame, `step` or `end`; `backward` alone where these `features` wait for their gradient,
+        samples of such `lengths`. Raises WireError for anything else."""
         kinds: dict[str, Expected] = {"step": self.expected_up, **ENDING}
         if features is not None:
-            kinds = {"backward": {"tail_gradient": (Expect.floats(*features.shape),)}}
+            shape = features.shape if lengths is None else (int(lengths.sum()), features.shape[-1])
+            kinds = {"backward": {"tail_gradient": (Expect.floats(*shape),)}}
         # What copies are made of is decoded where both ends compute alike.
         device = "cpu" if self.kept and features is None else self.device
-        return unpack(buffer, kinds, device=device, max_bytes=self.most_bytes)
+        frame = unpack(buffer, kinds, device=device, max_bytes=self.most_bytes)
+        if lengths is not None and "tail_gradient" in frame.tensors:
+            frame.tensors["tail_gradient"] = padded(frame.tensors["tail_gradient"], lengths)
+        return frame
+
+    def lengths(self, packed: Packed) -> Tensor | None:
+        """Return how many tokens each sample of a packed step has; None where all have as many."""
+        return self.batch(self.unpack_up(packed.buffer)).lengths if self.reducer.ragged else None
 
     def batch(self, frame: Frame, copies: Copies | None = None, *, answered: bool = True) -> Arrived:
         """Check what a `step` frame says beyond shapes, and keep what it makes of the client's `copies`; `answered`
@@ -166,7 +177,7 @@ class Cut:
         if not (self.kept and copies):
             smashed = frame.tensors["smashed"]
             self.reducer.check(smashed, targets, side, frame.meta, self.geometry)
-            return Arrived(frame, smashed, targets, side, examples, answered=answered)
+            return Arrived(frame, smashed, targets, side, examples, None, answered, self.reducer.lengths(side))
         visit, shaped = self.kept.visit(frame.tensors, examples, copies)
         self.reducer.check(shaped, targets, side, frame.meta, self.geometry)
         smashed = self.kept.came_up(visit, frame.tensors, found).to(self.device)
@@ -187,20 +198,29 @@ class Cut:
             raise WireError(f"a step of {repr(count)[:32]} {name}, where 1 to {self.geometry.batch} are allowed")
         return count
 
-    def pack_features(self, frame: Frame, features: Tensor, key: Key) -> Packed:
-        """Encode the activations at the second cut, which answer a `step` frame. Raises CodecError."""
+    def pack_features(self, frame: Frame, features: Tensor, key: Key, lengths: Tensor | None = None) -> Packed:
+        """Encode the activations at the second cut, which answer a `step` frame; of samples of such `lengths` what
+        these were filled up with stays here. Raises CodecError."""
+        features = features if lengths is None else flat(features.detach(), lengths)
         packets = self.encode({"tail_smashed": features.detach().float()}, key, str(frame.place))
         return pack("features", *frame.place, packets)
 
-    def unpack_features(self, buffer: bytes, samples: int) -> Tensor:
-        """Decode the activations at the second cut of so many `samples`, `[samples, k, D]`. Raises WireError for
-        anything else."""
-        expected = {"tail_smashed": (Expect.floats(samples, (1, self.geometry.tokens), self.geometry.width),)}
-        frame = unpack(buffer, {"features": expected}, device=self.device, max_bytes=self.most_bytes)
-        return frame.tensors["tail_smashed"]
+    def unpack_features(self, buffer: bytes, samples: int, lengths: Tensor | None = None) -> Tensor:
+        """Decode the activations at the second cut of so many `samples`, `[samples, k, D]`, those of different
+        `lengths` filled up with zeros. Raises WireError for anything else."""
+        shape = Expect.floats(samples, (1, self.geometry.tokens), self.geometry.width)
+        if lengths is not None:
+            shape = Expect.floats(int(lengths.sum()), self.geometry.width)
+        frame = unpack(
+            buffer, {"features": {"tail_smashed": (shape,)}}, device=self.device, max_bytes=self.most_bytes
+        )  # fmt: skip
+        features = frame.tensors["tail_smashed"]
+        return features if lengths is None else padded(features, lengths)
 
-    def pack_backward(self, gradient: Tensor, key: Key, place: Place) -> Packed:
-        """Encode the gradient at the second cut. Raises CodecError for what cannot be sent."""
+    def pack_backward(self, gradient: Tensor, key: Key, place: Place, lengths: Tensor | None = None) -> Packed:
+        """Encode the gradient at the second cut, of samples of such `lengths`. Raises CodecError for what cannot be
+        sent."""
+        gradient = gradient if lengths is None else flat(gradient, lengths)
         packets = self.encode({"tail_gradient": gradient.detach().float()}, key, str(place))
         return pack("backward", *place, packets)
 
@@ -265,13 +285,15 @@ class Cut:
             seen = self.unpack_up(packed.buffer).tensors["smashed"]
         return gradient + codec.correction * (smashed.detach().float() - seen.to(smashed.device))
 
-    def corrected_tail(self, gradient: Tensor, features: Tensor, packed: Packed) -> Tensor:
+    def corrected_tail(
+        self, gradient: Tensor, features: Tensor, packed: Packed, lengths: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
         """Return the gradient of what the server computed, from that of what the client saw: the same at the second
         cut."""
         codec, _ = self._stages["tail_smashed"]
         if not codec.correction:
             return gradient
-        seen = self.unpack_features(packed.buffer, len(features))
+        seen = self.unpack_features(packed.buffer, len(features), lengths)
         return gradient + codec.correction * (features.detach().float() - seen)
 
     def raw(self, role: str, examples: int) -> int:
@@ -290,21 +312,22 @@ class Cut:
 
     def rehearse(
         self, batch: RandomBatch, key: Key, encoder: nn.Module = IDENTITY, decoder: nn.Module = IDENTITY,
-        frozen: bool = False, ends: tuple[Copies | None, Copies | None] | None = None,
+        frozen: bool = False, ends: tuple[Copies | None, Copies | None] | None = None, evaluates: bool = False,
     ) -> Generator[Crossed, None, torch.Size]:  # fmt: skip
         """Take a mini-batch across and back, both ends here, and yield each frame when it is packed: which way it goes,
         and what it adds to the ledger. Return the shape of what enters the back.
 
         Until a frame goes up the client computes, until one comes down the server, and after the last the client. The
         model is left out but for the reducer's layers, which get gradients: random numbers stand for what it makes.
-        Where the front is `frozen`, no gradient comes back.
+        Where the front is `frozen`, no gradient comes back; `evaluates` says whether it also evaluates.
         Where copies are kept, `ends` are those of client and server; without them every sample comes for the first
         time.
         """
         here, there = ends or (self.copies(), self.copies())
         visit = Visit(torch.arange(len(batch)), here) if here else None
-        plan, targets = self.plan(batch.activations, batch.labels, key, batch.attention, encoder)
-        smashed = plan.reduce(batch.activations)
+        made = self.reducer.stand_in(batch.activations, self.geometry.prefix, key, training=not evaluates)
+        plan, targets = self.plan(made, batch.labels, key, batch.attention, encoder)
+        smashed = plan.reduce(made)
         up = self.pack_step(plan, smashed, targets, len(batch), key, PLACE, visit)
         yield "up", self.sizes(up, len(batch))
         arrived = self.batch(self.unpack_up(up.buffer), there)
@@ -315,7 +338,7 @@ class Cut:
             yield "down", self.sizes(self.pack_taken(arrived.frame, 1.0), len(batch))
             return restored.shape
         if self.private:
-            yield from self._rehearse_tail(arrived.frame, gradient, len(batch), key)
+            yield from self._rehearse_tail(arrived, gradient, key)
         restored.backward(gradient)
         assert given.grad is not None
         down = self.pack_gradient(arrived.frame, given.grad, None if self.private else 1.0, key, arrived.visit)
@@ -324,13 +347,15 @@ class Cut:
         smashed.backward(self.corrected(came, smashed, up, visit).to(smashed.dtype))
         return restored.shape
 
-    def _rehearse_tail(self, frame: Frame, features: Tensor, examples: int, key: Key) -> Iterator[Crossed]:
+    def _rehearse_tail(self, batch: Arrived, features: Tensor, key: Key) -> Iterator[Crossed]:
         """Go through the exchange at the second cut, of features that are their own gradient."""
-        down = self.pack_features(frame, features, key)
-        yield "down", self.sizes(down, examples)
-        up = self.pack_backward(self.unpack_features(down.buffer, len(features)), key, PLACE)
-        yield "up", self.sizes(up, examples)
-        self.corrected_tail(self.unpack_up(up.buffer, features).tensors["tail_gradient"], features, down)
+        lengths, samples = batch.lengths, len(features)
+        down = self.pack_features(batch.frame, features, key, lengths)
+        yield "down", self.sizes(down, batch.examples)
+        up = self.pack_backward(self.unpack_features(down.buffer, samples, lengths), key, PLACE, lengths)
+        yield "up", self.sizes(up, batch.examples)
+        gradient = self.unpack_up(up.buffer, features, lengths).tensors["tail_gradient"]
+        self.corrected_tail(gradient, features, down, lengths)
 
 
 def _blind() -> Tensor:

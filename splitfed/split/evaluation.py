@@ -5,20 +5,23 @@
        loss, number right  <================================================='
 
 Frames up are `look` (one mini-batch) and `end` (the client's own count of bytes); down come `seen` and `done`. A
-reducer takes no part, but for its encoder and decoder, which belong to the model.
+reducer takes no part, but for its layers, which belong to the model, and unless these close tokens there too
+(`Reducer.evaluates`): then it stands where the encoder does.
 
 Where labels are private none go up. `look` is answered with `features`, the activations at the second cut, from which
 tail and loss go on at the client.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from splitfed.compression.expect import Expect, Expected, Geometry
-from splitfed.compression.reducers.base import expected_targets
+from splitfed.compression.reducers.base import View, expected_targets
+from splitfed.compression.reducers.tokens.ragged import flat, padded
 from splitfed.errors import WireError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
@@ -45,6 +48,16 @@ class Evaluated:
         check_number("the loss", self.loss / images, where)
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A mini-batch as it arrives to be evaluated: the back's input `[B, k, ...]`, labels `[B]` where these are not
+    private, and how many tokens each sample has, where they differ."""
+
+    smashed: Tensor
+    labels: Tensor | None
+    lengths: Tensor | None
+
+
 class EvaluationCut:
     """Packs and unpacks the frames of an evaluation over a cut, whose front ends in this `encoder`; holds no state
     between calls."""
@@ -52,15 +65,20 @@ class EvaluationCut:
     def __init__(self, cut: Cut, encoder: nn.Module) -> None:
         self.cut, geometry = cut, cut.geometry
         smashed = Expect.floats((1, geometry.batch), *_sizes(encoder, geometry, cut.device))
-        self.expected: Expected = {_SMASHED: (smashed,)}
-        if not cut.private:
-            self.expected = {**self.expected, _TARGETS: expected_targets(geometry)}
+        expected = {"smashed": (smashed,), "targets": expected_targets(geometry)}
+        if cut.reducer.evaluates:
+            expected = dict(cut.reducer.expected(geometry))
+        if cut.private:
+            del expected["targets"]
+        self.expected: Expected = {f"{EVALUATION}/{name}": bounds for name, bounds in expected.items()}
         self.most_bytes = max(most_bytes(self.expected), most_bytes(self._features(geometry.batch)))
 
-    def _features(self, images: int) -> Expected:
-        return {_FEATURES: (Expect.floats(images, self.cut.geometry.tokens, self.cut.geometry.width),)}
+    def _features(self, images: int, lengths: Tensor | None = None) -> Expected:
+        tokens, width = self.cut.geometry.tokens, self.cut.geometry.width
+        shape = (images, tokens, width) if lengths is None else (int(lengths.sum()), width)
+        return {_FEATURES: (Expect.floats(*shape),)}
 
-    def _pack(self, kind: str, tensors: dict[str, Tensor], key: Key, place: Place) -> Packed:
+    def _pack(self, kind: str, tensors: Mapping[str, Tensor], key: Key, place: Place) -> Packed:
         packets = self.cut.encode(tensors, key, self._where(place))
         return pack(kind, *place, {f"{EVALUATION}/{name}": packet for name, packet in packets.items()})
 
@@ -71,44 +89,71 @@ class EvaluationCut:
     def pack(self, smashed: Tensor, labels: Tensor, key: Key, place: Place) -> Packed:
         """Encode a mini-batch of what the encoder made, `[B, ...]`, and, unless they are private, its labels `[B]`.
         Raises CodecError for what cannot be sent."""
-        tensors = {"smashed": smashed.float()} | ({} if self.cut.private else {"targets": labels})
-        return self._pack("look", tensors, key, place)
+        made, side = self._reduced(smashed, key)
+        tensors = {"smashed": made.float()} | ({} if self.cut.private else {"targets": labels})
+        return self._pack("look", tensors | {f"side/{name}": tensor for name, tensor in side.items()}, key, place)
+
+    def _reduced(self, activations: Tensor, key: Key) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what is sent of the activations, and what travels beside it."""
+        reducer = self.cut.reducer
+        if not reducer.evaluates:
+            return activations, {}
+        plan = reducer.plan(View(activations, self.cut.geometry.prefix, _blind), key.at("plan"))
+        return plan.reduce(activations), plan.side
+
+    def lengths(self, smashed: Tensor, key: Key) -> Tensor | None:
+        """Return how many tokens of each sample `pack` sends; None where that is one number for all."""
+        return self.cut.reducer.lengths(self._reduced(smashed, key)[1]) if self.cut.reducer.ragged else None
 
     def unpack_up(self, buffer: bytes) -> Frame:
         """Decode a client's frame, `look` or `end`. Raises WireError for anything else."""
         kinds = {"look": self.expected, **ENDING}
         return unpack(buffer, kinds, device=self.cut.device, max_bytes=self.most_bytes)
 
-    def batch(self, frame: Frame) -> tuple[Tensor, Tensor | None]:
-        """Check what a `look` frame says beyond shapes, and return what is smashed, and labels where these are not
-        private. Raises WireError, and Diverged for numbers that no training makes."""
-        smashed, labels = frame.tensors[_SMASHED], frame.tensors.get(_TARGETS)
+    def batch(self, frame: Frame) -> "Looked":
+        """Check what a `look` frame says beyond shapes, and return what is to be evaluated. Raises WireError, and
+        Diverged for numbers that no training makes."""
+        smashed, labels, reducer = frame.tensors[_SMASHED], frame.tensors.get(_TARGETS), self.cut.reducer
         check_bounds("smashed", smashed, self._where(frame.place))
+        lengths = None
+        if reducer.evaluates:
+            begin = f"{EVALUATION}/side/"
+            found = {name.removeprefix(begin): one for name, one in frame.tensors.items() if name.startswith(begin)}
+            side = {name: tensor.to(self.cut.device) for name, tensor in found.items()}
+            lengths = reducer.lengths(side)
+            samples = len(smashed) if lengths is None else len(lengths)
+            reducer.check(smashed, labels if labels is not None else smashed.new_zeros(samples), side, frame.meta,
+                          self.cut.geometry)  # fmt: skip
+            smashed = reducer.restore(smashed, side, frame.meta)
         if labels is not None:
             if len(smashed) != len(labels):
                 raise WireError(f"{len(labels)} labels for {len(smashed)} images")
             check_labels(labels, self.cut.geometry.classes)
-        return smashed, labels
+        return Looked(smashed, labels, lengths)
 
-    def answer(self, frame: Frame, found: Evaluated) -> Packed:
-        """Encode what answers a `look` frame. Raises Diverged for a loss that is not finite, or absurd."""
-        found.check(self._where(frame.place), len(frame.tensors[_SMASHED]))
+    def answer(self, frame: Frame, found: Evaluated, images: int) -> Packed:
+        """Encode what answers a `look` frame of so many images. Raises Diverged for a loss that is not finite, or
+        absurd."""
+        found.check(self._where(frame.place), images)
         return pack("seen", *frame.place, {}, {"loss": found.loss, "right": found.right})
 
-    def answer_private(self, frame: Frame, features: Tensor, key: Key) -> Packed:
-        """Encode the activations at the second cut, `[B, n, D]`, which answer a `look` frame without labels. Raises
-        CodecError for what cannot be sent."""
+    def answer_private(self, frame: Frame, features: Tensor, key: Key, lengths: Tensor | None = None) -> Packed:
+        """Encode the activations at the second cut, `[B, n, D]`, which answer a `look` frame without labels, of samples
+        of such `lengths`. Raises CodecError for what cannot be sent."""
         check_bounds("tail_smashed", features, self._where(frame.place))
+        features = features if lengths is None else flat(features, lengths)
         tensors = {"tail_smashed": features.float()}
         return self._pack("features", tensors, key, frame.place)
 
-    def unpack_features(self, buffer: bytes, step: int, images: int) -> Tensor:
-        """Decode the activations that answer this step, of so many images. Raises WireError for anything else."""
-        kinds = {"features": self._features(images)}
+    def unpack_features(self, buffer: bytes, step: int, images: int, lengths: Tensor | None = None) -> Tensor:
+        """Decode the activations that answer this step, of so many images of such `lengths`, filled up with zeros.
+        Raises WireError for anything else."""
+        kinds = {"features": self._features(images, lengths)}
         frame = unpack(buffer, kinds, device=self.cut.device, max_bytes=self.most_bytes)
         if frame.step != step:
             raise WireError(f"what answers step {step} of an evaluation is of step {frame.step}")
-        return frame.tensors[_FEATURES]
+        features = frame.tensors[_FEATURES]
+        return features if lengths is None else padded(features, lengths)
 
     def unpack_answer(self, buffer: bytes, step: int, images: int) -> Evaluated:
         """Decode the answer to this step, of so many images. Raises WireError for anything else."""
@@ -131,12 +176,15 @@ class EvaluationCut:
     @torch.no_grad()
     def rehearse(self, batch: RandomBatch, key: Key, encoder: nn.Module) -> list[Crossed]:
         """Return which way the two frames of a mini-batch go, and what each adds to the ledger."""
-        packed = self.pack(encoder(batch.activations), batch.labels, key, PLACE)
+        made = self.cut.reducer.stand_in(batch.activations, self.cut.geometry.prefix, key, training=False)
+        packed = self.pack(encoder(made), batch.labels, key, PLACE)
         frame = self.unpack_up(packed.buffer)
+        looked = self.batch(frame)
         if self.cut.private:
-            answer = self.answer_private(frame, batch.activations, key)
+            features = batch.activations if looked.lengths is None else looked.smashed
+            answer = self.answer_private(frame, features, key, looked.lengths)
         else:
-            answer = self.answer(frame, Evaluated(1.0, len(batch)))
+            answer = self.answer(frame, Evaluated(1.0, len(batch)), len(batch))
         return [("up", self.sizes(packed, len(batch))), ("down", self.sizes(answer, len(batch)))]
 
 
@@ -150,6 +198,10 @@ def evaluated(logits: Tensor, labels: Tensor) -> Evaluated:
 def mean(parts: list[Evaluated], images: int) -> tuple[float, float]:
     """Return the mean loss and the share that is right over all `images` of these parts."""
     return math.fsum(part.loss for part in parts) / images, sum(part.right for part in parts) / images
+
+
+def _blind() -> Tensor:
+    raise RuntimeError("attention is not read where a model is only evaluated")
 
 
 @torch.no_grad()

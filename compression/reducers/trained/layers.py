@@ -1,9 +1,10 @@
-"""Layers that a reducer brings with it: an encoder at the client, a decoder at the server.
+"""Layers that a reducer brings with it: an encoder at the client, a decoder at the server, gates within the front.
 
-They become part of the model, as `encoder` of the front and `decoder` of the back, so whatever holds for these holds
-for them: optimisers, averages, checkpoints, copies of the back.
+They become part of the model, as `encoder` and `gates` of the front and `decoder` of the back, so whatever holds for
+these holds for them: optimisers, averages, checkpoints, copies of the back.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,9 +18,22 @@ from splitfed.errors import ModelError
 from splitfed.seeds import Key
 
 # How the names of these layers' tensors begin, in the front's and the back's state.
-ENCODER, DECODER = "encoder.", "decoder."
+ENCODER, DECODER, GATES = "encoder.", "decoder.", "gates."
 # Either half of a reducer that has no layers of its own.
 IDENTITY = nn.Identity()
+
+
+class Gates(nn.Module, ABC):
+    """Layers that stand within the front, between its blocks: they run these, and close what is not to travel."""
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, blocks: Sequence[nn.Module], budget: float | Tensor | None = None) -> Tensor:
+        """Turn tokens `[B, n, d]`, as they enter the front's first block, into activations at the cut `[B, n, d]`,
+        through all `blocks`. The rows of a closed token are zeros; prefix tokens are never closed.
+
+        `budget` is the share of all other tokens that is to be left, in (0, 1], for the batch or for each sample `[B]`;
+        None is the gates' own.
+        """
 
 
 @dataclass(frozen=True)
@@ -30,12 +44,14 @@ class Halves:
     `[B, n, d]`. The encoder's `owner` is the round (it goes out with the front and is averaged with it) or each client
     alone (`local`: it never travels after it was handed out). `trained` ones learn with the model, the encoder in the
     front's optimiser and the decoder in the back's; others are frozen while it learns, as local ones have to be.
+    `gates` run the front's blocks, and go where the encoder goes.
     """
 
     encoder: nn.Module
     decoder: nn.Module
     owner: Literal["round", "local"] = "round"
     trained: bool = True
+    gates: Gates | None = None
 
     def __post_init__(self) -> None:
         if self.owner == "local" and self.trained:

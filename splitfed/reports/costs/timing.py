@@ -65,7 +65,8 @@ def _frames(sizes: Sequence[int], phase: Phase, parts: Parts, cut: Cut, key: Key
     encoder, decoder, found = parts.front.encoder, parts.back.decoder, {}
     for number in sizes:
         batch = RandomBatch(number, cut.geometry, key.at("timing", number), cut.device)
-        found[number] = pairs(cut.rehearse(batch, key, encoder, decoder, not phase.answer_every))
+        quiet, evaluates = not phase.answer_every, phase.frozen
+        found[number] = pairs(cut.rehearse(batch, key, encoder, decoder, quiet, evaluates=evaluates))
     for part in (encoder, decoder):
         part.zero_grad(set_to_none=True)
     return found

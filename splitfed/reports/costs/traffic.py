@@ -96,8 +96,9 @@ class Traffic:
             for size, number in sorted(sizes.items()):
                 often, ends = number * self.shares.drawn(self.scenario) * share, (self.cut.copies(), self.cut.copies())
                 rehearse = partial(
-                    self.cut.rehearse, key=self.key, encoder=encoder, decoder=decoder, frozen=quiet, ends=ends
-                )
+                    self.cut.rehearse, key=self.key, encoder=encoder, decoder=decoder, frozen=quiet, ends=ends,
+                    evaluates=phase.frozen,
+                )  # fmt: skip
                 for crossed in rehearse(self._random_batch(size)):
                     found.add("data", crossed, often * first)
                 if first < 1:
@@ -129,7 +130,7 @@ class Traffic:
         encoder, decoder, rounds = self.parts.front.encoder, self.parts.back.decoder, self.scenario.federation.rounds
         cut = Cut.of(self.scenario, self.cut.geometry, self.cut.device, once=True)
         for size, number in sorted(self.shares.stored(self.scenario).items()):
-            for crossed in cut.rehearse(self._random_batch(size), self.key, encoder, decoder, True):
+            for crossed in cut.rehearse(self._random_batch(size), self.key, encoder, decoder, True, evaluates=True):
                 found.add("data", crossed, number / rounds)
         for crossed in ending.rehearse():
             found.add("data", crossed, len(self.shares.trained) / rounds)

@@ -189,8 +189,9 @@ def _explain(
         attention = None
     images, labels = batch.images.to(device), batch.labels.to(device)
     with keyed_rng(key.at("dropout"), device, draws(front)), autocast(scenario.training.precision, device):
-        activations = front(images)
-    looked_at = attention.read() if attention else None
+        activations = front(images, cut.reducer.budget(key.at("budget")))
+    # What a reducer has put behind the tokens, for the front alone, is none of them.
+    looked_at = attention.read()[:, : activations.shape[1]] if attention else None
     read = None if looked_at is None else lambda: looked_at  # a reducer that needs it would not have come so far
     plan, targets = cut.plan(activations, labels, key.at("plan"), read, front.encoder)
     smashed = plan.reduce(activations)

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from splitfed.compression.reducers.trained.layers import DECODER, ENCODER
+from splitfed.compression.reducers.trained.layers import DECODER, ENCODER, GATES
 from splitfed.data.dataset import FederatedData, load
 from splitfed.errors import RunError
 from splitfed.files import replace_with
@@ -57,7 +57,7 @@ def export(
     stored_scenario(run)
     scenario = Scenario.load(run / "scenario.yaml", overrides)
     round, state = Checkpoints(run).choose(round)
-    halves = {name: tensor for name, tensor in state.items() if name.startswith((ENCODER, DECODER))}
+    halves = {name: tensor for name, tensor in state.items() if name.startswith((ENCODER, DECODER, GATES))}
     beside = out.with_suffix(".halves.safetensors") if halves else None
     files = (out, out.with_suffix(".md"), out.with_suffix(".json"), beside)
     if not force and (there := [path for path in files if path is not None and path.exists()]):

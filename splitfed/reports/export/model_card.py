@@ -139,7 +139,7 @@ def _left_out(scenario: Scenario, halves: str) -> str:
     return (
         f"**The layers of the reducer `{scenario.compression.reducer.kind}` are not in it.** The run trained and "
         "evaluated front, encoder, decoder, back; timm's model is front and back alone, and the accuracy below not its "
-        f"own. The layers are in {code(halves)}, as `encoder.*` and `decoder.*`."
+        f"own. The layers are in {code(halves)}, as `encoder.*`, `decoder.*` and `gates.*`."
     )
 
 

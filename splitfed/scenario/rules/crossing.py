@@ -53,7 +53,13 @@ def copies_are_of_single_samples(compression: Compression, data: DataConfig, fed
         return
     if not federation.splits:
         return  # as `what_is_packed_crosses` says
-    if not reducer.single:
+    if reducer.ragged:
+        yield (
+            keys[0],
+            f"the reducer {reducer.kind} sends other tokens of a sample at each visit, and another number of them: "
+            "leave it out, or set a reducer that keeps as many of each, such as discard_tokens",
+        )
+    elif not reducer.single:
         yield (
             keys[0],
             f"the reducer {reducer.kind} makes samples of several images, of which none comes again: leave it out, or "

@@ -76,6 +76,18 @@ def memory_is_of_fixed_images(memory: Memory | None, data: DataConfig) -> Found:
         )
 
 
+def memory_alters_what_is_alike(memory: Memory | None, compression: Compression) -> Found:
+    """Only samples of as many tokens can be mixed, or lose as many."""
+    if memory is None or not compression.reducer.ragged:
+        return
+    for key in ("mix", "drop_tokens"):
+        if getattr(memory, key):
+            yield (
+                f"memory.{key}",
+                f"the reducer {compression.reducer.kind} sends samples of different numbers of tokens: leave it out",
+            )
+
+
 def nets_are_fitted_to_what_goes_up(phases: Phases) -> Found:
     """Only what goes up can be answered."""
     for place, phase in enumerate(phases, 1):

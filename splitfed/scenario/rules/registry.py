@@ -34,6 +34,7 @@ RULES: tuple[Rule, ...] = (
     phases.phases_teach_the_back,
     phases.memory_is_of_a_frozen_front,
     phases.memory_is_of_fixed_images,
+    phases.memory_alters_what_is_alike,
     phases.nets_are_fitted_to_what_goes_up,
     phases.copies_are_of_samples_that_come_again,
     phases.memory_is_gone_over,

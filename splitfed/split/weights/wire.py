@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from splitfed.compression.expect import Expect
-from splitfed.compression.reducers.trained.layers import DECODER, ENCODER
+from splitfed.compression.reducers.trained.layers import DECODER, ENCODER, GATES
 from splitfed.errors import CodecError
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
@@ -64,7 +64,7 @@ class WeightWire:
         self.groups: dict[tuple[str, int], list[str]] = {}
         self.numbers: dict[str, int] = {}
         for name, shape in self.shapes.items():
-            role = PARTS if name.startswith((ENCODER, DECODER)) else roles.get(name, FRONT)
+            role = PARTS if name.startswith((ENCODER, DECODER, GATES)) else roles.get(name, FRONT)
             self.groups.setdefault((role, _row_length(shape)), []).append(name)
             self.numbers[role] = self.numbers.get(role, 0) + shape.numel()
         self.expected = {

@@ -13,6 +13,7 @@ from splitfed.compression.reducers.samples.c3sl import C3sl
 from splitfed.compression.reducers.samples.merge_samples import MergeSamples
 from splitfed.compression.reducers.samples.merging import strongest
 from splitfed.compression.reducers.tokens.discard_tokens import DiscardTokens
+from splitfed.compression.reducers.tokens.semantic_tokens import SemanticTokens
 from splitfed.compression.reducers.values.topk import RandomTopK, TopK
 from splitfed.errors import WireError
 from splitfed.seeds import Key
@@ -24,6 +25,7 @@ SECTIONS = [
     {"kind": "none"}, {"kind": "adc", "ratio": 0.3}, {"kind": "adc", "ratio": 0.3, "pooling": "cls", "fuse": True},
     {"kind": "adc", "ratio": 0.3, "pooling": "average"}, {"kind": "merge_samples", "kept_samples": 0.5},
     {"kind": "discard_tokens", "kept_tokens": 0.5}, {"kind": "topk", "ratio": 0.2},
+    {"kind": "semantic_tokens"}, {"kind": "semantic_tokens", "budget": 0.3, "drawn": None},
     {"kind": "random_topk", "ratio": 0.2, "alpha": 0.2}, {"kind": "c3sl", "r": 5},
     {"kind": "bottleneck", "width": 2}, {"kind": "ae", "width": 2},
 ]  # fmt: skip
@@ -62,6 +64,7 @@ def test_kinds_build_their_reducers():
         ({"kind": "topk", "ratio": 0.1}, TopK, False),
         ({"kind": "random_topk", "ratio": 0.1}, RandomTopK, False),
         ({"kind": "c3sl", "r": 4}, C3sl, False),
+        ({"kind": "semantic_tokens"}, SemanticTokens, False),
     ):
         reducer = read(section).build()
         assert type(reducer) is kind
