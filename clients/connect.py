@@ -1,8 +1,10 @@
 """Opens a client's stream to the split server, by whatever carries it."""
 
+import math
 import re
 import socket
 import ssl
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +48,34 @@ def connect(
         endpoint(host, port), invitation.token,
         ca=ca, deadline=reach.deadline, grace=reach.grace, most_bytes=most_bytes,
     )  # fmt: skip
+
+
+class Measured(Stream):
+    """A stream whose exchanges are timed: `waited` seconds for all answers, of which the `shortest` stands for what has
+    nothing to do with bytes."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.waited, self.shortest, self._bytes, self._exchanges = 0.0, math.inf, 0, 0
+
+    def close(self) -> None:
+        """End the stream."""
+        self._stream.close()
+
+    def exchange(self, buffer: bytes) -> bytes:
+        """Send one frame and wait for the reply."""
+        began = time.monotonic()
+        reply = self._stream.exchange(buffer)
+        took = time.monotonic() - began
+        self.waited, self.shortest = self.waited + took, min(self.shortest, took)
+        self._bytes, self._exchanges = self._bytes + len(buffer) + len(reply), self._exchanges + 1
+        return reply
+
+    @property
+    def throughput(self) -> float | None:
+        """Bytes a second both ways; None where nothing was measured."""
+        left = self.waited - self._exchanges * self.shortest if self._exchanges else 0.0
+        return self._bytes / left if left > 0 else None
 
 
 def target(address: str, reach: Reach) -> tuple[str, int]:

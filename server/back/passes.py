@@ -142,7 +142,8 @@ class Passes:
         """Turn what a client sent into the input of the back, differentiably."""
         batch.smashed.grad = None
         smashed = shortened(batch.smashed.requires_grad_(batch.answered), self._clip.smashed)
-        return self._reducer.restore(smashed, batch.side, batch.frame.meta, trainer.back.get_submodule("decoder"))
+        reducer = batch.reducer or self._reducer
+        return reducer.restore(smashed, batch.side, batch.frame.meta, trainer.back.get_submodule("decoder"))
 
 
 def _through(back: nn.Module, inputs: list[Tensor]) -> list[Tensor]:

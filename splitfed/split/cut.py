@@ -26,7 +26,7 @@ from splitfed.compression.codecs.floats import FloatCodec
 from splitfed.compression.codecs.integers import IntegerCodec
 from splitfed.compression.expect import MOST_TARGET, Expect, Expected, Geometry
 from splitfed.compression.lossless import Lossless
-from splitfed.compression.reducers.base import Plan, View
+from splitfed.compression.reducers.base import Plan, Reducer, View
 from splitfed.compression.reducers.trained.layers import IDENTITY
 from splitfed.errors import CodecError, Diverged, WireError
 from splitfed.run.ledger import Sizes
@@ -48,7 +48,8 @@ _SLACK_BYTES, _MOST_BYTES_A_NUMBER = 1 << 17, 16
 @dataclass(frozen=True, slots=True)
 class Arrived:
     """A mini-batch as it arrives: what the back is trained on and the images that it stands for. Where labels are
-    private `targets` only count the samples: they are all 0. `answered` says whether its gradient is asked for."""
+    private `targets` only count the samples: they are all 0. `answered` says whether its gradient is asked for, and
+    `reducer` what has made it; None is that of all."""
 
     frame: Frame
     smashed: Tensor
@@ -57,6 +58,7 @@ class Arrived:
     examples: int
     visit: Visit | None = None
     answered: bool = True
+    reducer: Reducer | None = None
 
 
 class Cut:
@@ -166,11 +168,11 @@ class Cut:
         if not (self.kept and copies):
             smashed = frame.tensors["smashed"]
             self.reducer.check(smashed, targets, side, frame.meta, self.geometry)
-            return Arrived(frame, smashed, targets, side, examples, answered=answered)
+            return Arrived(frame, smashed, targets, side, examples, None, answered, self.reducer)
         visit, shaped = self.kept.visit(frame.tensors, examples, copies)
         self.reducer.check(shaped, targets, side, frame.meta, self.geometry)
         smashed = self.kept.came_up(visit, frame.tensors, found).to(self.device)
-        return Arrived(frame, smashed, targets, side, examples, visit, answered)
+        return Arrived(frame, smashed, targets, side, examples, visit, answered, self.reducer)
 
     def check(self, batch: Arrived) -> None:
         """Raise Diverged for a mini-batch that holds numbers with which no training goes on."""

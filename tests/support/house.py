@@ -11,8 +11,8 @@ from pathlib import Path
 
 # Each room imports its own modules and those of rooms before it.
 ORDER = (
-    "base", "compression", "model", "link", "federation", "data", "scenario", "run", "wire", "split", "engines",
-    "sides", "reports", "testing", "simulation", "cli",
+    "base", "compression", "model", "link", "federation", "control", "data", "scenario", "run", "wire", "split",
+    "engines", "sides", "reports", "testing", "simulation", "cli",
 )  # fmt: skip
 _BASE = ("version", "config", "errors", "files", "seeds", "waiting")
 _SIDES = ("clients", "server")
