@@ -322,7 +322,7 @@ class Rounds:
         simulated = self.records.simulated_seconds + outcome.seconds if self.attendance.timed else None
         train, clock = self.calls.train, self.attendance.clock
         paces = {client: pace for client, pace in train.paces.items() if pace}
-        seconds, now = (clock.took, simulated) if simulated is not None else (train.took, self.records.seconds)
+        seconds, now = (train.took, self.records.seconds) if self.lent.waits else (clock.took, simulated or 0.0)
         chosen = self.calls.steering.close(round, outcome.losses, seconds, now, paces if self.lent.waits else {})
         self.records.close_round(
             lambda finished: Metrics(

@@ -24,11 +24,15 @@ class DriftPlusPenalty(Controller):
         self._gains: dict[str, float] = {}
 
     def choose(self, round: int, client: int, queue: float, options: Sequence[Option]) -> str:
-        """Return the best; of equal ones one that was never tried, else the first."""
-        utility = self._seen(options)
-        return min(
-            options, key=lambda one: (queue * one.cost - self._v * utility[one.name], one.name in self._gains)
-        ).name
+        """Return the best; of equal ones one that was never tried, each client another, and else the first."""
+        utility, names = self._seen(options), [one.name for one in options]
+
+        def rank(one: Option) -> tuple[float, int]:
+            untried = one.utility is None and one.name not in self._gains
+            turn = (names.index(one.name) - round - client) % len(names) - len(names) if untried else 0
+            return queue * one.cost - self._v * utility[one.name], turn
+
+        return min(options, key=rank).name
 
     def _seen(self, options: Sequence[Option]) -> dict[str, float]:
         told = {one.name: one.utility for one in options}

@@ -138,4 +138,4 @@ def told(error: SplitfedError, section: str) -> tuple[str, str]:
     """Return the key that an error names at its beginning, or else the section, and the reason."""
     text = " ".join(str(error).split())
     named = re.match(r"([a-z_]+(?:\.\w+)+): (.*)", text)
-    return (named[1], named[2]) if named else (section, text)
+    return (named[1], named[2]) if named else (section, text.removeprefix(f"{section}: "))
