@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from splitfed.clients.steps import FrozenStep, LocalStep, SplitStep, WholeStep
+from splitfed.clients.steps import FrozenStep, LocalStep, SparseStep, SplitStep, WholeStep
 from splitfed.errors import WireError
 from splitfed.seeds import Key
 from splitfed.split.client_part import ClientPart
@@ -26,7 +26,7 @@ from splitfed.split.copies import Visit
 from splitfed.wire.channel import Stream
 from splitfed.wire.frame import Packed, Place
 
-Step = WholeStep | SplitStep | LocalStep | FrozenStep
+Step = WholeStep | SplitStep | LocalStep | FrozenStep | SparseStep
 Came = tuple[float, int, int]
 """The loss of a mini-batch, and its bytes up and down."""
 

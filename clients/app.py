@@ -59,6 +59,7 @@ def _prepare(question: Question, context: Context, settings: Settings) -> Identi
         clients = worker.scenario.federation.clients
         if settings.partition >= clients:
             raise RunError(f"this is client {settings.partition}, where the run has clients 0 to {clients - 1}")
+        settings.check_profile(worker.scenario)
         states = settings.states_of(_run(context))
         if settings.data is not None:
             state = ClientState(states, settings.partition)
@@ -71,7 +72,9 @@ def _prepare(question: Question, context: Context, settings: Settings) -> Identi
         # In a simulation the server has all images, and weighs them itself.
         told = isinstance(worker.scenario.engine, Deployment)
         weight = holding.stored_bytes(client) if told else None
-        return Identity(client, len(holding.rows(client)), held_out, images_bytes=weight)
+        return Identity(
+            client, len(holding.rows(client)), held_out, images_bytes=weight, profile=settings.profile if told else None
+        )
 
 
 @app.train()
@@ -84,9 +87,11 @@ def train(message: Message, context: Context) -> Message:
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
         phase = worker.scenario.phase(round)
+        terms = worker.terms(client, order.point)
         if (order.stored is not None) != worker.scenario.remembers(round):
             raise WireError("the server's order says otherwise than the scenario whether what is sent is kept")
-        exchange = RoundWeights(worker.wires(round), worker.state(states, client), round, client, phase, order.trained)
+        wires = worker.wires(round, terms)
+        exchange = RoundWeights(wires, worker.state(states, client), round, client, phase, order.trained)
         try:
             weights, frozen = exchange.down(sent)
             copies = worker.copies(states, client, round, order.trained)
@@ -97,7 +102,7 @@ def train(message: Message, context: Context) -> Message:
         try:
             trained = worker.train(
                 client, round, weights, order.invitation, reach, states, order.proximal, order.vanishes_after,
-                order.trained, order.stored, copies,
+                order.trained, order.stored, copies, terms,
             )  # fmt: skip
         except Lacking as lost:
             return Message(Error(LOST, str(lost)), reply_to=message)
@@ -105,7 +110,7 @@ def train(message: Message, context: Context) -> Message:
             return Message(Error(UNREACHED, str(away)), reply_to=message)
         if trained is None:
             return Message(Error(VANISHED, "it has vanished"), reply_to=message)
-        metrics = TrainMetrics(trained.examples, trained.loss, trained.steps).write()
+        metrics = TrainMetrics(trained.examples, trained.loss, trained.steps, trained.throughput).write()
         if phase.frozen:
             return _reply(message, {METRICS: metrics})
         packed = exchange.up(trained.weights, worker.key.at("front_weights", "up", round, client))

@@ -1,8 +1,11 @@
 """Opens a client's stream to the split server, by whatever carries it."""
 
+import math
 import re
 import socket
 import ssl
+import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +49,45 @@ def connect(
         endpoint(host, port), invitation.token,
         ca=ca, deadline=reach.deadline, grace=reach.grace, most_bytes=most_bytes, ahead=ahead,
     )  # fmt: skip
+
+
+class Measured(Stream):
+    """A stream whose exchanges are timed: `waited` seconds for all answers, of which the `shortest` stands for what has
+    nothing to do with bytes."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.waited, self.shortest, self._bytes, self._exchanges = 0.0, math.inf, 0, 0
+        self._sent, self._answered = (
+            deque[float](),
+            -math.inf,
+        )  # when frames without a reply were sent, and the last came
+
+    def close(self) -> None:
+        """End the stream."""
+        self._stream.close()
+
+    def send(self, buffer: bytes) -> None:
+        """Send one frame."""
+        self._sent.append(time.monotonic())
+        self._stream.send(buffer)
+        self._bytes += len(buffer)
+
+    def receive(self) -> bytes:
+        """Wait for the reply to the earliest frame that has none yet: that takes from when it was sent, or the one
+        before it was answered."""
+        reply = self._stream.receive()
+        now = time.monotonic()
+        took, self._answered = now - max(self._sent.popleft(), self._answered), now
+        self.waited, self.shortest = self.waited + took, min(self.shortest, took)
+        self._bytes, self._exchanges = self._bytes + len(reply), self._exchanges + 1
+        return reply
+
+    @property
+    def throughput(self) -> float | None:
+        """Bytes a second both ways; None where nothing was measured."""
+        left = self.waited - self._exchanges * self.shortest if self._exchanges else 0.0
+        return self._bytes / left if left > 0 else None
 
 
 def target(address: str, reach: Reach) -> tuple[str, int]:

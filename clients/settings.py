@@ -13,10 +13,12 @@ from splitfed.model.build import fingerprint
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, EngineConfig, Remote
 from splitfed.scenario.places import with_value
+from splitfed.wire.records import shown
 
 _KEYS: dict[str, type] = {
     "splitfed-data": str, "splitfed-data-path": str, "splitfed-device": str, "splitfed-threads": int,
     "splitfed-states": str, "splitfed-host": str, "splitfed-ca": str, "splitfed-weights": str,
+    "splitfed-profile": str,
 }  # fmt: skip
 
 
@@ -28,6 +30,7 @@ class Settings:
     lies at `data_path` if that is given. `device` and `threads` (torch's) stand in for the scenario's. `states` is the
     folder of what it keeps between rounds (None: in the run's folder), `host` the one that it joined, `ca` what that
     host proves itself by. `weights` is where this machine has the file of the scenario's weights, if clients load them.
+    `profile` is which of the scenario's this client is, in a deployment.
     """
 
     partition: int
@@ -39,6 +42,7 @@ class Settings:
     host: str | None = None
     ca: Path | None = None
     weights: Path | None = None
+    profile: str | None = None
 
     @classmethod
     def read(cls, node_config: Mapping[str, Any]) -> Self:
@@ -76,6 +80,17 @@ class Settings:
                 "and clients load them themselves: say with --weights where it lies here"
             )
         return scenario
+
+    def check_profile(self, scenario: Scenario) -> None:
+        """Raise RunError where this client is of no profile that a deployment's scenario has, though it has some."""
+        known = ", ".join(scenario.federation.profiles)
+        if not isinstance(scenario.engine, Deployment):
+            return  # there they are dealt
+        if self.profile is None and known:
+            raise RunError(f"the server's scenario has profiles: say with --profile which this client is of: {known}")
+        if self.profile is not None and self.profile not in scenario.federation.profiles:
+            there = f"has the profiles {known}" if known else "has no profiles: leave it out"
+            raise RunError(f"--profile {shown(self.profile, 40)}: the server's scenario {there}")
 
     def reach(self, engine: EngineConfig) -> Reach:
         """Return how this client gets to the split server, and how patient it is under this engine."""

@@ -69,6 +69,8 @@ class SplitStep:
         """Return this step across another cut."""
         step = copy(self)
         step.cut = cut
+        if self.attention is None and cut.reducer.needs_attention:
+            step.attention = ClsAttention(self.part.front)
         return step
 
     def smashed(
@@ -203,6 +205,23 @@ class FrozenStep:
 
     def _read(self, cut: Cut, reply: bytes) -> float:
         return cut.unpack_taken(reply)
+
+
+class SparseStep:
+    """Exchanges of which the first of `every` so many (0: none) brings the gradient, as another `step` has it, and the
+    others their loss alone: the front learns nothing from these. Made anew for each round."""
+
+    def __init__(self, step: SplitStep, every: int) -> None:
+        self._step, self._quiet, self._every = step, FrozenStep(step), every
+        self._seen = 0
+
+    def __call__(
+        self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None = None
+    ) -> tuple[float, int, int]:  # fmt: skip
+        """Exchange one mini-batch; return the loss and the bytes up and down. Raises as `SplitStep` does."""
+        answered = self._every > 0 and self._seen % self._every == 0
+        self._seen += 1
+        return (self._step if answered else self._quiet)(stream, images, labels, key, place, visit)
 
 
 class StoredStep(FrozenStep):

@@ -15,22 +15,33 @@ import torch
 from torch import Tensor
 
 from splitfed.clients.ahead import MiniBatch, Step, ahead, in_turn
-from splitfed.clients.connect import Reach, connect
+from splitfed.clients.connect import Measured, Reach, connect
 from splitfed.clients.images import Holding, hold
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
-from splitfed.clients.steps import Anchor, FrozenStep, LocalStep, SplitStep, StoredStep, step_of
+from splitfed.clients.steps import (
+    Anchor,
+    FrozenStep,
+    LocalStep,
+    SparseStep,
+    SplitStep,
+    StoredStep,
+    WholeStep,
+    step_of,
+)
 from splitfed.clients.weights import Wires
 from splitfed.compression.reducers.trained.layers import DECODER
 from splitfed.data.augment import variants_of
 from splitfed.data.batches import Batch, batches, count_batches
-from splitfed.errors import RunError
+from splitfed.errors import RunError, WireError
 from splitfed.model.build import pixel_stats
 from splitfed.model.optim import pick_device, read_optimiser, set_lr, write_optimiser
 from splitfed.model.optim_settings import SideConfig
 from splitfed.scenario import Scenario
+from splitfed.scenario.engine import Deployment
+from splitfed.scenario.sections import COMMON, Terms
 from splitfed.seeds import Key
-from splitfed.split.assembly import assemble
+from splitfed.split.assembly import Cuts, assemble
 from splitfed.split.autoencoder import Aligner
 from splitfed.split.client_part import ClientPart
 from splitfed.split.copies import Copies, Visit
@@ -40,6 +51,7 @@ from splitfed.split.weights.initial import HeldByPhase
 from splitfed.split.weights.wire import WeightWire
 from splitfed.wire.channel import Invitation, Stream
 from splitfed.wire.frame import Place
+from splitfed.wire.records import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,7 @@ class Trained:
     loss: float
     steps: int
     examples: int
+    throughput: float | None = None
 
 
 class Worker:
@@ -74,18 +87,24 @@ class Worker:
         self.part = self.held.plain.part.train()
         self.front, self.decoder = self.part.front, parts.back.decoder
         self.geometry = self.front.geometry(scenario.training.batch_size, classes)
-        self.cut = Cut.of(scenario, self.geometry, self.device)
-        self._stored_across = Cut.of(scenario, self.geometry, self.device, once=True)
+        self.cuts, self._stored_across = (
+            Cuts(scenario, self.geometry, self.device, once=once) for once in (False, True)
+        )
+        self.cut = self.cuts.plain
         self._once = WeightWire({} if loads else self.part.frozen(), scenario.compression)
         self.fitting = scenario.compression.reducer.alignment()
         self.alignment_wires = WeightWire.of_alignment(self.front, self.decoder, scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)
         self.step = step_of(scenario.federation)(self.part, self.cut, scenario.training.precision)
+        self._steps: dict[Cut, WholeStep | SplitStep] = {self.cut: self.step}
+        self._deployed = isinstance(scenario.engine, Deployment)
+        said = settings.profile or ""
+        self._profile = (lambda _: said) if self._deployed else scenario.dealt_profiles().__getitem__
 
     def train(
         self, client: int, round: int, weights: dict[str, Tensor], invitation: Invitation, reach: Reach, states: Path,
         proximal: float = 0.0, vanishes_after: int | None = None, trained: int | None = None,
-        stored: int | None = None, copies: Copies | None = None,
+        stored: int | None = None, copies: Copies | None = None, terms: Terms = COMMON,
     ) -> Trained | None:  # fmt: skip
         """Train what a client holds for a round, mini-batch by mini-batch, against the split server that invites it;
         alone where that is the whole model.
@@ -94,7 +113,7 @@ class Worker:
         the round's first joins the loss that is minimised, not the one that is reported. In a simulation the client may
         have to vanish after so many mini-batches: it leaves without a word, keeps nothing, and None is returned. Where
         the server keeps what it sends, so many mini-batches are `stored` already, and the others are sent. `copies` are
-        what `copies` returned.
+        what `copies` returned, and `terms` those under which all crosses.
 
         Raises WireError where the server's replies are not what was asked for, Diverged for numbers that are not finite
         any more, CodecError for what else cannot be sent, and Lacking where what it kept of the round in which it was
@@ -104,11 +123,12 @@ class Worker:
         by = self.scenario.ahead(round)
         self.load(weights, states, client, part)
         learner = None if frozen else self._learner(part, client, round, states, proximal, trained)
-        step = self._step(round, part, stored)
+        step = self._step(round, part, stored, terms)
         part.train(not frozen)
         rows = self.holding.rows(client)
         losses, number, up, down = 0.0, 0, 0, 0
-        with self.stream(invitation, client, round, reach, by) as stream:
+        with self.stream(invitation, client, round, reach, by) as opened:
+            stream = Measured(opened) if self._deployed and opened is not None else opened
             batches = islice(self._mini_batches(client, round, rows, stored, copies), vanishes_after)
             through = in_turn(step, stream, batches)
             if by and isinstance(step, SplitStep):
@@ -129,16 +149,35 @@ class Worker:
         elif stored is not None:
             self.state(states, client).drop_copies(round, self.scenario.phase(round).first)
         whole = step.loss if isinstance(step, LocalStep) else None
-        return Trained(part.travelling(), losses / max(1, number) if whole is None else whole, crossed, len(rows))
+        loss = losses / max(1, number) if whole is None else whole
+        pace = stream.throughput if isinstance(stream, Measured) else None
+        return Trained(part.travelling(), loss, crossed, len(rows), pace)
 
-    def _step(self, round: int, part: ClientPart, stored: int | None) -> Step:
-        phase = self.scenario.phase(round)
+    def _step(self, round: int, part: ClientPart, stored: int | None, terms: Terms) -> Step:
+        phase, step = self.scenario.phase(round), self._across(self.cuts.under(terms))
         if not phase.frozen and not phase.local:
-            return self.step
-        assert isinstance(self.step, SplitStep)
+            every = self.scenario.answer_every(phase, terms)
+            return step if every == 1 or not isinstance(step, SplitStep) else SparseStep(step, every)
+        assert isinstance(step, SplitStep)
         if phase.local:
-            return LocalStep(self.step, part, phase)
-        return FrozenStep(self.step) if stored is None else StoredStep(self.step, self._stored_across)
+            return LocalStep(step, part, phase)
+        return FrozenStep(step) if stored is None else StoredStep(step, self._stored_across.under(terms))
+
+    def _across(self, cut: Cut) -> WholeStep | SplitStep:
+        if not isinstance(self.step, SplitStep):
+            return self.step
+        if cut not in self._steps:
+            self._steps[cut] = self.step.across(cut)
+        return self._steps[cut]
+
+    def terms(self, client: int, point: str | None = None) -> Terms:
+        """Return the terms under which a client's tensors cross, at the operating `point` that the server names. Raises
+        WireError for one that the scenario has not."""
+        if point and point not in self.scenario.points:
+            raise WireError(
+                f"the server's order names the operating point {shown(point, 40)}, and its scenario does not"
+            )
+        return Terms(self._profile(client), point or "")
 
     def _mini_batches(
         self, client: int, round: int, rows: Tensor, stored: int | None, copies: Copies | None
@@ -170,10 +209,10 @@ class Worker:
                 shown = None if drawn is None or variants is None else (drawn + time) % variants.count
                 yield from load(key, epochs=1, start=first, variant=shown)
 
-    def wires(self, round: int | None = None) -> Wires:
-        """Return what weights cross by in a round; without one, to be evaluated."""
+    def wires(self, round: int | None = None, terms: Terms = COMMON) -> Wires:
+        """Return what weights cross by in a round, under these terms; without one, to be evaluated."""
         held = self.held.plain if round is None else self.held.at(round)
-        return Wires(held.wire, self._once, held.initial)
+        return Wires(held.wire.under(self.scenario.compression_under(terms)), self._once, held.initial)
 
     def _learner(
         self, part: ClientPart, client: int, round: int, states: Path, proximal: float, trained: int | None
@@ -217,7 +256,7 @@ class Worker:
         where the client holds the whole model."""
         if not self.scenario.federation.splits:
             return nullcontext()
-        return connect(invitation, client, round, reach, self.cut.most_bytes, ahead)
+        return connect(invitation, client, round, reach, self.cuts.most_bytes, ahead)
 
     def align(
         self, client: int, round: int, weights: dict[str, Tensor], both: bool, states: Path

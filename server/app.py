@@ -1,6 +1,7 @@
 """The ServerApp: reads a run folder, puts the server's parts together, and runs the rounds."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from splitfed.engines.runtime import Runtime, runtime
 from splitfed.federation.phases import Local
 from splitfed.run.checkpoint import Checkpoints
 from splitfed.run.folder import stored_scenario
-from splitfed.run.ledger import Ledger
+from splitfed.run.ledger import Ledger, Row
 from splitfed.run.observer import Observers
 from splitfed.run.origin import load_data
 from splitfed.run.recovery import recover
@@ -21,7 +22,6 @@ from splitfed.seeds import Key
 from splitfed.server.back.pools import POOLS, BackPool, Trainer
 from splitfed.server.back.server import SplitServer
 from splitfed.server.back.whole_model import Unheard, Unsplit
-from splitfed.server.clock.clock import Clock
 from splitfed.server.clock.traffic import Foreseen
 from splitfed.server.cohort.align import AlignCall
 from splitfed.server.cohort.attendance import Attendance
@@ -30,8 +30,10 @@ from splitfed.server.cohort.dispatch import Dispatch, Mail
 from splitfed.server.cohort.evaluate import EvaluateCall
 from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.roster import Roster
+from splitfed.server.cohort.terms import ClientTerms
 from splitfed.server.cohort.train import TrainCall
 from splitfed.server.cohort.yardstick import Yardstick
+from splitfed.server.control.steering import Steering, steering
 from splitfed.server.memory.alter import Alter
 from splitfed.server.memory.memory import Memory
 from splitfed.server.memory.store import Store
@@ -42,6 +44,7 @@ from splitfed.server.weights.exchange import WeightExchange, WholeWeights
 from splitfed.server.weights.frozen import exchanges_of
 from splitfed.server.weights.grid import WireGrid
 from splitfed.server.weights.strategy import Aggregation
+from splitfed.split.assembly import Cuts
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import EvaluationCut
 from splitfed.split.weights.wire import WeightWire
@@ -68,7 +71,11 @@ def main(grid: Grid, context: Context) -> None:
 
     with waiting("building the model and loading its weights"):
         model = Model(scenario, data)
-    exchanges = _exchanges(scenario, model, key.at("front_weights"))
+    cuts = Cuts(scenario, model.geometry, model.device)
+    said = dict[int, str]()  # the profile of each client of a deployment, as it said
+    terms = ClientTerms(scenario, cuts if federation.splits else None, said)
+    steers = steering(scenario, terms)
+    exchanges = _exchanges(scenario, model, key.at("front_weights"), terms)
     lent.expect(_most_bytes(model))
     wire_grid = WireGrid(grid, exchanges, ledger, key.at("front_weights"))
     split: SplitServer | Unsplit = Unsplit(progress.step)
@@ -76,7 +83,7 @@ def main(grid: Grid, context: Context) -> None:
     if federation.splits:
         pool = POOLS[federation.mode](Trainer(model.back, scenario.training.server))
         checkpoints.register(optimiser=pool.trainer)
-        split = _split_server(scenario, model, pool, ledger, key.at("server"), progress)
+        split = _split_server(scenario, model, pool, cuts, ledger, key.at("server"), progress)
         checkpoints.register(cache=split.caches)
         listener = _listener(scenario, split, folder.name, ledger.attempt, lent)
 
@@ -89,17 +96,18 @@ def main(grid: Grid, context: Context) -> None:
         roster = Roster(
             mail, federation.clients, Question(tuple(data.classes), channel), waits=lent.waits, keys=lent.roster,
             joined=observer.joined, share=scenario.evaluation.held_out, refusals=refusals, claims=claims,
-            yardstick=yardstick,
+            yardstick=yardstick, known_profiles=tuple(federation.profiles), profiles=said,
         )  # fmt: skip
         dispatch = Dispatch(mail, roster.meanwhile, says=lent.waits)
         attendance = Attendance(scenario, folder)
-        if attendance.timed:
-            attendance.clock.work.classes = len(data.classes)
-            _start_clock(attendance.clock, scenario, model, ledger)
+        clock = attendance.clock
+        clock.work.classes, clock.terms = len(data.classes), terms.of
+        clock.foresee = Foreseen(scenario, model, cuts, key.at("foreseen"))
+        ledger.hears = _hearing(*([clock.traffic.hear] if attendance.timed else []), steers.hear)
         align = AlignCall(scenario, dispatch, model, refusals)
         memory = _memory(scenario, model, split, folder, claims)
         train = TrainCall(
-            scenario, dispatch, split, listener, exchanges[MessageType.TRAIN], strategy, claims, refusals,
+            scenario, dispatch, split, listener, exchanges[MessageType.TRAIN], strategy, claims, refusals, terms,
             memory.store if memory else None,
         )  # fmt: skip
         evaluate = EvaluateCall(
@@ -112,17 +120,19 @@ def main(grid: Grid, context: Context) -> None:
         )  # fmt: skip
         if memory:
             checkpoints.register(memory=memory)
+        if isinstance(steers, Steering):
+            checkpoints.register(control=steers)
         if recovered.checkpoint:
             checkpoints.restore(recovered.checkpoint)
         records = RunRecords(scenario, folder, recovered, checkpoints, observer, yardstick, data.notes)
-        calls = Calls(align, train, evaluate, progress, memory)
+        calls = Calls(align, train, evaluate, progress, steers, memory)
         Rounds(scenario, model, wire_grid, roster, attendance, calls, records, lent, claims).run()
 
 
-def _exchanges(scenario: Scenario, model: Model, key: Key) -> dict[str, WeightExchange]:
+def _exchanges(scenario: Scenario, model: Model, key: Key, terms: ClientTerms) -> dict[str, WeightExchange]:
     """Return how the weights in messages of each type cross."""
     compression = scenario.compression
-    each_round, evaluation = exchanges_of(scenario, model.held, key)
+    each_round, evaluation = exchanges_of(scenario, model.held, key, terms.packs)
     exchanges = {MessageType.TRAIN: each_round, MessageType.EVALUATE: evaluation}
     if compression.reducer.alignment():
         exchanges[ALIGN] = WholeWeights(*WeightWire.of_alignment(model.front, model.back.decoder, compression))
@@ -138,16 +148,16 @@ def _most_bytes(model: Model) -> int:
 
 
 def _split_server(
-    scenario: Scenario, model: Model, pool: BackPool, ledger: Ledger, key: Key, progress: StepProgress
+    scenario: Scenario, model: Model, pool: BackPool, cuts: Cuts, ledger: Ledger, key: Key, progress: StepProgress
 ) -> SplitServer:
-    cut = Cut.of(scenario, model.geometry, model.device)
+    cut = cuts.plain
     at_once = max(1, (os.cpu_count() or 1) // torch.get_num_threads())
     # In one process nobody is missing: whoever is slow computes.
     patience = scenario.federation.patience_seconds if isinstance(scenario.engine, Remote) else None
     return SplitServer(
         pool, cut, ledger, key, scenario.training.precision, progress.step, at_once=at_once, patience=patience,
         evaluation_cut=EvaluationCut(cut, model.front.encoder) if scenario.evaluation.held_out else None,
-        clip=scenario.federation.clip, ahead=scenario.training.ahead,
+        clip=scenario.federation.clip, ahead=scenario.training.ahead, most_bytes=cuts.most_bytes,
     )  # fmt: skip
 
 
@@ -163,11 +173,12 @@ def _memory(
     return Memory(scenario, settings, store, split, cut.reducer, alter, lambda images: claims.to_store(images).steps)
 
 
-def _start_clock(clock: Clock, scenario: Scenario, model: Model, ledger: Ledger) -> None:
-    """Let the clock hear what is sent, and foretell it."""
-    ledger.hears = clock.traffic.hear
-    cut = Cut.of(scenario, model.geometry, model.device)
-    clock.foresee = Foreseen(scenario, model, cut, Key(scenario.seed).at("foreseen"))
+def _hearing(*each: Callable[[list[Row]], None]) -> Callable[[list[Row]], None]:
+    def hear(rows: list[Row]) -> None:
+        for one in each:
+            one(rows)
+
+    return hear
 
 
 def _listener(scenario: Scenario, split: SplitServer, run: str, attempt: int, lent: Runtime) -> Listener:

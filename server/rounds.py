@@ -26,12 +26,13 @@ from splitfed.server.cohort.evaluate import EvaluateCall
 from splitfed.server.cohort.roster import Roster
 from splitfed.server.cohort.suspects import Suspects
 from splitfed.server.cohort.train import Cohort, Replies, TrainCall, absurd, failures, trained
+from splitfed.server.control.steering import Steers
 from splitfed.server.memory.memory import Memory
 from splitfed.server.model import Model
 from splitfed.server.records import RunRecords, StepProgress
 from splitfed.server.weights.grid import WireGrid
 from splitfed.split.bounds import check_number, out_of_bounds
-from splitfed.wire.messages import DONE
+from splitfed.wire.messages import DONE, TrainMetrics
 
 log = getLogger("splitfed")
 
@@ -40,21 +41,22 @@ _LONGEST_PAUSE = 60.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """What clients are asked for in a round, one after another; `progress` hears of each mini-batch. `memory` is where
-    the last phase has one."""
+    """What clients are asked for in a round, one after another; `progress` hears of each mini-batch, and `steering`
+    says at which operating point each is. `memory` is where the last phase has one."""
 
     align: AlignCall
     train: TrainCall
     evaluate: EvaluateCall
     progress: StepProgress
+    steering: Steers
     memory: Memory | None = None
 
 
 @dataclass(slots=True)
 class Outcome:
     """What a round came to: how many clients were drawn, its simulated seconds, how many of them were taken, on how
-    many images, and their mean loss; its phase; loss and accuracy on the validation images; what clients found that
-    were asked."""
+    many images, and their mean loss, and the loss of each; its phase; loss and accuracy on the validation images; what
+    clients found that were asked."""
 
     drawn: int
     seconds: float
@@ -64,6 +66,7 @@ class Outcome:
     phase: str = "gradient"
     validated: tuple[float | None, float | None] = (None, None)
     scores: list[Score] = field(default_factory=list)
+    losses: dict[int, float] = field(default_factory=dict)
     asked: bool = False
 
 
@@ -199,11 +202,18 @@ class Rounds:
         computed = self.calls.train.computed
         steps = {c: computed(round, c, number) for c, number in drawn.examples.items() if c not in unfit}
         begins = before_round + aligned
+        self.calls.steering.choose(
+            round, {client: drawn.examples[client] for client in steps},
+            lambda client, images, terms: clock.foretold(round, steps[client], images, terms),
+            lambda client, sent: self.attendance.alone(
+                round, client, steps[client], drawn.examples[client], sent, begins
+            ),
+        )  # fmt: skip
         plan = self.attendance.plan(round, steps, drawn.examples, begins)
         cohort = drawn.only(plan.vanish)
         before = self.model.arrays(round)
         replies = self._train(round, cohort, before, plan) if cohort.examples else unfit
-        taken = list(trained(replies))
+        taken = list(finished := trained(replies))
         seconds = aligned + self.attendance.lasted(round, plan, steps, drawn.examples, taken, begins)
         refused = absurd(round, replies) | (self.calls.train.refused if cohort.examples else {})
         failed = failures(replies)
@@ -213,6 +223,7 @@ class Rounds:
             return
         self._failed = {} if taken else self._failed | failed
         outcome = Outcome(len(drawn.examples), seconds, phase=self.scenario.phase(round).settings.kind)
+        outcome.losses = {client: TrainMetrics.read(one.content).loss for client, one in finished.items()}
         if refused and not self.lent.waits and replies.keys() <= refused.keys():
             self._drop(round, refused[min(refused)], outcome)
             return
@@ -344,6 +355,10 @@ class Rounds:
         """Write a round down."""
         standing = Standing.of(outcome.scores)
         simulated = self.records.simulated_seconds + outcome.seconds if self.attendance.timed else None
+        train, clock = self.calls.train, self.attendance.clock
+        paces = {client: pace for client, pace in train.paces.items() if pace}
+        seconds, now = (train.took, self.records.seconds) if self.lent.waits else (clock.took, simulated or 0.0)
+        chosen = self.calls.steering.close(round, outcome.losses, seconds, now, paces if self.lent.waits else {})
         self.records.close_round(
             lambda finished: Metrics(
                 round, outcome.loss, *outcome.validated,
@@ -351,7 +366,7 @@ class Rounds:
                 outcome.seen, outcome.taken, *self._lr(round), lost=outcome.drawn - outcome.taken,
                 simulated_seconds=simulated, phase=outcome.phase,
                 **(asdict(standing) if standing else {}),
-            ), outcome.scores, asked=outcome.asked,
+            ), outcome.scores, asked=outcome.asked, chosen=chosen,
         )  # fmt: skip
 
     def _lr(self, round: int) -> tuple[float, float]:

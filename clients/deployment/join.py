@@ -55,7 +55,8 @@ _LEAVE_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """What a client machine decides for itself: its number, where its images are, what it trains on and writes to.
+    """What a client machine decides for itself: its number, where its images are, what it trains on and writes to, and
+    which of the scenario's profiles it is of.
 
     With `own`, the images at `data` are this client's; otherwise it takes its share of the scenario's data set, which
     lies at `data` if that is given. `weights` is the file that it loads, where the scenario has clients load theirs.
@@ -68,6 +69,7 @@ class Joining:
     threads: int | None = None
     state: Path = Path("splitfed-client")
     weights: Path | None = None
+    profile: str | None = None
 
     def node_config(self, host: str, ca: Path | None) -> dict[str, Any]:
         """Return what the ClientApp reads as `Settings`."""
@@ -80,6 +82,7 @@ class Joining:
             "splitfed-host": host,
             "splitfed-ca": ca,
             "splitfed-weights": self.weights,
+            "splitfed-profile": self.profile,
         }
         kept = {key: value for key, value in settings.items() if value is not None}
         texts = {key: value if isinstance(value, int) else str(value) for key, value in kept.items()}
@@ -90,7 +93,7 @@ def join(
     server: str, *, tls: Path | None = None, insecure: bool = False, client: int | None = None,
     partition: int | None = None, data: Path | None = None, device: str | None = None, threads: int | None = None,
     state: Path = Path("splitfed-client"), stay: bool = False, say: Callable[[str], None] = print,
-    weights: Path | None = None,
+    weights: Path | None = None, profile: str | None = None,
 ) -> None:  # fmt: skip
     """Train for the server at `server` (host or host:port) until its run is over; with `stay`, for the next one too.
 
@@ -119,7 +122,9 @@ def join(
         raise RunError(f"--data {data}: there is no such file or folder")
     if weights is not None and not (weights := expanded(weights)).is_file():
         raise RunError(f"--weights {weights}: there is no such file")
-    joining = Joining(number, partition is None, data, device, threads, state, weights)
+    if profile == "":
+        raise RunError("--profile: is empty: name one of the scenario's, or leave it out")
+    joining = Joining(number, partition is None, data, device, threads, state, weights, profile)
     _Client(host, port, files, joining, stay, say).run()
 
 
@@ -226,7 +231,8 @@ class _Client:
             self.say(str(event.reply.error.reason or "this client lacks what the server's message builds on"))
         elif event.message_type == "train":
             round, trained = Order.read(event.message.content).round, TrainMetrics.read(event.reply.content)
-            self.say(f"round {round}: {trained.steps} steps, loss {trained.loss:.4f}, {event.seconds:.1f} s")
+            rate = f", {8e-6 * trained.throughput:.3g} Mbit/s" if trained.throughput else ""
+            self.say(f"round {round}: {trained.steps} steps, loss {trained.loss:.4f}, {event.seconds:.1f} s{rate}")
         elif event.message_type == "evaluate":
             round, found = Order.read(event.message.content).round, EvaluateMetrics.read(event.reply.content)
             right = f"{found.accuracy:.1%} of {found.examples} held-out images right"

@@ -142,11 +142,11 @@ class Passes:
         """Turn what a client sent into the input of the back, differentiably."""
         batch.smashed.grad = None
         smashed, decoder = batch.smashed.requires_grad_(batch.answered), trainer.back.get_submodule("decoder")
+        reducer = batch.reducer or self._reducer
         if batch.lengths is not None:  # a row is no sample yet
-            restored = self._reducer.restore(smashed, batch.side, batch.frame.meta, decoder)
-            return shortened(restored, self._clip.smashed)
+            return shortened(reducer.restore(smashed, batch.side, batch.frame.meta, decoder), self._clip.smashed)
         smashed = shortened(smashed, self._clip.smashed)
-        return self._reducer.restore(smashed, batch.side, batch.frame.meta, decoder)
+        return reducer.restore(smashed, batch.side, batch.frame.meta, decoder)
 
 
 def _through(back: nn.Module, inputs: list[Tensor]) -> list[Tensor]:

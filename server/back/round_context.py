@@ -18,6 +18,15 @@ def nobody_hears(round: int, client: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Own:
+    """What is another for one client in a round: its cut, and of how many of its mini-batches one is answered with its
+    gradient."""
+
+    cut: Cut
+    answer_every: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class RoundContext:
     """What all sessions of a round, or of the evaluation after it, have in common.
 

@@ -4,6 +4,7 @@ trained."""
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Lock
 
 from splitfed.errors import Refused, WireError
@@ -17,7 +18,7 @@ from splitfed.server.back.joint_steps import JointSteps
 from splitfed.server.back.passes import Alter, Outcome, Passes
 from splitfed.server.back.pools import BackPool
 from splitfed.server.back.private_session import PrivateSession
-from splitfed.server.back.round_context import OnStep, RoundContext, nobody_hears
+from splitfed.server.back.round_context import OnStep, Own, RoundContext, nobody_hears
 from splitfed.server.back.session import ClientSession, SplitSession, away
 from splitfed.server.back.steps import SeparateSteps, Steps
 from splitfed.server.memory.session import StoringSession
@@ -40,10 +41,10 @@ class SplitServer:
     def __init__(
         self, pool: BackPool, cut: Cut, ledger: Ledger, key: Key, precision: str, on_step: OnStep = nobody_hears,
         at_once: int = 1, clock: Callable[[], float] = time.monotonic, patience: float | None = None,
-        evaluation_cut: EvaluationCut | None = None, clip: Clip | None = None, ahead: int = 0,
+        evaluation_cut: EvaluationCut | None = None, clip: Clip | None = None, ahead: int = 0, most_bytes: int = 0,
     ) -> None:  # fmt: skip
         assert not (pool.together and cut.private)  # a joint step has no halves: the scenario is refused
-        self.most_bytes = max(cut.most_bytes, evaluation_cut.most_bytes if evaluation_cut else 0)
+        self.most_bytes = max(cut.most_bytes, most_bytes, evaluation_cut.most_bytes if evaluation_cut else 0)
         self._pool, self._cut, self._evaluation_cut = pool, cut, evaluation_cut
         self.caches = Caches(cut)
         self._ledger, self._key, self._clock, self._on_step, self._ahead = ledger, key, clock, on_step, ahead
@@ -58,6 +59,7 @@ class SplitServer:
         self._sessions: dict[int, SplitSession] = {}
         self.sent: dict[str, dict[int, float]] = {}  # by role, the largest magnitude of each client's
         self._store: Store | None = None
+        self._own: dict[int, Own] = {}
         self._lock = Lock()
 
     def _context(self, round: int, key: Key, answer_every: int = 1, cut: Cut | None = None) -> RoundContext:
@@ -68,14 +70,14 @@ class SplitServer:
 
     def start_round(
         self, round: int, lr: float, examples: dict[int, int], most: Mapping[int, int] | None = None,
-        answer_every: int = 1, store: Store | None = None,
+        answer_every: int = 1, store: Store | None = None, own: Mapping[int, Own] | None = None,
     ) -> None:  # fmt: skip
         """Accept the streams of these clients, who weigh so many examples, for this round only, and of each at `most`
         so many mini-batches, of which one in `answer_every` is answered with its gradient (0: none) and the others with
         their loss alone. With a `store` they are kept there, and nothing is learned yet; of samples that came before
-        the front settled no copies are needed any more."""
+        the front settled no copies are needed any more. Who has something of its `own` goes by that."""
         with self._lock:
-            self._store = store
+            self._store, self._own = store, dict(own or {})
             if store is not None:
                 store.open(round)
                 self.caches.clear()
@@ -106,6 +108,8 @@ class SplitServer:
 
     def _session(self, context: RoundContext, client: int) -> SplitSession:
         trainer, most = self._pool.open(client), self._most.get(client)
+        if (own := self._own.get(client)) is not None:
+            context = replace(context, cut=own.cut, answer_every=own.answer_every)
         if self._store is not None:
             return StoringSession(context, client, trainer, most, self._store)
         kind = PrivateSession if self._cut.private else SplitSession

@@ -21,7 +21,7 @@ class Unsplit:
 
     def start_round(
         self, round: int, lr: float, examples: dict[int, int], most: Mapping[int, int] | None = None,
-        answer_every: int = 1, store: object = None,
+        answer_every: int = 1, store: object = None, own: object = None,
     ) -> None:  # fmt: skip
         """Begin a round of these clients."""
         self._round, self._waiting = round, set(examples)

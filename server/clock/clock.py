@@ -5,7 +5,7 @@ sent. Who is taken is the plan's to say alone.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import Literal
 from splitfed.data.batches import batch_sizes
 from splitfed.federation.profiles import links
 from splitfed.federation.trace import Presence
-from splitfed.link.clock import Course, Exchange, Site, Step
+from splitfed.link.clock import Course, Exchange, Moments, Site, Step
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment
+from splitfed.scenario.sections import COMMON, Terms
 from splitfed.seeds import Key
 from splitfed.server.clock.plan import RoundPlan, lasted, planned
 from splitfed.server.clock.traffic import Foresees, Sent, Traffic
@@ -25,7 +26,8 @@ from splitfed.split.computing.seconds import Work
 
 class Clock:
     """Tells simulated time, which passes where a scenario is `timed`, and never in a deployment. What was sent it hears
-    by `traffic`; what will be, `foresee` tells, or else it counts as nothing. Raises ScenarioError for a recording of a
+    by `traffic`; what will be, `foresee` tells, of clients under their `terms`, or else it counts as nothing. `took` is
+    how many seconds each client of the last round was at it. Raises ScenarioError for a recording of a
     link that cannot be read."""
 
     def __init__(self, scenario: Scenario, folder: Path) -> None:
@@ -33,6 +35,8 @@ class Clock:
         self.timed = scenario.timed and not isinstance(scenario.engine, Deployment)
         self.traffic = Traffic()
         self.foresee: Foresees | None = None
+        self.terms: Callable[[int], Terms] = lambda client: COMMON
+        self.took: dict[int, float] = {}
         federation = scenario.federation
         self.work = Work(scenario)
         self._links = links(federation.profiles, scenario.link, self.work.profile, self.key.at("link"), folder)
@@ -52,7 +56,7 @@ class Clock:
         for client, stay in stays.items():
             after = stay.vanishes_after
             trains = steps[client] if after is None else min(after, steps[client])
-            sent = self._foreseen(round, trains, images.get(client, 0))
+            sent = self._foreseen(round, client, trains, images.get(client, 0))
             sizes = self._sizes(trains, images.get(client, 0))
             courses[client] = self._training(round, client, stay, sizes, sent, trains < steps[client])
         together = partial(self._site.together, now=now)
@@ -64,16 +68,40 @@ class Clock:
     ) -> float:  # fmt: skip
         """Return how many seconds a planned round lasted that began `now`, and of which these clients were taken."""
         sent = self.traffic.take()
+        self.took = dict.fromkeys(plan.vanish, plan.seconds) if self.timed else {}
         if not self.timed or plan.overdue:
             return plan.seconds
-        courses = {}
+        courses = dict[int, Course]()
+
+        def together(these: Mapping[int, Course], begun: float) -> Mapping[int, Moments]:
+            moments = self._site.together(these, begun, now=now)
+            self.took |= {one: moments[one].end - max(begun, courses[one].late) for one in these}
+            return moments
+
         for client, vanishes in plan.vanish.items():
             trains = steps[client] if vanishes is None else vanishes
             given, sizes = sent.get(client, Sent()), self._sizes(trains, images.get(client, 0))
             courses[client] = self._training(round, client, stays[client], sizes, given, vanishes is not None)
-        together = partial(self._site.together, now=now)
         enough = self.scenario.federation.cohort_size
         return lasted(courses, self._wave(len(stays)), together, taken, enough, self._limit)
+
+    def alone(
+        self, round: int, client: int, stay: Presence, steps: int, images: int, sent: Sent, now: float
+    ) -> float | None:  # fmt: skip
+        """Return how many seconds a client would be at a round that begins `now`, if nobody shared the server with it
+        and it sent that; None where nothing tells."""
+        if not self.timed:
+            return None
+        course = self._training(round, client, stay, self._sizes(steps, images), sent, False)
+        moments = Site(self._site.up, self._site.down).together({client: course}, 0.0, now)
+        return moments[client].end - course.late
+
+    def foretold(self, round: int, steps: int, images: int, terms: Terms) -> Sent:
+        """Return what a client under these terms sends and is sent that computes so many mini-batches, before any
+        lossless stage."""
+        sizes, phase = self._sizes(steps, images), self.scenario.phase(round)
+        assert self.foresee is not None
+        return self.foresee(phase, [sizes[step] for step in self._sends(round, steps)], terms)
 
     def forget(self) -> None:
         """Forget what was sent so far: it is of no call that is timed."""
@@ -137,12 +165,10 @@ class Clock:
         every = self.scenario.phase(round).upload_every if self.scenario.federation.splits else None
         return range(0, steps, every) if every else range(0)
 
-    def _foreseen(self, round: int, steps: int, images: int) -> Sent:
-        sends = self._sends(round, steps)
+    def _foreseen(self, round: int, client: int, steps: int, images: int) -> Sent:
         if self.foresee is None or not self.scenario.federation.decides_by_time:
-            return Sent(frames=[(0, 0)] * (len(sends) * self._each))
-        sizes = self._sizes(steps, images)
-        return self.foresee(self.scenario.phase(round), [sizes[step] for step in sends])
+            return Sent(frames=[(0, 0)] * (len(self._sends(round, steps)) * self._each))
+        return self.foretold(round, steps, images, self.terms(client))
 
 
 def _end(sent: Sent) -> Exchange | None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from splitfed.federation.phases import Phase
 from splitfed.run.ledger import Row
 from splitfed.scenario import Scenario
+from splitfed.scenario.sections import COMMON, Terms
 from splitfed.seeds import Key
 from splitfed.server.model import Model
 from splitfed.split import ending
+from splitfed.split.assembly import Cuts
 from splitfed.split.computing.rehearsal import Pair, RandomBatch, pairs, size
-from splitfed.split.cut import Cut
 
 
 @dataclass(slots=True)
@@ -24,6 +25,16 @@ class Sent:
     reply: int = 0
     frames: list[Pair] = field(default_factory=list)
     end: Pair | None = None
+
+    @property
+    def total(self) -> int:
+        """All bytes, both ways."""
+        return self.order + self.reply + sum(map(sum, self.frames)) + sum(self.end or ())
+
+    def scaled(self, times: float) -> "Sent":
+        """Return so many times as many bytes in each message and frame."""
+        frames = [(round(times * up), round(times * down)) for up, down in self.frames]
+        return Sent(round(times * self.order), round(times * self.reply), frames, self.end)
 
 
 class Traffic:
@@ -75,40 +86,41 @@ class Foreseen:
     """Foretells what a round sends, before any lossless stage makes it smaller: what `splitfed.split` would pack of
     random numbers of the same shape. Differences to what clients know count as whole."""
 
-    def __init__(self, scenario: Scenario, model: Model, cut: Cut, key: Key) -> None:
-        self._scenario, self._model, self._cut, self._key = scenario, model, cut, key
-        self._frames: dict[tuple[int, bool, bool], list[Pair]] = {}
-        self._weights: dict[int, int] = {}
+    def __init__(self, scenario: Scenario, model: Model, cuts: Cuts, key: Key) -> None:
+        self._scenario, self._model, self._cuts, self._key = scenario, model, cuts, key
+        self._frames: dict[tuple[int, bool, bool, Terms], list[Pair]] = {}
+        self._weights: dict[tuple[int, Terms], int] = {}
 
-    def __call__(self, phase: Phase, images: Sequence[int]) -> Sent:
+    def __call__(self, phase: Phase, images: Sequence[int], terms: Terms = COMMON) -> Sent:
         """Return what a client sends and is sent whose mini-batches that go up have so many images."""
-        weights = self._of_weights(phase)
+        weights = self._of_weights(phase, terms)
         sent = Sent(weights, 0 if phase.frozen else weights)
         if not self._scenario.federation.splits:
             return sent
-        for number in images:
-            sent.frames += self._of_batch(number, not phase.answer_every, phase.frozen)
+        every = self._scenario.answer_every(phase, terms)
+        for place, number in enumerate(images):
+            sent.frames += self._of_batch(number, not every or place % every > 0, phase.frozen, terms)
         sent.end = pairs(ending.rehearse())[0]
         return sent
 
-    def _of_batch(self, images: int, quiet: bool, evaluates: bool) -> list[Pair]:
-        if (images, quiet, evaluates) not in self._frames:
-            cut, key = self._cut, self._key.at("foreseen", images)
+    def _of_batch(self, images: int, quiet: bool, evaluates: bool, terms: Terms) -> list[Pair]:
+        if (images, quiet, evaluates, terms) not in self._frames:
+            cut, key = self._cuts.under(terms), self._key.at("foreseen", images)
             encoder, decoder = self._model.front.encoder, self._model.back.decoder
             batch = RandomBatch(images, cut.geometry, key, cut.device)
             frames = cut.rehearse(batch, key, encoder, decoder, quiet, evaluates=evaluates)
-            self._frames[images, quiet, evaluates] = pairs(frames)
+            self._frames[images, quiet, evaluates, terms] = pairs(frames)
             for part in (encoder, decoder):
                 part.zero_grad(set_to_none=True)
-        return self._frames[images, quiet, evaluates]
+        return self._frames[images, quiet, evaluates, terms]
 
-    def _of_weights(self, phase: Phase) -> int:
+    def _of_weights(self, phase: Phase, terms: Terms) -> int:
         if phase.frozen:
             return 0
-        if phase.first not in self._weights:
-            wire = self._model.held.at(phase.first).wire
-            self._weights[phase.first] = size(wire.rehearse(self._key))
-        return self._weights[phase.first]
+        if (phase.first, terms) not in self._weights:
+            wire = self._model.held.at(phase.first).wire.under(self._scenario.compression_under(terms))
+            self._weights[phase.first, terms] = size(wire.rehearse(self._key))
+        return self._weights[phase.first, terms]
 
 
-Foresees = Callable[[Phase, Sequence[int]], Sent]
+Foresees = Callable[[Phase, Sequence[int], Terms], Sent]

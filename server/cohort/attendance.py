@@ -16,6 +16,7 @@ from splitfed.scenario.engine import Deployment
 from splitfed.seeds import Key
 from splitfed.server.clock.clock import Clock
 from splitfed.server.clock.plan import RoundPlan
+from splitfed.server.clock.traffic import Sent
 
 
 class Attendance:
@@ -59,6 +60,14 @@ class Attendance:
         if isinstance(self.scenario.engine, Deployment):
             return RoundPlan(dict.fromkeys(planned_steps), 0.0)
         return self.clock.plan(round, self._stays(round, planned_steps), planned_steps, images or {}, now)
+
+    def alone(
+        self, round: int, client: int, steps: int, images: int, sent: Sent, now: float
+    ) -> float | None:  # fmt: skip
+        """Return how many simulated seconds a client would be at a round, if it sent that and were alone; None where
+        nothing tells."""
+        stay = self._stays(round, {client: steps})[client]
+        return self.clock.alone(round, client, stay, steps, images, sent, now)
 
     def lasted(
         self, round: int, plan: RoundPlan, planned_steps: Mapping[int, int], images: Mapping[int, int],

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
@@ -17,6 +17,7 @@ from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.sparing import Sparing, worth_telling
 from splitfed.server.cohort.yardstick import Yardstick
 from splitfed.wire.messages import CONFIG, GOODBYE, REFUSED, UNTAKEN, Identity, Question, Refusal
+from splitfed.wire.records import shown
 
 log = getLogger("splitfed")
 
@@ -33,19 +34,21 @@ class Roster:
 
     `examples` are the images that each trains on, `nodes` the node that each was last seen at. A client that has none
     is there, but never online. `held_out` are the images that each holds out beside them, which is a `share` of all.
-    `keys` tells which client a node is by the key that it has proven to hold; without it nodes are believed. A client
-    that holds another number of images once a run has begun is refused, for nothing that follows would repeat: the
-    examples are the run's state. So is one whose number `claims` knows better; who is out by `refusals` is there, and
-    never online. What a client's images weigh is told to the `yardstick`. With `waits`, clients may come and go; one
-    that was away, or cannot take part, is asked again. Else the run ends.
-    """
+    `profiles` are those that clients say, of the `known_profiles` of a deployment. `keys` tells which client a node is
+    by the key that it has proven to hold; without it nodes are believed. A client that holds another number of images
+    once a run has begun is refused, for nothing that follows would repeat: the examples are the run's state. So is one
+    whose number `claims` knows better; who is out by `refusals` is there, and never online. What a client's images
+    weigh is told to the `yardstick`. With `waits`, clients may come and go; one that was away, or cannot take part, is
+    asked again. Else the run ends."""
 
     def __init__(
         self, mail: Mail, clients: int, question: Question, *, waits: bool,
         keys: Callable[[], Mapping[int, int]] | None, joined: Callable[[int, int, list[int]], None],
         share: float = 0.0, refusals: Refusals | None = None, claims: Claims | None = None,
-        yardstick: Yardstick | None = None,
+        yardstick: Yardstick | None = None, known_profiles: Collection[str] = (),
+        profiles: dict[int, str] | None = None,
     ) -> None:  # fmt: skip
+        self._known_profiles = known_profiles
         self.mail, self.grid, self.clients, self.question = mail, mail.grid, clients, question
         self.waits, self.keys, self.joined = waits, keys, joined
         self.share, self.claims, self.yardstick = share, claims, yardstick
@@ -54,6 +57,7 @@ class Roster:
         self.examples: dict[int, int] = {}
         self.held_out: dict[int, int] = {}
         self.nodes: dict[int, int] = {}
+        self.profiles = {} if profiles is None else profiles
         self._known: dict[int, int] = {}
         self._asked: dict[str, int] = {}
         self._silent: dict[int, _Silent] = {}
@@ -202,18 +206,27 @@ class Roster:
             raise _Refused(
                 f"client {client} says that it holds out {held_out} images beside {examples} that it trains on"
             )
+        self._check_profile(client, identity.profile)
         if self._known.get(client, examples) != examples:
             raise _Refused(f"client {client} held {self._known[client]} images, now {examples}: start a new run")
         if self.nodes.get(client, node) != node:
             raise _Refused(f"a second node says that it is client {client}; the first one stays")
         self.nodes[client] = node
         self.examples[client], self.held_out[client] = examples, held_out
+        self.profiles[client] = identity.profile or ""
         if self.yardstick is not None:
             self.yardstick.tell(client, identity.images_bytes)
         self.grid.introduce(node, client)
         self._joined[client] += 1
         if self.waits and worth_telling(self._joined[client]):
             self.joined(client, examples, sorted(set(range(self.clients)) - set(self.nodes)))
+
+    def _check_profile(self, client: int, profile: str | None) -> None:
+        """Raise _Refused for a profile that the scenario has not, and where none is said of those that it has."""
+        if self.waits and (profile or "") not in (self._known_profiles or ("",)):
+            has = f"has {', '.join(self._known_profiles)}" if self._known_profiles else "has none"
+            said = "says no profile" if profile is None else f"says that its profile is {shown(profile, 40)}"
+            raise _Refused(f"client {client} {said}, where the scenario {has}")
 
 
 @dataclass

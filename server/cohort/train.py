@@ -2,6 +2,7 @@
 the strategy makes of them."""
 
 import math
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from logging import getLogger
@@ -11,7 +12,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 
-from splitfed.errors import Diverged, Refused, RunError
+from splitfed.errors import Diverged, Refused, RunError, WireError
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Remote
 from splitfed.server.back.server import SplitServer
@@ -22,6 +23,7 @@ from splitfed.server.cohort.dispatch import Dispatch, after
 from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.replies import Told, checked
 from splitfed.server.cohort.suspects import standing
+from splitfed.server.cohort.terms import ClientTerms
 from splitfed.server.memory.store import Store
 from splitfed.server.weights.exchange import WeightExchange
 from splitfed.server.weights.strategy import Aggregation
@@ -71,9 +73,12 @@ class TrainCall:
     def __init__(
         self, scenario: Scenario, dispatch: Dispatch, split: SplitServer | Unsplit, listener: Listener,
         exchange: WeightExchange, strategy: Aggregation, claims: Claims, refusals: Refusals,
-        store: Store | None = None,
+        terms: ClientTerms, store: Store | None = None,
     ) -> None:  # fmt: skip
-        self.store = store
+        self.terms, self.store = terms, store
+        # Of clients of the last round: seconds from the order to the answer, and what those who measure say of
+        # themselves.
+        self.took, self.paces = dict[int, float](), dict[int, float | None]()
         self.dispatch, self.split, self.listener = dispatch, split, listener
         self.claims, self.refusals = claims, refusals
         self.exchange, self.strategy = exchange, strategy
@@ -120,7 +125,8 @@ class TrainCall:
         most = {client: self.planned(round, client, number).steps for client, number in cohort.examples.items()}
         store = self.store if self._scenario.remembers(round) else None
         phase = self._scenario.phase(round)
-        self.split.start_round(round, server_lr, count, most, phase.answer_every, store)
+        own = self.terms.own(cohort.examples, phase)
+        self.split.start_round(round, server_lr, count, most, phase.answer_every, store, own)
         net = phase.first if phase.local else 0
         if net != self._net:  # a strategy may keep something for each array that it has seen
             self.strategy.restart()
@@ -194,9 +200,13 @@ class TrainCall:
         messages = {client: made[nodes[client]] for client in examples}
         for client, message in messages.items():
             stored = self._stored(round, client)
-            invite(message, self.listener, round, client, plan.vanish[client], self._taken.get(client), stored)
+            invite(
+                message, self.listener, round, client, plan.vanish[client], self._taken.get(client), stored,
+                self.terms.of(client).point,
+            )  # fmt: skip
         replies: Replies = {}
-        self.forgetful, self.refused = set(), {}
+        self.forgetful, self.refused, self.took, self.paces = set(), {}, {}, {}
+        began = time.monotonic()
 
         def settle(client: int, reply: Message | None) -> None:
             code = _code(reply)
@@ -222,7 +232,10 @@ class TrainCall:
                 told = Told(examples[client], planned, cohort.weights[client], frozen)
                 crossed, loss = self.split.crossed(client), self.split.loss(client)
                 ended = self.split.ended(client)
+                pace = _pace(reply)
                 reply = checked(reply, round, client, told, crossed, loss, self.refusals, ended)
+                if not reply.has_error():
+                    self.took[client], self.paces[client] = time.monotonic() - began, pace
                 if self.store is not None and _code(reply) in (UNTAKEN, ABSURD):
                     self.store.drop(client)
             if finish.over():
@@ -248,6 +261,7 @@ class TrainCall:
             if self._hands_on and not frozen:
                 messages[wave[0]].content[ARRAYS] = self._handed_on(cohort, replies) or arrays
             self.split.start_wave(wave)
+            began = time.monotonic()
             sent = {client: messages[client] for client in wave}
             self.dispatch.exchange(
                 sent, lambda: self.split.lost(self._grace), settle, finish.over, together=self._together,
@@ -276,19 +290,28 @@ def _orders(round: int, arrays: ArrayRecord, nodes: list[int]) -> dict[int, Mess
 
 def invite(
     message: Message, listener: Listener, round: int, client: int, vanishes_after: int | None = None,
-    trained: int | None = None, stored: int | None = None,
+    trained: int | None = None, stored: int | None = None, point: str = "",
 ) -> None:  # fmt: skip
     """Give a message, whose content is shared among all, what is its own client's alone: its invitation, after how many
-    mini-batches it vanishes, in which round it was last taken, and how many of its mini-batches are stored."""
+    mini-batches it vanishes, in which round it was last taken, how many of its mini-batches are stored, and its
+    operating point."""
     content = RecordDict(dict(message.content))
     told = message.content.config_records[CONFIG]
-    content[CONFIG] = Order.addressed(told, listener.invite(client, round), vanishes_after, trained, stored)
+    content[CONFIG] = Order.addressed(told, listener.invite(client, round), vanishes_after, trained, stored, point)
     message.content = content
 
 
 def present(reply: Message | None) -> Message | None:
     """Return the reply, or None where it is Flower's word that the client is not there."""
     return None if reply is not None and reply.has_error() and reply.error.code in _ABSENT else reply
+
+
+def _pace(reply: Message) -> float | None:
+    """Return the bytes a second that a client has measured in its exchanges, if it says so."""
+    try:
+        return None if reply.has_error() else TrainMetrics.read(reply.content).throughput
+    except WireError:
+        return None
 
 
 def _code(reply: Message | None) -> int | None:

@@ -10,7 +10,7 @@ from splitfed.run.ledger import Sizes
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.server.weights.differences import WeightDifferences
-from splitfed.server.weights.exchange import Coded, WeightExchange, WholeWeights
+from splitfed.server.weights.exchange import Coded, Packs, WeightExchange, WholeWeights, all_alike
 from splitfed.server.weights.guard import Guard
 from splitfed.server.weights.settled import Kept, Settled
 from splitfed.split.weights.initial import HeldByPhase
@@ -74,12 +74,14 @@ class FrozenOnce(WeightExchange):
             self._inner.load_state_dict(state["each_round"])
 
 
-def exchanges_of(scenario: Scenario, held: HeldByPhase, key: Key) -> tuple[WeightExchange, WeightExchange]:
+def exchanges_of(
+    scenario: Scenario, held: HeldByPhase, key: Key, packs: Packs = all_alike
+) -> tuple[WeightExchange, WeightExchange]:
     """Return how the weights of what clients hold cross each round, and how to be evaluated; and give the part that is
-    held those that all clients will have of what is frozen."""
+    held those that all clients will have of what is frozen. `packs` tells whose cross packed otherwise."""
     compression, guard = scenario.compression, Guard(scenario.federation.clip.front_weights)
     part, wire, initial = held.plain.part, held.plain.wire, held.plain.initial
-    each_round: WeightExchange = WholeWeights(wire, guard=guard, initial=initial, held=held)
+    each_round: WeightExchange = WholeWeights(wire, guard=guard, initial=initial, held=held, packs=packs)
     if wire.delta:
         in_turn = scenario.federation.mode == "sl"
         each_round = WeightDifferences(wire, guard, initial, held, in_turn=in_turn)

@@ -115,6 +115,9 @@ def join(
         Path | None,
         typer.Option(help="The scenario's file of weights as it lies here, where clients load them themselves."),
     ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Which of the scenario's profiles this client is of, if it has any.")
+    ] = None,
     stay: Annotated[bool, typer.Option("--stay", help="Wait for the next run when one is over.")] = False,
 ) -> None:
     """Train as a client of 'splitfed serve', on images that stay here."""
@@ -125,5 +128,5 @@ def join(
     join(
         server, tls=tls, insecure=insecure, client=client, partition=partition, data=data, device=device,
         threads=threads, state=state, stay=stay, say=lambda line: print(line, flush=True),
-        weights=weights,
+        weights=weights, profile=profile,
     )  # fmt: skip

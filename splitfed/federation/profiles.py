@@ -32,8 +32,8 @@ class Profile(Config):
     """A kind of client: what is not said here is as for all."""
 
     share: float = Field(gt=0, le=1)
-    """Share of the clients that are of this kind; which ones is drawn from the seed. The shares of all profiles make
-    1."""
+    """Share of the clients that are of this kind; which ones is drawn from the seed, or in a deployment theirs to say
+    (`splitfed join --profile`). The shares of all profiles make 1."""
     link: LinkConfig | None = None
     """The link of such clients; null is the scenario's `link`."""
     device: ClientDevice = ClientDevice()

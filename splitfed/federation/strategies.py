@@ -21,7 +21,8 @@ from pydantic_core import PydanticCustomError
 
 from splitfed.compression.plugins import UNUSABLE
 from splitfed.config import Config, kind_shorthand
-from splitfed.federation.own_strategy import OWN, PLATFORM, UNFIT, OwnStrategy, wrong_path
+from splitfed.federation.own_class import OWN
+from splitfed.federation.own_strategy import PLATFORM, UNFIT, OwnStrategy, wrong_path
 
 _SUBCLASS = "subclass the strategy and name it by its import path, kind: package.module:Class"
 _FUNCTION = f"is a function, which no scenario can hold: {_SUBCLASS}"

@@ -107,7 +107,9 @@ class Asking:
     def _restored(self, cut: Cut, frame: Frame, block: int) -> Tensor:
         smashed = frame.tensors["smashed"]
         side = {name.split("/")[1]: tensor for name, tensor in frame.tensors.items() if name.startswith("side/")}
-        labels = torch.zeros(len(smashed), dtype=torch.int64, device=self._device)
+        lengths = cut.reducer.lengths(side)
+        samples = len(smashed) if lengths is None else len(lengths)
+        labels = torch.zeros(samples, dtype=torch.int64, device=self._device)
         cut.reducer.check(smashed, labels, side, frame.meta, self._geometry)
         check_bounds("smashed", smashed, f"request {frame.step}")
         decoder = self._trunk.back.decoder if block == self._trunk.cut else None

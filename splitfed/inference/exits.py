@@ -189,13 +189,18 @@ def empty(model: RunModel, blocks: Sequence[int], heads: Heads, ensemble: bool) 
 
 def check_blocks(model: RunModel, blocks: Sequence[int]) -> tuple[int, ...]:
     """Return blocks ascending. Raises RunError unless they are some of the model's, each once, and not its last."""
-    last = len(model.trunk)
+    last, cut = len(model.trunk), model.trunk.cut
     for block in blocks:
         if not 1 <= block < last:
             raise RunError(
                 f"--blocks {','.join(map(str, blocks))}: exits follow blocks 1 to {last - 1}: the model has {last}, "
                 "and its own head follows the last"
             )
+    if model.trunk.gated and any(block < cut for block in blocks):
+        raise RunError(
+            f"--blocks {','.join(map(str, blocks))}: the gates of compression.reducer: "
+            f"{model.scenario.compression.reducer.kind} run the front as a whole: exits follow block {cut} and later"
+        )
     if len(set(blocks)) < len(blocks) or not blocks:
         raise RunError(f"--blocks {','.join(map(str, blocks))}: name each block once, and one at least")
     return tuple(sorted(blocks))

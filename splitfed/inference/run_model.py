@@ -85,6 +85,7 @@ class Trunk:
             *self.back.blocks,
             *(self.tail.blocks if self.tail else ()),
         ]
+        self.gated = self.front.gates is not None
         self.prefix, self.width = self.front.num_prefix_tokens, self.front.embed_dim
 
     def __len__(self) -> int:
@@ -97,8 +98,11 @@ class Trunk:
             return front.norm_pre(front.patch_drop(front._pos_embed(front.patch_embed(images))))
 
     def block(self, number: int, tokens: Tensor) -> Tensor:
-        """Run one block, `[B, k, D]` to `[B, k, D]`."""
+        """Run one block, `[B, k, D]` to `[B, k, D]`. Where gates close tokens of a front its blocks run together, when
+        its last one is asked for."""
         with self._precision():
+            if self.gated and number <= self.cut:
+                return self.front.gates(tokens, list(self.front.blocks)) if number == self.cut else tokens
             return self._blocks[number - 1](tokens)
 
     def cross(self, tokens: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Who watches a run: consoles, TensorBoard, a notebook, a test. The training code reports and knows nothing of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from splitfed.federation.control.choices import Choice
 from splitfed.run.client_scores import Score
 from splitfed.run.ledger import Totals
 from splitfed.run.metrics import Metrics
@@ -63,6 +64,9 @@ class Observer:
         """Clients were asked how the model does on images that they hold out, after this round, which is reported next;
         those who answered, in order."""
 
+    def steered(self, round: int, chosen: Sequence[Choice]) -> None:
+        """A controller has chosen these operating points for this round, which is reported next."""
+
     def round(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:
         """A round ended; `sent` are its bytes and `finished` those of all rounds so far."""
 
@@ -106,6 +110,11 @@ class Observers(Observer):
         """Tell all."""
         for one in self._watching:
             one.evaluated(round, scores)
+
+    def steered(self, round: int, chosen: Sequence[Choice]) -> None:
+        """Tell all."""
+        for one in self._watching:
+            one.steered(round, chosen)
 
     def round(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:
         """Tell all."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from splitfed.errors import RunError
 from splitfed.federation.availability import TRACE
+from splitfed.federation.control import choices
 from splitfed.files import told, write
 from splitfed.link.settings import RECORDING
 from splitfed.run import client_scores as scores
@@ -24,7 +25,10 @@ from splitfed.scenario.places import FINGERPRINTS, paths
 log = getLogger("splitfed")
 
 # What grows round by round, and is cut to a checkpoint.
-GROWING = {metrics.NAME: metrics.HEADER, ledger.NAME: ledger.HEADER, scores.NAME: scores.HEADER}
+GROWING = {
+    metrics.NAME: metrics.HEADER, ledger.NAME: ledger.HEADER, scores.NAME: scores.HEADER, choices.NAME: choices.HEADER,
+}  # fmt: skip
+_IF_ANY = (scores.NAME, choices.NAME)
 SCENARIO = "scenario.yaml"
 _ANEW = "start a new run"
 _WITHOUT = "delete it, and the run goes on without what it counted"
@@ -40,7 +44,7 @@ class Recovered:
 
 
 def recover(folder: Path, checkpoints: Checkpoints) -> Recovered:
-    """Prepare a new or interrupted run: cut `ledger.csv`, `metrics.csv` and `clients.csv` to the last checkpoint, and
+    """Prepare a new or interrupted run: cut `ledger.csv`, `metrics.csv` and what else grows to the last checkpoint, and
     move the rows of rounds that were not finished, or whose checkpoint was not, to `wasted.csv`.
 
     Raises RunError, before anything is changed, for files that are not what was written, and for a run of another
@@ -59,7 +63,7 @@ def recover(folder: Path, checkpoints: Checkpoints) -> Recovered:
     for name, header in GROWING.items():
         with told(folder / name):
             mark = progress.mark(name) if progress else Mark()
-            mark.cut(folder / name, header if name != scores.NAME else "")
+            mark.cut(folder / name, header if name not in _IF_ANY else "")
     for path, rows in opened.items():
         attempt = int(path.stem.removeprefix("open-"))
         attempts.append(attempt)

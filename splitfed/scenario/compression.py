@@ -1,8 +1,8 @@
 """The section of a scenario that says what is sent: a reducer, and how each kind of tensor becomes bytes."""
 
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from splitfed.compression.codecs.registry import CodecConfig
 from splitfed.compression.lossless_settings import LosslessConfig
@@ -102,3 +102,41 @@ class Compression(Config):
             "cut_gradient.delta": bool(self.cut_gradient.delta),
         }  # fmt: skip
         return [key for key, wanted in found.items() if wanted]
+
+
+class PartialCompression(Compression):
+    """What is another for some clients, or for some time; what is not written here is as `compression` says."""
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _written(self, handler(self))
+
+    def over(self, common: Compression) -> Compression:
+        """Return what is `common` to all with the keys that are written here in its place; of a section that names its
+        `kind` all of them."""
+        return _over(self, common)
+
+
+_C = TypeVar("_C", bound=Config)
+
+
+def _over(part: Config, whole: _C) -> _C:
+    changed = {}
+    for name in part.model_fields_set:
+        value, before = getattr(part, name), getattr(whole, name)
+        changed[name] = _over(value, before) if _is_plain(value) else value
+    return whole.model_copy(update=changed)
+
+
+def _written(part: Config, dumped: dict[str, Any]) -> dict[str, Any]:
+    """Return of a section as it is dumped what was written."""
+    return {
+        name: _written(value, dumped[name]) if _is_plain(value := getattr(part, name)) else dumped[name]
+        for name in type(part).model_fields
+        if name in part.model_fields_set
+    }
+
+
+def _is_plain(value: object) -> bool:
+    """Tell whether a value is a section whose keys stand each for itself."""
+    return isinstance(value, Config) and "kind" not in type(value).model_fields

@@ -87,6 +87,16 @@ def written_out(data: Any) -> Any:
     return _refined(deepcopy(PRESETS[name]), {key: value for key, value in data.items() if key != KEY})
 
 
+def part_of(data: Any) -> Any:
+    """Return an operating point with what its `preset` says of `compression`, but for weights, in place of the name;
+    anything else than one with a known preset as it is."""
+    if not isinstance(data, dict) or not isinstance(name := data.get(KEY), str) or name not in PRESETS:
+        return data
+    crossing = {key: value for key, value in PRESETS[name]["compression"].items() if key != "front_weights"}
+    own = {key: value for key, value in data.items() if key != KEY}
+    return {**own, "compression": _refined(deepcopy(crossing), own.get("compression", {}))}
+
+
 def _refined(under: Any, over: Any) -> Any:
     if not isinstance(over, dict) or "kind" in over:
         return over

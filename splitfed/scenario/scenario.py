@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,6 +17,7 @@ from splitfed.data.settings import DataConfig, Evaluation
 from splitfed.errors import ScenarioError
 from splitfed.federation.memory import Memory
 from splitfed.federation.phases import Gradient, Phase, PhaseConfig, phase_of
+from splitfed.federation.profiles import dealt
 from splitfed.link.settings import IdealLink, LinkConfig
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario.budget import BudgetConfig, Unlimited
@@ -26,8 +28,17 @@ from splitfed.scenario.overrides import named, override
 from splitfed.scenario.presets import PRESETS, written_out
 from splitfed.scenario.problems import note, valid_part
 from splitfed.scenario.rules.registry import broken, broken_in_part
-from splitfed.scenario.sections import CheckpointConfig, Federation, Training
+from splitfed.scenario.sections import (
+    CheckpointConfig,
+    ControlConfig,
+    Federation,
+    FixedControl,
+    Point,
+    Terms,
+    Training,
+)
 from splitfed.scenario.yaml import write
+from splitfed.seeds import Key
 
 # Yields the keys that are wrong, as `section.key`, each with the reason and the way out.
 Rule = Callable[["Scenario"], Iterator[tuple[str, str]]]
@@ -51,6 +62,9 @@ class Scenario(Config):
     """Which images there are, and how they are shared out."""
     federation: Federation
     """Who trains, how often and in which order."""
+    control: ControlConfig = FixedControl()
+    """What chooses, client by client and round by round, how strongly is compressed, so that a target holds in the long
+    run."""
     link: LinkConfig = IdealLink()
     """What a simulation assumes of the way between each client and the server: with any but `ideal` a run has simulated
     time."""
@@ -104,6 +118,39 @@ class Scenario(Config):
     def ahead(self, round: int) -> int:
         """Return by how many mini-batches clients are ahead of an answer in a round."""
         return self.training.ahead if isinstance(self.phase(round).settings, Gradient) else 0
+
+    def compression_under(self, terms: Terms) -> Compression:
+        """Return what makes the bytes fewer that a client sends and is sent. Raises KeyError for a name that is not
+        here."""
+        part = self.federation.profiles[terms.profile].compression if terms.profile else None
+        found = self.compression if part is None else part.over(self.compression)
+        return self.points[terms.point].compression.over(found) if terms.point else found
+
+    def dealt_profiles(self) -> tuple[str, ...]:
+        """Return the profile of each client of a simulation; without profiles all have the empty name."""
+        return dealt(self.federation.profiles, self.federation.clients, Key(self.seed).at("profile"))
+
+    def answer_every(self, phase: Phase, terms: Terms) -> int:
+        """Return of how many mini-batches that cross one is answered with its gradient; 0 is none."""
+        if phase.frozen or phase.local or not terms.point:
+            return phase.answer_every
+        return self.points[terms.point].gradient_every or 0
+
+    @staticmethod
+    def place_of(terms: Terms) -> str:
+        """Return the key under which it stands what is another under these terms."""
+        if terms.point:
+            return f"control.points.{terms.point}.compression"
+        return f"federation.profiles.{terms.profile}.compression" if terms.profile else "compression"
+
+    def all_terms(self) -> list[Terms]:
+        """Return all the terms under which clients may have to send, the common ones first."""
+        return [Terms(*both) for both in product(("", *self.federation.profiles), ("", *self.points))]
+
+    @property
+    def points(self) -> dict[str, Point]:
+        """The operating points that a controller chooses from; none where nothing is chosen."""
+        return self.control.points
 
     @property
     def timed(self) -> bool:

@@ -2,18 +2,53 @@
 
 import math
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    FiniteFloat,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
-from splitfed.config import Config
+from splitfed.compression.plugins import UNUSABLE
+from splitfed.config import Config, kind_shorthand
 from splitfed.federation.availability import Always, AvailabilityConfig
+from splitfed.federation.control.settings import Target
+from splitfed.federation.own_class import OWN, OwnClass, no_path
 from splitfed.federation.profiles import Device, Name, Profile
 from splitfed.federation.strategies import FedAvgConfig, StrategyConfig
 from splitfed.link.settings import LinkSettings, ServerLink
 from splitfed.model.optim_settings import SideConfig
+from splitfed.scenario.compression import PartialCompression
+from splitfed.scenario.presets import PRESETS, part_of
 
 _PATIENCE_SECONDS = 60.0
+
+
+class Terms(NamedTuple):
+    """What decides how a client's tensors cross in a round: its profile and its operating point, by name; empty where
+    it has none."""
+
+    profile: str = ""
+    point: str = ""
+
+
+# Those of who has nothing of its own.
+COMMON = Terms()
+
+
+class ClientProfile(Profile):
+    """A kind of client: what is not said here is as for all. In a deployment each client says which it is."""
+
+    compression: PartialCompression | None = None
+    """What is another for such clients of what makes bytes fewer; null is nothing. A receiver reads whatever comes, so
+    what clients send one server may differ in all but what both ends keep from round to round."""
 
 
 class Clip(Config):
@@ -83,9 +118,9 @@ class Federation(Config):
     """How far one client may move what all learn."""
     availability: AvailabilityConfig = Always()
     """What a simulation assumes of its clients: who is there, when, how fast, and who vanishes."""
-    profiles: dict[Name, Profile] = {}
-    """Which clients are alike in how they are connected and what they compute with, by names of your own, such as
-    `{phone: {share: 0.6, link: lte}, hospital: {share: 0.4}}`. Without any all are."""
+    profiles: dict[Name, ClientProfile] = {}
+    """Which clients are alike in how they are connected, what they compute with and what they send, by names of your
+    own, such as `{phone: {share: 0.6, link: lte}, hospital: {share: 0.4}}`. Without any all are."""
     server: Server = Server()
     """What a simulation assumes of the server, where clients have a `link`."""
     oversample: float = Field(1.0, ge=1, le=1e6)
@@ -183,3 +218,96 @@ class CheckpointConfig(Config):
 
     keep: PositiveInt = 2
     """How many of the last checkpoints stay on disk."""
+
+
+class Point(Config):
+    """An operating point: what is another in a round at it of what a client sends, and how good it is."""
+
+    preset: Literal[tuple(PRESETS)] | None = Field(None, exclude=True)  # type: ignore[valid-type]
+    """Name of a preset, of whose `compression` this takes all but the weights; keys of `compression` below refine it.
+    It is written out when it is read, and not kept. Null is none."""
+    compression: PartialCompression = PartialCompression()
+    """What is another of what makes bytes fewer; what is not written here is as for the client's other rounds."""
+    gradient_every: PositiveInt | None = 1
+    """Where the gradient teaches the front: of so many mini-batches one is answered with it, and the front learns from
+    that one alone; the back learns from all. Null is none of them."""
+    utility: FiniteFloat | None = None
+    """How good a round at this point is, such as the accuracy that was measured with it; of all points or of none.
+    Null leaves it to the controller, which goes by how the training loss falls."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_written_out(cls, data: Any) -> Any:
+        return part_of(data)
+
+
+class FixedControl(Config):
+    """Nothing is chosen: all crosses as `compression` says, and as a client's profile does."""
+
+    kind: Literal["fixed"] = "fixed"
+
+    @property
+    def points(self) -> dict[str, Point]:
+        """The operating points: none."""
+        return {}
+
+
+class DriftPlusPenalty(Config):
+    """The point with the most V x utility - queue x cost, where the queue is what was spent over the target (Neely,
+    2010, "Stochastic Network Optimization with Application to Communication and Queueing Systems")."""
+
+    kind: Literal["drift_plus_penalty"] = "drift_plus_penalty"
+    target: Target
+    """What holds in the long run, such as `{kind: seconds_per_round, seconds: 20s}`."""
+    points: dict[Name, Point] = Field(min_length=2)
+    """What is chosen from, by names of your own, such as `{fine: {}, coarse: {compression: {smashed: {codec:
+    {kind: uniform, bits: 2}}}}}`; of equally good ones the first is taken."""
+    v: PositiveFloat = 1.0
+    """How much utility weighs: the more, the closer to the best mixture of points, and the more rounds until the target
+    holds, about as many as `v` times what the utilities differ by."""
+
+
+class OwnController(OwnClass):
+    """A controller of your own: a subclass of splitfed.federation.control.base.Controller, installed or in the current
+    folder, with its arguments; only the server imports it."""
+
+    place: ClassVar[str] = "control"
+
+    target: Target
+    """What holds in the long run."""
+    points: dict[Name, Point] = Field(min_length=2)
+    """What is chosen from, by names of your own."""
+
+    def load(self) -> type[Any]:
+        """Import the class and check the arguments against its signature. Raises RunError."""
+        from splitfed.federation.control.base import Controller
+
+        found = self.imported()
+        if not (isinstance(found, type) and issubclass(found, Controller)):
+            raise self.error("is not a subclass of splitfed.federation.control.base.Controller")
+        if missing := sorted(getattr(found, "__abstractmethods__", ())):
+            raise self.error(f"lacks {', '.join(missing)}")
+        self.check_arguments(found)
+        return found
+
+
+def _control_tag(section: Any) -> str | None:
+    named = section.get("kind") if isinstance(section, dict) else getattr(section, "kind", None)
+    return OWN if isinstance(named, str) and ":" in named else None if named is None else str(named)
+
+
+def _refuse_no_path(section: Any) -> Any:
+    named = section.get("kind") if isinstance(section, dict) else None
+    if isinstance(named, str) and ":" in named and (why := no_path(named)):
+        raise PydanticCustomError(UNUSABLE, "{why}", {"why": why})
+    return section
+
+
+ControlConfig = Annotated[
+    Annotated[FixedControl, Tag("fixed")]
+    | Annotated[DriftPlusPenalty, Tag("drift_plus_penalty")]
+    | Annotated[OwnController, Tag(OWN)],
+    Discriminator(_control_tag),
+    BeforeValidator(_refuse_no_path),
+    kind_shorthand,
+]

@@ -1,14 +1,22 @@
-"""A scenario's model as it is trained: in parts, with the reducer's own layers where they belong."""
+"""A scenario's model as it is trained: in parts, with the reducer's own layers where they belong, and cut as each
+client has it."""
 
+from collections.abc import Iterator
+
+import torch
 from torch import nn
 
+from splitfed.compression.expect import Geometry
+from splitfed.compression.reducers.trained.layers import Halves
 from splitfed.errors import ModelError
 from splitfed.federation.phases import misfit
 from splitfed.model.build import build
 from splitfed.model.mistakes import blank, mistakes
 from splitfed.model.parts import Front, Parts, split, split_twice
 from splitfed.scenario import Scenario
+from splitfed.scenario.sections import COMMON, Terms
 from splitfed.seeds import Key
+from splitfed.split.cut import Cut
 
 
 def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None) -> Parts:
@@ -39,10 +47,59 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
 
 
 def check_fits(scenario: Scenario, front: Front) -> None:
-    """Raise ModelError, with the key and the way out, where the reducer does not go with the model."""
-    reducer = scenario.compression.reducer
-    if problem := reducer.misfit(scenario.model, front.geometry(scenario.training.batch_size, 2)):
-        raise ModelError(f"compression.reducer ({reducer.kind}): {problem}")
+    """Raise ModelError, with the key and the way out, where a reducer does not go with the model."""
+    for key, why in misfits(scenario, front):
+        kind = f" ({scenario.compression.reducer.kind})" if key == "compression.reducer" else ""
+        raise ModelError(f"{key}{kind}: {why}")
+
+
+def misfits(scenario: Scenario, front: Front) -> Iterator[tuple[str, str]]:
+    """Yield the keys of reducers that do not go with the model, or not beside that of all, each with the reason."""
+    geometry = front.geometry(scenario.training.batch_size, 2)
+    common = scenario.compression.reducer
+    for terms in scenario.all_terms():
+        reducer = scenario.compression_under(terms).reducer
+        if terms != COMMON and reducer == common:
+            continue
+        key = f"{scenario.place_of(terms)}.reducer"
+        if problem := reducer.misfit(scenario.model, geometry):
+            yield key, problem
+        elif terms != COMMON and not common.misfit(scenario.model, geometry):
+            draw = Key(scenario.seed).at("halves")
+            ones = [one.build().halves(geometry, draw) for one in (common, reducer)]
+            loaded = [getattr(one, "weights", None) for one in (common, reducer)]
+            if _layers(ones[0]) != _layers(ones[1]) or loaded[0] != loaded[1]:
+                yield (
+                    key,
+                    f"{reducer.kind} has not the layers of {common.kind}, and all clients train the same: set other "
+                    "keys of the reducer alone, or one without layers of its own in both places",
+                )
+
+
+def _layers(halves: Halves | None) -> dict[str, torch.Size] | None:
+    return None if halves is None else {name: tensor.shape for name, tensor in halves.state().items()}
+
+
+class Cuts:
+    """The cut of a scenario's model under all terms, each made when it is first asked for. A frame says its codecs and
+    not its reducer, so both ends go by the terms; `most_bytes` is what no frame of any exceeds."""
+
+    def __init__(self, scenario: Scenario, geometry: Geometry, device: torch.device, *, once: bool = False) -> None:
+        self._make = lambda one: Cut.of(one, geometry, device, once=once)
+        self._scenario = scenario
+        self.plain = self._make(scenario)
+        self._made: dict[Terms, Cut] = {COMMON: self.plain}
+        self.most_bytes = max(self.under(terms).most_bytes for terms in scenario.all_terms())
+
+    def under(self, terms: Terms) -> Cut:
+        """Return the cut under these terms; that of all where they say nothing of what is sent."""
+        if terms not in self._made:
+            compression = self._scenario.compression_under(terms)
+            same = compression == self._scenario.compression
+            self._made[terms] = self.plain if same else self._make(
+                self._scenario.model_copy(update={"compression": compression})
+            )  # fmt: skip
+        return self._made[terms]
 
 
 def check_model(scenario: Scenario) -> None:

@@ -26,7 +26,7 @@ from splitfed.compression.codecs.floats import FloatCodec
 from splitfed.compression.codecs.integers import IntegerCodec
 from splitfed.compression.expect import MOST_TARGET, Expect, Expected, Geometry
 from splitfed.compression.lossless import Lossless
-from splitfed.compression.reducers.base import Plan, View
+from splitfed.compression.reducers.base import Plan, Reducer, View
 from splitfed.compression.reducers.tokens.ragged import flat, padded
 from splitfed.compression.reducers.trained.layers import IDENTITY
 from splitfed.errors import CodecError, Diverged, WireError
@@ -49,8 +49,9 @@ _SLACK_BYTES, _MOST_BYTES_A_NUMBER = 1 << 17, 16
 @dataclass(frozen=True, slots=True)
 class Arrived:
     """A mini-batch as it arrives: what the back is trained on and the images that it stands for. Where labels are
-    private `targets` only count the samples: they are all 0. `answered` says whether its gradient is asked for;
-    `lengths` how many tokens each sample has, where smashed has a row for each token."""
+    private `targets` only count the samples: they are all 0. `answered` says whether its gradient is asked for,
+    `lengths` how many tokens each sample has, where smashed has a row for each token, and `reducer` what has made it;
+    None is that of all."""
 
     frame: Frame
     smashed: Tensor
@@ -60,6 +61,7 @@ class Arrived:
     visit: Visit | None = None
     answered: bool = True
     lengths: Tensor | None = None
+    reducer: Reducer | None = None
 
 
 class Cut:
@@ -177,11 +179,12 @@ class Cut:
         if not (self.kept and copies):
             smashed = frame.tensors["smashed"]
             self.reducer.check(smashed, targets, side, frame.meta, self.geometry)
-            return Arrived(frame, smashed, targets, side, examples, None, answered, self.reducer.lengths(side))
+            lengths = self.reducer.lengths(side)
+            return Arrived(frame, smashed, targets, side, examples, None, answered, lengths, self.reducer)
         visit, shaped = self.kept.visit(frame.tensors, examples, copies)
         self.reducer.check(shaped, targets, side, frame.meta, self.geometry)
         smashed = self.kept.came_up(visit, frame.tensors, found).to(self.device)
-        return Arrived(frame, smashed, targets, side, examples, visit, answered)
+        return Arrived(frame, smashed, targets, side, examples, visit, answered, reducer=self.reducer)
 
     def check(self, batch: Arrived) -> float:
         """Return the largest magnitude of what was smashed. Raises Diverged for a mini-batch that holds numbers with

@@ -52,27 +52,37 @@ def of_the_model(scenario: Scenario) -> Found:
 
 def _of_the_reducer(scenario: Scenario, front: "Front") -> Found:
     from splitfed.model.attention import check_readable
+    from splitfed.split.assembly import misfits
 
-    reducer = scenario.compression.reducer
-    if problem := reducer.misfit(scenario.model, front.geometry(scenario.training.batch_size, 2)):
-        yield "compression.reducer", f"{reducer.kind}: {problem}"
-    if reducer.build().needs_attention:
-        try:
-            check_readable(front)
-        except ModelError as error:
-            yield "compression.reducer", f"{reducer.kind}: {error}: set another reducer, or another model"
+    for key, problem in misfits(scenario, front):
+        yield key, f"{scenario.compression.reducer.kind}: {problem}" if key == "compression.reducer" else problem
+    for terms in scenario.all_terms():
+        reducer = scenario.compression_under(terms).reducer
+        if reducer.build().needs_attention:
+            try:
+                check_readable(front)
+            except ModelError as error:
+                key = f"{scenario.place_of(terms)}.reducer"
+                yield key, f"{reducer.kind}: {error}: set another reducer, or another model"
 
 
 def of_the_federation(scenario: Scenario) -> Found:
     """Yield what is wrong with a strategy of the user's own, and with the files that say who is there, and how fast."""
     from splitfed.federation.own_strategy import OwnStrategy
+    from splitfed.scenario.sections import OwnController
 
+    owned = list[OwnStrategy | OwnController]()
     with suppress(AttributeError):
         if isinstance(strategy := scenario.federation.strategy, OwnStrategy):
-            try:
-                strategy.load()
-            except RunError as error:
-                yield told(error, "federation.strategy")
+            owned.append(strategy)
+    with suppress(AttributeError):
+        if isinstance(control := scenario.control, OwnController):
+            owned.append(control)
+    for own in owned:
+        try:
+            own.load()
+        except RunError as error:
+            yield told(error, own.place)
     with suppress(AttributeError):
         try:
             scenario.federation.availability.check(scenario.federation.clients)
@@ -128,4 +138,4 @@ def told(error: SplitfedError, section: str) -> tuple[str, str]:
     """Return the key that an error names at its beginning, or else the section, and the reason."""
     text = " ".join(str(error).split())
     named = re.match(r"([a-z_]+(?:\.\w+)+): (.*)", text)
-    return (named[1], named[2]) if named else (section, text)
+    return (named[1], named[2]) if named else (section, text.removeprefix(f"{section}: "))

@@ -51,7 +51,7 @@ UNREACHED = 2004  # a client that cannot reach the split server, or not any more
 ROUND, PROXIMAL, EXAMPLES, TRAIN_LOSS = "server-round", "proximal-mu", "num-examples", "train-loss"
 
 _PARTITION, _PROBLEM, _CHANNEL, _TOKEN = "partition-id", "problem", "channel", "token"
-_IMAGES_BYTES = "images-bytes"
+_IMAGES_BYTES, _PROFILE = "images-bytes", "profile"
 
 # What can be: of one client's images, of a mean cross-entropy in nats, of anything else that is counted.
 MOST_IMAGES, MOST_LOSS, _MOST = 10_000_000, 1e6, 2**31
@@ -134,6 +134,7 @@ class _Present(Record):
     version: _Name
     held_out: Annotated[_Images | None, Field(alias="held-out")] = None
     images_bytes: Annotated[Whole | None, Field(alias=_IMAGES_BYTES)] = None
+    profile: _Name | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +149,15 @@ class _Unable(Record):
 @dataclass(frozen=True, slots=True)
 class Identity:
     """A node's answer: which client it is, how many images it trains on, how many it holds out and what all of them
-    weigh as they are stored, in bytes, or the `problem` for which it cannot take part."""
+    weigh as they are stored, in bytes, and which of the scenario's profiles it is of; or the `problem` for which it
+    cannot take part."""
 
     client: int
     examples: int = 0
     held_out: int | None = None
     problem: str = ""
     images_bytes: int | None = None
+    profile: str | None = None
 
     def write(self) -> ConfigRecord:
         """Return the record `config`."""
@@ -162,7 +165,7 @@ class Identity:
         if self.problem:
             return ConfigRecord(answer | {_PROBLEM: self.problem})
         answer[EXAMPLES] = self.examples
-        more = {"held-out": self.held_out, _IMAGES_BYTES: self.images_bytes}
+        more = {"held-out": self.held_out, _IMAGES_BYTES: self.images_bytes, _PROFILE: self.profile}
         return ConfigRecord(answer | {key: value for key, value in more.items() if value is not None})
 
     @classmethod
@@ -185,7 +188,7 @@ class Identity:
                 f"client {client} says that its {images} images weigh {found.images_bytes} bytes, where none can weigh "
                 f"more than {MOST_IMAGE_BYTES}"
             )
-        return cls(client, found.examples, found.held_out, images_bytes=found.images_bytes)
+        return cls(client, found.examples, found.held_out, images_bytes=found.images_bytes, profile=found.profile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +212,8 @@ class Order(Record):
     """The order to train or to evaluate: the round, who waits for mini-batches, and the weight of FedProx's proximal
     term, 0 for none. In a simulation the client may have to vanish after so many mini-batches. `trained` is the last
     round in which it was taken, if it keeps something of that. Where the server keeps what it is sent, so many
-    mini-batches are `stored` already. What else a strategy sends is not read."""
+    mini-batches are `stored` already. `point` is the operating point at which all crosses, if there are any. What else
+    a strategy sends is not read."""
 
     __pydantic_config__ = ConfigDict(extra="ignore")
 
@@ -220,6 +224,7 @@ class Order(Record):
     vanishes_after: Annotated[_Number | None, Field(alias="vanishes-after")] = None
     trained: Annotated[_Number, Field(ge=1)] | None = None
     stored: _Number | None = None
+    point: _Name | None = None
 
     @staticmethod
     def blank() -> ConfigRecord:
@@ -229,7 +234,7 @@ class Order(Record):
     @staticmethod
     def addressed(
         config: Mapping[str, Any], invitation: Invitation, vanishes_after: int | None = None,
-        trained: int | None = None, stored: int | None = None,
+        trained: int | None = None, stored: int | None = None, point: str = "",
     ) -> ConfigRecord:  # fmt: skip
         """Return the record `config` of one client: what all are told, and what is its own alone."""
         own: dict[str, Any] = {_CHANNEL: invitation.address, _TOKEN: invitation.token}
@@ -239,6 +244,8 @@ class Order(Record):
             own["trained"] = trained
         if stored is not None:
             own["stored"] = stored
+        if point:
+            own["point"] = point
         return ConfigRecord({**config, **own})
 
     @property
@@ -296,11 +303,13 @@ class _Metrics(Record):
 
 @dataclass(frozen=True, slots=True)
 class TrainMetrics(_Metrics):
-    """What a client tells of its training: on how many images, their mean loss, and the number of mini-batches."""
+    """What a client tells of its training: on how many images, their mean loss, and the number of mini-batches; and in
+    a deployment the bytes a second, both ways, that its exchanges had, without the time of the shortest."""
 
     examples: _Examples
     loss: Annotated[Real, Field(ge=0, le=MOST_LOSS, alias=TRAIN_LOSS)]
     steps: _Number
+    throughput: Annotated[Real, Field(gt=0, le=1e12)] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,10 +205,18 @@ def _modes(_: str) -> Iterator[Listed]:
 
 
 def _strategies(_: str) -> Iterator[Listed]:
-    from splitfed.federation.own_strategy import OWN
+    from splitfed.federation.own_class import OWN
     from splitfed.scenario.sections import Federation
 
     for entry in _kinds(Federation, "strategy"):
+        yield replace(entry, name=OWN) if entry.name == "None" else entry
+
+
+def _controllers(_: str) -> Iterator[Listed]:
+    from splitfed.federation.own_class import OWN
+    from splitfed.scenario import Scenario
+
+    for entry in _kinds(Scenario, "control"):
         yield replace(entry, name=OWN) if entry.name == "None" else entry
 
 
@@ -256,6 +264,7 @@ _SORTS: dict[str, tuple[Callable[[str], Iterator[Listed]], str]] = {
     "memory": (_memory, "What the server keeps of smashed data once the front is frozen, key by key."),
     "strategies": (_strategies, "What makes the round's front of those of the clients."),
     "availability": (_availability, "Which clients of a simulation are there, when, and how fast."),
+    "controllers": (_controllers, "What chooses, round by round, at which operating point a client sends."),
     "links": (_of_scenario("link"), "What a simulation assumes of the way between a client and the server."),
     "engines": (_of_scenario("engine"), "Where clients run."),
     "scenarios": (_scenarios, "The scenarios that ship."),

@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 from splitfed.model.optim import pick_device
 from splitfed.reports.costs.footprint import Side, measure
 from splitfed.reports.costs.shares import Shares
-from splitfed.reports.costs.timing import seconds_of_a_round
+from splitfed.reports.costs.timing import seconds_of_a_round, used_terms
 from splitfed.reports.costs.traffic import Traffic
 from splitfed.run.ledger import Totals
 from splitfed.scenario import Scenario
 from splitfed.scenario.budget import Basis
 from splitfed.scenario.engine import Remote
+from splitfed.scenario.sections import Terms
 from splitfed.seeds import Key
-from splitfed.split.assembly import assemble, check_fits
+from splitfed.split.assembly import Cuts, assemble, check_fits
 from splitfed.split.computing.operations import Operations, count_step
 from splitfed.split.cut import Cut
 from splitfed.waiting import waiting
@@ -30,9 +31,9 @@ class Estimate:
     """The cost of a scenario: bytes of an average round (`sent` before the lossless stage) and those that cross `once`,
     where clients fit a reducer's layers to their images; rounds it will run at most; the budget in bytes, of the cut or
     of all as the scenario counts; what the images weigh that clients hold, as they are stored (None where nothing was
-    loaded); memory and operations of each side, bytes of decoded images, and seconds. `simulated` are the seconds that
-    the fastest and the slowest client of each profile take for a round. `notes` are what a user should know of the
-    data."""
+    loaded); memory and operations of each side, bytes of decoded images, and seconds. By profile and operating point,
+    `each` is the bytes of a round of one client, and `simulated` the seconds that the fastest and the slowest take for
+    it. `notes` are what a user should know of the data."""
 
     scenario: Scenario
     examples: int
@@ -50,7 +51,8 @@ class Estimate:
     step_seconds: float
     round_seconds: float
     assumed: bool
-    simulated: Mapping[str, tuple[float, float]]
+    each: Mapping[Terms, int]
+    simulated: Mapping[Terms, tuple[float, float]]
     notes: tuple[str, ...] = ()
 
     @property
@@ -73,10 +75,11 @@ def estimate(scenario: Scenario) -> Estimate:
     with waiting("building the model"):
         parts = assemble(scenario, shares.classes, pretrained=False).to(device)
     check_fits(scenario, parts.front)
-    cut = Cut.of(scenario, parts.front.geometry(training.batch_size, shares.classes), device)
-    traffic = Traffic(scenario, shares, parts, cut, key)
+    cuts = Cuts(scenario, parts.front.geometry(training.batch_size, shares.classes), device)
+    cut, traffic = cuts.plain, Traffic(scenario, shares, parts, cuts, key)
     with waiting("packing random activations, to count their bytes"):
         round_bytes, once_bytes = traffic.round(), traffic.once()
+        of_each = {terms: traffic.under(terms).of_a_client() for terms in used_terms(scenario)}
     batch = min(training.batch_size, max(shares.trained))
     with waiting("counting the operations of a step"):
         operations = count_step(parts, cut, scenario, batch, key)
@@ -91,14 +94,14 @@ def estimate(scenario: Scenario) -> Estimate:
         each = round_bytes.cut if budget.of == "cut" else round_bytes.total
         rounds = min(rounds, -(-left // max(1, each.sent)))
     images = round(sum(shares.trained) / len(shares.trained))
-    simulated = seconds_of_a_round(scenario, images, shares.classes, parts, cut, key)
+    simulated = seconds_of_a_round(scenario, images, shares.classes, parts, cuts, key)
     server, kept = _of_all(server, scenario, shares), _kept_copies(cut, scenario, shares)
     evaluation = forward_seconds / batch * _evaluated(scenario, shares, traffic)
     return Estimate(
         scenario, sum(shares.trained), shares.classes, steps, round_bytes, once_bytes, rounds, limit,
         shares.images_bytes, replace(client, copies=max(kept)), replace(server, copies=sum(kept)), operations,
-        _kept_images(scenario, shares), step_seconds, steps * step_seconds + evaluation, shares.assumed, simulated,
-        shares.notes,
+        _kept_images(scenario, shares), step_seconds, steps * step_seconds + evaluation, shares.assumed, of_each,
+        simulated, shares.notes,
     )  # fmt: skip
 
 

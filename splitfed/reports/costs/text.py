@@ -10,6 +10,7 @@ from splitfed.reports.costs.estimate import Estimate
 from splitfed.reports.costs.footprint import Side
 from splitfed.reports.live.console import breakdown, print_whole
 from splitfed.scenario import Scenario
+from splitfed.scenario.sections import Terms
 from splitfed.split.computing.operations import Operations
 
 
@@ -50,7 +51,11 @@ def text(found: Estimate) -> str:
         ),
         ("time of the run", units.duration(found.rounds * found.round_seconds)),
     ]
-    rows += [(f"simulated{f', {name}' if name else ''}", _simulated(*spent)) for name, spent in found.simulated.items()]
+    if scenario.points:
+        rows.append(("controller", "chooses between what follows; what is above is as without it"))
+    if len(found.each) > 1:
+        rows += [(_named("bytes", of), f"{units.size(sent)} a round for a client") for of, sent in found.each.items()]
+    rows += [(_named("simulated", of), _simulated(*spent)) for of, spent in found.simulated.items()]
     rows += list(_room(found))
     if scenario.compression.front_weights.initial == "load":
         rows.append(("weights", "clients load what the run begins with, from the model's own file"))
@@ -64,6 +69,11 @@ def text(found: Estimate) -> str:
     for name, value in rows:
         print(f"{name:<{width}} {value}", file=out)
     return out.getvalue().rstrip("\n")
+
+
+def _named(what: str, terms: Terms) -> str:
+    """Say whose figures these are."""
+    return ", ".join(filter(None, (what, *terms)))
 
 
 def _simulated(fastest: float, slowest: float) -> str:

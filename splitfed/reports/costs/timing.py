@@ -1,18 +1,19 @@
 """How long a round takes clients of each profile, in simulated time, before any round is run."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from splitfed.data.batches import batch_sizes, count_batches
-from splitfed.federation.phases import Phase
 from splitfed.federation.profiles import links
 from splitfed.link.clock import Course, Exchange, Site
 from splitfed.model.parts import Parts
 from splitfed.scenario import Scenario
+from splitfed.scenario.sections import Terms
 from splitfed.seeds import Key
 from splitfed.split import ending
+from splitfed.split.assembly import Cuts
 from splitfed.split.client_part import ClientPart
 from splitfed.split.computing.rehearsal import Pair, RandomBatch, pairs, size
 from splitfed.split.computing.seconds import Work
@@ -23,10 +24,10 @@ _MOST = 20  # clients of a profile that are tried: their links differ
 
 
 def seconds_of_a_round(
-    scenario: Scenario, images: int, classes: int, parts: Parts, cut: Cut, key: Key
-) -> dict[str, tuple[float, float]]:  # fmt: skip
-    """Return, by profile, how many seconds its fastest client and its slowest take for a round of the first phase, each
-    alone, at once, and with so many images; nothing where a scenario has no simulated time."""
+    scenario: Scenario, images: int, classes: int, parts: Parts, cuts: Cuts, key: Key
+) -> dict[Terms, tuple[float, float]]:  # fmt: skip
+    """Return, by profile and operating point, how many seconds its fastest client and its slowest take for a round of
+    the first phase, each alone, at once, and with so many images; nothing where a scenario has no simulated time."""
     if not scenario.timed:
         return {}
     federation, seed = scenario.federation, Key(scenario.seed)
@@ -35,38 +36,50 @@ def seconds_of_a_round(
     work.classes = classes
     every = phase.upload_every if federation.splits else None
     sends = set(range(0, steps, every)) if every else set()
-    frames = _frames(sorted({sizes[step] for step in sends}), phase, parts, cut, key)
     wire = WeightWire.of(ClientPart.of(scenario, parts), scenario.compression)
-    weights = 0 if phase.frozen else size(wire.rehearse(key))
     ((up, down),) = pairs(ending.rehearse())
     end = Exchange(0.0, up, 0.0, down) if federation.splits else None
-    found: dict[str, list[float]] = {}
+    found: dict[Terms, list[float]] = {}
     with TemporaryDirectory() as folder:
         line = links(federation.profiles, scenario.link, work.profile, seed.at("link"), Path(folder))
         there = federation.availability.open(seed.at("availability"), federation.clients, Path(folder))
-        for name in dict.fromkeys(work.profile):
-            for client in islice((c for c, of in enumerate(work.profile) if of == name), _MOST):
+        for terms in used_terms(scenario):
+            answered = scenario.answer_every(phase, terms)
+            frames = _frames(sizes, sends, answered, phase.frozen, parts, cuts.under(terms), key)
+            own = wire.under(scenario.compression_under(terms))
+            weights = 0 if phase.frozen else size(own.rehearse(key))
+            for client in islice((c for c, of in enumerate(work.profile) if of == terms.profile), _MOST):
                 seconds = work.told(client, there.presence(1, client, steps).step_seconds)
                 made = [
-                    work.training(client, number, phase, step in sends, seconds).step(
-                        frames[number] if step in sends else []
-                    )
+                    work.training(client, number, phase, step in sends, seconds).step(frames.get(step, []))
                     for step, number in enumerate(sizes)
                 ]
                 course = Course(
                     0.0, weights, made, end, weights, line(client), key.at("timing", client), ahead=scenario.ahead(1)
                 )
-                found.setdefault(name, []).append(Site().together({client: course}, 0.0)[client].end)
-    return {name: (min(times), max(times)) for name, times in found.items()}
+                found.setdefault(terms, []).append(Site().together({client: course}, 0.0)[client].end)
+    return {terms: (min(times), max(times)) for terms, times in found.items()}
 
 
-def _frames(sizes: Sequence[int], phase: Phase, parts: Parts, cut: Cut, key: Key) -> dict[int, list[Pair]]:
-    """Return the bytes of the frames of mini-batches of so many images."""
-    encoder, decoder, found = parts.front.encoder, parts.back.decoder, {}
-    for number in sizes:
-        batch = RandomBatch(number, cut.geometry, key.at("timing", number), cut.device)
-        quiet, evaluates = not phase.answer_every, phase.frozen
-        found[number] = pairs(cut.rehearse(batch, key, encoder, decoder, quiet, evaluates=evaluates))
+def used_terms(scenario: Scenario) -> list[Terms]:
+    """Return the terms under which clients send, by profile and operating point."""
+    points = scenario.points or ("",)
+    return [Terms(profile, point) for profile in dict.fromkeys(scenario.dealt_profiles()) for point in points]
+
+
+def _frames(
+    sizes: Sequence[int], sends: Set[int], every: int, frozen: bool, parts: Parts, cut: Cut, key: Key
+) -> dict[int, list[Pair]]:  # fmt: skip
+    """Return the bytes of the frames of the mini-batches that are sent, each of so many images, of which one in `every`
+    is answered with its gradient; a front that is `frozen` computes as in evaluation."""
+    encoder, decoder, made = parts.front.encoder, parts.back.decoder, dict[tuple[int, bool], list[Pair]]()
+    found = {}
+    for place, step in enumerate(sorted(sends)):
+        kind = sizes[step], not every or place % every > 0
+        if kind not in made:
+            batch = RandomBatch(kind[0], cut.geometry, key.at("timing", kind[0]), cut.device)
+            made[kind] = pairs(cut.rehearse(batch, key, encoder, decoder, kind[1], evaluates=frozen))
+        found[step] = made[kind]
     for part in (encoder, decoder):
         part.zero_grad(set_to_none=True)
     return found

@@ -1,7 +1,7 @@
 """Bytes by role: each frame as `splitfed.split` enumerates it, as often as it crosses."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from splitfed.federation.phases import Phase, spans
@@ -9,8 +9,10 @@ from splitfed.model.parts import Parts
 from splitfed.reports.costs.shares import Shares
 from splitfed.run.ledger import Plane, Row, Sizes, Totals
 from splitfed.scenario import Scenario
+from splitfed.scenario.sections import COMMON, Terms
 from splitfed.seeds import Key
 from splitfed.split import ending
+from splitfed.split.assembly import Cuts
 from splitfed.split.auxiliary import Auxiliary
 from splitfed.split.client_part import ClientPart
 from splitfed.split.computing.rehearsal import Crossed, RandomBatch
@@ -41,11 +43,42 @@ class Traffic:
     scenario: Scenario
     shares: Shares
     parts: Parts
-    cut: Cut
+    cuts: Cuts
     key: Key
+    terms: Terms = COMMON
+
+    @property
+    def cut(self) -> Cut:
+        """What mini-batches cross."""
+        return self.cuts.under(self.terms)
+
+    def under(self, terms: Terms) -> "Traffic":
+        """Return the same of clients under these terms."""
+        compression = self.scenario.compression_under(terms)
+        return replace(self, scenario=self.scenario.model_copy(update={"compression": compression}), terms=terms)
 
     def round(self) -> Totals:
-        """Return the bytes of an average round: mini-batches, weights and evaluations."""
+        """Return the bytes of an average round: mini-batches, weights and evaluations. Those of a profile count by its
+        share of the clients; where a controller chooses, all are as without it."""
+        own = {name: one.compression is not None for name, one in self.scenario.federation.profiles.items()}
+        profiles = Counter(name if own.get(name) else "" for name in self.scenario.dealt_profiles())
+        if len(profiles) == 1 and "" in profiles:
+            return self.of_all()
+        total = Totals()
+        for name, number in profiles.items():
+            part = number / profiles.total()
+            for place, sizes in self.under(Terms(name)).of_all().sums.items():
+                scaled = (round(part * size) for size in (sizes.raw, sizes.reduced, sizes.coded, sizes.sent))
+                total.sums[place] += Sizes(*scaled)
+        return total
+
+    def of_a_client(self) -> int:
+        """Return the bytes of a round of one client that trains in it, before the lossless stage."""
+        return round(self.of_all(evaluated=False).total.sent / self.shares.cohort(self.scenario))
+
+    def of_all(self, *, evaluated: bool = True) -> Totals:
+        """Return the bytes of an average round in which all clients have these terms; those that are `evaluated` for it
+        too, if wanted."""
         found, rounds = _Sum(), self.scenario.federation.rounds
         for phase, number in spans(self.scenario.phases, rounds):
             if self.scenario.remembers(phase.first):
@@ -53,7 +86,8 @@ class Traffic:
             elif self.scenario.federation.splits:
                 self._add_batches(found, phase, number / rounds)
             self._add_weights(found, phase, number / rounds)
-        self._add_evaluations(found)
+        if evaluated:
+            self._add_evaluations(found)
         return found.totals
 
     def once(self) -> Totals:
@@ -89,7 +123,7 @@ class Traffic:
     def _add_batches(self, found: _Sum, phase: Phase, share: float) -> None:
         encoder, decoder = self.parts.front.encoder, self.parts.back.decoder
         sent = self.shares.batches(self.scenario, phase.upload_every)
-        every, answers = phase.upload_every, phase.answer_every
+        every, answers = phase.upload_every, self.scenario.answer_every(phase, self.terms)
         answered = self.shares.batches(self.scenario, every * answers) if every and answers else Counter[int]()
         first = self._first_visits() if self.cut.kept else 1.0
         for quiet, sizes in ((True, sent - answered), (False, answered)):

@@ -38,6 +38,8 @@ _OTHERS = {
     "factor/total": "How many times fewer bytes were sent on both planes than uncompressed, until the end of a round.",
     "lr/client": "Learning rate of the clients in a round.",
     "lr/server": "Learning rate of the server in a round.",
+    "control/queue": "By how much a controller's target is overspent, in rounds' worth: the mean of a round's clients.",
+    "control/rate": "Mbit/s that the clients of a round had, both ways, with all that they waited for.",
     "clients/lost": "Clients that were lost in a round.",
     "time/seconds": f"Seconds that the run took until the end of a round. {_SUMS}",
     "time/simulated": f"Seconds that the clients of a simulation would have taken until the end of a round. {_SUMS}",
@@ -55,6 +57,8 @@ def description(tag: str) -> str:
     if tag in _OTHERS:
         return _OTHERS[tag]
     group, *around, name = tag.split("/")
+    if group == "control":
+        return f"Clients that were at the operating point `{name}` in a round."
     if group == "round_MB":
         return f"MB of `{name}` that were sent {around[0]} in a round."
     if group == "stages_MB":

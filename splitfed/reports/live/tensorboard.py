@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from splitfed.federation.control import choices
+from splitfed.federation.control.choices import Choice
 from splitfed.reports.live.tags import IMAGES, MEGABYTE, by, description, layout
 from splitfed.run.client_scores import Score, read_scores
+from splitfed.run.journal import read_table
 from splitfed.run.ledger import Totals, read_rows
 from splitfed.run.log import SpareFile
 from splitfed.run.metrics import Metrics
@@ -34,6 +37,7 @@ class Curves(Observer):
         self._began = 0.0
         self._clients = self._laid_out = False
         self._figures: Callable[[], Figures] = Figures
+        self._points: dict[str, None] = {}  # those that were ever chosen, in that order
 
     def started(self, info: Started) -> None:
         """Open the folder; a resumed run writes its history anew, so that nothing after its checkpoint is left."""
@@ -48,9 +52,12 @@ class Curves(Observer):
         self._began = time.time() - (info.history[-1][0].seconds if info.history else 0.0)
         finished = _before_round_one(info.folder) if info.history else Totals()
         scores = read_scores(info.folder) if info.asks else {}
+        path = info.folder / choices.NAME
+        chosen = list(read_table(path, Choice.of, choices.COLUMNS)) if path.exists() else []
         for metrics, sent in info.history:
             finished = finished + sent
             self.evaluated(metrics.round, scores.get(metrics.round, []))
+            self.steered(metrics.round, [one for one in chosen if one.round == metrics.round])
             self._write(metrics, sent, finished)
         self._events.flush()
 
@@ -62,6 +69,19 @@ class Curves(Observer):
         if scores:
             found = np.array([score.accuracy for score in scores])
             self._events.add(histogram("clients/accuracies", found, _BINS), round, time.time())
+
+    def steered(self, round: int, chosen: Sequence[Choice]) -> None:
+        """Write the mean queue, what came through a second, and how many clients are at each point, none where others
+        are for once."""
+        if not chosen:
+            return
+        now = time.time()
+        self._points |= dict.fromkeys(one.point for one in chosen)
+        self._add("control/queue", sum(one.queue for one in chosen) / len(chosen), round, now)
+        if seconds := sum(one.seconds or 0.0 for one in chosen):
+            self._add("control/rate", 8e-6 * sum(one.bytes for one in chosen if one.seconds) / seconds, round, now)
+        for name in self._points:
+            self._add(f"control/points/{name}", sum(one.point == name for one in chosen), round, now)
 
     def round(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:
         """Write the points of a round; they are in the file when this returns."""

@@ -9,7 +9,7 @@ from inspect import signature
 
 from pydantic import BaseModel
 
-from splitfed.scenario.rules import crossing, federation, phases, time
+from splitfed.scenario.rules import crossing, federation, phases, time, varying
 from splitfed.scenario.rules.base import Found, Rule
 
 RULES: tuple[Rule, ...] = (
@@ -24,7 +24,7 @@ RULES: tuple[Rule, ...] = (
     crossing.clip_is_of_what_crosses,
     time.availability_is_of_a_simulation,
     time.link_is_of_a_simulation,
-    time.profiles_are_of_a_simulation,
+    time.devices_are_of_a_simulation,
     time.profiles_are_all_clients,
     time.computing_is_told_once,
     time.oversample_takes_more_than_the_cohort,
@@ -47,12 +47,26 @@ RULES: tuple[Rule, ...] = (
     federation.evaluation_asks_of_the_clients,
     crossing.budget_can_be_spent,
     federation.engine_waits_longer_than_a_joint_step,
+    varying.what_ends_keep_is_alike,
+    varying.weights_that_are_kept_are_alike,
+    varying.memory_is_of_one_reducer,
+    varying.points_are_of_what_crosses,
+    varying.targets_are_on_a_clock,
 )
 
 
 def breaks(rule: Rule, scenario: BaseModel) -> Found:
-    """Yield the keys of a scenario that break a rule, as `section.key`, each with the reason and the way out."""
-    return rule(**{section: getattr(scenario, section) for section in signature(rule).parameters})
+    """Yield the keys of a scenario that break a rule, as `section.key`, each with the reason and the way out. A rule of
+    `compression` is one of what takes its place for some clients or rounds, too."""
+    sections = {section: getattr(scenario, section) for section in signature(rule).parameters}
+    found = list(rule(**sections))
+    yield from found
+    if "compression" not in sections or rule.__module__ == varying.__name__:
+        return
+    for place, part in varying.parts(scenario.federation, scenario.control):  # type: ignore[attr-defined]
+        for key, why in rule(**{**sections, "compression": part.over(sections["compression"])}):
+            if key.startswith("compression") and (key, why) not in found:
+                yield place + key.removeprefix("compression"), why
 
 
 def broken(scenario: BaseModel) -> Found:

@@ -28,12 +28,14 @@ def link_is_of_a_simulation(federation: Federation, engine: EngineConfig, link: 
         yield "federation.server.link", "with an ideal link all bytes cross at once: leave it out, or set link"
 
 
-def profiles_are_of_a_simulation(federation: Federation, engine: EngineConfig) -> Found:
-    """What clients are like is assumed of simulated ones only."""
+def devices_are_of_a_simulation(federation: Federation, engine: EngineConfig) -> Found:
+    """How clients are connected and what machines compute with is assumed of simulated ones only."""
     if not isinstance(engine, Deployment):
         return
-    if federation.profiles:
-        yield "federation.profiles", "a deployment's clients are what they are: leave them out"
+    for name, profile in federation.profiles.items():
+        for key, told in (("link", profile.link is not None), ("device.flops", profile.device.flops is not None)):
+            if told:
+                yield f"federation.profiles.{name}.{key}", "a deployment's clients have their own: leave it out"
     if federation.server.device.flops is not None:
         yield "federation.server.device", "a deployment's server is as fast as it is: leave it out"
 

@@ -8,7 +8,6 @@ from functools import cached_property
 import torch
 
 from splitfed.federation.phases import Phase, spans
-from splitfed.federation.profiles import dealt
 from splitfed.link.clock import Exchange, Step
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
@@ -47,7 +46,7 @@ class Work:
         self._scenario, self._key = scenario, Key(scenario.seed)
         self.classes = 2
         federation = scenario.federation
-        self.profile = dealt(federation.profiles, federation.clients, self._key.at("profile"))
+        self.profile = scenario.dealt_profiles()
         self._flops = {name: profile.device.flops for name, profile in federation.profiles.items()}
         self._server = federation.server.device.flops
 

@@ -7,6 +7,7 @@ hold the same parts. An encoder that a reducer brought is counted, and packed, a
 """
 
 from collections.abc import Collection, Mapping
+from copy import copy
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
@@ -55,12 +56,7 @@ class WeightWire:
     ) -> None:  # fmt: skip
         self.extra = extra
         self.shapes = {name: tensor.shape for name, tensor in template.items()}
-        packings = dict.fromkeys((FRONT, AUX, BACK, TAIL), compression.front_weights) | {PARTS: compression.parts}
-        self.stages = {role: (packing.codec.build(), packing.lossless.build()) for role, packing in packings.items()}
-        self.delta = compression.front_weights.delta is not False
-        own = compression.front_weights.delta
-        codec = None if isinstance(own, bool) else own.build()
-        self.of_differences = {role: (codec or whole, lossless) for role, (whole, lossless) in self.stages.items()}
+        self._pack_as(compression)
         self.groups: dict[tuple[str, int], list[str]] = {}
         self.numbers: dict[str, int] = {}
         for name, shape in self.shapes.items():
@@ -72,6 +68,20 @@ class WeightWire:
             for (role, length), names in self.groups.items()
         }
         self.most_bytes = _SLACK_BYTES + _MOST_BYTES_A_NUMBER * sum(self.numbers.values())
+
+    def _pack_as(self, compression: "Compression") -> None:
+        packings = dict.fromkeys((FRONT, AUX, BACK, TAIL), compression.front_weights) | {PARTS: compression.parts}
+        self.stages = {role: (packing.codec.build(), packing.lossless.build()) for role, packing in packings.items()}
+        self.delta = compression.front_weights.delta is not False
+        own = compression.front_weights.delta
+        codec = None if isinstance(own, bool) else own.build()
+        self.of_differences = {role: (codec or whole, lossless) for role, (whole, lossless) in self.stages.items()}
+
+    def under(self, compression: "Compression") -> Self:
+        """Return the same for weights that are packed otherwise; each reads what the other has packed."""
+        other = copy(self)
+        other._pack_as(compression)
+        return other
 
     @property
     def lossy(self) -> bool:

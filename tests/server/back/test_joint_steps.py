@@ -115,7 +115,7 @@ def test_inputs_of_different_lengths_make_one_step(tmp_path):
     clients = {4: 5, 5: 3, 6: 5}  # tokens of each
     batches = [
         SimpleNamespace(
-            frame=SimpleNamespace(client=client, meta={}, place="here"), side={}, answered=True,
+            frame=SimpleNamespace(client=client, meta={}, place="here"), side={}, answered=True, reducer=None,
             examples=client,
             smashed=torch.randn(client, tokens, 16, generator=KEY.at(client).generator()), targets=torch.arange(client),
         )

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from splitfed import estimate, simulate
 from splitfed.reports.costs.text import text
 from splitfed.reports.units import size
+from splitfed.scenario.sections import Terms
 
 DEPTH = "model.args={patch_size: 4, embed_dim: 16, depth: 3, num_heads: 2}"
 # Nothing depends on the images without a lossless stage.
@@ -239,8 +240,8 @@ def test_seconds_of_a_round_are_foretold_by_profile(tmp_path) -> None:
     )
     scenario = small(*BARE, "federation.mode=sl", "federation.clients=2", f"federation.profiles={{{profiles}}}")
     found = estimate(scenario)
-    assert set(found.simulated) == {"slow", "fast"}
-    (slow, same), (fast, _) = found.simulated["slow"], found.simulated["fast"]
+    assert set(found.simulated) == {Terms("slow"), Terms("fast")}
+    (slow, same), (fast, _) = found.simulated[Terms("slow")], found.simulated[Terms("fast")]
     assert slow == same > fast
     (first, _) = simulate(scenario, runs=tmp_path).rounds
     assert first.simulated_seconds == pytest.approx(slow + fast, rel=0.01)

@@ -22,6 +22,11 @@ federation:
   clients: 10
   rounds: 3
 """
+CONTROL = """\
+control:
+  kind: drift_plus_penalty
+  target: {kind: all_bytes, bytes: 1MB}
+"""
 # What follows, for each rule. A comment is the beginning of the problem that its line has.
 BREAKS = {
     "cohort_is_of_the_clients": [
@@ -94,8 +99,10 @@ BREAKS = {
         "engine: deployment",
         "  server: {link: {up: 1Gbit}}  # federation.server.link: with an ideal link all bytes cross at once: leave",
     ],
-    "profiles_are_of_a_simulation": [
-        "  profiles: {phone: {share: 1.0}}  # federation.profiles: a deployment's clients are what they are\n"
+    "devices_are_of_a_simulation": [
+        "  profiles: {phone: {share: 1.0, link: lte}}  # federation.profiles.phone.link: a deployment's clients have \n"
+        "engine: deployment",
+        "  profiles: {phone: {share: 1.0, device: {flops: 5GFLOPS}}}  # federation.profiles.phone.device.flops: a dep\n"
         "engine: deployment",
         "  server: {device: {flops: 5GFLOPS}}  # federation.server.device: a deployment's server is as fast as it is\n"
         "engine: deployment",
@@ -252,6 +259,69 @@ BREAKS = {
         "engine:\n"
         "  kind: ray\n"
         "  deadline: 60.0  # engine.deadline: after 60 s a joint step of psl may still wait for a client: raise it",
+    ],
+    "what_ends_keep_is_alike": [
+        "  profiles:\n"
+        "    phone:\n"
+        "      share: 1.0\n"
+        "      compression: {smashed: {codec: float16}}  # federation.profiles.phone.compression: with smashed.skip b\n"
+        "compression: {smashed: {skip: 0.99}}",
+        "  profiles:\n"
+        "    phone:\n"
+        "      share: 1.0\n"
+        "      compression:\n"
+        "        front_weights: {delta: true}  # federation.profiles.phone.compression.front_weights.delta: is of the ",
+        CONTROL.replace("control:", "control:  # control: with smashed.delta both ends keep samples as they crossed") +
+        "  points: {fine: {}, coarse: {}}\n"
+        "compression: {smashed: {delta: true}}\n",
+    ],
+    "weights_that_are_kept_are_alike": [
+        "  profiles:\n"
+        "    phone:\n"
+        "      share: 1.0\n"
+        "      compression: {parts: {codec: float16}}  # federation.profiles.phone.compression.parts: with compressio\n"
+        "compression: {front_weights: {delta: true}}",
+        "  profiles:\n"
+        "    phone:\n"
+        "      share: 1.0\n"
+        "      compression:\n"
+        "        front_weights: {codec: float16}  # federation.profiles.phone.compression.front_weights: with a froze\n"
+        "phases: [{kind: gradient, rounds: 1}, frozen]",
+    ],
+    "memory_is_of_one_reducer": [
+        "  profiles:\n"
+        "    phone:\n"
+        "      share: 1.0\n"
+        "      compression: {reducer: {kind: discard_tokens, kept_tokens: 0.5}}  # federation.profiles.phone.compress\n"
+        "phases: [frozen]\n"
+        "memory: {}",
+    ],
+    "points_are_of_what_crosses": [
+        "  mode: fl\n" + CONTROL.replace("control:", "control:  # control: with fl nothing crosses a cut: leave it o") +
+        "  points: {fine: {}, coarse: {}}",
+        CONTROL.replace("control:", "control:  # control: what memory takes crosses once, whatever comes after it") +
+        "  points: {fine: {}, coarse: {}}\n"
+        "phases: [frozen]\n"
+        "memory: {}",
+        CONTROL +
+        "  points:\n"
+        "    fine: {utility: 1.0}\n"
+        "    coarse: {}  # control.points.coarse: utility is missing, which other points have: give it to all or to no",
+        "  labels: private\n" + CONTROL +
+        "  points: {fine: {}, coarse: {gradient_every: 2}}  # control.points.coarse.gradient_every: with federation.la",
+        CONTROL +
+        "  points: {fine: {}, coarse: {gradient_every: null}}  # control.points.coarse.gradient_every: in no phase do\n"
+        "phases: [frozen]",
+    ],
+    "targets_are_on_a_clock": [
+        "control:\n"
+        "  kind: drift_plus_penalty\n"
+        "  target: {kind: seconds_per_round, seconds: 20s}  # control.target: seconds_per_round: nothing tells the ti\n"
+        "  points: {fine: {}, coarse: {}}",
+        "control:\n"
+        "  kind: drift_plus_penalty\n"
+        "  target: {kind: all_bytes, bytes: 1MB, seconds: 1h}  # control.target: all_bytes: nothing tells the time of\n"
+        "  points: {fine: {}, coarse: {}}",
     ],
 }  # fmt: skip
 CASES = [pytest.param(rule, more, id=f"{rule}-{i}") for rule, texts in BREAKS.items() for i, more in enumerate(texts)]

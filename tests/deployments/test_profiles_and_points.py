@@ -1,0 +1,66 @@
+"""Clients that say of which profile they are, and a controller that goes by what their exchanges measure, for real."""
+
+from pathlib import Path
+
+import pytest
+from deployed import deployment
+from helpers import small, table
+
+from splitfed import simulate
+
+PROFILES = (
+    "federation.profiles={phone: {share: 0.5, compression: {reducer: {kind: topk, ratio: 0.1}}}, "
+    "hospital: {share: 0.5}}"
+)
+CONTROL = (
+    "control={kind: drift_plus_penalty, target: {kind: seconds_per_round, seconds: 1ms}, v: 0.01, points: {"
+    "fine: {utility: 1}, coarse: {compression: {reducer: {kind: adc, ratio: 0.2}}, utility: 0}, "
+    "mute: {gradient_every: null, utility: 0}}}"
+)
+
+
+def scenario(*more: str):
+    return small("federation.clients=2", "federation.rounds=3", "federation.mode=sfl-v1", *more)
+
+
+@pytest.mark.slow
+def test_profiles_and_points_in_a_deployment(tmp_path: Path) -> None:
+    plan = scenario(PROFILES, CONTROL, "engine=deployment")
+    with deployment(tmp_path) as here:
+        server = here.serve(plan)
+        stranger = here.join(1, "--threads", 1, "--profile", "tablet")
+        assert stranger.end() == 2
+        assert "--profile tablet: the server's scenario has the profiles phone, hospital" in stranger.text
+        clients = [
+            here.join(number, "--threads", 1, "--profile", kind) for number, kind in enumerate(["hospital", "phone"])
+        ]
+        assert server.end() == 0, server.text
+        assert [client.end() for client in clients] == [0, 0], [client.text for client in clients]
+        assert "Mbit/s" in clients[0].text
+        (folder,) = here.runs
+    rows, ledger = table(folder / "control.csv"), table(folder / "ledger.csv")
+    assert [(row["round"], row["client"]) for row in rows] == [(r, c) for r in "123" for c in "01"]
+    assert all(float(row["seconds"]) > 0 for row in rows)
+    assert [row["point"] for row in rows[:2]] == ["fine", "fine"]
+    assert float(rows[-1]["queue"]) > 1
+    # No round is so short: the hospital leaves the dear point, which for the phone is the cheapest.
+    assert [row["point"] == "fine" for row in rows] == [True, True, False, True, False, True]
+    for row in rows:
+        mine = [one for one in ledger if (one["round"], one["client"]) == (row["round"], row["client"])]
+        sides = any(one["role"] == "side" for one in mine)
+        assert sides == (
+            row["client"] == "1" and row["point"] != "coarse"
+        )  # the phone's own reducer, but at that point
+        assert any(one["role"] == "cut_gradient" for one in mine) == (row["point"] != "mute")
+
+
+@pytest.mark.slow
+def test_ray_chooses_as_one_process_does(tmp_path: Path) -> None:
+    plan = scenario(
+        PROFILES, CONTROL.replace("1ms", "300ms"), "link={kind: fixed, up: 1Mbit, down: 4Mbit}", "federation.rounds=4"
+    )
+    runs = [
+        simulate(plan.with_([f"engine={{kind: {kind}, threads: 1}}"]), runs=tmp_path / kind).folder
+        for kind in ("inline", "ray")
+    ]
+    assert table(runs[0] / "control.csv") == table(runs[1] / "control.csv")
