@@ -101,8 +101,8 @@ class Trunk:
         """Run one block, `[B, k, D]` to `[B, k, D]`. Where gates close tokens of a front its blocks run together, when
         its last one is asked for."""
         with self._precision():
-            if self.gated and number <= self.cut:
-                return self.front.gates(tokens, list(self.front.blocks)) if number == self.cut else tokens
+            if (gates := self.front.gates) is not None and number <= self.cut:
+                return gates(tokens, list(self.front.blocks)) if number == self.cut else tokens
             return self._blocks[number - 1](tokens)
 
     def cross(self, tokens: Tensor) -> Tensor:

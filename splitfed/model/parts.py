@@ -161,7 +161,7 @@ class Front(_Part):
         self.load_state_dict({**self.state_dict(), **weights})
 
 
-class _Later(_Part):
+class Later(_Part):
     """Blocks that go on with another part's activations; those that end the model have its final norm and head."""
 
     def __init__(self, vit: VisionTransformer, first: int, last: int, ends: bool) -> None:
@@ -198,7 +198,7 @@ class _Later(_Part):
         return None if bool(here.all()) else here
 
 
-class Back(_Later):
+class Back(Later):
     """The server's part: the blocks after the cut, with the final norm and the head, unless a tail has these.
 
     `decoder`, which the forward pass leaves out, is the server's half of a reducer with layers of its own, else the
@@ -214,7 +214,7 @@ class Back(_Later):
         self.decoder = halves.decoder.requires_grad_(halves.trained)
 
 
-class Tail(_Later):
+class Tail(Later):
     """What a client holds of the end of the model where labels stay with it: the last blocks, final norm and head."""
 
     def __init__(self, vit: VisionTransformer, blocks: int) -> None:

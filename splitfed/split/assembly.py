@@ -12,7 +12,7 @@ from splitfed.errors import ModelError
 from splitfed.federation.phases import misfit
 from splitfed.model.build import build
 from splitfed.model.mistakes import blank, mistakes
-from splitfed.model.parts import Front, Parts, split, split_twice
+from splitfed.model.parts import Front, Later, Parts, split, split_twice
 from splitfed.scenario import Scenario
 from splitfed.scenario.sections import COMMON, Terms
 from splitfed.seeds import Key
@@ -35,8 +35,9 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
     reducer = scenario.compression.reducer
     if pretrained is not False:
         check_fits(scenario, front)
-    for part in parts[1:]:
-        part.ragged = reducer.ragged
+    for part in parts:
+        if isinstance(part, Later):
+            part.ragged = reducer.ragged
     halves = reducer.build().halves(geometry, key.at("halves"))
     if halves is not None:
         if pretrained is not False:

@@ -49,7 +49,7 @@ class TokenGates(Gates):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(count))
         linears = [skip_init(nn.Linear, width, 1, bias=False) for _ in range(count)]
         for linear in linears:
-            nn.init.normal_(linear.weight, std=width**-0.5, generator=generator)  # type: ignore[arg-type]
+            nn.init.normal_(linear.weight, std=width**-0.5, generator=generator)
         self.scores = nn.ModuleList(linears)
         self.register_buffer("thresholds", torch.zeros(count, _KNOTS + 1))
         self.register_buffer("seen", torch.zeros(count, _KNOTS + 1))  # the weight of what each has been told so far
