@@ -168,9 +168,9 @@ def main() -> None:
         return store(state, message, few_parts(object_tree), session_id)
 
     taken_in = tidy.few_waiting(bounded)
-    sql_linkstate.SqlLinkState.store_message_and_object_tree = taken_in  # type: ignore[assignment,method-assign]
+    sql_linkstate.SqlLinkState.store_message_and_object_tree = taken_in  # type: ignore[method-assign]
     deleted = tidy.whole(sql_linkstate.SqlLinkState.delete_messages)
-    sql_linkstate.SqlLinkState.delete_messages = deleted  # type: ignore[method-assign]
+    sql_linkstate.SqlLinkState.delete_messages = deleted  # type: ignore[assignment,method-assign]
 
     if ours.most_nodes is not None:
         create = counted(sql_linkstate.SqlLinkState.create_node, ours.most_nodes)
