@@ -30,16 +30,17 @@ from splitfed.server.cohort.dispatch import Dispatch, Mail
 from splitfed.server.cohort.evaluate import EvaluateCall
 from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.roster import Roster
-from splitfed.server.cohort.terms import ClientTerms
 from splitfed.server.cohort.train import TrainCall
 from splitfed.server.cohort.yardstick import Yardstick
 from splitfed.server.control.steering import Steering, steering
+from splitfed.server.control.terms import ClientTerms
 from splitfed.server.memory.alter import Alter
 from splitfed.server.memory.memory import Memory
 from splitfed.server.memory.store import Store
 from splitfed.server.model import Model
+from splitfed.server.outcome import Calls
 from splitfed.server.records import RunRecords, StepProgress
-from splitfed.server.rounds import Calls, Rounds
+from splitfed.server.rounds import Rounds
 from splitfed.server.weights.exchange import WeightExchange, WholeWeights
 from splitfed.server.weights.frozen import exchanges_of
 from splitfed.server.weights.grid import WireGrid

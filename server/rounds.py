@@ -6,7 +6,7 @@ outside.
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from logging import getLogger
 
 import torch
@@ -15,21 +15,19 @@ from flwr.app import ArrayRecord
 from splitfed.compression.expect import MOST_NUMBER, most_weight
 from splitfed.engines.runtime import Runtime
 from splitfed.errors import Diverged, RunError
-from splitfed.run.client_scores import Score, Standing
+from splitfed.run.client_scores import Standing
 from splitfed.run.metrics import RECALL, Metrics
 from splitfed.scenario import Scenario
 from splitfed.scenario.budget import Basis
-from splitfed.server.cohort.align import AlignCall
 from splitfed.server.cohort.attendance import Attendance, RoundPlan
 from splitfed.server.cohort.claims import Claims
-from splitfed.server.cohort.evaluate import EvaluateCall
 from splitfed.server.cohort.roster import Roster
 from splitfed.server.cohort.suspects import Suspects
-from splitfed.server.cohort.train import Cohort, Replies, TrainCall, absurd, failures, trained
-from splitfed.server.control.steering import Steers
+from splitfed.server.cohort.train import Cohort, Replies, absurd, failures, trained
 from splitfed.server.memory.memory import Memory
 from splitfed.server.model import Model
-from splitfed.server.records import RunRecords, StepProgress
+from splitfed.server.outcome import Calls, Outcome
+from splitfed.server.records import RunRecords
 from splitfed.server.weights.grid import WireGrid
 from splitfed.split.bounds import check_number, out_of_bounds
 from splitfed.wire.messages import DONE, TrainMetrics
@@ -37,37 +35,6 @@ from splitfed.wire.messages import DONE, TrainMetrics
 log = getLogger("splitfed")
 
 _LONGEST_PAUSE = 60.0  # seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Calls:
-    """What clients are asked for in a round, one after another; `progress` hears of each mini-batch, and `steering`
-    says at which operating point each is. `memory` is where the last phase has one."""
-
-    align: AlignCall
-    train: TrainCall
-    evaluate: EvaluateCall
-    progress: StepProgress
-    steering: Steers
-    memory: Memory | None = None
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a round came to: how many clients were drawn, its simulated seconds, how many of them were taken, on how
-    many images, and their mean loss, and the loss of each; its phase; loss and accuracy on the validation images; what
-    clients found that were asked."""
-
-    drawn: int
-    seconds: float
-    taken: int = 0
-    seen: int = 0
-    loss: float | None = None
-    phase: str = "gradient"
-    validated: tuple[float | None, float | None] = (None, None)
-    scores: list[Score] = field(default_factory=list)
-    losses: dict[int, float] = field(default_factory=dict)
-    asked: bool = False
 
 
 class Rounds:

@@ -23,7 +23,7 @@ from splitfed.server.cohort.dispatch import Dispatch, after
 from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.replies import Told, checked
 from splitfed.server.cohort.suspects import standing
-from splitfed.server.cohort.terms import ClientTerms
+from splitfed.server.control.terms import ClientTerms
 from splitfed.server.memory.store import Store
 from splitfed.server.weights.exchange import WeightExchange
 from splitfed.server.weights.strategy import Aggregation

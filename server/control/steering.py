@@ -16,7 +16,7 @@ from splitfed.run.ledger import Row
 from splitfed.scenario import Scenario
 from splitfed.scenario.sections import FixedControl, OwnController, Terms
 from splitfed.server.clock.traffic import Sent, Traffic
-from splitfed.server.cohort.terms import ClientTerms
+from splitfed.server.control.terms import ClientTerms
 
 # Foretells what a client with so many images sends and is sent in a round under its terms.
 Foretells = Callable[[int, int, Terms], Sent]

@@ -31,7 +31,8 @@ class Nothing:
         attendance.sample.return_value = [0]
         attendance.plan.side_effect = lambda round, examples, *_: RoundPlan(dict.fromkeys(examples), 0.0)
         align = SimpleNamespace(run=lambda round, cohort: {})
-        calls = SimpleNamespace(align=align, train=train, evaluate=MagicMock(), progress=MagicMock(), memory=None)
+        others = {name: MagicMock() for name in ("evaluate", "progress", "steering")}
+        calls = SimpleNamespace(align=align, train=train, memory=None, **others)
         self.records.unsound.return_value = set()
         model, claims = MagicMock(), MagicMock()
         model.largest.return_value = 1.0

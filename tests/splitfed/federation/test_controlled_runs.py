@@ -166,7 +166,11 @@ def test_a_controller_of_ones_own_keeps_what_it_has(own: None, tmp_path: Path) -
         ("in_turn:Nobody", "", "control: in_turn:Nobody cannot be imported: AttributeError"),
         ("nowhere:Nobody", "", "control: nowhere:Nobody cannot be imported: ModuleNotFoundError"),
         ("pathlib:Path", "", "control: pathlib:Path is not a subclass of splitfed.federation.control.base.Controller"),
-        ("splitfed.federation.control.base:Controller", "", "base:Controller lacks choose"),
+        (
+            "splitfed.federation.control.base:Controller",
+            "",
+            "control: splitfed.federation.control.base:Controller lacks",
+        ),
     ],
 )
 def test_a_controller_that_cannot_be_used_is_told(own: None, name: str, more: str, why: str) -> None:

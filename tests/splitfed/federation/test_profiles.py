@@ -17,7 +17,7 @@ from splitfed.scenario import Scenario
 from splitfed.scenario.sections import Terms
 from splitfed.seeds import Key
 from splitfed.server.cohort.attendance import Attendance
-from splitfed.server.cohort.terms import ClientTerms
+from splitfed.server.control.terms import ClientTerms
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=5), st.integers(1, 60), st.integers(0, 9))

@@ -155,6 +155,10 @@ BREAKS = {
         "phases: [frozen]\n"
         "memory: {disk: 1GB, variants: 2}  # memory.variants: is 2, and data.variants gives an image 1: lower it",
     ],
+    "memory_alters_what_is_alike": [
+        "phases: [frozen]\ncompression: {reducer: semantic_tokens}\n"
+        "memory: {disk: 1GB, mix: 0.2}  # memory.mix: the reducer semantic_tokens sends samples of different numbers",
+    ],
     "nets_are_fitted_to_what_goes_up": [
         "phases: [{kind: local, rounds: 1, upload_every: null, align_every: 2}, frozen]  # phases: phase 1 has align",
     ],
