@@ -57,7 +57,7 @@ test: $(READY)  ## Run the tests that take seconds each: 8 minutes
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(READY)  ## Run the tests that take longer: 35 minutes
-	$(TEST_ENV) $(BIN)/python -m pytest -m slow
+	$(TEST_ENV) $(BIN)/python -m pytest -m "slow and not figures"
 
 test-all: $(READY)  ## Run all tests: three quarters of an hour
 	$(TEST_ENV) $(BIN)/python -m pytest

@@ -26,6 +26,7 @@ from splitfed.link.connection import SEGMENT
 from splitfed.link.trace import PACKET
 
 CLIENTS = ("client-0", "client-1")
+FIGURES = pytest.mark.figures
 # It takes datagrams until the last, and says which came, when each was sent, and when it arrived.
 CATCH = """
 import json, socket, sys, time
@@ -117,7 +118,10 @@ PAYLOAD = SEGMENT / PACKET  # of a rate: what a speed test tells
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mbit", "steps"), [(2, 30), (5, 60), (20, 160)])
+@pytest.mark.parametrize(
+    ("mbit", "steps"),
+    [pytest.param(2, 30, marks=FIGURES), (5, 60), pytest.param(20, 160, marks=FIGURES)],
+)
 def test_a_simulated_round_takes_as_long_as_a_real_one(mbit: int, steps: int, network, tmp_path) -> None:
     """The line has twice the rate down. Rounds over a line that takes no time come first: they tell, but for the first,
     what a mini-batch takes to compute, and what else a round takes, which the simulation is told."""
@@ -200,7 +204,10 @@ CARRIERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mbit", "size"), [(10, 800_000), (50, 800_000), (50, 4_000_000)])
+@pytest.mark.parametrize(
+    ("mbit", "size"),
+    [(10, 800_000), pytest.param(50, 800_000, marks=FIGURES), pytest.param(50, 4_000_000, marks=FIGURES)],
+)
 def test_a_stream_is_as_fast_as_tcp_on_a_long_line(mbit: int, size: int, network) -> None:
     """100 ms there and back. The windows of HTTP/2 begin with 64 kB, which would be 5 Mbit/s."""
     line = Shape(rate=mbit * 1e6, latency=0.05, queue=1 << 24)
