@@ -33,8 +33,8 @@ def spoil_smashed(monkeypatch, factor=1e20) -> None:
 
 def spoil_gradient(monkeypatch) -> None:
     honest = Cut.pack_backward
-    monkeypatch.setattr(Cut, "pack_backward", lambda cut, gradient, key, place: honest(
-        cut, gradient + (1e20 if liar(place) else 0), key, place))  # fmt: skip
+    monkeypatch.setattr(Cut, "pack_backward", lambda cut, gradient, key, place, *rest: honest(
+        cut, gradient + (1e20 if liar(place) else 0), key, place, *rest))  # fmt: skip
 
 
 def spoil_reply(monkeypatch, change, who=(1,), rounds=(2, 3)) -> None:

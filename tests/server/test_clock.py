@@ -10,6 +10,7 @@ from outcomes import same
 from splitfed import simulate
 from splitfed.reports.costs.estimate import estimate
 from splitfed.run.observer import Observer
+from splitfed.scenario.sections import COMMON
 from splitfed.server.clock.clock import Clock
 from splitfed.split.computing.operations import count
 
@@ -106,8 +107,8 @@ def test_who_is_ahead_waits_for_its_line_alone(tmp_path: Path) -> None:
     least = sum(8 * int(row["sent_bytes"]) for row in up) / 1e6
     seconds = [run.summary.simulated_seconds or 0.0 for run in (in_turn, one)]
     assert seconds[0] - seconds[1] == pytest.approx((steps - 1) * 0.2, rel=0.1)
-    assert 0 < seconds[1] - least < 2
-    assert estimate(small(*changes, "training.ahead=12")).simulated[""][0] == pytest.approx(seconds[1], rel=1e-3)
+    assert 0 < seconds[1] - least < 4.5  # messages and the stream's opening take 14 round trips, 2.8 s
+    assert estimate(small(*changes, "training.ahead=12")).simulated[COMMON][0] == pytest.approx(seconds[1], rel=1e-3)
 
 
 def test_a_deadline_gives_up_who_is_ahead_with_what_is_answered(tmp_path: Path) -> None:

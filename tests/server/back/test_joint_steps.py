@@ -17,6 +17,7 @@ from splitfed.model.build import build, split
 from splitfed.server.back import joint_steps
 from splitfed.server.back.passes import Passes
 from splitfed.server.back.pools import Together
+from splitfed.wire.channel import InlineStream
 from splitfed.wire.frame import pack
 
 SGD = ["training.server.optimiser={kind: sgd, lr: 0.1}"]
@@ -116,7 +117,7 @@ def test_inputs_of_different_lengths_make_one_step(tmp_path):
     batches = [
         SimpleNamespace(
             frame=SimpleNamespace(client=client, meta={}, place="here"), side={}, answered=True, reducer=None,
-            examples=client,
+            lengths=None, examples=client,
             smashed=torch.randn(client, tokens, 16, generator=KEY.at(client).generator()), targets=torch.arange(client),
         )
         for client, tokens in clients.items()
@@ -238,13 +239,10 @@ def test_over_grpc_as_in_one_process(tmp_path):
         with dial(listener.invite(client, 2)) as stream:
             train(trio, stream, client)
 
-    class Direct:
-        def __init__(self, client: int) -> None:
-            self.exchange = near.sessions[client].handle
-
     with listen(trio.server) as listener:
         threads = [Thread(target=run, args=(client,)) for client in (4, 5, 6)]
-        threads += [Thread(target=train, args=(near, Direct(client), client)) for client in (6, 5, 4)]
+        direct = {client: InlineStream(near.sessions[client]) for client in (6, 5, 4)}
+        threads += [Thread(target=train, args=(near, stream, client)) for client, stream in direct.items()]
         for thread in threads:
             thread.start()
         for thread in threads:

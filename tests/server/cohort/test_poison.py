@@ -107,8 +107,8 @@ def test_two_of_three_who_poison_are_found_out(pauses, tmp_path, monkeypatch):
 def test_gradients_that_break_a_back(pauses, tmp_path, monkeypatch):
     honest = Cut.pack_backward
     lies = lambda place: place.client == 1 and place.round >= 2  # noqa: E731
-    monkeypatch.setattr(Cut, "pack_backward", lambda cut, gradient, key, place: honest(
-        cut, torch.sign(gradient) * 3e3 if lies(place) else gradient, key, place))  # fmt: skip
+    monkeypatch.setattr(Cut, "pack_backward", lambda cut, gradient, key, place, *rest: honest(
+        cut, torch.sign(gradient) * 3e3 if lies(place) else gradient, key, place, *rest))  # fmt: skip
     found, _ = run(
         tmp_path, "federation.labels=private", "model.tail=0", "federation.mode=sfl-v1",
         "training.server.optimiser={kind: sgd, lr: 0.1}",
