@@ -84,7 +84,10 @@ def test_links_are_of_a_simulation(overrides: list[str], why: str) -> None:
 
 @pytest.mark.parametrize(
     ("change", "why"),
-    [("link=lte", r"^link: a deployment's"), ("federation.profiles={phone: {share: 1}}", r"^federation\.profiles: ")],
+    [
+        ("link=lte", r"^link: a deployment's"),
+        ("federation.profiles={phone: {share: 1, link: lte}}", r"^federation\.profiles\.phone\.link: "),
+    ],
 )
 def test_a_server_of_real_clients_assumes_nothing_of_them(change: str, why: str) -> None:
     with pytest.raises(RunError, match=why):
