@@ -108,8 +108,8 @@ def _spoil_work(who: Mapping[str, Collection[int]]) -> None:
     def spoilt_stream(self, invitation, client, *more):
         opened = stream(self, invitation, client, *more)
         if client in who["garbage"]:
-            exchange = opened.exchange
-            opened.exchange = lambda buffer: exchange(b"garbage" * 1000)
+            send = opened.send
+            opened.send = lambda buffer: send(b"garbage" * 1000)
         return opened
 
     def spoilt_step(self, plan, smashed, targets, examples, key, place, visit=None):
