@@ -58,10 +58,8 @@ class Measured(Stream):
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self.waited, self.shortest, self._bytes, self._exchanges = 0.0, math.inf, 0, 0
-        self._sent, self._answered = (
-            deque[float](),
-            -math.inf,
-        )  # when frames without a reply were sent, and the last came
+        # When frames that have no reply yet were sent, and when the last reply came.
+        self._sent, self._answered = deque[float](), -math.inf
 
     def close(self) -> None:
         """End the stream."""

@@ -5,7 +5,7 @@ have really sent; the seconds of it tells a simulation's clock, or in a deployme
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from splitfed.errors import RunError
 from splitfed.federation.control.account import Account, Spent
@@ -34,8 +34,8 @@ class Pace:
     throughput: float
 
 
-class Steers(Protocol):
-    """What rounds ask of it, and where nothing is chosen as well."""
+class Steers:
+    """What rounds ask of it. By itself it chooses nothing."""
 
     def hear(self, rows: list[Row]) -> None:
         """Hear of what the ledger counts."""
@@ -48,23 +48,6 @@ class Steers(Protocol):
         throughput: Mapping[int, float],
     ) -> list[Choice]:  # fmt: skip
         """End a round; return what was chosen in it."""
-        ...
-
-
-class Unsteered(Steers):
-    """Nothing is chosen."""
-
-    def hear(self, rows: list[Row]) -> None:
-        """Nobody asks."""
-
-    def choose(self, round: int, images: Mapping[int, int], foretell: Foretells, lasts: Lasts) -> None:
-        """Nothing to choose from."""
-
-    def close(
-        self, round: int, losses: Mapping[int, float], seconds: Mapping[int, float], now: float,
-        throughput: Mapping[int, float],
-    ) -> list[Choice]:  # fmt: skip
-        """Return nothing."""
         return []
 
 
@@ -181,6 +164,6 @@ class Steering(Steers):
         return RunError(f"control: {self._kind}: {what}: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def steering(scenario: Scenario, terms: ClientTerms) -> Steering | Unsteered:
+def steering(scenario: Scenario, terms: ClientTerms) -> Steers:
     """Return what chooses in a scenario's rounds."""
-    return Unsteered() if isinstance(scenario.control, FixedControl) else Steering(scenario, terms)
+    return Steers() if isinstance(scenario.control, FixedControl) else Steering(scenario, terms)

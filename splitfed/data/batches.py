@@ -1,6 +1,6 @@
 """Mini-batches of a client's images: which, in what order, altered how; the same whoever loads them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -79,13 +79,20 @@ def batches(
     if count and not len(chosen):
         raise ValueError("no rows to take batches from")
     plan = _Plan(images, rows, chosen, batch_size, key, augment, variants, variant, shuffle, count)
-    scale = (255 * torch.tensor(std)).reciprocal().view(3, 1, 1)
-    shift = (torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1)
+    normalise = normaliser(mean, std)
     for found in _load(plan, start, workers, key):
         if isinstance(found, DataError):
             raise found
         pixels, *others = found
-        yield Batch(pixels.to(torch.float32).mul_(scale).sub_(shift), *others)
+        yield Batch(normalise(pixels), *others)
+
+
+def normaliser(mean: Sequence[float], std: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    """Return what turns pixels, uint8 `[..., 3, S, S]`, into what a model takes, float32, by the mean and deviation of
+    the three channels, of values from 0 to 1."""
+    scale = (255 * torch.tensor(std)).reciprocal().view(3, 1, 1)
+    shift = (torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1)
+    return lambda pixels: pixels.to(torch.float32).mul_(scale).sub_(shift)
 
 
 # Pixels, uint8 `[B, 3, S, S]`; labels, places among the rows and variants, int64 `[B]`.

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from splitfed.data.batches import normaliser
 from splitfed.errors import RunError
 from splitfed.inference.deciding import Measure, Rule, confidence
 from splitfed.inference.exits import Exits, load
@@ -61,8 +62,7 @@ class Predictor:
         elif rise is not None:
             raise RunError("a rise of confidence is asked for, and no confidence: exits take part where one is named")
         self._top, self._batch = min(top, len(self.model.classes)), batch
-        self._scale = (255 * torch.tensor(self.model.std)).reciprocal().view(3, 1, 1)
-        self._shift = (torch.tensor(self.model.mean) / torch.tensor(self.model.std)).view(3, 1, 1)
+        self._normalise = normaliser(self.model.mean, self.model.std)
 
     def predict(self, images: str | Path | Sequence[Named]) -> list[Prediction]:
         """Answer for images, in order: files, folders of them, or what Pillow has opened. What cannot be decoded is
@@ -91,7 +91,7 @@ class Predictor:
                 yield Prediction(picture.name, likely, sure, exit)
 
     def _answer(self, pixels: Tensor) -> list[tuple[dict[str, float], float, int | None]]:
-        images = pixels.to(torch.float32).mul_(self._scale).sub_(self._shift).to(self.model.device)
+        images = self._normalise(pixels).to(self.model.device)
         probabilities, exits = self._walk(images)
         sure = confidence(probabilities, self.rule.measure).tolist()
         values, places = (found.tolist() for found in probabilities.topk(self._top, 1))

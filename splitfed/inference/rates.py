@@ -14,7 +14,7 @@ from splitfed.scenario.presets import PRESETS
 if TYPE_CHECKING:
     from splitfed.scenario.compression import Compression
 
-_THREE = {"kind": "uniform", "bits": 3, "rotation": True, "scale_bits": 16}
+_THREE = PRESETS["medium"]["compression"]["smashed"]["codec"]
 # What is measured beside the run's own where nothing is named.
 USUAL: dict[str, dict[str, Any]] = {
     "8 bits": {"reducer": "none", "smashed": {"codec": {"kind": "uniform", "bits": 8}}},
