@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord
 
 from splitfed.compression.expect import MOST_NUMBER, most_weight
 from splitfed.engines.runtime import Runtime
-from splitfed.errors import Diverged, RunError
+from splitfed.errors import Diverged, RunError, StrategyError
 from splitfed.run.client_scores import Standing
 from splitfed.run.metrics import RECALL, Metrics
 from splitfed.scenario import Scenario
@@ -210,11 +210,13 @@ class Rounds:
                         round, {name: torch.from_numpy(a.numpy()).float() for name, a in arrays.items()}
                     )
             self._examine(round, outcome)
-        except Diverged as error:
+        except (Diverged, StrategyError) as error:
             if self.lent.waits:
                 standing = self.calls.train.standing(cohort, replies, before)
                 self._suspects.blame(round, standing or dict.fromkeys(drawn.examples, 0.0))
                 self._try_again(round, error)
+            elif isinstance(error, StrategyError):
+                raise
             else:
                 self._drop(round, error, Outcome(len(drawn.examples), outcome.seconds, phase=outcome.phase))
             return
@@ -224,14 +226,16 @@ class Rounds:
         self._suspects.found(round)
         self._close(round, outcome)
 
-    def _try_again(self, round: int, error: Diverged) -> None:
+    def _try_again(self, round: int, error: Diverged | StrategyError) -> None:
         """Have a round of a deployment start again, with whose outcome no training goes on: without those who are
         suspected of that, and the strategy without what it keeps, which may be theirs too. Where nobody else is there,
         all have a part in it again, after a pause that grows, and it begins one checkpoint earlier, if there is one:
-        what was taken before may be why."""
-        log.warning("round %d is dropped: %s", round, error.problem)
-        self.records.drop_round()
+        what was taken before may be why. A strategy that raises then too is at fault itself: raises StrategyError."""
         alone = not self.roster.online() - self._suspects.out
+        if alone and isinstance(error, StrategyError):
+            raise error
+        log.warning("round %d is dropped: %s", round, error.problem if isinstance(error, Diverged) else error)
+        self.records.drop_round()
         if alone:
             self._suspects.acquit(round)
             self.records.step_back()

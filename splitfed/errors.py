@@ -65,6 +65,10 @@ class RunError(SplitfedError):
     """A run folder that cannot be created, locked, resumed or read."""
 
 
+class StrategyError(RunError):
+    """A strategy that raises at the replies of a round: the fault may be its own, or lie in what a client sent."""
+
+
 class WriteError(RunError):
     """A file that cannot be written: the disk is full, the folder is read-only, a folder stands in its place."""
 

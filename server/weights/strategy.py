@@ -12,7 +12,7 @@ import flwr.serverapp.strategy as flower
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.strategy import Strategy
 
-from splitfed.errors import RunError
+from splitfed.errors import RunError, StrategyError
 from splitfed.federation.own_strategy import OwnStrategy
 from splitfed.federation.strategies import StrategySettings
 from splitfed.server.weights.grid import CohortGrid
@@ -74,8 +74,8 @@ class Aggregation:
 
     def aggregate(self, round: int, replies: list[Message], arrays: ArrayRecord) -> ArrayRecord | None:
         """Return the new front from the replies of those who trained, in order of client and in float64, where `arrays`
-        is the front before; None, with a warning, where the strategy makes nothing of so few. Raises RunError where
-        what it returns is no such front."""
+        is the front before; None, with a warning, where the strategy makes nothing of so few. Raises StrategyError
+        where it raises, and RunError where what it returns is no such front."""
         # What a scenario is refused for, that a lost client must not bring about either.
         if problem := self.settings.problem(len(replies)):
             log.warning("round %d: %s: %s; the front stays as it was", round, self.name, problem)
@@ -83,7 +83,7 @@ class Aggregation:
         try:
             made, _ = self.strategy.aggregate_train(round, replies)
         except Exception as error:
-            raise self._failed(f"aggregate_train of round {round}", error) from error
+            raise StrategyError(str(self._failed(f"aggregate_train of round {round}", error))) from error
         if made is None:
             log.warning("round %d: %s aggregated nothing; the front stays as it was", round, self.name)
             return None

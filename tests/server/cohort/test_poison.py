@@ -1,6 +1,7 @@
 """Clients of a deployment that send what is within bounds, so that nothing goes on with what comes of it: the round
 starts again without them, and no run ends for it."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from helpers import small, table
 from splitfed import simulate
 from splitfed.clients.worker import Worker
 from splitfed.engines.inline import InlineGrid
-from splitfed.errors import Diverged
+from splitfed.errors import Diverged, StrategyError
 from splitfed.run.checkpoint import Checkpoints
 from splitfed.run.tree import not_finite
 from splitfed.server import app, rounds
@@ -102,6 +103,44 @@ def test_two_of_three_who_poison_are_found_out(pauses, tmp_path, monkeypatch):
     found, log = run(tmp_path)
     assert [row["clients"] for row in found] == ["3"] + ["1"] * 5
     assert all(f"client {liar} is left out for the rest of the run" in log for liar in (0, 2))
+
+
+STRICT = """
+from flwr.serverapp.strategy import FedAvg
+
+class Strict(FedAvg):
+    most: float
+
+    def __init__(self, most: float) -> None:
+        super().__init__()
+        self.most = most
+
+    def aggregate_train(self, server_round, replies):
+        if any(abs(a.numpy()).max() > self.most for reply in replies for a in reply.content["arrays"].values()):
+            raise ValueError("a front out of all bounds")
+        return super().aggregate_train(server_round, replies)
+"""
+
+
+@pytest.fixture
+def strict(tmp_path, monkeypatch):
+    (tmp_path / "strict.py").write_text(STRICT)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "federation.strategy={kind: 'strict:Strict', most: %g}"
+    sys.modules.pop("strict", None)
+
+
+def test_a_strategy_that_raises_at_poison_ends_nothing(strict, pauses, tmp_path, monkeypatch):
+    lie(monkeypatch, 900)
+    found, log = run(tmp_path, strict % 100)
+    assert [row["clients"] for row in found] == ["3"] + ["2"] * 5
+    assert "client 1 is left out for the rest of the run" in log
+
+
+def test_a_strategy_that_raises_whoever_has_a_part_ends_the_run(strict, pauses, tmp_path):
+    with pytest.raises(StrategyError, match=r"Strict: aggregate_train of round 1: ValueError: a front out of all"):
+        run(tmp_path, strict % 1e-6)
+    assert not [pause for pause in pauses if pause >= 1]
 
 
 def test_gradients_that_break_a_back(pauses, tmp_path, monkeypatch):
