@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := -m pip install --disable-pip-version-check
+JOBS ?= 2
 PACKAGES := splitfed clients server compression
 SOURCES := $(PACKAGES) tests benchmarks
 RUN := digits
@@ -25,7 +26,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 FLWR_TELEMETRY_ENABLED=0 FLWR
 	RAY_USAGE_STATS_ENABLED=0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test test-slow test-all lint format types schema lock notebook wheel clean
+.PHONY: help install demo smoke test test-slow test-long test-all lint format types schema lock notebook wheel clean
 
 help:  ## Show what there is to make, with the times of two cores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -52,15 +53,17 @@ smoke: $(READY)  ## Run some tests of every room and one round of digits: a minu
 	rm -rf build/smoke
 	$(BIN)/splitfed simulate digits --set federation.rounds=1 --set federation.local_epochs=1 --runs build/smoke
 
-test: $(READY)  ## Run the tests that take seconds each: 8 minutes
-	@echo "about eight minutes on two cores; make smoke takes one"
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
+test: $(READY)  ## Run the tests that take seconds each, in JOBS=2 processes: 5 minutes
+	@echo "about five minutes on two cores; make smoke takes one"
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not long" --numprocesses $(JOBS) --dist loadfile
 
-test-slow: $(READY)  ## Run the tests that take longer: 35 minutes
-	$(TEST_ENV) $(BIN)/python -m pytest -m "slow and not figures"
+test-slow: $(READY)  ## Run the tests that take longer: 12 minutes
+	$(TEST_ENV) $(BIN)/python -m pytest -m "slow and not long"
 
-test-all: $(READY)  ## Run all tests: three quarters of an hour
-	$(TEST_ENV) $(BIN)/python -m pytest
+test-long: $(READY)  ## Run the tests that watch many processes for minutes: half an hour
+	$(TEST_ENV) $(BIN)/python -m pytest -m long
+
+test-all: test test-slow test-long  ## Run all tests: an hour
 
 lint: $(READY)  ## Check style: a second
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ def train(here: Deployment, round: int, clients: range) -> Path:
     raise AssertionError(f"nobody of {clients} trained in round {round}: {[p.text for p in here.processes]}")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_third_of_24_clients_vanish_and_the_run_ends_with_the_others(tmp_path):
     scenario = small(
         *ADC, f"federation.clients={CLIENTS}", "federation.rounds=4", "federation.mode=sfl-v1",

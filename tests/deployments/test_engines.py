@@ -21,7 +21,14 @@ def scenario(mode: str, clients: int, *more: str) -> Scenario:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "clients", "more"), [("sfl-v2", 3, []), ("sfl-v1", 2, [LOCAL]), ("sfl-v1", 2, AHEAD)])
+@pytest.mark.parametrize(
+    ("mode", "clients", "more"),
+    [
+        pytest.param("sfl-v2", 3, [], marks=pytest.mark.long),
+        ("sfl-v1", 2, [LOCAL]),
+        pytest.param("sfl-v1", 2, AHEAD, marks=pytest.mark.long),
+    ],
+)
 def test_a_deployment_repeats_a_simulation(mode, clients, more, tmp_path):
     """With three clients, one of them waits in each round."""
     expected = simulate(scenario(mode, clients, *more), runs=tmp_path / "inline")

@@ -45,7 +45,7 @@ def rows(folder: Path, round: int, client: int) -> list[dict[str, str]]:
     return [row for row in table(folder / "ledger.csv") if where.items() <= row.items()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_client_killed_in_mid_round_is_lost_to_it_and_may_come_back(tmp_path):
     with deployment(tmp_path) as here:
         server = here.serve(long_rounds(rounds=200))
@@ -72,7 +72,7 @@ def test_a_client_killed_in_mid_round_is_lost_to_it_and_may_come_back(tmp_path):
     assert counted == int(rounds[-1]["cut_bytes"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_last_client_goes_on_alone(tmp_path):
     """The others crash with all their processes: Flower takes them for alive for up to a minute."""
     with deployment(tmp_path) as here:
@@ -113,7 +113,7 @@ def test_a_killed_server_goes_on_where_it_was_while_its_clients_wait(tmp_path):
     assert Summary.read(folder).test_loss == expected.summary.test_loss
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_stops_a_server_and_a_client_with_all_their_processes(tmp_path):
     with deployment(tmp_path) as here:
         server = here.serve(long_rounds(clients=2, rounds=1))
@@ -174,7 +174,7 @@ def test_keys_decide_who_is_who(tmp_path):
     same(expected.folder, folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_unknown_key_and_an_expired_certificate_are_told(tmp_path):
     tls = tmp_path / "tls"
     make(tls, ["127.0.0.1"], 2)

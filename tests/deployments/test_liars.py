@@ -24,7 +24,7 @@ def scenario(*more: str):
     )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_honest_clients_end_as_if_no_liar_had_come(tmp_path):
     """The server is killed once all liars are left out, and goes on with them left out."""
     trace = tmp_path / "trace.csv"

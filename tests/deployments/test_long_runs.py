@@ -56,7 +56,7 @@ def many_rounds(rounds: int):
     return small(*ADC, f"federation.rounds={rounds}", "federation.clients=2", "data.limit=64", "data.test_limit=20")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_simulation_of_365_rounds_takes_no_more_and_more(tmp_path) -> None:
     file = tmp_path / "scenario.yaml"
     file.write_text(many_rounds(365).to_yaml())
@@ -68,7 +68,7 @@ def test_a_simulation_of_365_rounds_takes_no_more_and_more(tmp_path) -> None:
         alone.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_deployment_of_50_rounds_takes_no_more_and_more(tmp_path) -> None:
     with deployment(tmp_path) as here:
         server = here.serve(many_rounds(50))

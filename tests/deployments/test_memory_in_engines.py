@@ -24,7 +24,7 @@ def learned(folder: Path) -> list[dict[str, str]]:
     return list(table(folder / "metrics.csv", *without))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray(tmp_path: Path) -> None:
     here = simulate(small(*MEMORY), runs=tmp_path / "inline", observers=())
     with connected(None, {}):

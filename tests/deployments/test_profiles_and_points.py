@@ -23,7 +23,7 @@ def scenario(*more: str):
     return small("federation.clients=2", "federation.rounds=3", "federation.mode=sfl-v1", *more)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_profiles_and_points_in_a_deployment(tmp_path: Path) -> None:
     plan = scenario(PROFILES, CONTROL, "engine=deployment")
     with deployment(tmp_path) as here:

@@ -71,7 +71,7 @@ def test_interfaces_count_little_more_than_the_data_plane(network, tmp_path):
         check(seen[round], [row for row in rows if row.round == round], CARRIERS[round])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_interfaces_count_little_more_than_a_deployment(network, tmp_path):
     """`serve` and `join` with TLS, from the first packet to the last: both planes, and what was sent in vain."""
     (tmp_path / "scenario.yaml").write_text(small(*LARGE, "federation.local_steps=12").to_yaml())

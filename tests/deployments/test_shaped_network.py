@@ -26,7 +26,6 @@ from splitfed.link.connection import SEGMENT
 from splitfed.link.trace import PACKET
 
 CLIENTS = ("client-0", "client-1")
-FIGURES = pytest.mark.figures
 # It takes datagrams until the last, and says which came, when each was sent, and when it arrived.
 CATCH = """
 import json, socket, sys, time
@@ -117,10 +116,10 @@ LATENCIES, FREE = (0.005, 0.03, 0.08), 4
 PAYLOAD = SEGMENT / PACKET  # of a rate: what a speed test tells
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("mbit", "steps"),
-    [pytest.param(2, 30, marks=FIGURES), (5, 60), pytest.param(20, 160, marks=FIGURES)],
+    [(2, 30), (5, 60), (20, 160)],
 )
 def test_a_simulated_round_takes_as_long_as_a_real_one(mbit: int, steps: int, network, tmp_path) -> None:
     """The line has twice the rate down. Rounds over a line that takes no time come first: they tell, but for the first,
@@ -180,7 +179,7 @@ def deployed(
     return run, said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_deployment_over_a_bad_line_ends_as_it_would_without(network, tmp_path) -> None:
     """A round trip of 200 ms and 2 % of packets lost, each way."""
     scenario = small(*LARGE, "federation.local_steps=3", "federation.clients=2", "training.client_state=keep")
@@ -203,10 +202,10 @@ CARRIERS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("mbit", "size"),
-    [(10, 800_000), pytest.param(50, 800_000, marks=FIGURES), pytest.param(50, 4_000_000, marks=FIGURES)],
+    [(10, 800_000), (50, 800_000), (50, 4_000_000)],
 )
 def test_a_stream_is_as_fast_as_tcp_on_a_long_line(mbit: int, size: int, network) -> None:
     """100 ms there and back. The windows of HTTP/2 begin with 64 kB, which would be 5 Mbit/s."""

@@ -118,7 +118,7 @@ def is_over(line: socket.socket) -> bool:
         return True
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_deployment_over_a_bad_line_ends_as_it_would_without(tmp_path) -> None:
     """A round trip of 200 ms and 2 % of packets lost: nothing is trained twice, sent in vain, or counted otherwise."""
     large = "model.args={patch_size: 2, embed_dim: 96, depth: 2, num_heads: 3}"  # 70 packets a frame

@@ -19,7 +19,7 @@ from helpers import small
 
 from splitfed.server.deployment.nodes import SPARE
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def rounds(folder: Path) -> int:

@@ -29,7 +29,7 @@ def crossed(folder: Path) -> list[dict[str, str]]:
     return [row for row in table(folder / "ledger.csv") if row["plane"] == "data" or row["role"] == "front_weights"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray(tmp_path: Path) -> None:
     with connected(None, {}):
         for number, more in enumerate(([NORMS], [LORA, DELTA], COPIES)):
@@ -39,7 +39,7 @@ def test_ray(tmp_path: Path) -> None:
             assert ray.summary.test_loss == here.summary.test_loss
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_deployment(tmp_path: Path) -> None:
     expected = simulate(scenario(NORMS, DELTA, *COPIES), runs=tmp_path / "inline")
     with deployment(tmp_path) as here:

@@ -147,7 +147,7 @@ def test_what_means_nothing_without_a_cut_is_refused(override, problem):
     assert problem in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_deployment_opens_no_port_for_mini_batches(tmp_path):
     """The split port is another's, and nobody minds."""
     scenario = fl("federation.clients=2")

@@ -29,7 +29,9 @@ WORKING = [pair for pair in product(MODES, ("shared", "private")) if pair not in
 # tests/deployments/test_engines.py and tests/runs/test_fl.py deploy shared labels. Clients train in turn, at once,
 # together.
 IN_RAY = [pair for pair in WORKING if pair[1] == "private" or pair[0] == "fl"]
-DEPLOYED = [("sl", "private"), ("sfl-v1", "private"), ("psl", "shared")]
+DEPLOYED = [
+    ("sl", "private"), pytest.param("sfl-v1", "private", marks=pytest.mark.long), ("psl", "shared"),
+]  # fmt: skip
 SETTLES = "phases=[{kind: gradient, rounds: 1}, frozen]"
 # By name: the keys, and why they are refused with fl and with private labels, where they are.
 FRONT, TAIL, CUT = (

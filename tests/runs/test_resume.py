@@ -53,7 +53,9 @@ def written(folder: Path | None) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "ahead"), [("sfl-v1", 0), ("sfl-v2", 0), ("sfl-v1", 2)])
+@pytest.mark.parametrize(
+    ("mode", "ahead"), [pytest.param("sfl-v1", 0, marks=pytest.mark.long), ("sfl-v2", 0), ("sfl-v1", 2)]
+)
 def test_killed_at_random_moments(mode, ahead, tmp_path):
     plan = scenario(mode, ahead)
     expected = outcome(simulate(plan, runs=tmp_path / "whole").folder)

@@ -268,7 +268,7 @@ def test_ray_does_the_same(more, tmp_path):
     assert equal(newest(one.folder), newest(other.folder))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("setting", "why"),
     [

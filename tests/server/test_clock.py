@@ -122,7 +122,7 @@ def test_a_deadline_gives_up_who_is_ahead_with_what_is_answered(tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("ahead", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_ray_tells_the_same_time(ahead: int, tmp_path: Path) -> None:
     changes = [LTE, "federation.server.link={up: 6Mbit}", "evaluation={held_out: 0.3}", f"training.ahead={ahead}"]
     one, other = (

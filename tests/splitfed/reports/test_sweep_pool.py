@@ -237,7 +237,7 @@ def test_an_interrupted_point_goes_on_where_it_was(tmp_path: Path) -> None:
     assert table(swept.done[0] / "metrics.csv", "seconds") == table(alone.folder / "metrics.csv", "seconds")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_runs_and_its_pictures_can_be_drawn(tmp_path: Path) -> None:
     few = ["federation.rounds=1", "federation.local_epochs=1", "data.limit=200", "data.test_limit=50"]
     once = (SWEEPS / "digits-bits.yaml").read_text().replace("[0, 1, 2]", "[0, 1]")

@@ -333,7 +333,7 @@ class Learning:
         return float(error.detach()), int(frame.tensors[SKIPPED].sum()) if SKIPPED in frame.tensors else 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_difference_is_worth_a_bit_while_the_front_learns():
     """How far what the back sees is from what the front made, a column a pass, and what crossed; `-s` shows it."""
     last = {}
