@@ -46,8 +46,9 @@ class JointSteps(Steps):
         # One for all steps: allocators keep the memory of a step for each thread that has trained one.
         self._thread = ThreadPoolExecutor(1, "joint-step")
 
-    def begin(self, clients: Collection[int]) -> None:
-        """Expect these clients, also those that have yet to open their streams."""
+    def begin(self, clients: Collection[int], turns: Sequence[int] = ()) -> None:
+        """Expect these clients, also those that have yet to open their streams; a step is of all of them, in no
+        turns."""
         with self._changed:
             self._expected, self._missed = set(clients), set()
 

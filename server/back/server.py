@@ -2,7 +2,7 @@
 trained."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Lock
@@ -87,9 +87,10 @@ class SplitServer:
             self._examples, self._sessions, self.sent = dict(examples), {}, {}
             self._steps.begin(examples)
 
-    def start_wave(self, clients: Collection[int]) -> None:
-        """Expect mini-batches of these clients of the round alone, until the next wave: they train at once."""
-        self._steps.begin(clients)
+    def start_wave(self, clients: Collection[int], turns: Sequence[int] = ()) -> None:
+        """Expect mini-batches of these clients of the round alone, until the next wave: they train at once, and where
+        there are `turns` their mini-batches are trained in that order."""
+        self._steps.begin(clients, turns)
 
     def open(self, client: int, round: int) -> ClientSession:
         """Begin a client's round, or its evaluation, or go on with it. Raises WireError for a client that has no part

@@ -1,8 +1,11 @@
 """How mini-batches become updates of a back: here each by itself, in `joint_steps` several clients' together."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections import deque
+from collections.abc import Collection, Sequence
+from threading import Condition
 
+from splitfed.engines.compute_lock import aside
 from splitfed.errors import Diverged
 from splitfed.seeds import Key
 from splitfed.server.back.passes import Passes, Trained
@@ -26,8 +29,9 @@ class Steps(ABC):
         """
 
     @abstractmethod
-    def begin(self, clients: Collection[int]) -> None:
-        """Expect the mini-batches of these clients from now on, and of no others."""
+    def begin(self, clients: Collection[int], turns: Sequence[int] = ()) -> None:
+        """Expect the mini-batches of these clients from now on, and of no others; in what order, the `turns` say, where
+        there are any."""
 
     @abstractmethod
     def leave(self, client: int) -> None:
@@ -40,20 +44,43 @@ class Steps(ABC):
 
 
 class SeparateSteps(Steps):
-    """Every mini-batch is a step of its own, when its turn has come."""
+    """Every mini-batch is a step of its own, in the order of their turns, or as they come where there is none, or none
+    any more of its client."""
+
+    def __init__(self, passes: Passes) -> None:
+        super().__init__(passes)
+        self._turns = deque[int]()
+        self._changed = Condition()
 
     def step(self, trainer: Trainer, batch: Arrived, key: Key) -> Trained:
-        """Train the back on this mini-batch."""
-        (outcome,) = self._passes.train(trainer, [batch], key)
+        """Train the back on this mini-batch, when it is its turn."""
+        client = batch.frame.client
+        if self._turns:
+            with aside(), self._changed:
+                self._changed.wait_for(lambda: client not in self._turns or self._turns[0] == client)
+        try:
+            (outcome,) = self._passes.train(trainer, [batch], key)
+        finally:
+            with self._changed:
+                if self._turns and self._turns[0] == client:
+                    self._turns.popleft()
+                self._changed.notify_all()
         if isinstance(outcome, Diverged):
             raise outcome
         return outcome
 
-    def begin(self, clients: Collection[int]) -> None:
-        """Nothing to expect: nobody waits for another."""
+    def begin(self, clients: Collection[int], turns: Sequence[int] = ()) -> None:
+        """Have mini-batches trained in this order."""
+        with self._changed:
+            self._turns = deque(turns)
 
     def leave(self, client: int) -> None:
-        """Nobody waits for it."""
+        """Its turns are over."""
+        with self._changed:
+            if client in self._turns:
+                self._turns = deque(one for one in self._turns if one != client)
+                self._changed.notify_all()
 
     def hung_up(self, client: int) -> None:
-        """Nobody waits for it."""
+        """Its turns are over; what it brings when it comes back is trained at once."""
+        self.leave(client)

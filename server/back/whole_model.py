@@ -1,6 +1,6 @@
 """Where clients train the whole model (`fl`): stands in for the split server and for what listens on its behalf."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 
@@ -26,7 +26,7 @@ class Unsplit:
         """Begin a round of these clients."""
         self._round, self._waiting = round, set(examples)
 
-    def start_wave(self, clients: Collection[int]) -> None:
+    def start_wave(self, clients: Collection[int], turns: Sequence[int] = ()) -> None:
         """Nothing to wait for: no client waits for another."""
 
     def begun(self) -> set[int]:

@@ -166,7 +166,8 @@ class Clock:
         return range(0, steps, every) if every else range(0)
 
     def _foreseen(self, round: int, client: int, steps: int, images: int) -> Sent:
-        if self.foresee is None or not self.scenario.federation.decides_by_time:
+        federation = self.scenario.federation
+        if self.foresee is None or not (federation.decides_by_time or self.scenario.side_by_side):
             return Sent(frames=[(0, 0)] * (len(self._sends(round, steps)) * self._each))
         return self.foretold(round, steps, images, self.terms(client))
 

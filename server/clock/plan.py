@@ -13,11 +13,13 @@ Together = Callable[[Mapping[int, Course], float], Mapping[int, Moments]]
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
     """A round of a simulation: who is sent the order to train, in order, and after how many mini-batches each vanishes
-    (None: it is taken); how many simulated seconds the round lasts, and whether its deadline ends it."""
+    (None: it is taken); how many simulated seconds the round lasts, and whether its deadline ends it; and in which
+    order mini-batches come to the server, each by its client."""
 
     vanish: Mapping[int, int | None]
     seconds: float
     overdue: bool = False
+    turns: Sequence[int] = ()
 
 
 def planned(courses: Mapping[int, Course], wave: int, together: Together, enough: int, limit: float) -> RoundPlan:
@@ -28,6 +30,7 @@ def planned(courses: Mapping[int, Course], wave: int, together: Together, enough
     time the lowest rank is first.
     """
     vanish: dict[int, int | None] = {}
+    turns: list[int] = []
     now, missing, overdue = 0.0, enough, False
     for here in _waves(list(courses), wave):
         if now >= limit or not missing:
@@ -44,7 +47,9 @@ def planned(courses: Mapping[int, Course], wave: int, together: Together, enough
         first_ones = {client for _, _, client in taken}
         for client in here:
             vanish[client] = None if client in first_ones else bisect_right(moments[client].steps, now)
-    return RoundPlan(vanish, now, overdue)
+        come = [(moment, courses[client].rank, client) for client in here for moment in moments[client].arrivals]
+        turns += [client for _, _, client in sorted(come)]
+    return RoundPlan(vanish, now, overdue, turns)
 
 
 def lasted(

@@ -94,7 +94,8 @@ class Dispatch:
     ) -> None:  # fmt: skip
         """Send each client its message, and `settle` each reply as it comes; None for a client that is lost or gone,
         and for all who are left once it is `over`. `together` is for clients in one process that wait for each other:
-        else each would be done before the next begins. Those who have `begun` are seen to be at work."""
+        else each would be done before the next begins. Of those nobody is lost but who says so. Those who have `begun`
+        are seen to be at work."""
         mail = self.mail
         waiting: dict[str, int] = {}
 
@@ -104,8 +105,9 @@ class Dispatch:
 
         if together:
             waiting |= zip(mail.send_together(list(messages.values())), messages, strict=True)
-            take()
-            messages = {}
+            while waiting:
+                take()
+            return
         for client, message in messages.items():
             number = mail.send(message)
             if number is None:

@@ -87,7 +87,7 @@ class TrainCall:
         self._hands_on = federation.mode == "sl"
         self._at_once = federation.at_once
         # Of clients in one process each would be done before the next is sent its message.
-        self._together = federation.mode == "psl" and not isinstance(engine, Remote)
+        self._together = scenario.side_by_side
         self._grace = engine.grace if isinstance(engine, Remote) else 0.0
         # A simulation's plan says who finishes first and in time; in a deployment that is seen.
         self._deployed = isinstance(engine, Deployment)
@@ -260,7 +260,7 @@ class TrainCall:
                 continue
             if self._hands_on and not frozen:
                 messages[wave[0]].content[ARRAYS] = self._handed_on(cohort, replies) or arrays
-            self.split.start_wave(wave)
+            self.split.start_wave(wave, [client for client in plan.turns if client in wave] if self._together else ())
             began = time.monotonic()
             sent = {client: messages[client] for client in wave}
             self.dispatch.exchange(

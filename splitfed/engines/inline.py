@@ -28,7 +28,8 @@ UserConfig = dict[str, str | int | float | bool]
 
 class InlineGrid(Grid):
     """Runs `clients` nodes, numbered from 2 (1 is the server), in this process: messages that are pushed one by one run
-    one after another; those pushed in one call are in progress together, each in a thread, of which one computes.
+    one after another; those pushed in one call are in progress together, each in a thread, of which one computes, and
+    who pulls waits for the next of their replies.
 
     A node costs nothing until it keeps state of its own, so thousands of clients are as light as ten."""
 
@@ -39,6 +40,9 @@ class InlineGrid(Grid):
         self._numbers = itertools.count(1)
         self._run = Run.create_empty(_RUN)
         self._threads: list[Thread] = []
+        self._baton = Baton()
+        self._outcomes: SimpleQueue[tuple[str, Message | BaseException]] = SimpleQueue()
+        self._under_way = set[str]()
 
     def set_run(self, run: Run) -> None:
         """Set what `run` returns."""
@@ -72,37 +76,39 @@ class InlineGrid(Grid):
         return reply
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Run the messages to their end; their replies wait to be pulled."""
+        """Run a message to its end, or begin with several; their replies wait to be pulled."""
         numbered = {str(next(self._numbers)): message for message in messages}
         if len(numbered) > 1:
-            self._together(numbered)
+            self._begin(numbered)
         else:
             self._replies |= {number: self.deliver(message) for number, message in numbered.items()}
         return list(numbered)
 
-    def _together(self, numbered: dict[str, Message]) -> None:
-        """Run messages in threads that hand the baton on; the first exception stops them all and comes through."""
-        baton = Baton()
-        outcomes: SimpleQueue[tuple[str, Message | BaseException]] = SimpleQueue()
+    def _begin(self, numbered: dict[str, Message]) -> None:
+        """Run messages in threads that hand the baton on."""
+        self._baton, self._under_way = Baton(), set(numbered)
 
         def run(number: str, message: Message) -> None:
             try:
-                with baton:
-                    outcomes.put((number, self.deliver(message)))
+                with self._baton:
+                    self._outcomes.put((number, self.deliver(message)))
             except BaseException as error:
-                outcomes.put((number, error))
+                self._outcomes.put((number, error))
 
         self._threads = [Thread(target=run, args=item, name="client", daemon=True) for item in numbered.items()]
         for thread in self._threads:
             thread.start()
+
+    def _wait(self) -> None:
+        """Wait for the next reply of those under way; the first exception stops them all and comes through."""
         try:
-            for _ in numbered:
-                number, outcome = outcomes.get()
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                self._replies[number] = outcome
+            number, outcome = self._outcomes.get()
+            self._under_way.discard(number)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            self._replies[number] = outcome
         except BaseException:
-            baton.stop()  # who waits for the server is let go when the server drops the round
+            self._baton.stop()  # who waits for the server is let go when the server drops the round
             raise
 
     def close(self) -> None:
@@ -111,8 +117,11 @@ class InlineGrid(Grid):
             thread.join()
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return and forget the replies to these messages."""
-        return [self._replies.pop(number) for number in message_ids if number in self._replies]
+        """Return and forget the replies to these messages, one at least where some of them are under way."""
+        wanted = list(message_ids)
+        while self._under_way.intersection(wanted) and not self._replies.keys() & set(wanted):
+            self._wait()
+        return [self._replies.pop(number) for number in wanted if number in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Run each message and return the replies, in order."""

@@ -58,10 +58,12 @@ class Course:
 
 @dataclass(slots=True)
 class Moments:
-    """When a client is through with each mini-batch, and with everything: seconds after the round's start."""
+    """When a client is through with each mini-batch, and with everything, and when each of its frames was there for the
+    server to compute: seconds after the round's start."""
 
     steps: list[float] = field(default_factory=list)
     end: float = 0.0
+    arrivals: list[float] = field(default_factory=list)
 
 
 class Back(Protocol):
@@ -241,6 +243,7 @@ class _Wave:
     ) -> _Waits:  # fmt: skip
         """Let a frame and its answer pass, each behind those before it."""
         now = yield from self._follow(now, ways[0], one.up, self._up, lanes[0], rank)
+        self._moments[client].arrivals.append(now)
         yield now, lambda go_on: self._back.serve(client, one.serve, rank, go_on)
         now = yield from self._follow(self._events.now, ways[1], one.down, self._down, lanes[1], rank)
         yield now, answer.reach
@@ -270,6 +273,7 @@ class _Wave:
 
     def _exchange(self, now: float, client: int, one: Exchange, up: Way | None, down: Way | None, rank: int) -> _Passes:
         now = yield from self._pass(now, up, one.up, self._up, rank)
+        self._moments[client].arrivals.append(now)
         if one.serve or self._joint:
             yield now, lambda go_on: self._back.serve(client, one.serve, rank, go_on)
             now = self._events.now

@@ -157,6 +157,13 @@ class Scenario(Config):
         """Whether a simulation has a time of its own."""
         return self.federation.timed(self.link)
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether clients in one process are under way together: for a joint step, or to train one back as they would
+        come in simulated time."""
+        by_time = self.federation.mode == "sfl-v2" and self.federation.order == "arrival" and self.timed
+        return isinstance(self.engine, Inline) and (self.federation.mode == "psl" or by_time)
+
     def remembers(self, round: int) -> bool:
         """Tell whether a round is one in which memory is filled, or gone over."""
         return self.memory is not None and bool(self.phases) and self.phase(round).settings is self.phases[-1]

@@ -97,7 +97,8 @@ class Federation(Config):
     order: Literal["fixed", "arrival"] = "fixed"
     """How the clients of `sfl-v2` take turns with the back: with `fixed` one after another in a seeded order, which is
     reproducible; with `arrival` all train at once and the back takes their mini-batches as they come, which is fast
-    where clients are apart, and not reproducible."""
+    where clients are apart, and not reproducible. In one process they come as they would in simulated time, if there is
+    one, by the sizes before any lossless stage, and that is reproducible; else they come one client after another."""
     wave: PositiveInt | None = None
     """Clients that train at the same time, at most, where clients train at once (not in `sl`, nor in `sfl-v2` with
     `order: fixed`): a larger cohort trains wave after wave. Null is the whole cohort."""

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from flwr.app import Error, Message, MessageType
 from helpers import ADC, PLAIN, small
 from models import newest, whole_model
 from outcomes import outcome
@@ -20,6 +21,7 @@ from splitfed.model.build import build, pixel_stats
 from splitfed.run.observer import Observer
 from splitfed.seeds import Key
 from splitfed.server.back.server import SplitServer
+from splitfed.wire.messages import LACKING
 
 PSL = "federation.mode=psl"
 SGD = [f"training.{side}.optimiser={{kind: sgd, lr: 0.5}}" for side in ("client", "server")]
@@ -83,7 +85,9 @@ def test_memory_is_a_front_for_each_client_of_the_wave(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Worker, "__init__", lambda self, *given, **more: (made.append(self), init(self, *given, **more))[1]
     )
-    monkeypatch.setattr(SplitServer, "start_wave", lambda self, wave: (waves.append(list(wave)), start(self, wave)))
+    monkeypatch.setattr(
+        SplitServer, "start_wave", lambda self, wave, *more: (waves.append(list(wave)), start(self, wave, *more))
+    )
     plan = small(PSL, "federation.clients=5", "federation.wave=2", "federation.rounds=2", "seed=11")
     result = simulate(plan, runs=tmp_path)
     assert waves == 2 * [[0, 1], [2, 3], [4]]
@@ -210,3 +214,17 @@ def test_more_than_ray_trains_at_once_is_refused_in_one_line(tmp_path, monkeypat
         simulate(small(PSL, "engine.kind=ray"), runs=tmp_path)
     assert "\n" not in str(e.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", [[PSL], ["federation.order=arrival", "federation.availability=drawn"]])
+def test_nobody_waits_for_a_client_that_opens_no_stream(mode, tmp_path, monkeypatch):
+    deliver = InlineGrid.deliver
+
+    def lacks(grid, message):
+        if message.metadata.message_type == MessageType.TRAIN and message.metadata.dst_node_id == 3:
+            return Message(Error(LACKING, "it is gone"), reply_to=message)
+        return deliver(grid, message)
+
+    monkeypatch.setattr(InlineGrid, "deliver", lacks)
+    found = simulate(small(*mode), runs=tmp_path)
+    assert [row.clients for row in found.rounds] == [2, 2]

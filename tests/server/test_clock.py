@@ -11,6 +11,7 @@ from splitfed import simulate
 from splitfed.reports.costs.estimate import estimate
 from splitfed.run.observer import Observer
 from splitfed.scenario.sections import COMMON
+from splitfed.server.back.passes import Passes
 from splitfed.server.clock.clock import Clock
 from splitfed.split.computing.operations import count
 
@@ -187,3 +188,31 @@ def test_a_profile_has_a_link_and_a_device_of_its_own(slow: str, tmp_path: Path)
     seconds = by_client(found.folder, 1)
     slowest = max(seconds[client] for client, name in enumerate(held) if name == slow)
     assert found.rounds[0].simulated_seconds == pytest.approx(slowest, rel=1e-9)
+
+
+@pytest.mark.parametrize("vanishes", [None, 2])
+def test_the_back_takes_mini_batches_in_the_order_of_simulated_time(vanishes, tmp_path: Path, monkeypatch) -> None:
+    """Of three clients, each of which computes a mini-batch in a time of its own, and where bytes take none."""
+    seconds = {0: 3.1, 1: 1.0, 2: 1.3}
+    trace = tmp_path / "trace.csv"
+    lines = [f"{one},1,{took},{vanishes if vanishes and one == 1 else ''}" for one, took in seconds.items()]
+    trace.write_text("\n".join(["client,round,step_seconds,vanishes_after", *lines, ""]))
+    taken = []
+    train = Passes.train
+    monkeypatch.setattr(
+        Passes, "train", lambda passes, trainer, batches, *more: (
+            taken.extend(one.frame.client for one in batches), train(passes, trainer, batches, *more))[1],
+    )  # fmt: skip
+    scenario = small(
+        "federation.order=arrival",
+        "federation.rounds=1",
+        "federation.local_epochs=null",
+        "federation.local_steps=6",
+        f"federation.availability={{kind: trace, file: {trace}}}",
+    )
+    found = simulate(scenario, runs=tmp_path / "one")
+    steps = dict.fromkeys(seconds, 6) | ({1: vanishes} if vanishes else {})
+    due = [((step + 1) * took, one) for one, took in seconds.items() for step in range(steps[one])]
+    assert taken == [one for _, one in sorted(due)]
+    again = simulate(scenario, runs=tmp_path / "other")
+    same(found.folder, again.folder)
