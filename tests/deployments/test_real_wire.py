@@ -40,6 +40,7 @@ def network():
         yield made
 
 
+@pytest.mark.slow
 def test_interfaces_count_little_more_than_the_data_plane(network, tmp_path):
     """The channel alone, without Flower: one round in plain text and one over TLS."""
     scenario = small(*LARGE, "federation.local_steps=6")

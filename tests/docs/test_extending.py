@@ -50,6 +50,7 @@ def test_the_document_has_the_files_that_it_speaks_of():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_its_tests_pass(folder):
     done = run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_methods.py")
     assert done.returncode == 0, done.stdout
@@ -88,6 +89,7 @@ def ended(folder) -> dict[str, tuple[int, str, str]]:
     return {" ".join(c[:2]): json.loads(line) for c, line in zip(commands, done.stdout.splitlines(), strict=True)}
 
 
+@pytest.mark.slow
 def test_it_is_listed_with_its_paper_and_package_and_the_sweep_is_one(ended):
     for what, line in (
         ("reducers", r"patch_dropout +Keep the share .* \(arXiv 2208\.07220; my-methods 0\.1\)  kept_tokens=\?"),
@@ -101,6 +103,7 @@ def test_it_is_listed_with_its_paper_and_package_and_the_sweep_is_one(ended):
     assert len(re.findall(r"-seed[012]", out)) == 18
 
 
+@pytest.mark.slow
 def test_a_mistake_in_its_section_is_told_with_its_line(ended):
     code, _, error = ended["validate wrong.yaml"]
     assert code == 2
@@ -111,6 +114,7 @@ def test_a_mistake_in_its_section_is_told_with_its_line(ended):
     assert codec.endswith("'sign', did you mean 'sign'?")
 
 
+@pytest.mark.slow
 def test_a_run_sends_what_its_formulas_say(folder, ended):
     code, _, error = ended["simulate mine.yaml"]
     assert code == 0, error
