@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from splitfed.federation.phases import Phase
 from splitfed.model.attention import ClsAttention
-from splitfed.model.exits import beside
+from splitfed.model.exits.heads import beside
 from splitfed.model.forward import autocast, draws, keyed_rng
 from splitfed.scenario.sections import Federation
 from splitfed.seeds import Key

@@ -16,7 +16,7 @@ from splitfed.data.dataset import FederatedData
 from splitfed.data.images import Images
 from splitfed.errors import RunError
 from splitfed.model.build import pixel_stats
-from splitfed.model.exits import exits_of, watching
+from splitfed.model.exits.heads import exits_of, watching
 from splitfed.model.forward import autocast
 from splitfed.model.optim import pick_device
 from splitfed.model.parts import Parts, whole_state

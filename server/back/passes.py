@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from splitfed.errors import Diverged
-from splitfed.model.exits import exits_of, watching
+from splitfed.model.exits.heads import exits_of, watching
 from splitfed.model.forward import autocast, keyed_rng
 from splitfed.scenario.sections import Clip
 from splitfed.seeds import Key

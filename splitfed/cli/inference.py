@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 
 from splitfed.cli.options import DataPlace, Overrides, moved
-from splitfed.config import Bytes
 from splitfed.errors import SplitfedError
 from splitfed.files import write
 
@@ -238,6 +236,10 @@ def _numbers(text: str) -> list[int]:
 
 
 def _size(text: str) -> int:
+    from pydantic import TypeAdapter, ValidationError
+
+    from splitfed.config import Bytes
+
     try:
         return TypeAdapter(Bytes).validate_python(text)
     except ValidationError as error:

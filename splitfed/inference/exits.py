@@ -27,10 +27,10 @@ from splitfed.inference.asking import Asking
 from splitfed.inference.deciding import Judged
 from splitfed.inference.run_model import RunModel, Trunk
 from splitfed.model.attention import ClsAttention
-from splitfed.model.exits import Exits as Exits
-from splitfed.model.exits import exits_of, joined
+from splitfed.model.exits.heads import Exits as Exits
+from splitfed.model.exits.heads import exits_of, joined
+from splitfed.model.exits.settings import Heads
 from splitfed.model.parts import whole_state
-from splitfed.model.settings import Heads
 from splitfed.run.origin import load_data
 from splitfed.seeds import Key
 

@@ -26,8 +26,8 @@ from splitfed.inference.exits import (
     trained_with,
 )
 from splitfed.inference.run_model import RunModel
-from splitfed.model.exits import Ensemble, Exits
-from splitfed.model.settings import Heads
+from splitfed.model.exits.heads import Ensemble, Exits
+from splitfed.model.exits.settings import Heads
 from splitfed.run.origin import load_data
 from splitfed.seeds import Key
 

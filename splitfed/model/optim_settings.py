@@ -119,7 +119,7 @@ class SideConfig(Config):
         if self.clip is not None:
             from torch.nn.utils import clip_grad_norm_
 
-            from splitfed.model.exits import clipped_together
+            from splitfed.model.exits.heads import clipped_together
 
             for parameters in clipped_together(module):
                 clip_grad_norm_(parameters, self.clip)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.trained.layers import ENCODER, GATES, Gates, Halves
 from splitfed.errors import ModelError
-from splitfed.model.exits import Exits, watching
+from splitfed.model.exits.heads import Exits, watching
 
 _FRONT_PARTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "pos_drop", "patch_drop", "norm_pre")
 

@@ -11,7 +11,7 @@ from splitfed.compression.reducers.trained.layers import Halves
 from splitfed.errors import ModelError
 from splitfed.federation.phases import misfit
 from splitfed.model.build import build
-from splitfed.model.exits import Exits
+from splitfed.model.exits.heads import Exits
 from splitfed.model.mistakes import blank, mistakes
 from splitfed.model.parts import Back, Front, Later, Parts, split, split_twice
 from splitfed.scenario import Scenario

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from splitfed.model.exits import EXITS
+from splitfed.model.exits.heads import EXITS
 from splitfed.model.parts import Front, Parts
 from splitfed.scenario import Scenario
 from splitfed.split.auxiliary import Auxiliary

@@ -1,8 +1,8 @@
 """What a training step of a scenario computes at each side, counted by torch while it runs (`FlopCounterMode`).
 
 Counted are the products of matrices, convolutions and Fourier transforms of the real modules, forward and backward: the
-front, the back, the tail, their exits, the reducer's two halves, and the codecs. Samples of one shape take the same, so one passes
-through the model for all; reducer and codecs see a whole mini-batch of random activations.
+front, the back, the tail, their exits, the reducer's two halves, and the codecs. Samples of one shape take the same, so
+one passes through the model for all; reducer and codecs see a whole mini-batch of random activations.
 
 - Attention counts as its two products and their gradients, on any device: what a fused kernel computes once more to
   save memory is left out.
@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from splitfed.data.dataset import load
 from splitfed.federation.phases import Phase, spans
 from splitfed.model.attention import check_readable
-from splitfed.model.exits import exits_of, watching
+from splitfed.model.exits.heads import exits_of, watching
 from splitfed.model.forward import keyed_rng
 from splitfed.model.parts import Parts
 from splitfed.scenario import Scenario

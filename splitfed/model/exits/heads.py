@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
-from splitfed.model.settings import ExitsConfig, Heads
+from splitfed.model.exits.settings import ExitsConfig, Heads
 from splitfed.seeds import Key
 
 EXITS = "exits."  # how the names of their tensors begin, in the front's and the back's state
