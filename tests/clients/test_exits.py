@@ -199,6 +199,29 @@ def test_heads_of_the_front_cross_and_those_of_the_back_do_not(tmp_path: Path) -
     assert told.select(role="exit_weights").sent == found.select(role="exit_weights").sent
 
 
+@pytest.mark.parametrize(
+    ("exits", "overrides"),
+    [
+        ("{blocks: [1, 2]}", ["federation.labels=private", "compression.reducer={kind: bottleneck, width: 4}"]),
+        ("{blocks: [2]}", ["compression.reducer=semantic_tokens", "training.precision=bfloat16"]),
+        ("{blocks: [1, 3]}", ["federation.mode=psl", "compression.reducer={kind: adc, ratio: 0.4}"]),
+        ("{blocks: [1, 3]}", ["phases=[{kind: local, rounds: 1, align_every: 1}, gradient]", "model.adapter=norms"]),
+        ("{blocks: [1, 3]}", ["phases=[{kind: gradient, rounds: 1}, frozen]", "memory={passes: 1, mix: 0.2}",
+                              "federation.rounds=3", "compression.front_weights.delta=true"]),
+    ],
+    ids=["private labels", "gates", "merged samples", "local phase", "memory"],
+)  # fmt: skip
+def test_they_learn_whatever_else_is_chosen(exits: str, overrides: list[str], tmp_path: Path) -> None:
+    plan = small(*DEEPER, "data.limit=60", f"model.exits={exits}", *overrides)
+    folder = simulate(plan, runs=tmp_path).folder
+    found, parts = newest(folder), assemble(plan, 10)
+    before = {n: t for part in parts[:2] for n, t in part.state_dict().items() if n.startswith("exits.")}
+    assert all(not found[name].equal(tensor) for name, tensor in before.items())
+    assert plan.model.exits is not None
+    assert [tuple(by) for by in read_exits(folder).values()] == [plan.model.exits.blocks] * plan.federation.rounds
+    assert (folder / "exits.safetensors").exists()
+
+
 class Interrupting(Observer):
     """Presses Ctrl-C in the middle of the third round."""
 

@@ -26,7 +26,8 @@ class ExitsConfig(Config):
     regime: Literal["joint", "mixed", "disjoint"] = "joint"
     """When heads and model learn from each other (arXiv 2407.14320): `joint` trains all of it from the start, `mixed`
     the model alone for `after` rounds and then all, and `disjoint` the heads alone beside the model, which learns
-    nothing from them, so that all other weights are those of a run without."""
+    nothing from them: all other weights are those of a run without, unless a controller, a budget or the time goes by
+    the bytes that heads weigh."""
     weight: NonNegativeFloat = 1.0
     """How much the loss of each exit weighs beside the model's own: the sum of all is minimised. With 1 all weigh
     alike, as in the mean of the paper's code."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from splitfed.compression.reducers.settings import SemanticTokensConfig
 from splitfed.federation.phases import Settings, phase_of
-from splitfed.federation.strategies import BulyanConfig, KrumConfig, MultiKrumConfig
+from splitfed.federation.strategies import BulyanConfig, KrumConfig, MultiKrumConfig, QFedAvgConfig
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario.compression import Compression
 from splitfed.scenario.rules.base import Found
@@ -80,6 +80,6 @@ def disjoint_exits_change_nothing_else(model: ModelConfig, federation: Federatio
     if federation.clip.front_weights is not None:
         why = "with disjoint exits an update's norm would be that of the heads too, and change the front"
         yield "federation.clip.front_weights", f"{why}: leave it out, or {way}"
-    if isinstance(federation.strategy, KrumConfig | MultiKrumConfig | BulyanConfig):
-        why = f"{federation.strategy.kind} compares clients by heads and front together, and disjoint exits would count"
+    if isinstance(federation.strategy, KrumConfig | MultiKrumConfig | BulyanConfig | QFedAvgConfig):
+        why = f"{federation.strategy.kind} measures clients by heads and front together, so disjoint exits would count"
         yield "federation.strategy", f"{why}: set another, or {way}"

@@ -213,7 +213,7 @@ BREAKS = {
         exits("blocks: [1], regime: disjoint")
         + "  clip: {front_weights: 1.0}  # federation.clip.front_weights: with disjoint exits an update's norm",
         exits("blocks: [1], regime: disjoint")
-        + "  strategy: {kind: Krum, num_malicious_nodes: 1}  # federation.strategy: Krum compares clients by heads and",
+        + "  strategy: {kind: Krum, num_malicious_nodes: 1}  # federation.strategy: Krum measures clients by heads and",
     ],
     "tail_is_of_private_labels": [
         "model: {name: m, cut: 1, tail: 2, image_size: 8}\n"
