@@ -1,7 +1,8 @@
 """Who answers: an exit that is sure, or what comes after it. Confidences are in [0, 1], and 1 is sure."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Self, get_args
 
 import torch
@@ -106,14 +107,14 @@ def threshold_within(confidences: Tensor, costs: Tensor, most: float, rule: Rule
 class Judged:
     """How exits do on the N images of the validation split: how sure each is, by each of `MEASURES`, `[M, E, N]`, which
     they answer rightly, bool `[E, N]`, and which the whole model does, bool `[N]`. An answer by each exit, and by the
-    whole model, costs `bytes` int64 `[E + 1, K]` of each of the first K images, as they are sent after the front, and
-    `operations` float64 `[E + 1]`; K is 0 where images cannot be sent one by one."""
+    whole model, costs `bytes` int64 `[E + 1, K]` of each of the first K images, as they are sent after the front (K is
+    0 where they cannot be sent one by one), and `operations` float64 `[E + 1]`. Who does not know costs has none."""
 
     confidences: Tensor
     right: Tensor
     whole: Tensor
-    bytes: Tensor
-    operations: Tensor
+    bytes: Tensor = field(default_factory=partial(torch.zeros, 1, 0, dtype=torch.int64))
+    operations: Tensor = field(default_factory=partial(torch.zeros, 0, dtype=torch.float64))
 
     @classmethod
     def of(cls, answers: Tensor, whole: Tensor, labels: Tensor, bytes: Tensor, operations: Tensor) -> Self:
@@ -140,8 +141,8 @@ class Judged:
         count = self.bytes.shape[1]
         if not count:
             raise RunError(
-                "so many bytes an image: the run's reducer merges samples, and an answer is for one image: name a "
-                "--confidence instead"
+                "bytes an image: nothing tells what one takes, as where the run's reducer merges samples: name a "
+                "confidence instead"
             )
         return self._within(self._sure(rule)[:, :count], self.bytes, most, rule, "bytes")
 
@@ -149,6 +150,8 @@ class Judged:
         """Return the highest threshold with which an image takes so many operations on the mean, as `within_bytes`
         does."""
         sure = self._sure(rule)
+        if not len(self.operations):
+            raise RunError("operations an image: nothing tells what one takes: name a confidence instead")
         return self._within(sure, self.operations[:, None].expand(-1, sure.shape[1]), most, rule, "operations")
 
     def _sure(self, rule: Rule) -> Tensor:

@@ -7,8 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitfed.errors import SplitfedError
-from splitfed.inference.deciding import MEASURES, Rule, chosen, confidence, routes, threshold_for, threshold_within
+from splitfed.errors import RunError, SplitfedError
+from splitfed.inference.deciding import (
+    MEASURES,
+    Judged,
+    Rule,
+    chosen,
+    confidence,
+    routes,
+    threshold_for,
+    threshold_within,
+)
 from splitfed.seeds import Key
 
 
@@ -95,6 +104,13 @@ def test_the_threshold_for_a_cost_is_the_highest_that_keeps_to_it() -> None:
         assert above[-1] > most
     assert threshold_within(sure, costs, 100.0, Rule(0)) > 0.99  # type: ignore[operator]
     assert threshold_within(sure, costs + 1, 0.5, Rule(0)) is None
+
+
+def test_what_costs_are_unknown_is_no_target() -> None:
+    known = Judged(torch.rand(len(MEASURES), 1, 4), torch.ones(1, 4) > 0, torch.ones(4) > 0)
+    for target in (known.within_bytes, known.within_operations):
+        with pytest.raises(RunError, match="nothing tells what one takes"):
+            target(1e9, Rule(0))
 
 
 def test_no_confidence_is_negative_or_nan() -> None:
