@@ -97,17 +97,16 @@ class Passes:
             inputs, targets = [self._restored(trainer, batch) for batch in batches], [one.targets for one in batches]
             if alter is not None:
                 inputs[0], targets[0] = alter(inputs[0], targets[0], key.at("alter"))
-            learning = [exits for exits in exits_of(trainer.back) if exits.learn(self._round)]
-            found = _through(trainer.back, inputs, watch=bool(learning))
+            exits = next((one for one in exits_of(trainer.back) if one.learn(self._round)), None)
+            found = _through(trainer.back, inputs, watch=exits is not None)
             losses = [nn.functional.cross_entropy(one.logits, meant) for one, meant in zip(found, targets, strict=True)]
-            whole = losses
-            for exits in learning:
-                of_exits = [exits.loss(one.seen, meant) for one, meant in zip(found, targets, strict=True)]
-                whole = [loss + of_exit for loss, of_exit in zip(whole, of_exits, strict=True)]
+            more = [exits.loss(one.seen, meant) for one, meant in zip(found, targets, strict=True)] if exits else []
         told = [float(loss.detach()) for loss in losses]
-        for loss, all_, batch in zip(told, whole, batches, strict=True):
+        for loss, batch in zip(told, batches, strict=True):
             check_number("the loss", loss, batch.frame.place)  # before it becomes the back's, which all may share
-            check_number("the loss with that of the exits", float(all_.detach()), batch.frame.place)
+        for one, batch in zip(more, batches, strict=exits is not None):
+            check_number("the loss of the exits", float(one.detach()), batch.frame.place)
+        whole = [loss + one for loss, one in zip(losses, more, strict=True)] if exits else losses
         _mean(whole, [batch.examples for batch in batches]).backward()
         trainer.check(batches[0].frame.place, [batch.smashed for batch in batches])
         return told
