@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from splitfed.federation.phases import Phase
 from splitfed.model.attention import ClsAttention
+from splitfed.model.exits.heads import beside
 from splitfed.model.forward import autocast, draws, keyed_rng
 from splitfed.scenario.sections import Federation
 from splitfed.seeds import Key
@@ -23,6 +24,21 @@ from splitfed.split.copies import Visit
 from splitfed.split.cut import Cut
 from splitfed.wire.channel import Stream
 from splitfed.wire.frame import Frame, Packed, Place
+
+
+def front(part: ClientPart, images: Tensor, labels: Tensor, place: Place, budget: float | None = None) -> Tensor:
+    """Return what a client's front makes of images. Whoever goes back through it goes through its exits as well, if
+    they learn with it. Raises Diverged for a loss of these that is not finite."""
+    if not torch.is_grad_enabled():
+        return part.front(images, budget)
+    activations, loss = part.front.learning(place.round, labels, images, budget)
+    return activations if loss is None else beside(activations, checked(loss, place))
+
+
+def checked(loss: Tensor, place: Place) -> Tensor:
+    """Return the loss of a client's exits. Raises Diverged where it is not finite, or absurd."""
+    check_bounds("the loss of the exits", loss, place, sides=("client",))
+    return loss
 
 
 class WholeStep:
@@ -37,10 +53,11 @@ class WholeStep:
     ) -> tuple[float, int, int]:  # fmt: skip
         """Return the loss, and that no bytes went up or down. Raises Diverged for a loss that is not finite."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
-            logits = self.part.beside(self.part.front(images))
+            activations = front(self.part, images, labels, place)
+            logits, exits = self.part.beside.learning(place.round, labels, activations)  # type: ignore[operator]
             loss = nn.functional.cross_entropy(logits, labels)
         check_bounds("the loss", loss, place, sides=("client",))
-        loss.backward()
+        (loss if exits is None else loss + checked(exits, place)).backward()
         return float(loss.detach()), 0, 0
 
 
@@ -78,7 +95,7 @@ class SplitStep:
     ) -> tuple[Tensor, Tensor, Packed]:  # fmt: skip
         """Return the smashed tensor, its targets, and the frame that carries them."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
-            activations = self.part.front(images, self.budget(key))
+            activations = front(self.part, images, labels, place, self.budget(key))
         return self.reduced(activations, labels, key, place, visit)
 
     def budget(self, key: Key) -> float | None:
@@ -132,7 +149,7 @@ class LocalStep:
     ) -> tuple[float, int, int]:  # fmt: skip
         """Take a mini-batch; return the loss here and the bytes up and down. Raises as `SplitStep` does."""
         with self._forward(key.at("dropout")):
-            activations = self._part.front(images, self._step.budget(key))
+            activations = front(self._part, images, labels, place, self._step.budget(key))
             loss = nn.functional.cross_entropy(self._part.beside(activations), labels)
         check_bounds("the loss", loss, place, sides=("client",))
         up = down = 0

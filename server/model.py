@@ -1,7 +1,10 @@
 """The whole model as the server holds it: what is aggregated of the clients, the back, and how well they do."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from flwr.app import Array, ArrayRecord
@@ -13,6 +16,7 @@ from splitfed.data.dataset import FederatedData
 from splitfed.data.images import Images
 from splitfed.errors import RunError
 from splitfed.model.build import pixel_stats
+from splitfed.model.exits.heads import exits_of, watching
 from splitfed.model.forward import autocast
 from splitfed.model.optim import pick_device
 from splitfed.model.parts import Parts, whole_state
@@ -78,7 +82,7 @@ class Model:
         federation, batch = self.scenario.federation, self.scenario.training.batch_size
         return max(1, sum(count_batches(n, batch, federation.local_steps, federation.local_epochs) for n in examples))
 
-    def _evaluate(self, images) -> tuple[float, float]:
+    def _evaluate(self, images: Images) -> "Seen":
         training = self.scenario.training
         return evaluate(
             self.parts, images, training.eval_batch_size, self.mean, self.std, self.device,
@@ -107,13 +111,35 @@ class Model:
         norm = float(get_total_norm([one for one in gradients if one is not None]))
         check_number("the norm of the gradient", norm, where, most_norm(training.server.clip))
 
-    def validate(self) -> tuple[float, float]:
-        """Return loss and accuracy on the validation split."""
+    def validate(self) -> "Seen":
+        """Return how the model does on the validation split."""
         return self._evaluate(self.data.validation)
 
-    def test(self) -> tuple[float, float]:
-        """Return loss and accuracy on the test split; read it once, at the end."""
+    def test(self) -> "Seen":
+        """Return how the model does on the test split; read it once, at the end."""
         return self._evaluate(self.data.test)
+
+    def keep_exits(self, folder: Path, round: int) -> None:
+        """Write the exits that are trained with the model, as they are after a round, beside a run's checkpoints, for
+        use without the run's data; nothing where there are none. Raises WriteError."""
+        if not exits_of(*self.parts):
+            return
+        from splitfed.inference.exits import keep
+        from splitfed.inference.run_model import RunModel
+
+        classes = list(self.data.classes)
+        model = RunModel(folder, self.scenario, round, self.parts, classes, self.mean, self.std, self.device)
+        with evaluating(self.parts):
+            keep(model, self.data.validation)
+
+
+class Seen(NamedTuple):
+    """How a model does on some images: mean loss, accuracy (a share in [0, 1]), and that of the exits that are trained
+    with it, by block."""
+
+    loss: float
+    accuracy: float
+    exits: Mapping[int, float]
 
 
 class AuxiliaryNet:
@@ -161,10 +187,10 @@ def evaluating(parts: Parts) -> Iterator[None]:
 def evaluate(
     parts: Parts, images: Images, batch_size: int, mean: tuple[float, ...], std: tuple[float, ...],
     device: torch.device, precision: str, workers: int = 0,
-) -> tuple[float, float]:  # fmt: skip
-    """Return the mean loss and the accuracy (a share in [0, 1]) over all images."""
+) -> Seen:  # fmt: skip
+    """Return how a model does on all images."""
     model = parts.whole()
-    loss, right = 0.0, 0
+    loss, right, of_exits = 0.0, 0, Counter[int]()
     rows = torch.arange(len(images))
     with evaluating(parts), torch.inference_mode():
         for batch in batches(
@@ -172,8 +198,15 @@ def evaluate(
             shuffle=False,
         ):  # fmt: skip
             labels = batch.labels.to(device)
-            with autocast(precision, device):
+            with autocast(precision, device), watching(parts.front, parts.back) as seen:
                 logits = model(batch.images.to(device))
+                said = [(one.blocks, one([seen[block] for block in one.blocks])) for one in exits_of(*parts)]
+            for blocks, answers in said:
+                of_exits.update({
+                    block: int((answer.argmax(1) == labels).sum())
+                    for block, answer in zip(blocks, answers, strict=True)
+                })  # fmt: skip
             loss += float(nn.functional.cross_entropy(logits.float(), labels, reduction="sum"))
             right += int((logits.argmax(1) == labels).sum())
-    return loss / len(images), right / len(images)
+    of_each = {block: number / len(images) for block, number in sorted(of_exits.items())}
+    return Seen(loss / len(images), right / len(images), of_each)

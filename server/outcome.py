@@ -8,6 +8,7 @@ from splitfed.server.cohort.evaluate import EvaluateCall
 from splitfed.server.cohort.train import TrainCall
 from splitfed.server.control.steering import Steers
 from splitfed.server.memory.memory import Memory
+from splitfed.server.model import Seen
 from splitfed.server.records import StepProgress
 
 
@@ -27,7 +28,7 @@ class Calls:
 @dataclass(slots=True)
 class Outcome:
     """What a round came to: how many clients were drawn, its simulated seconds, how many of them were taken, on how
-    many images, and their mean loss, and the loss of each; its phase; loss and accuracy on the validation images; what
+    many images, and their mean loss, and the loss of each; its phase; how the model does on the validation images; what
     clients found that were asked."""
 
     drawn: int
@@ -36,7 +37,7 @@ class Outcome:
     seen: int = 0
     loss: float | None = None
     phase: str = "gradient"
-    validated: tuple[float | None, float | None] = (None, None)
+    validated: Seen | None = None
     scores: list[Score] = field(default_factory=list)
     losses: dict[int, float] = field(default_factory=dict)
     asked: bool = False

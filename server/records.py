@@ -1,9 +1,10 @@
 """What is written down of a run, round by round, and told to those who watch it."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 from splitfed.errors import WriteError
 from splitfed.federation.control import choices
@@ -43,6 +44,7 @@ class RunRecords:
         self._metrics = Journal(folder / metrics.NAME, metrics.HEADER)
         self._scores = Journal(folder / client_scores.NAME, client_scores.HEADER)
         self._choices = Journal(folder / choices.NAME, choices.HEADER)
+        self._exits = Journal(folder / metrics.EXITS, metrics.EXITS_HEADER)
         progress = recovered.checkpoint.progress if recovered.checkpoint else None
         self.finished = progress.round if progress else -1
         self._start = self.finished  # the round at whose outcome the open one begins
@@ -83,16 +85,20 @@ class RunRecords:
         self.observer.started(info)
 
     def close_round(
-        self, row: Callable[[Totals], Metrics], scores: list[Score], asked: bool, chosen: Sequence[Choice] = ()
-    ) -> None:
+        self, row: Callable[[Totals], Metrics], scores: list[Score], asked: bool, chosen: Sequence[Choice] = (),
+        exits: Mapping[int, float] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         """Write a round down: its rows of the ledger, what `row` makes of the bytes of all finished rounds, the scores
-        of clients, if they were `asked`, what a controller has `chosen`, and the checkpoint; then tell of it."""
+        of clients, if they were `asked`, what a controller has `chosen`, the accuracy of `exits` by block, and the
+        checkpoint; then tell of it."""
         sent = self.ledger.commit()
         told = row(self.ledger.finished)
         if scores:  # the first ones make the file
             self._scores.append("".join(score.line() for score in scores))
         if chosen:
             self._choices.append("".join(choice.line() for choice in chosen))
+        if exits:
+            self._exits.append(metrics.exit_lines(told.round, exits))
         self._metrics.append(told.line())
         self.history.append((told, sent))
         self.checkpoint(told.round)
@@ -100,18 +106,22 @@ class RunRecords:
             self.observer.evaluated(told.round, scores)
         if chosen:
             self.observer.steered(told.round, chosen)
+        if exits:
+            self.observer.exited(told.round, exits)
         self.observer.round(told, sent, self.ledger.finished)
 
     def checkpoint(self, round: int) -> None:
         """Write a checkpoint; the round is finished once it is on disk."""
         grown = {
             ledger.NAME: self.ledger.mark, metrics.NAME: self._metrics.mark, client_scores.NAME: self._scores.mark,
-            choices.NAME: self._choices.mark, ledger.WASTED: Mark.of(self.folder / ledger.WASTED),
+            choices.NAME: self._choices.mark, metrics.EXITS: self._exits.mark,
+            ledger.WASTED: Mark.of(self.folder / ledger.WASTED),
         }  # fmt: skip
         self._checkpoints.save(
             Progress(
                 round, self.ledger.attempt, self.seconds, grown[ledger.NAME].length, grown[metrics.NAME].length,
                 grown[client_scores.NAME].length, grown[ledger.WASTED].length, grown[choices.NAME].length,
+                grown[metrics.EXITS].length,
                 {name: mark.sha256 for name, mark in grown.items() if mark.length} | self._fixed,
             )
         )  # fmt: skip

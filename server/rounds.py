@@ -291,12 +291,12 @@ class Rounds:
         refused = list(self.calls.evaluate.refused.values()) if outcome.asked else []
         validated = self._validates(round)
         if validated or refused:
-            loss, accuracy = self.model.validate()
-            if not loss <= MOST_NUMBER:  # then those whose loss was refused were right
-                told = Diverged(f"round {round}", out_of_bounds("the loss on the validation images", loss))
+            seen = self.model.validate()
+            if not seen.loss <= MOST_NUMBER:  # then those whose loss was refused were right
+                told = Diverged(f"round {round}", out_of_bounds("the loss on the validation images", seen.loss))
                 raise refused[0] if refused else told
             if validated:
-                outcome.validated = loss, accuracy
+                outcome.validated = seen
         self.model.look(f"round {round}")
         most = most_weight(self._largest)
         check_number("the largest of the model's weights", self.model.largest(), f"round {round}", most)
@@ -326,18 +326,18 @@ class Rounds:
         """Write a round down."""
         standing = Standing.of(outcome.scores)
         simulated = self.records.simulated_seconds + outcome.seconds if self.attendance.timed else None
-        train, clock = self.calls.train, self.attendance.clock
+        train, clock, seen = self.calls.train, self.attendance.clock, outcome.validated
         paces = {client: pace for client, pace in train.paces.items() if pace}
         seconds, now = (train.took, self.records.seconds) if self.lent.waits else (clock.took, simulated or 0.0)
         chosen = self.calls.steering.close(round, outcome.losses, seconds, now, paces if self.lent.waits else {})
         self.records.close_round(
             lambda finished: Metrics(
-                round, outcome.loss, *outcome.validated,
+                round, outcome.loss, seen and seen.loss, seen and seen.accuracy,
                 finished.cut.sent, finished.total.sent, self.records.seconds, finished.cut.raw, finished.total.raw,
                 outcome.seen, outcome.taken, *self._lr(round), lost=outcome.drawn - outcome.taken,
                 simulated_seconds=simulated, phase=outcome.phase,
                 **(asdict(standing) if standing else {}),
-            ), outcome.scores, asked=outcome.asked, chosen=chosen,
+            ), outcome.scores, asked=outcome.asked, chosen=chosen, exits=seen.exits if seen else {},
         )  # fmt: skip
 
     def _lr(self, round: int) -> tuple[float, float]:
@@ -377,6 +377,8 @@ class Rounds:
             self.roster.goodbye()
             self.records.ledger.commit()  # to the last round
             self.records.ledger.forget_open()
-        self.records.finish(*self.model.test())
+        self.model.keep_exits(self.records.folder, self.records.finished)
+        test = self.model.test()
+        self.records.finish(test.loss, test.accuracy)
         if self.calls.memory is not None:
             self.calls.memory.store.delete()

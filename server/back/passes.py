@@ -1,13 +1,15 @@
 """The passes of a back: forward on what clients send, backward to the gradient that they get, and the update between
 two mini-batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from splitfed.errors import Diverged
+from splitfed.model.exits.heads import exits_of, watching
 from splitfed.model.forward import autocast, keyed_rng
 from splitfed.scenario.sections import Clip
 from splitfed.seeds import Key
@@ -35,10 +37,14 @@ class Passes:
         self, cut: Cut, precision: str, *, shared: bool, draws: bool, at_once: int, clip: Clip | None = None
     ) -> None:  # fmt: skip
         self._reducer, self._device, self._precision, self._draws = cut.reducer, cut.device, precision, draws
-        self._clip = clip or Clip()
+        self._clip, self._round = clip or Clip(), 0
         at_once = at_once if cut.device.type == "cpu" else 1
         self._train_turns = Turns(1 if shared or draws else at_once)
         self._evaluate_turns = Turns(at_once)
+
+    def open(self, round: int) -> None:
+        """Begin a round: whether exits learn in it is said by its number."""
+        self._round = round
 
     def train(
         self, trainer: Trainer, batches: Sequence[Arrived], key: Key, alter: Alter | None = None
@@ -47,7 +53,8 @@ class Passes:
         own mean loss with respect to what was sent, if it is to be answered with that, and that loss.
 
         What is minimised is the mean loss of all images: sum_i (n_i / N) CE_i, with n_i the images of mini-batch i and
-        N those of all. The gradient of its own loss is that of this sum times N / n_i. The outcome of a mini-batch
+        N those of all, and the losses of the back's exits, if they learn, join those of the model without being told.
+        The gradient of its own loss is that of this sum times N / n_i. The outcome of a mini-batch
         whose loss or gradient is not finite, or absurd, is a Diverged: it teaches the back nothing, and the others are
         trained as if it had not come. `alter` changes what the back sees of a mini-batch that comes alone.
         """
@@ -90,12 +97,17 @@ class Passes:
             inputs, targets = [self._restored(trainer, batch) for batch in batches], [one.targets for one in batches]
             if alter is not None:
                 inputs[0], targets[0] = alter(inputs[0], targets[0], key.at("alter"))
-            logits = _through(trainer.back, inputs)
-            losses = [nn.functional.cross_entropy(found, meant) for found, meant in zip(logits, targets, strict=True)]
+            exits = next((one for one in exits_of(trainer.back) if one.learn(self._round)), None)
+            found = _through(trainer.back, inputs, watch=exits is not None)
+            losses = [nn.functional.cross_entropy(one.logits, meant) for one, meant in zip(found, targets, strict=True)]
+            more = [exits.loss(one.seen, meant) for one, meant in zip(found, targets, strict=True)] if exits else []
         told = [float(loss.detach()) for loss in losses]
         for loss, batch in zip(told, batches, strict=True):
             check_number("the loss", loss, batch.frame.place)  # before it becomes the back's, which all may share
-        _mean(losses, [batch.examples for batch in batches]).backward()
+        for one, batch in zip(more, batches, strict=exits is not None):
+            check_number("the loss of the exits", float(one.detach()), batch.frame.place)
+        whole = [loss + one for loss, one in zip(losses, more, strict=True)] if exits else losses
+        _mean(whole, [batch.examples for batch in batches]).backward()
         trainer.check(batches[0].frame.place, [batch.smashed for batch in batches])
         return told
 
@@ -149,19 +161,37 @@ class Passes:
         return reducer.restore(smashed, batch.side, batch.frame.meta, decoder)
 
 
-def _through(back: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The logits `[B, classes]` of a mini-batch, and what the back's exits see of it, by block, where they learn."""
+
+    logits: Tensor
+    seen: Mapping[int, Tensor]
+
+
+def _through(back: nn.Module, inputs: list[Tensor], *, watch: bool) -> list[_Made]:
     """Run the back on inputs `[B_i, k_i, d]`, those of one shape but for the number of samples in one batch, and return
-    the logits of each."""
+    what it makes of each."""
     if len(inputs) == 1:
-        return [back(inputs[0])]
+        return [_run(back, inputs[0], watch=watch)]
     groups: dict[tuple, list[int]] = {}
     for place, restored in enumerate(inputs):
         groups.setdefault((restored.shape[1:], restored.dtype), []).append(place)
-    logits: dict[int, Tensor] = {}
+    made: dict[int, _Made] = {}
     for places in groups.values():
-        whole = back(torch.cat([inputs[place] for place in places]))
-        logits |= zip(places, whole.split([len(inputs[place]) for place in places]), strict=True)
-    return [logits[place] for place in range(len(inputs))]
+        whole = _run(back, torch.cat([inputs[place] for place in places]), watch=watch)
+        sizes = [len(inputs[place]) for place in places]
+        logits, seen = whole.logits.split(sizes), {block: one.split(sizes) for block, one in whole.seen.items()}
+        for number, place in enumerate(places):
+            made[place] = _Made(logits[number], {block: one[number] for block, one in seen.items()})
+    return [made[place] for place in range(len(inputs))]
+
+
+def _run(back: nn.Module, inputs: Tensor, *, watch: bool) -> _Made:
+    if not watch:
+        return _Made(back(inputs), {})
+    with watching(back) as seen:
+        return _Made(back(inputs), seen)
 
 
 def _mean(losses: list[Tensor], examples: list[int]) -> Tensor:

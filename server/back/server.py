@@ -83,6 +83,7 @@ class SplitServer:
                 self.caches.clear()
             self._most = dict(most or {})
             self._pool.open_round(lr, sorted(examples))
+            self._passes.open(round)
             self._round = self._context(round, self._key.at(round), answer_every, store.cut if store else None)
             self._examples, self._sessions, self.sent = dict(examples), {}, {}
             self._steps.begin(examples)
@@ -195,6 +196,7 @@ class SplitServer:
         what came of it."""
         with self._lock:
             self._pool.open_round(lr, ())
+            self._passes.open(round)
         key = self._key.at("alone", round)
         for number, batch in enumerate(batches, 1):
             (outcome,) = self._passes.train(self._pool.trainer, [batch], key.at(number), alter)

@@ -58,6 +58,23 @@ def predict(
             "rightly.",
         ),
     ] = None,
+    bytes_: Annotated[
+        str | None,
+        typer.Option(
+            "--bytes-per-image",
+            metavar="SIZE",
+            help="In place of --confidence: the highest with which what crosses the cut for an image, there and back, "
+            "is no more than this on the mean of the validation split, such as 1kB.",
+        ),
+    ] = None,
+    operations: Annotated[
+        float | None,
+        typer.Option(
+            "--operations-per-image",
+            min=0,
+            help="In place of --confidence: the same of the operations of all blocks that an image takes, such as 5e7.",
+        ),
+    ] = None,
     measure: Annotated[
         Measured,
         typer.Option(help="What confidence is: the largest probability, its margin over the second, or entropy."),
@@ -84,7 +101,8 @@ def predict(
     if json and csv:
         raise SplitfedError("--json and --csv: choose one")
     predictor = splitfed.Predictor(
-        run, confidence=confidence, accuracy=accuracy, measure=measure.value, rise=rise, round=round,
+        run, confidence=confidence, accuracy=accuracy, most_bytes=None if bytes_ is None else _size(bytes_),
+        most_operations=operations, measure=measure.value, rise=rise, round=round,
         top=top, batch=batch, device=device,
         overrides=set_,
     )  # fmt: skip
@@ -99,29 +117,50 @@ def predict(
 
 def exits(
     run: Annotated[Path, typer.Argument()],
-    blocks: Annotated[str, typer.Option(metavar="1,2,...", help="After which blocks, the first being 1.")],
+    blocks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="1,2,...",
+            help="After which blocks, the first being 1.",
+            show_default="the exits that were trained with the model, as they are",
+        ),
+    ] = None,
     heads: Annotated[
-        Kind,
-        typer.Option(help="Whether each head sees its block alone, or in a cascade also what the one before says."),
-    ] = Kind.linear,
+        Kind | None,
+        typer.Option(
+            help="Whether each head sees its block alone, or in a cascade also what the one before says.",
+            show_default="linear",
+        ),
+    ] = None,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Let each exit answer by all heads so far, weighed to fit the images.")
     ] = False,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 10,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of Adam, which falls to 0.")] = 5e-3,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.", show_default="10")] = None,
+    lr: Annotated[
+        float | None, typer.Option(min=0, help="Learning rate of Adam, which falls to 0.", show_default="0.005")
+    ] = None,
     round: Round = None,
     data: DataPlace = None,
     device: Device = None,
     set_: Overrides = None,
 ) -> None:
-    """Train exits on a run: heads that answer after some blocks, by what these made. The model stays as it is."""
+    """Train exits on a run: heads that answer after some blocks, by what these made. The model stays as it is.
+
+    Of a run whose exits were trained with the model, these are judged anew, and an ensemble is fitted to them, if no
+    blocks are named.
+    """
     from splitfed.inference.fitting import fit
+
+    said = {"--heads": heads, "--epochs": epochs, "--lr": lr}
+    if blocks is None and (idle := [name for name, value in said.items() if value is not None]):
+        raise SplitfedError(f"{idle[0]}: is of heads that are trained now: name their --blocks, or leave it out")
 
     def say(epoch: int, of: int) -> None:
         print(f"epoch {epoch} of {of}", flush=True)
 
     found = fit(
-        run, _numbers(blocks), heads=heads.value, ensemble=ensemble, epochs=epochs, lr=lr, round=round, device=device,
+        run, None if blocks is None else _numbers(blocks), heads=(heads or Kind.linear).value, ensemble=ensemble,
+        epochs=epochs or 10, lr=5e-3 if lr is None else lr, round=round, device=device,
         overrides=[*moved(data, None), *(set_ or [])], on_epoch=say,
     )  # fmt: skip
     print(f"{found.images:,} images, {found.validation:,} of the validation split; after round {found.about.round}")
@@ -194,3 +233,16 @@ def _numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise SplitfedError(f"--blocks {text}: write numbers of blocks with commas between, such as 1,2,3") from None
+
+
+def _size(text: str) -> int:
+    from pydantic import TypeAdapter, ValidationError
+
+    from splitfed.config import Bytes
+
+    try:
+        return TypeAdapter(Bytes).validate_python(text)
+    except ValidationError as error:
+        raise SplitfedError(
+            f"--bytes-per-image {text}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
+        ) from None

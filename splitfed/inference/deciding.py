@@ -1,13 +1,14 @@
 """Who answers: an exit that is sure, or what comes after it. Confidences are in [0, 1], and 1 is sure."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
-from splitfed.errors import SplitfedError
+from splitfed.errors import RunError, SplitfedError
 
 Measure = Literal["probability", "margin", "entropy"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
@@ -88,6 +89,84 @@ def threshold_for(confidences: Tensor, right: Tensor, last_right: Tensor, accura
 def chosen(exits: Tensor, last: Tensor, found: Routes) -> Tensor:
     """Return for N images what answers them out of the exits' `[E, N]` and the whole model's `[N]`."""
     return torch.cat([exits, last[None]]).gather(0, found.answered[None])[0]
+
+
+def threshold_within(confidences: Tensor, costs: Tensor, most: float, rule: Rule) -> float | None:
+    """Return the highest threshold with which N images cost `most` on the mean, or None where none costs so little:
+    `confidences` of the exits are `[E, N]`, `costs` those of an answer by each exit and by the whole model,
+    `[E + 1, N]`."""
+    above = torch.nextafter(confidences.flatten().float().unique(), torch.tensor(2.0))
+    for threshold in reversed(_spread(torch.cat([torch.zeros(1), above]))):
+        found = routes(confidences, Rule(threshold, rule.measure, rule.rise))
+        if float(chosen(costs[:-1], costs[-1], found).double().mean()) <= most:
+            return threshold
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """How exits do on the N images of the validation split: how sure each is, by each of `MEASURES`, `[M, E, N]`, which
+    they answer rightly, bool `[E, N]`, and which the whole model does, bool `[N]`. An answer by each exit, and by the
+    whole model, costs `bytes` int64 `[E + 1, K]` of each of the first K images, as they are sent after the front (K is
+    0 where they cannot be sent one by one), and `operations` float64 `[E + 1]`. Who does not know costs has none."""
+
+    confidences: Tensor
+    right: Tensor
+    whole: Tensor
+    bytes: Tensor = field(default_factory=partial(torch.zeros, 1, 0, dtype=torch.int64))
+    operations: Tensor = field(default_factory=partial(torch.zeros, 0, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, answers: Tensor, whole: Tensor, labels: Tensor, bytes: Tensor, operations: Tensor) -> Self:
+        """Judge probabilities `[E, N, C]`, and the classes `[N]` that the whole model names."""
+        sure = torch.stack([confidence(answers.float(), measure) for measure in MEASURES])
+        right, last = (answers.argmax(2) == labels).cpu(), (whole == labels).cpu()
+        return cls(sure.cpu(), right, last, bytes, operations)
+
+    def threshold(self, accuracy: float, rule: Rule) -> float:
+        """Return the lowest threshold with which so large a share is answered rightly, by what a rule says otherwise.
+        Raises RunError where none is enough."""
+        found = threshold_for(self._sure(rule), self.right, self.whole, accuracy, rule)
+        if found is None:
+            best = float(self.whole.float().mean())
+            raise RunError(
+                f"an accuracy of {accuracy:g}: no threshold reaches it on the validation split, where the whole model "
+                f"has {best:.1%}"
+            )
+        return found
+
+    def within_bytes(self, most: float, rule: Rule) -> float:
+        """Return the highest threshold with which an image costs so many bytes on the mean, by what a rule says
+        otherwise. Raises RunError where none costs so little, and where nothing tells what is sent."""
+        count = self.bytes.shape[1]
+        if not count:
+            raise RunError(
+                "bytes an image: nothing tells what one takes, as where the run's reducer merges samples: name a "
+                "confidence instead"
+            )
+        return self._within(self._sure(rule)[:, :count], self.bytes, most, rule, "bytes")
+
+    def within_operations(self, most: float, rule: Rule) -> float:
+        """Return the highest threshold with which an image takes so many operations on the mean, as `within_bytes`
+        does."""
+        sure = self._sure(rule)
+        if not len(self.operations):
+            raise RunError("operations an image: nothing tells what one takes: name a confidence instead")
+        return self._within(sure, self.operations[:, None].expand(-1, sure.shape[1]), most, rule, "operations")
+
+    def _sure(self, rule: Rule) -> Tensor:
+        return self.confidences[MEASURES.index(rule.measure)]
+
+    @staticmethod
+    def _within(sure: Tensor, costs: Tensor, most: float, rule: Rule, what: str) -> float:
+        found = threshold_within(sure, costs, most, rule)
+        if found is None:
+            least = float(costs[0].double().mean())
+            raise RunError(
+                f"{most:,.0f} {what} an image: no threshold takes so little: on the validation split an answer by the "
+                f"first exit takes {least:,.0f}"
+            )
+        return found
 
 
 def _spread(values: Tensor, most: int = 512) -> list[float]:

@@ -1,101 +1,50 @@
-"""Exits: small heads after chosen blocks, each of which answers from what that block made.
+"""Exits of a run: those that were trained with its model or fitted to it since, where they lie, and how they do.
 
-They lie beside a run's checkpoints, in `exits.safetensors`, and belong to the weights that they were fitted to.
+They lie beside a run's checkpoints, in `exits.safetensors`, and belong to the weights that they were trained with or
+fitted to. Those that were trained with the model are in its checkpoints as well.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
-from torch.nn.functional import log_softmax
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from splitfed.errors import RunError
+from splitfed.data.batches import Batch, batches
+from splitfed.data.images import Images
+from splitfed.errors import DataError, RunError
 from splitfed.files import reason, write
-from splitfed.inference.deciding import MEASURES, Rule, confidence, threshold_for
-from splitfed.inference.run_model import RunModel
+from splitfed.inference.asking import Asking
+from splitfed.inference.deciding import Judged
+from splitfed.inference.run_model import RunModel, Trunk
+from splitfed.model.attention import ClsAttention
+from splitfed.model.exits.heads import Exits as Exits
+from splitfed.model.exits.heads import exits_of, joined
+from splitfed.model.exits.settings import Heads
 from splitfed.model.parts import whole_state
+from splitfed.run.origin import load_data
 from splitfed.seeds import Key
 
 NAME = "exits.safetensors"
-Heads = Literal["linear", "cascade"]
 HEADS: tuple[Heads, ...] = get_args(Heads)
 _ABOUT, _JUDGED = "exits", "judged."
-
-
-class Exits(nn.Module):
-    """Heads after the blocks that `blocks` names, ascending, from 1 on. Each is a linear layer on the class token and
-    the mean of the patches, both normalised. In a `cascade` each also sees what the head before says, without a
-    gradient to it, and an `ensemble` answers by a weighted geometric mean of the heads so far (Zero Time Waste, arXiv
-    2106.05409)."""
-
-    def __init__(
-        self, blocks: Sequence[int], width: int, classes: int, prefix: int, *, heads: Heads = "linear",
-        ensemble: bool = False, key: Key,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.blocks, self.heads, self.classes = tuple(blocks), heads, classes
-        self._prefix = prefix
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(key.integer())
-            seen = [2 * width + (classes if heads == "cascade" and place else 0) for place in range(len(blocks))]
-            self.outputs = nn.ModuleList(nn.Linear(inputs, classes) for inputs in seen)
-        self.ensemble = Ensemble(len(blocks), classes) if ensemble else None
-
-    def look(self, tokens: Tensor) -> Tensor:
-        """Return what a head sees of a block's output `[B, k, D]`: `[B, 2 D]` float32."""
-        tokens = tokens.float()
-        means = tokens[:, self._prefix :].mean(1) if tokens.shape[1] > self._prefix else tokens[:, 0]
-        parts = torch.stack([tokens[:, 0], means], 1)
-        return nn.functional.layer_norm(parts, parts.shape[-1:]).flatten(1)
-
-    def head(self, place: int, seen: Tensor, before: Tensor | None) -> Tensor:
-        """Return the logits `[B, C]` of one head, from what it sees and, in a cascade, the logits of the one before."""
-        if self.heads == "cascade" and place:
-            assert before is not None
-            seen = torch.cat([seen, nn.functional.layer_norm(before.detach(), before.shape[-1:])], 1)
-        return self.outputs[place](seen)
-
-    def forward(self, seen: Sequence[Tensor]) -> list[Tensor]:
-        """Return the logits `[B, C]` of all heads, from what each sees."""
-        found: list[Tensor] = []
-        for place, one in enumerate(seen):
-            found.append(self.head(place, one, found[-1] if found else None))
-        return found
-
-    def answer(self, place: int, logits: Sequence[Tensor]) -> Tensor:
-        """Return the probabilities `[B, C]` with which exit number `place` answers, from the logits of all heads up to
-        it."""
-        if self.ensemble is None:
-            return logits[place].softmax(-1)
-        return self.ensemble(place, [log_softmax(one, -1) for one in logits[: place + 1]]).softmax(-1)
-
-
-class Ensemble(nn.Module):
-    """Weighs what the heads say so far: u_m = (1 / m) sum_(j <= m) exp(a_mj) log p_j + c_m (Zero Time Waste, arXiv
-    2106.05409)."""
-
-    def __init__(self, exits: int, classes: int) -> None:
-        super().__init__()
-        self.weights = nn.Parameter(torch.zeros(exits, exits))
-        self.shifts = nn.Parameter(torch.zeros(exits, classes))
-
-    def forward(self, place: int, logs: Sequence[Tensor]) -> Tensor:
-        """Return u of exit number `place`, `[B, C]`, from log probabilities of the heads up to it."""
-        weighed = torch.stack(list(logs)) * self.weights[place, : place + 1].exp()[:, None, None]
-        return weighed.sum(0) / (place + 1) + self.shifts[place]
+_SENT = 512  # images of the validation split whose bytes are counted
 
 
 @dataclass(frozen=True, slots=True)
 class About:
     """What a file of exits says of itself: after which blocks, of which kind, for the weights after which `round`
-    (`model` is their SHA-256), how they were trained, and what share of the validation split each answers rightly."""
+    (`model` is their SHA-256), for how many epochs they were fitted (0: they were trained with the model), and what
+    share of the validation split each answers rightly."""
 
     blocks: tuple[int, ...]
     heads: Heads
@@ -104,35 +53,6 @@ class About:
     model: str
     epochs: int
     accuracy: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """How exits do on the N images of the validation split: how sure each is, by each of `MEASURES`, `[M, E, N]`, which
-    they answer rightly, bool `[E, N]`, and which the whole model does, bool `[N]`."""
-
-    confidences: Tensor
-    right: Tensor
-    whole: Tensor
-
-    @classmethod
-    def of(cls, answers: Tensor, whole: Tensor, labels: Tensor) -> Self:
-        """Judge probabilities `[E, N, C]`, and the classes `[N]` that the whole model names."""
-        sure = torch.stack([confidence(answers.float(), measure) for measure in MEASURES])
-        return cls(sure.cpu(), (answers.argmax(2) == labels).cpu(), (whole == labels).cpu())
-
-    def threshold(self, accuracy: float, rule: Rule) -> float:
-        """Return the lowest threshold with which so large a share is answered rightly, by what a rule says otherwise.
-        Raises RunError where none is enough."""
-        sure = self.confidences[MEASURES.index(rule.measure)]
-        found = threshold_for(sure, self.right, self.whole, accuracy, rule)
-        if found is None:
-            best = float(self.whole.float().mean())
-            raise RunError(
-                f"an accuracy of {accuracy:g}: no threshold reaches it on the validation split, where the whole model "
-                f"has {best:.1%}"
-            )
-        return found
 
 
 def fingerprint(model: RunModel) -> str:
@@ -144,40 +64,205 @@ def fingerprint(model: RunModel) -> str:
     return digest.hexdigest()
 
 
-def store(exits: Exits, about: About, judged: Judged, folder: Path) -> Path:
+def store(exits: Exits, said_of: About, judged: Judged, folder: Path) -> Path:
     """Write exits beside a run's checkpoints and return the file. Raises WriteError."""
     path = folder / NAME
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in exits.state_dict().items()}
     state |= {_JUDGED + name: getattr(judged, name).contiguous() for name in Judged.__slots__}
-    said = {name: getattr(about, name) for name in About.__slots__}
+    said = {name: getattr(said_of, name) for name in About.__slots__}
     write(path, save(state, {_ABOUT: json.dumps(said)}))
     return path
 
 
 def load(model: RunModel) -> tuple[Exits, About, Judged]:
-    """Read the exits of a run, what they say of themselves, and how they do. Raises RunError where
-    it has none, where they are broken, and where they belong to other weights."""
+    """Read the exits of a run, what they say of themselves, and how they do: those in its folder, or where these belong
+    to other weights, those that were trained with the model, which its data then judge. Raises RunError where there are
+    none, where they are broken, and where they belong to other weights."""
+    stored = _stored(model)
+    if stored is not None:
+        return stored
+    exits = _own(model)
+    data = load_data(model.scenario)
+    judged = judge(model, exits, data.validation)
+    return exits, about(model, exits, judged), judged
+
+
+def heads(model: RunModel) -> Exits:
+    """Read the exits of a run alone, for which no data are needed. Raises RunError as `load` does."""
+    stored = _stored(model)
+    return _own(model) if stored is None else stored[0]
+
+
+def has_exits(model: RunModel) -> bool:
+    """Tell whether a run has exits, of whichever weights."""
+    return (model.folder / NAME).exists() or bool(exits_of(*model.parts))
+
+
+def trained_with(model: RunModel) -> Exits | None:
+    """Return the exits that were trained with a run's model, which they share their heads with; None where there are
+    none."""
+    found, trunk = exits_of(*model.parts), model.trunk
+    return joined(found, trunk.width, trunk.prefix).eval() if found else None
+
+
+def keep(model: RunModel, images: Images) -> None:
+    """Write the exits that were trained with a model beside its checkpoints, judged by images of the validation split;
+    nothing where there are none. Raises WriteError."""
+    exits = trained_with(model)
+    if exits is not None:
+        judged = judge(model, exits, images)
+        store(exits, about(model, exits, judged), judged, model.folder)
+
+
+def about(model: RunModel, exits: Exits, judged: Judged, epochs: int = 0) -> About:
+    """Return what exits say of themselves that were fitted to a model for so many epochs, or trained with it (0)."""
+    right = tuple(judged.right.float().mean(1).tolist())
+    ensemble = exits.ensemble is not None
+    return About(exits.blocks, exits.heads, ensemble, model.round, fingerprint(model), epochs, right)
+
+
+def _own(model: RunModel) -> Exits:
+    if (exits := trained_with(model)) is None:
+        raise RunError(f"{model.folder}: has no exits: make some with: splitfed exits {model.folder} --blocks 1,2")
+    return exits
+
+
+def _stored(model: RunModel) -> tuple[Exits, About, Judged] | None:
+    """Read what lies in a run's folder; None where that is nothing, or not of these weights, whose own exits were
+    trained with them."""
     path = model.folder / NAME
     if not path.exists():
-        raise RunError(f"{model.folder}: has no exits: make some with: splitfed exits {model.folder} --blocks 1,2")
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
             said = json.loads((file.metadata() or {})[_ABOUT])
-        about = About(**{**said, "blocks": tuple(said["blocks"]), "accuracy": tuple(said["accuracy"])})
-        exits = empty(model, about.blocks, about.heads, about.ensemble)
+        said_of = About(**{**said, "blocks": tuple(said["blocks"]), "accuracy": tuple(said["accuracy"])})
+        exits = empty(model, said_of.blocks, said_of.heads, said_of.ensemble)
         judged = Judged(*(state.pop(_JUDGED + name) for name in Judged.__slots__))
         exits.load_state_dict(state)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise RunError(
             f"{path}: broken file of exits ({reason(error)[:160]}); make it anew with: splitfed exits"
         ) from error
-    if about.model != fingerprint(model):
+    if said_of.model != fingerprint(model):
+        if exits_of(*model.parts):
+            return None
         raise RunError(
-            f"{path}: these exits belong to the weights after round {about.round}, and not to those after round "
+            f"{path}: these exits belong to the weights after round {said_of.round}, and not to those after round "
             f"{model.round}: name that --round, or make them anew with: splitfed exits {model.folder}"
         )
-    return exits.eval().requires_grad_(False).to(model.device), about, judged
+    return exits.eval().requires_grad_(False).to(model.device), said_of, judged
+
+
+def judge(model: RunModel, exits: Exits, images: Images) -> Judged:
+    """Find how exits do on images that they were not trained on, and what an answer by each costs. Raises DataError
+    where there are none."""
+    if not len(images):
+        raise DataError("data: exits are judged on a validation split, and that is empty")
+    seen, labels, whole = looked_at(model, exits, images, torch.arange(len(images)))
+    with torch.no_grad():
+        logits = exits(seen)
+        answers = torch.stack([exits.answer(place, logits) for place in range(len(exits.blocks))])
+    each = sent_bytes(model, images, min(len(images), _SENT))
+    beyond = torch.tensor([block > model.trunk.cut for block in exits.blocks] + [True])
+    so_far = operations(model, exits, exits.blocks)
+    costs = [so_far[block] for block in exits.blocks] + [so_far[-1]]
+    return Judged.of(
+        answers, whole, labels, beyond[:, None] * each, torch.tensor(costs, dtype=torch.float64)
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def sent_bytes(model: RunModel, images: Images, count: int) -> Tensor:
+    """Return the bytes of the first `count` images where they are sent one by one as the run sends, requests and
+    answers, int64 `[count]`; none, `[0]`, where its reducer merges samples."""
+    trunk = model.trunk
+    if not model.scenario.compression.reducer.single:
+        return torch.zeros(0, dtype=torch.int64)
+    geometry = trunk.front.geometry(1, len(model.classes))
+    asking, down = Asking(model.scenario.compression, trunk, geometry, model.device), 0
+    attention = ClsAttention(trunk.front, trunk.cut) if asking.needs_attention(trunk.cut) else None
+    found: list[int] = []
+    for batch in plain(model, images, torch.arange(count)):
+        tokens = trunk.begin(batch.images.to(model.device))
+        for number in range(1, trunk.cut + 1):
+            tokens = trunk.block(number, tokens)
+        looked = None if attention is None else attention.read()
+        for row in range(len(tokens)):
+            one = slice(row, row + 1)
+            packed = asking.pack(
+                tokens[one], trunk.cut, Key(0).at("ask", len(found)), model="0" * 16,
+                attention=None if looked is None else partial(looked.__getitem__, one),
+            )  # fmt: skip
+            # Logits in float32 are as many bytes for all.
+            down = down or asking.answer(asking.unpack(packed.buffer)).total
+            found.append(packed.total + down)
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def operations(model: RunModel, exits: Exits | None, blocks: Sequence[int]) -> list[float]:
+    """Return the operations of a forward pass for an image up to each block, with those of the exits after `blocks` so
+    far, the first being what comes before block 1, and the last one those of all; a multiplication and an addition are
+    two."""
+    trunk, size = model.trunk, model.scenario.model.image_size
+    image = torch.zeros(1, 3, size, size, device=model.device)
+    before = torch.zeros(1, len(model.classes), device=model.device)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        tokens = trunk.begin(image)
+        so_far = [float(counter.get_total_flops())]
+        for number in range(1, len(trunk) + 1):
+            tokens = trunk.block(number, tokens)
+            if exits is not None and number in blocks:
+                exits.head(exits.blocks.index(number), exits.look(tokens), before)
+            so_far.append(float(counter.get_total_flops()))
+            if number == trunk.cut:
+                tokens = trunk.cross(tokens)
+        trunk.end(tokens)
+        return [*so_far, float(counter.get_total_flops())]
+
+
+def features(model: RunModel, exits: Exits, images: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Return what each exit sees of images on the model's device, `[B, 2 D]` each, and what the last of their blocks
+    made, `[B, n, D]`."""
+    trunk, seen = model.trunk, []
+    with torch.no_grad():
+        tokens = trunk.begin(images)
+        for number in range(1, exits.blocks[-1] + 1):
+            if number == trunk.cut + 1:
+                tokens = trunk.cross(tokens)
+            tokens = trunk.block(number, tokens)
+            if number in exits.blocks:
+                seen.append(exits.look(tokens))
+    return seen, tokens
+
+
+def rest(trunk: Trunk, after: int, tokens: Tensor) -> Tensor:
+    """Turn what block `after` made, `[B, n, D]`, into logits `[B, C]`, by all that follows."""
+    return trunk.end(trunk.go_on(after, trunk.cross(tokens) if after == trunk.cut else tokens))
+
+
+def looked_at(model: RunModel, exits: Exits, images: Images, rows: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Return what the exits see of images as they are, the labels, and what the whole model takes these for."""
+    parts: list[list[Tensor]] = [[] for _ in exits.blocks]
+    labels, whole = [], []
+    for batch in plain(model, images, rows):
+        seen, tokens = features(model, exits, batch.images.to(model.device))
+        with torch.no_grad():
+            whole.append(rest(model.trunk, exits.blocks[-1], tokens).argmax(1))
+        labels.append(batch.labels.to(model.device))
+        for part, one in zip(parts, seen, strict=True):
+            part.append(one)
+    return [torch.cat(part) for part in parts], torch.cat(labels), torch.cat(whole)
+
+
+def plain(model: RunModel, images: Images, rows: Tensor) -> Iterator[Batch]:
+    """Give these rows of images as they are, in mini-batches."""
+    training = model.scenario.training
+    return batches(
+        images, rows, training.eval_batch_size, Key(0), workers=model.scenario.data.workers, epochs=1, mean=model.mean,
+        std=model.std, shuffle=False,
+    )  # fmt: skip
 
 
 def empty(model: RunModel, blocks: Sequence[int], heads: Heads, ensemble: bool) -> Exits:

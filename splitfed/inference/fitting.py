@@ -1,6 +1,7 @@
-"""Fits exits to a finished run, whose model stays as it is (the regime "disjoint" of arXiv 2407.14320)."""
+"""Fits exits to a finished run, whose model stays as it is (the regime "disjoint" of arXiv 2407.14320), and ensembles
+to exits, whose heads stay as they are."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,22 @@ from torch.nn.functional import cross_entropy
 from splitfed.data.augment import variants_of
 from splitfed.data.batches import batches, count_batches
 from splitfed.data.dataset import FederatedData
-from splitfed.data.images import Images
 from splitfed.data.stratify import divide
 from splitfed.errors import DataError, RunError
-from splitfed.inference.exits import About, Exits, Heads, Judged, check_blocks, empty, fingerprint, store
-from splitfed.inference.run_model import RunModel, Trunk
+from splitfed.inference.exits import (
+    About,
+    about,
+    check_blocks,
+    empty,
+    features,
+    judge,
+    looked_at,
+    store,
+    trained_with,
+)
+from splitfed.inference.run_model import RunModel
+from splitfed.model.exits.heads import Ensemble, Exits
+from splitfed.model.exits.settings import Heads
 from splitfed.run.origin import load_data
 from splitfed.seeds import Key
 
@@ -36,56 +48,49 @@ class Fitted:
 
 
 def fit(
-    run: str | Path, blocks: Sequence[int], *, heads: Heads = "linear", ensemble: bool = False, epochs: int = 10,
-    lr: float = 5e-3, round: int | None = None, device: str | None = None, overrides: list[str] | None = None,
-    on_epoch: Step | None = None,
+    run: str | Path, blocks: Sequence[int] | None = None, *, heads: Heads = "linear", ensemble: bool = False,
+    epochs: int = 10, lr: float = 5e-3, round: int | None = None, device: str | None = None,
+    overrides: list[str] | None = None, on_epoch: Step | None = None,
 ) -> Fitted:  # fmt: skip
     """Train exits after `blocks` of a run's model on the images that its clients train on, by Adam with a cosine that
-    ends at 0, and write them into its folder; all other weights stay as they are, bit for bit.
+    ends at 0, and write them into its folder; all other weights stay as they are, bit for bit. Without `blocks` they
+    are those that were trained with the model, as they are. An `ensemble` is fitted to either.
 
     Augmentation, batch size and precision are the scenario's. `overrides` change it, as `--set` does: where its data
     are now. Raises a SplitfedError as `RunModel.read` does, for blocks that the model has not, for data that are not
     here or not those of the run.
     """
     model = RunModel.read(run, round=round, device=device, overrides=overrides)
-    blocks = check_blocks(model, blocks)
+    exits = _new(model, blocks, heads, ensemble)
     data = load_data(model.scenario)
     rows = _trained_on(model, data)
     if not len(rows) or not len(data.validation):
         raise DataError("data: exits are trained on images and judged on a validation split, and one of both is empty")
-    exits = empty(model, blocks, heads, ensemble).to(model.device)
-    _train(model, exits, data, rows, epochs, lr, on_epoch)
+    if blocks is None:
+        epochs = 0
+    else:
+        _train(model, exits, data, rows, epochs, lr, on_epoch)
     if exits.ensemble is not None:
-        _weigh(exits, *_seen(model, exits, data.train, rows)[:2])
-    seen, labels, whole = _seen(model, exits, data.validation, torch.arange(len(data.validation)))
-    with torch.no_grad():
-        logits = exits(seen)
-        answers = torch.stack([exits.answer(place, logits) for place in range(len(blocks))])
-    judged = Judged.of(answers, whole, labels)
-    right = tuple(judged.right.float().mean(1).tolist())
-    about = About(blocks, heads, ensemble, model.round, fingerprint(model), epochs, right)
-    path = store(exits, about, judged, model.folder)
-    return Fitted(path, about, len(rows), len(labels), float(judged.whole.float().mean()))
+        _weigh(exits, *looked_at(model, exits, data.train, rows)[:2])
+    judged = judge(model, exits, data.validation)
+    said = about(model, exits, judged, epochs)
+    path = store(exits, said, judged, model.folder)
+    return Fitted(path, said, len(rows), len(data.validation), float(judged.whole.float().mean()))
 
 
-def features(model: RunModel, exits: Exits, images: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Return what each exit sees of images on the model's device, `[B, 2 D]` each, and what the last of their blocks
-    made, `[B, n, D]`."""
-    trunk, seen = model.trunk, []
-    with torch.no_grad():
-        tokens = trunk.begin(images)
-        for number in range(1, exits.blocks[-1] + 1):
-            if number == trunk.cut + 1:
-                tokens = trunk.cross(tokens)
-            tokens = trunk.block(number, tokens)
-            if number in exits.blocks:
-                seen.append(exits.look(tokens))
-    return seen, tokens
-
-
-def rest(trunk: Trunk, after: int, tokens: Tensor) -> Tensor:
-    """Turn what block `after` made, `[B, n, D]`, into logits `[B, C]`, by all that follows."""
-    return trunk.end(trunk.go_on(after, trunk.cross(tokens) if after == trunk.cut else tokens))
+def _new(model: RunModel, blocks: Sequence[int] | None, heads: Heads, ensemble: bool) -> Exits:
+    """Return exits that are to be fitted, or those that were trained with a model, with an ensemble to be fitted."""
+    if blocks is not None:
+        return empty(model, check_blocks(model, blocks), heads, ensemble).to(model.device)
+    exits = trained_with(model)
+    if exits is None:
+        raise RunError(
+            f"{model.folder}: no exits were trained with its model: name blocks after which some are to be trained "
+            "now, such as --blocks 1,2"
+        )
+    if ensemble:
+        exits.ensemble = Ensemble(len(exits.blocks), exits.classes).to(model.device)
+    return exits
 
 
 def _trained_on(model: RunModel, data: FederatedData) -> Tensor:
@@ -137,25 +142,3 @@ def _weigh(exits: Exits, seen: list[Tensor], labels: Tensor) -> None:
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-
-
-def _seen(model: RunModel, exits: Exits, images: Images, rows: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Return what the exits see of images as they are, the labels, and what the whole model takes these for."""
-    parts: list[list[Tensor]] = [[] for _ in exits.blocks]
-    labels, whole = [], []
-    for batch in _plain(model, images, rows):
-        seen, tokens = features(model, exits, batch.images.to(model.device))
-        with torch.no_grad():
-            whole.append(rest(model.trunk, exits.blocks[-1], tokens).argmax(1))
-        labels.append(batch.labels.to(model.device))
-        for part, one in zip(parts, seen, strict=True):
-            part.append(one)
-    return [torch.cat(part) for part in parts], torch.cat(labels), torch.cat(whole)
-
-
-def _plain(model: RunModel, images: Images, rows: Tensor) -> Iterator:
-    training = model.scenario.training
-    return batches(
-        images, rows, training.eval_batch_size, Key(0), workers=model.scenario.data.workers, epochs=1, mean=model.mean,
-        std=model.std, shuffle=False,
-    )  # fmt: skip

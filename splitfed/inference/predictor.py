@@ -10,8 +10,8 @@ from torch import Tensor
 
 from splitfed.data.batches import normaliser
 from splitfed.errors import RunError
-from splitfed.inference.deciding import Measure, Rule, confidence
-from splitfed.inference.exits import Exits, load
+from splitfed.inference.deciding import Judged, Measure, Rule, confidence
+from splitfed.inference.exits import Exits, heads, load
 from splitfed.inference.pictures import Named, Picture, find, read
 from splitfed.inference.run_model import RunModel
 from splitfed.inference.way import Way
@@ -40,29 +40,47 @@ class Predictor:
 
     With a `confidence` in [0, 1] the run's exits take part: the first whose confidence by `measure` is that large
     answers, and no later block is computed for such an image; `rise` is as in `Rule`. With an `accuracy` in its place
-    it is the lowest with which so large a share of the validation split is answered rightly; `rule` tells it. `top` is
+    it is the lowest with which so large a share of the validation split is answered rightly, and with `most_bytes` or
+    `most_operations` the highest with which an image takes no more than that there on the mean: bytes of what is sent
+    after the front and answered, operations of all blocks; `rule` tells it. `top` is
     how many classes are named, `batch` how many images are computed at once. Raises a SplitfedError as `RunModel.read`
     and `exits.load` do.
     """
 
     def __init__(
         self, run: str | Path, *, confidence: float | None = None, accuracy: float | None = None,
+        most_bytes: float | None = None, most_operations: float | None = None,
         measure: Measure = "probability", rise: float | None = None, round: int | None = None, top: int = 1,
         batch: int = 64, device: str | None = None, overrides: list[str] | None = None,
     ) -> None:  # fmt: skip
         self.model = RunModel.read(run, round=round, device=device, overrides=overrides)
         self._exits: Exits | None = None
         self.rule = Rule(2.0 if confidence is None else confidence, measure, rise)
-        if confidence is not None and accuracy is not None:
-            raise RunError("a confidence and an accuracy are asked for: one follows from the other, name one of them")
-        if confidence is not None or accuracy is not None:
+        asked = {
+            "a confidence": confidence, "an accuracy": accuracy, "bytes an image": most_bytes,
+            "operations an image": most_operations,
+        }  # fmt: skip
+        if len(named := [name for name, value in asked.items() if value is not None]) > 1:
+            raise RunError(f"{' and '.join(named)} are asked for: one follows from the other, name one of them")
+        if confidence is not None:
+            self._exits = heads(self.model)
+        elif named:
             self._exits, _, judged = load(self.model)
-            if accuracy is not None:
-                self.rule = replace(self.rule, threshold=judged.threshold(accuracy, self.rule))
+            self.rule = replace(self.rule, threshold=self._threshold(judged, accuracy, most_bytes, most_operations))
         elif rise is not None:
             raise RunError("a rise of confidence is asked for, and no confidence: exits take part where one is named")
         self._top, self._batch = min(top, len(self.model.classes)), batch
         self._normalise = normaliser(self.model.mean, self.model.std)
+
+    def _threshold(
+        self, judged: Judged, accuracy: float | None, most_bytes: float | None, most_operations: float | None
+    ) -> float:
+        if accuracy is not None:
+            return judged.threshold(accuracy, self.rule)
+        if most_bytes is not None:
+            return judged.within_bytes(most_bytes, self.rule)
+        assert most_operations is not None
+        return judged.within_operations(most_operations, self.rule)
 
     def predict(self, images: str | Path | Sequence[Named]) -> list[Prediction]:
         """Answer for images, in order: files, folders of them, or what Pillow has opened. What cannot be decoded is

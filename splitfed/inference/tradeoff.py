@@ -11,16 +11,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from splitfed.data.batches import batches
 from splitfed.data.images import Images
 from splitfed.errors import DataError
 from splitfed.inference.asking import Asking
 from splitfed.inference.deciding import Measure, Rule, chosen, confidence, routes
-from splitfed.inference.exits import NAME as EXITS
-from splitfed.inference.exits import Exits, load
+from splitfed.inference.exits import Exits, has_exits, heads, operations
 from splitfed.inference.rates import Rate
 from splitfed.inference.rates import rates as read_rates
 from splitfed.inference.run_model import RunModel, Trunk
@@ -89,7 +86,7 @@ def tradeoff(
     """
     model = RunModel.read(run, round=round, device=device, overrides=overrides)
     chosen_rates = read_rates(model.scenario.compression, rates)
-    exits = load(model)[0] if (model.folder / EXITS).exists() else None
+    exits = heads(model) if has_exits(model) else None
     data = load_data(model.scenario)
     images = data.validation if split == "validation" else data.test
     count = min(len(images), limit or len(images))
@@ -131,7 +128,7 @@ def measure_all(
             for block in leaving:
                 crossed[name][block] += _across(one, block, *made[block], labels, done)
         done += len(labels)
-    operations, rest = _operations(model, exits, blocks)
+    so_far = operations(model, exits, blocks)
     sent = {
         name: {block: Sent(*(torch.tensor(part) for part in zip(*rows, strict=True))) for block, rows in by.items()}
         for name, by in crossed.items()
@@ -140,7 +137,7 @@ def measure_all(
     return Measured(
         blocks, trunk.cut, torch.cat(answers, 1) if answers else torch.zeros(0, done, classes),
         torch.cat(right, 1) if right else torch.zeros(0, done, dtype=torch.bool), torch.cat(whole),
-        images.stored_bytes(rows) / done, operations, operations[-1] + rest, sent,
+        images.stored_bytes(rows) / done, so_far[: trunk.cut + 1], so_far[-1], sent,
     )  # fmt: skip
 
 
@@ -216,23 +213,3 @@ class _Watch:
             tokens = self._trunk.block(block, tokens)
             made[block] = tokens, self._attention[block].read() if block in self._attention else None
         return made
-
-
-def _operations(model: RunModel, exits: Exits | None, blocks: Sequence[int]) -> tuple[list[float], float]:
-    """Return a client's operations for an image up to each block of the front, with the exits so far, and those of all
-    that follows; a multiplication and an addition are two."""
-    trunk, size = model.trunk, model.scenario.model.image_size
-    image = torch.zeros(1, 3, size, size, device=model.device)
-    so_far: list[float] = []
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        tokens = trunk.begin(image)
-        so_far.append(float(counter.get_total_flops()))
-        seen: list[Tensor] = []
-        for block in range(1, trunk.cut + 1):
-            tokens = trunk.block(block, tokens)
-            if exits is not None and block in blocks:
-                seen.append(exits.look(tokens))
-                exits.head(len(seen) - 1, seen[-1], torch.zeros(1, len(model.classes), device=model.device))
-            so_far.append(float(counter.get_total_flops()))
-        trunk.end(trunk.go_on(trunk.cut, trunk.cross(tokens)))
-        return so_far, counter.get_total_flops() - so_far[-1]

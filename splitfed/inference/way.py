@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from splitfed.inference.deciding import Rule, confidence
-from splitfed.inference.exits import Exits
+from splitfed.model.exits.heads import Exits
 
 
 class Way:

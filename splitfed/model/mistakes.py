@@ -139,11 +139,22 @@ def _of_the_whole(config: ModelConfig, tail: int | None, wrong: set[str]) -> Fou
         return
     meant = wrong | {name for one in wrong for name in get_close_matches(one, list(_hints()), n=1)}
     found = [(key, why) for key, why in misfits(made, config.cut, tail) if _argument(key) not in meant]
+    if not found and "depth" not in meant:
+        found += _of_the_exits(config, len(made.blocks))  # type: ignore[arg-type]
     yield from ((_home(config, key), why) for key, why in found)
     if not (found or wrong or _runs(made, config.image_size)):
         yield (
             "model.args",
             f"timm makes a model of them that takes no images of {config.image_size} pixels: change them",
+        )
+
+
+def _of_the_exits(config: ModelConfig, blocks: int) -> Found:
+    if config.exits is not None and config.exits.blocks[-1] >= blocks:
+        yield (
+            "model.exits.blocks",
+            f"has {config.exits.blocks[-1]}, and the model has {blocks} blocks: exits follow blocks 1 to {blocks - 1}, "
+            "and its own head the last",
         )
 
 

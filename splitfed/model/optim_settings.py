@@ -103,7 +103,8 @@ class SideConfig(Config):
     weight_decay: NonNegativeFloat = 0.0
     """Weight decay of all that it trains; 0 is none."""
     clip: PositiveFloat | None = None
-    """Norm of the gradient over all that it holds, at most; null does not bound it."""
+    """Norm of the gradient over all that it holds, at most; null does not bound it. Exits from which the model learns
+    nothing (`disjoint`) are measured by themselves."""
 
     def optimiser_for(self, module: "nn.Module") -> "Optimizer":
         """Build the optimiser of all trained parameters of a module."""
@@ -118,6 +119,9 @@ class SideConfig(Config):
         if self.clip is not None:
             from torch.nn.utils import clip_grad_norm_
 
-            clip_grad_norm_(module.parameters(), self.clip)
+            from splitfed.model.exits.heads import clipped_together
+
+            for parameters in clipped_together(module):
+                clip_grad_norm_(parameters, self.clip)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

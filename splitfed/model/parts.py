@@ -6,7 +6,7 @@ Parts keep timm's names and share the model's parameters: the union of their sta
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import splitfed.model._torchvision  # noqa: F401  before timm, which imports torchvision
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.trained.layers import ENCODER, GATES, Gates, Halves
 from splitfed.errors import ModelError
+from splitfed.model.exits.heads import Exits, watching
 
 _FRONT_PARTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "pos_drop", "patch_drop", "norm_pre")
 
@@ -89,7 +90,10 @@ def check(vit: nn.Module, cut: int, tail: int | None = None) -> None:
 
 
 class _Part(VisionTransformer):
-    """Some parts of a built VisionTransformer under their own names, run by timm's own forward code."""
+    """Some parts of a built VisionTransformer under their own names, run by timm's own forward code. `exits` are those
+    after its blocks that are trained with it, None where there are none; the forward pass leaves them out."""
+
+    exits: Exits | None
 
     def __init__(self, vit: VisionTransformer, parts: list[str], first: int, last: int) -> None:
         nn.Module.__init__(self)  # not VisionTransformer's, which would make a whole model
@@ -99,7 +103,21 @@ class _Part(VisionTransformer):
         numbered = [(str(i), block) for i, block in enumerate(vit.blocks)][first:last]
         for name in parts:
             setattr(self, name, nn.Sequential(OrderedDict(numbered)) if name == "blocks" else getattr(vit, name))
+        self.exits = None
         self.train(vit.training)
+
+    def after(self, block: int) -> nn.Module:
+        """Return what makes the output of a block, whose number is the whole model's, from 1 on."""
+        return self.blocks.get_submodule(str(block - 1))
+
+    def learning(self, round: int, targets: Tensor, *given: Any) -> tuple[Tensor, Tensor | None]:
+        """Return what a forward pass makes of what is given, and the loss of the exits on it that joins the model's in
+        a round; None where there are none, or they learn nothing yet."""
+        if self.exits is None or not self.exits.learn(round):
+            return self(*given), None
+        with watching(self) as seen:
+            made = self(*given)
+        return made, self.exits.loss(seen, targets)
 
 
 class Front(_Part):
@@ -127,6 +145,10 @@ class Front(_Part):
             return self.forward_features(images)
         tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
         return self.gates(tokens, list(self.blocks), budget)
+
+    def after(self, block: int) -> nn.Module:
+        """Return what makes the output of a block; of the last one it is the front, as gates may stand behind it."""
+        return self if block == len(self.blocks) else super().after(block)
 
     def geometry(self, batch: int, classes: int) -> Geometry:
         """Return the sizes at the cut for batches of up to `batch` images."""
@@ -264,5 +286,5 @@ def split_twice(vit: VisionTransformer, cut: int, tail: int) -> tuple[Front, Bac
 
 def whole_state(*parts: nn.Module) -> dict[str, Tensor]:
     """Join the tensors of a model's parts into the state dict of the whole timm model; a reducer's own layers come
-    beside it, as `encoder.*` and `decoder.*`."""
+    beside it, as `encoder.*` and `decoder.*`, and exits as `exits.*`."""
     return {name: tensor for part in parts for name, tensor in part.state_dict().items()}

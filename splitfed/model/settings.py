@@ -4,6 +4,7 @@ from pydantic import Field, field_validator
 
 from splitfed.config import Config
 from splitfed.model.adapters import AdapterConfig
+from splitfed.model.exits.settings import ExitsConfig
 
 # Arguments of timm's that follow from something else, and from what.
 SET_ELSEWHERE = {
@@ -43,6 +44,9 @@ class ModelConfig(Config):
     """What of the front is trained. With an adapter most of it stays as it is and crosses once for each client: only
     its LayerNorms (`norms`) or low-rank additions (`lora`) are trained and cross each round. What follows the front is
     trained whole."""
+    exits: ExitsConfig | None = None
+    """Heads that are trained with the model, such as `{blocks: [1, 3]}`; null is none: `splitfed exits` trains some
+    afterwards."""
 
     @field_validator("args")
     @classmethod

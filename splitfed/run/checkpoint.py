@@ -61,6 +61,7 @@ class Progress:
     clients_bytes: int = 0
     wasted_bytes: int = 0
     control_bytes: int = 0
+    exits_bytes: int = 0
     sha256: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

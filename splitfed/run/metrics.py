@@ -1,12 +1,15 @@
-"""What a finished round is reported as: a line of `metrics.csv`."""
+"""What a finished round is reported as: a line of `metrics.csv`, and one of `exits.csv` for each exit that is trained
+with the model, where the validation split was looked at."""
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import MISSING, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from splitfed.run.journal import count, read_table
 
-NAME = "metrics.csv"
+NAME, EXITS = "metrics.csv", "exits.csv"
 RECALL = "memory"  # the phase of a round that is a pass over memory
 
 
@@ -61,6 +64,28 @@ def _row(line: dict[str, str]) -> Metrics:
     return Metrics(
         **{field.name: _value(field.type, line[field.name]) for field in fields(Metrics) if field.name in line}
     )
+
+
+_OF_AN_EXIT = ("round", "block", "accuracy")
+EXITS_HEADER = ",".join(_OF_AN_EXIT) + "\n"
+
+
+def exit_lines(round: int, accuracies: Mapping[int, float]) -> str:
+    """Return the lines of a round: by block, the share of the validation split that its exit answers rightly."""
+    return "".join(f"{round},{block},{accuracy!r}\n" for block, accuracy in accuracies.items())
+
+
+def read_exits(folder: Path) -> dict[int, dict[int, float]]:
+    """Read a run's `exits.csv`: by round, the accuracies by block; nothing where no exits are trained with the model.
+    Raises RunError where it is broken."""
+    path, found = folder / EXITS, defaultdict[int, dict[int, float]](dict)
+    for round, block, accuracy in read_table(path, _exit, _OF_AN_EXIT) if path.exists() else ():
+        found[round][block] = accuracy
+    return dict(found)
+
+
+def _exit(line: dict[str, str]) -> tuple[int, int, float]:
+    return count(line["round"]), count(line["block"]), float(line["accuracy"])
 
 
 def _text(value: float | str | None) -> str:

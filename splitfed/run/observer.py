@@ -1,6 +1,6 @@
 """Who watches a run: consoles, TensorBoard, a notebook, a test. The training code reports and knows nothing of them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,10 @@ class Observer:
     def steered(self, round: int, chosen: Sequence[Choice]) -> None:
         """A controller has chosen these operating points for this round, which is reported next."""
 
+    def exited(self, round: int, accuracies: Mapping[int, float]) -> None:
+        """By block, the share of the validation split that exits answer rightly after this round, which is reported
+        next."""
+
     def round(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:
         """A round ended; `sent` are its bytes and `finished` those of all rounds so far."""
 
@@ -115,6 +119,11 @@ class Observers(Observer):
         """Tell all."""
         for one in self._watching:
             one.steered(round, chosen)
+
+    def exited(self, round: int, accuracies: Mapping[int, float]) -> None:
+        """Tell all."""
+        for one in self._watching:
+            one.exited(round, accuracies)
 
     def round(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:
         """Tell all."""

@@ -27,8 +27,9 @@ log = getLogger("splitfed")
 # What grows round by round, and is cut to a checkpoint.
 GROWING = {
     metrics.NAME: metrics.HEADER, ledger.NAME: ledger.HEADER, scores.NAME: scores.HEADER, choices.NAME: choices.HEADER,
+    metrics.EXITS: metrics.EXITS_HEADER,
 }  # fmt: skip
-_IF_ANY = (scores.NAME, choices.NAME)
+_IF_ANY = (scores.NAME, choices.NAME, metrics.EXITS)
 SCENARIO = "scenario.yaml"
 _ANEW = "start a new run"
 _WITHOUT = "delete it, and the run goes on without what it counted"

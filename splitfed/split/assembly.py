@@ -11,8 +11,9 @@ from splitfed.compression.reducers.trained.layers import Halves
 from splitfed.errors import ModelError
 from splitfed.federation.phases import misfit
 from splitfed.model.build import build
+from splitfed.model.exits.heads import Exits
 from splitfed.model.mistakes import blank, mistakes
-from splitfed.model.parts import Front, Later, Parts, split, split_twice
+from splitfed.model.parts import Back, Front, Later, Parts, split, split_twice
 from splitfed.scenario import Scenario
 from splitfed.scenario.sections import COMMON, Terms
 from splitfed.seeds import Key
@@ -32,6 +33,7 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
     front, back, _ = parts
     scenario.model.adapter.apply(front, key.at("adapter"))
     geometry = front.geometry(scenario.training.batch_size, classes)
+    _attach_exits(scenario, front, back, classes)
     reducer = scenario.compression.reducer
     if pretrained is not False:
         check_fits(scenario, front)
@@ -45,6 +47,22 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
         front.attach(halves)
         back.attach(halves)
     return parts
+
+
+def _attach_exits(scenario: Scenario, front: Front, back: Back, classes: int) -> None:
+    """Give each side the heads that learn with the model after its own blocks."""
+    if (settings := scenario.model.exits) is None:
+        return
+    cut, key = scenario.model.cut, Key(scenario.seed).at("exits")
+    sides = (front, [block for block in settings.blocks if block <= cut]), (
+        back, [block for block in settings.blocks if block > cut]
+    )  # fmt: skip
+    for part, blocks in sides:
+        if blocks:
+            part.exits = Exits(
+                blocks, front.embed_dim, classes, front.num_prefix_tokens, heads=settings.heads,
+                key=key.at("trained", blocks[0]), settings=settings,
+            )  # fmt: skip
 
 
 def check_fits(scenario: Scenario, front: Front) -> None:

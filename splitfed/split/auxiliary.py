@@ -25,7 +25,7 @@ class Auxiliary(nn.Module):
         super().__init__()
         net = deepcopy(back)
         net.blocks = nn.Sequential(OrderedDict(list(net.blocks.named_children())[:blocks]))
-        net.decoder = nn.Identity()
+        net.decoder, net.exits = nn.Identity(), None
         self._name = f"{AUXILIARY}{first}"
         self.add_module(self._name, net.train())
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from splitfed.model.exits.heads import EXITS
 from splitfed.model.parts import Front, Parts
 from splitfed.scenario import Scenario
 from splitfed.split.auxiliary import Auxiliary
@@ -54,4 +55,6 @@ class ClientPart(nn.Module):
 
     def roles(self) -> dict[str, str]:
         """Return the role in the ledger of each travelling tensor that is not the front's."""
-        return dict.fromkeys(self.beside.state_dict(), self._role)
+        beside = self.beside.state_dict()
+        exits = [name for name in (*self.front.travelling(), *beside) if name.startswith(EXITS)]
+        return dict.fromkeys(beside, self._role) | dict.fromkeys(exits, "exit_weights")

@@ -11,6 +11,7 @@ from splitfed.engines.ray.cluster import connected
 
 DELTA = "compression.front_weights={codec: {kind: uniform, bits: 8}, delta: {kind: uniform, bits: 4}}"
 NORMS, LORA = "model.adapter=norms", "model.adapter={kind: lora, rank: 2}"
+EXITS = "model.exits={blocks: [1]}"
 
 
 COPIES = (
@@ -26,13 +27,14 @@ def scenario(*more: str):
 
 def crossed(folder: Path) -> list[dict[str, str]]:
     """Return what crossed the cut and what weights crossed, row by row."""
-    return [row for row in table(folder / "ledger.csv") if row["plane"] == "data" or row["role"] == "front_weights"]
+    weights = ("front_weights", "exit_weights")
+    return [row for row in table(folder / "ledger.csv") if row["plane"] == "data" or row["role"] in weights]
 
 
 @pytest.mark.long
 def test_ray(tmp_path: Path) -> None:
     with connected(None, {}):
-        for number, more in enumerate(([NORMS], [LORA, DELTA], COPIES)):
+        for number, more in enumerate(([NORMS], [LORA, DELTA, EXITS], COPIES)):
             here = simulate(scenario(*more), runs=tmp_path / f"inline-{number}")
             ray = simulate(scenario(*more, "engine={kind: ray, threads: 1}"), runs=tmp_path / f"ray-{number}")
             assert crossed(ray.folder) == crossed(here.folder)
@@ -41,9 +43,9 @@ def test_ray(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_deployment(tmp_path: Path) -> None:
-    expected = simulate(scenario(NORMS, DELTA, *COPIES), runs=tmp_path / "inline")
+    expected = simulate(scenario(NORMS, EXITS, DELTA, *COPIES), runs=tmp_path / "inline")
     with deployment(tmp_path) as here:
-        server = here.serve(scenario(NORMS, DELTA, *COPIES))
+        server = here.serve(scenario(NORMS, EXITS, DELTA, *COPIES))
         clients = [here.join(client, "--threads", 1) for client in range(2)]
         assert server.end() == 0, server.text
         assert [client.end() for client in clients] == [0, 0], [client.text for client in clients]

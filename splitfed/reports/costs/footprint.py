@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from splitfed.federation.phases import spans
 from splitfed.model.attention import ClsAttention
+from splitfed.model.exits.heads import beside, exits_of
 from splitfed.model.forward import autocast, keyed_rng
-from splitfed.model.parts import Parts, Tail
+from splitfed.model.parts import Back, Front, Parts, Tail
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.auxiliary import Auxiliary, align
@@ -42,7 +43,8 @@ def measure(parts: Parts, cut: Cut, scenario: Scenario, batch: int, key: Key) ->
     settings = (training.client, training.server)[: len(sides)]
     optimisers = [config.optimiser_for(side) for config, side in zip(settings, sides, strict=True)]
     saved = [_Saved(side) for side in sides]
-    step = _Split(parts, cut, training.precision, key) if splits else _Whole(part, cut, training.precision)
+    last = scenario.federation.rounds  # exits learn by then
+    step = _Split(parts, cut, training.precision, key, last) if splits else _Whole(part, cut, training.precision, last)
     seconds = []
     with keyed_rng(key.at("estimate", "dropout"), cut.device):
         for number in range(1 + _TIMED_STEPS):
@@ -90,7 +92,7 @@ def _taught(part: ClientPart, cut: Cut, scenario: Scenario, images: Tensor, key:
     client, precision, saved = scenario.training.client, scenario.training.precision, _Saved(part)
     optimiser, shape = client.optimiser_for(part), (len(images), cut.geometry.tokens, cut.geometry.width)
     with keyed_rng(key.at("estimate", "local"), cut.device):
-        _Whole(part, cut, precision)(images, [saved])
+        _Whole(part, cut, precision, scenario.federation.rounds)(images, [saved])
         if fits:
             made, labels = torch.randn(shape, device=cut.device), torch.zeros(len(images), dtype=torch.int64)
             part.beside.zero_grad(set_to_none=True)  # it learns from nothing else
@@ -108,13 +110,14 @@ def _taught(part: ClientPart, cut: Cut, scenario: Scenario, images: Tensor, key:
 class _Whole:
     """A step of a client that trains a whole model, its own or one that ends in an auxiliary net."""
 
-    def __init__(self, part: ClientPart, cut: Cut, precision: str) -> None:
-        self.part, self.cut, self.precision = part, cut, precision
+    def __init__(self, part: ClientPart, cut: Cut, precision: str, round: int) -> None:
+        self.part, self.cut, self.precision, self.round = part, cut, precision, round
 
     def __call__(self, images: Tensor, count: Sequence[AbstractContextManager]) -> Tensor:
         labels = torch.zeros(len(images), dtype=torch.int64, device=self.cut.device)
         with count[0], autocast(self.precision, self.cut.device):
-            loss = nn.functional.cross_entropy(self.part.beside(self.part.front(images)), labels)
+            activations = _learning(self.part.front, self.round, labels, images)
+            loss = nn.functional.cross_entropy(_learning(self.part.beside, self.round, labels, activations), labels)
         loss.backward()
         return loss
 
@@ -122,22 +125,23 @@ class _Whole:
 class _Split:
     """A step of both sides, without what carries tensors from one to the other."""
 
-    def __init__(self, parts: Parts, cut: Cut, precision: str, key: Key) -> None:
-        self.parts, self.cut, self.precision, self.key = parts, cut, precision, key
+    def __init__(self, parts: Parts, cut: Cut, precision: str, key: Key, round: int) -> None:
+        self.parts, self.cut, self.precision, self.key, self.round = parts, cut, precision, key, round
         self.attention = ClsAttention(parts.front) if cut.reducer.needs_attention else None
 
     def __call__(self, images: Tensor, count: Sequence[AbstractContextManager]) -> Tensor:
         (front, back, tail), cut = self.parts, self.cut
-        with count[0], autocast(self.precision, cut.device):
-            activations = front(images)
         labels = torch.zeros(len(images), dtype=torch.int64, device=cut.device)
+        with count[0], autocast(self.precision, cut.device):
+            activations = _learning(front, self.round, labels, images)
         read = self.attention.read if self.attention else None
         plan, targets = cut.plan(activations, labels, self.key, read, front.encoder)
         with count[0]:
             reduced = plan.reduce(activations)
         smashed = reduced.detach().requires_grad_()
         with count[1], autocast(self.precision, cut.device):
-            features = back(cut.reducer.restore(smashed, plan.side, plan.meta, back.decoder))
+            restored = cut.reducer.restore(smashed, plan.side, plan.meta, back.decoder)
+            features = _learning(back, self.round, targets, restored)
         arrived = features.detach().requires_grad_()
         with count[0 if isinstance(tail, Tail) else 1], autocast(self.precision, cut.device):
             loss = nn.functional.cross_entropy(tail(arrived), targets)
@@ -147,6 +151,15 @@ class _Split:
         assert smashed.grad is not None
         reduced.backward(smashed.grad)
         return loss
+
+
+def _learning(part: nn.Module, round: int, targets: Tensor, given: Tensor) -> Tensor:
+    """Return what a part of a model makes, through which its exits are learnt from as well."""
+    if not exits_of(part):
+        return part(given)
+    assert isinstance(part, Front | Back)
+    made, loss = part.learning(round, targets, given)
+    return made if loss is None else beside(made, loss)
 
 
 def _side(module: nn.Module, optimiser: torch.optim.Optimizer, saved: "_Saved") -> Side:

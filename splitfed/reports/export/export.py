@@ -1,6 +1,7 @@
 """A run's model as one timm checkpoint: front and back together, with a card that says where it comes from.
 
-What a reducer's own layers have learnt is no part of a timm model. They are written beside it.
+What a reducer's own layers have learnt is no part of a timm model. They are written beside it. Exits are left out: they
+lie in the run's folder.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from splitfed.data.dataset import FederatedData, load
 from splitfed.errors import RunError
 from splitfed.files import replace_with
 from splitfed.model.build import build
+from splitfed.model.exits.heads import EXITS
 from splitfed.reports.export.model_card import Provenance, card
 from splitfed.reports.export.recipe import create_line, hub_config
 from splitfed.run.checkpoint import Checkpoints
@@ -63,7 +65,8 @@ def export(
     if not force and (there := [path for path in files if path is not None and path.exists()]):
         raise RunError(f"{there[0]}: exists; name another file, or replace it with --force")
     classes = _data(scenario, state, run).classes
-    model = scenario.model.adapter.merged({name: state[name] for name in state if name not in halves})
+    plain = {name: tensor for name, tensor in state.items() if name not in halves and not name.startswith(EXITS)}
+    model = scenario.model.adapter.merged(plain)
     _check(scenario, model, len(classes), run)
     about = {
         "format": "pt", "splitfed_version": __version__, "scenario": scenario.name, "round": str(round),

@@ -2,7 +2,7 @@
 
 import copy
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, cast
@@ -42,6 +42,7 @@ class Console(Observer):
         self._columns = COLUMNS
         self._bar: Progress | None = None
         self._serving = False
+        self._exits = ""
 
     def serving(self, folder: Path, address: str, split_port: int | None, clients: int) -> None:
         """Print where clients may join."""
@@ -87,6 +88,10 @@ class Console(Observer):
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=share)
 
+    def exited(self, round: int, accuracies: Mapping[int, float]) -> None:
+        """Say it at the end of the round's line."""
+        self._exits = "  exits " + ", ".join(map(units.percent, accuracies.values()))
+
     def round(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:
         """Print the line of a round."""
         assert self._info is not None
@@ -112,7 +117,9 @@ class Console(Observer):
             + (f"  {units.duration(seconds)} simulated" if (seconds := metrics.simulated_seconds) is not None else "")
             + (f"  {metrics.phase}" if metrics.phase != "gradient" else "")
             + (f"  {metrics.lost} lost" if metrics.lost else "")
+            + self._exits
         )
+        self._exits = ""
         if self._info.asks and not beside:
             self._print(f"{'':>7}{_spread(clients)}")
         self._await(metrics.round + 1)

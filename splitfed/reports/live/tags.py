@@ -57,6 +57,10 @@ def description(tag: str) -> str:
     if tag in _OTHERS:
         return _OTHERS[tag]
     group, *around, name = tag.split("/")
+    if group == "exits":
+        return (
+            f"Share of the validation split that the exit after `{name.replace('_', ' ')}` answers rightly. By round."
+        )
     if group == "control":
         return f"Clients that were at the operating point `{name}` in a round."
     if group == "round_MB":
@@ -67,9 +71,11 @@ def description(tag: str) -> str:
     return f"{_WHAT[f'{group}/{name}']} {_BY[around[0]] if around else 'By round.'}"
 
 
-def layout(*, cut: bool, clients: bool, images: bool = False, timed: bool = False) -> dict[str, dict[str, Any]]:
+def layout(
+    *, cut: bool, clients: bool, images: bool = False, timed: bool = False, exits: bool = False
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Return the charts of TensorBoard's tab "Custom Scalars", what matters most first; those of a cut, of clients that
-    evaluate, of what the images weigh, and of simulated time, where there are any."""
+    evaluate, of what the images weigh, of simulated time, and of exits, where there are any."""
 
     def charts(of: dict[str, str]) -> dict[str, Any]:
         return {title: ["Multiline", [f"^{tags}$"]] for title, tags in of.items()}
@@ -82,6 +88,8 @@ def layout(*, cut: bool, clients: bool, images: bool = False, timed: bool = Fals
     if timed:
         accuracy["validation, by simulated seconds"] = "accuracy/by_simulated_time/eval"
     accuracy |= {"validation, by round": "accuracy/eval", "test, at the end": "final/test_accuracy"}
+    if exits:
+        accuracy["exits and the whole model, validation, by round"] = "(exits/.*|accuracy/eval)"
     found = {"accuracy": charts(accuracy)}
     if clients:
         found["accuracy on what clients hold out"] = charts({

@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
@@ -18,7 +18,7 @@ from splitfed.run.client_scores import Score, read_scores
 from splitfed.run.journal import read_table
 from splitfed.run.ledger import Totals, read_rows
 from splitfed.run.log import SpareFile
-from splitfed.run.metrics import Metrics
+from splitfed.run.metrics import Metrics, read_exits
 from splitfed.run.observer import Figures, Observer, Started
 from splitfed.run.summary import Summary
 
@@ -35,7 +35,7 @@ class Curves(Observer):
     def __init__(self) -> None:
         self._events: _Events | None = None
         self._began = 0.0
-        self._clients = self._laid_out = False
+        self._clients = self._laid_out = self._exits = False
         self._figures: Callable[[], Figures] = Figures
         self._points: dict[str, None] = {}  # those that were ever chosen, in that order
 
@@ -52,11 +52,13 @@ class Curves(Observer):
         self._began = time.time() - (info.history[-1][0].seconds if info.history else 0.0)
         finished = _before_round_one(info.folder) if info.history else Totals()
         scores = read_scores(info.folder) if info.asks else {}
+        of_exits = read_exits(info.folder) if info.history else {}
         path = info.folder / choices.NAME
         chosen = list(read_table(path, Choice.of, choices.COLUMNS)) if path.exists() else []
         for metrics, sent in info.history:
             finished = finished + sent
             self.evaluated(metrics.round, scores.get(metrics.round, []))
+            self.exited(metrics.round, of_exits.get(metrics.round, {}))
             self.steered(metrics.round, [one for one in chosen if one.round == metrics.round])
             self._write(metrics, sent, finished)
         self._events.flush()
@@ -82,6 +84,12 @@ class Curves(Observer):
             self._add("control/rate", 8e-6 * sum(one.bytes for one in chosen if one.seconds) / seconds, round, now)
         for name in self._points:
             self._add(f"control/points/{name}", sum(one.point == name for one in chosen), round, now)
+
+    def exited(self, round: int, accuracies: Mapping[int, float]) -> None:
+        """Write how many images each exit answers rightly."""
+        self._exits |= bool(accuracies)
+        for block, accuracy in accuracies.items():
+            self._add(f"exits/block_{block}", accuracy, round, time.time())
 
     def round(self, metrics: Metrics, sent: Totals, finished: Totals) -> None:
         """Write the points of a round; they are in the file when this returns."""
@@ -130,7 +138,8 @@ class Curves(Observer):
         weight = self._figures().images_bytes
         if not self._laid_out:  # known with the first round: whether there is a cut
             timed = metrics.simulated_seconds is not None
-            charts = layout(cut=metrics.cut_bytes > 0, clients=self._clients, images=bool(weight), timed=timed)
+            charts = layout(cut=metrics.cut_bytes > 0, clients=self._clients, images=bool(weight), timed=timed,
+                            exits=self._exits)  # fmt: skip
             self._events.add(custom_scalars(charts), 0, time.time())
             self._laid_out = True
         at, step = self._began + metrics.seconds, metrics.round

@@ -9,7 +9,7 @@ from inspect import signature
 
 from pydantic import BaseModel
 
-from splitfed.scenario.rules import crossing, federation, phases, time, varying
+from splitfed.scenario.rules import crossing, exits, federation, phases, time, varying
 from splitfed.scenario.rules.base import Found, Rule
 
 RULES: tuple[Rule, ...] = (
@@ -38,6 +38,11 @@ RULES: tuple[Rule, ...] = (
     phases.nets_are_fitted_to_what_goes_up,
     phases.copies_are_of_samples_that_come_again,
     phases.memory_is_gone_over,
+    exits.exits_are_where_labels_are,
+    exits.cascades_are_of_one_side,
+    exits.exits_see_whole_tokens,
+    exits.exits_learn_in_some_round,
+    exits.disjoint_exits_change_nothing_else,
     crossing.tail_is_of_private_labels,
     crossing.server_trains_what_it_holds,
     crossing.reducer_takes_the_batches,

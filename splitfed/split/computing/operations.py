@@ -1,8 +1,8 @@
 """What a training step of a scenario computes at each side, counted by torch while it runs (`FlopCounterMode`).
 
 Counted are the products of matrices, convolutions and Fourier transforms of the real modules, forward and backward: the
-front, the back, the tail, the reducer's two halves, and the codecs. Samples of one shape take the same, so one passes
-through the model for all; reducer and codecs see a whole mini-batch of random activations.
+front, the back, the tail, their exits, the reducer's two halves, and the codecs. Samples of one shape take the same, so
+one passes through the model for all; reducer and codecs see a whole mini-batch of random activations.
 
 - Attention counts as its two products and their gradients, on any device: what a fused kernel computes once more to
   save memory is left out.
@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from splitfed.data.dataset import load
 from splitfed.federation.phases import Phase, spans
 from splitfed.model.attention import check_readable
+from splitfed.model.exits.heads import exits_of, watching
 from splitfed.model.forward import keyed_rng
 from splitfed.model.parts import Parts
 from splitfed.scenario import Scenario
@@ -167,12 +168,15 @@ def count_net(net: nn.Module, cut: Cut, key: Key) -> tuple[int, int]:
 
 def _sample(module: nn.Module, shape: tuple[int, ...], device: torch.device, *, inner: bool) -> tuple[int, int]:
     """Count a forward and a backward pass of one sample, which every other one takes too, and the forward pass alone;
-    `inner` ones give their gradient to a half before."""
+    `inner` ones give their gradient to a half before. Exits that are trained with a module take part in what is more
+    than that."""
     given = torch.randn(1, *shape, device=device, requires_grad=inner)
-    with sdpa_kernel(SDPBackend.MATH), _counting() as counter:
+    with sdpa_kernel(SDPBackend.MATH), _counting() as counter, watching(module) as seen:
         made = module(given)
         forward = counter.get_total_flops()
-        made.backward(torch.ones_like(made))
+        label = torch.zeros(1, dtype=torch.int64, device=device)
+        losses = [exits.loss(seen, label) for exits in exits_of(module)]
+        torch.autograd.backward([made, *losses], [torch.ones_like(made), *map(torch.ones_like, losses)])
     return counter.get_total_flops(), forward
 
 

@@ -7,8 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitfed.errors import SplitfedError
-from splitfed.inference.deciding import MEASURES, Rule, chosen, confidence, routes, threshold_for
+from splitfed.errors import RunError, SplitfedError
+from splitfed.inference.deciding import (
+    MEASURES,
+    Judged,
+    Rule,
+    chosen,
+    confidence,
+    routes,
+    threshold_for,
+    threshold_within,
+)
 from splitfed.seeds import Key
 
 
@@ -76,6 +85,32 @@ def test_the_threshold_for_an_accuracy_is_the_lowest_that_reaches_it() -> None:
     assert all(accuracy(lower) < 0.85 for lower in torch.linspace(0, found - 1e-3, 400).tolist())
     assert threshold_for(sure, right, last, 0.999, Rule(0)) is None
     assert threshold_for(sure, right, last, 0.0, Rule(0)) == 0
+
+
+def test_the_threshold_for_a_cost_is_the_highest_that_keeps_to_it() -> None:
+    generator = Key(1).generator()
+    sure = torch.rand(2, 200, generator=generator)
+    costs = torch.stack([torch.zeros(200), torch.full((200,), 10.0), 50 + 50 * torch.rand(200, generator=generator)])
+
+    def cost(threshold: float) -> float:
+        return float(chosen(costs[:-1], costs[-1], routes(sure, Rule(threshold))).mean())
+
+    for most in (0.0, 5.0, 20.0, 60.0):
+        found = threshold_within(sure, costs, most, Rule(0))
+        assert found is not None
+        assert cost(found) <= most
+        above = [cost(higher) for higher in torch.linspace(found, 1.1, 400).tolist()]
+        assert all(other > most or other == cost(found) for other in above)  # between two confidences nothing changes
+        assert above[-1] > most
+    assert threshold_within(sure, costs, 100.0, Rule(0)) > 0.99  # type: ignore[operator]
+    assert threshold_within(sure, costs + 1, 0.5, Rule(0)) is None
+
+
+def test_what_costs_are_unknown_is_no_target() -> None:
+    known = Judged(torch.rand(len(MEASURES), 1, 4), torch.ones(1, 4) > 0, torch.ones(4) > 0)
+    for target in (known.within_bytes, known.within_operations):
+        with pytest.raises(RunError, match="nothing tells what one takes"):
+            target(1e9, Rule(0))
 
 
 def test_no_confidence_is_negative_or_nan() -> None:

@@ -1,16 +1,20 @@
 """Exits: what they are fitted to stays as it is, and they belong to it alone."""
 
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
 from helpers import DEEPER, small
+from safetensors.torch import load_file
 
 from splitfed import simulate
 from splitfed.errors import RunError
-from splitfed.inference.exits import NAME, Exits, fingerprint, load
-from splitfed.inference.fitting import fit, rest
+from splitfed.inference.exits import NAME, Exits, fingerprint, heads, load, operations, rest
+from splitfed.inference.fitting import fit
 from splitfed.inference.run_model import RunModel
+from splitfed.inference.tradeoff import tradeoff
+from splitfed.run.metrics import read_exits
 from splitfed.seeds import Key
 
 
@@ -41,8 +45,8 @@ def test_a_cascade_sees_what_the_head_before_says_without_a_gradient_to_it() -> 
     second = exits(seen)[1]
     assert not torch.equal(second, exits([seen[0] + 1, seen[1]])[1])
     second.sum().backward()
-    assert exits.outputs[0].weight.grad is None
-    assert exits.outputs[1].weight.grad is not None
+    assert exits.outputs["1"].weight.grad is None
+    assert exits.outputs["2"].weight.grad is not None
 
 
 def test_the_ensemble_is_the_papers_formula() -> None:
@@ -104,3 +108,57 @@ def test_block_by_block_is_the_whole_model_to_the_last_bit(more: list[str], tmp_
             assert rest(trunk, block, tokens).equal(expected)
             tokens = trunk.cross(tokens) if block == trunk.cut else tokens
     assert fingerprint(model) == fingerprint(RunModel.read(run))
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose exits were trained with its model."""
+    sizes = ("data.limit=300", "data.test_limit=50", "federation.rounds=2", "checkpoints.keep=3")
+    exits = "model.exits={blocks: [1, 2, 3]}"
+    return simulate(small(*DEEPER, *sizes, exits), runs=tmp_path_factory.mktemp("joint")).folder
+
+
+def test_exits_that_were_trained_with_the_model_need_no_more(joint: Path) -> None:
+    model = RunModel.read(joint)
+    exits, about, judged = load(model)
+    assert (about.round, about.blocks, about.epochs) == (2, (1, 2, 3), 0)
+    assert read_exits(joint)[2] == pytest.approx(dict(zip(about.blocks, about.accuracy, strict=True)))
+    one = {f"exits.{name}": tensor for name, tensor in exits.state_dict().items()}
+    state = load_file(joint / "checkpoints" / "round-000002" / "model.safetensors")
+    assert all(state[name].equal(tensor) for name, tensor in one.items())
+    measured, _ = tradeoff(joint, rates=["run"], limit=20)
+    assert measured.blocks == (1, 2)
+    sent = (measured.sent["run"][2].up + measured.sent["run"][2].down)[:20]
+    assert (judged.bytes[-1, :20] - sent).abs().max() <= 2  # the number of a request has more digits
+    assert judged.bytes[2].equal(judged.bytes[-1])  # after block 3 an image has crossed
+    assert not judged.bytes[:2].any()
+    assert judged.operations.tolist() == [operations(model, exits, (1, 2, 3))[place] for place in (1, 2, 3, -1)]
+    assert judged.operations.diff().gt(0).all()
+
+
+def test_those_of_an_earlier_round_come_from_its_checkpoint(joint: Path) -> None:
+    earlier = RunModel.read(joint, round=1)
+    exits, about, _ = load(earlier)
+    assert about.round == 1
+    assert about.accuracy == pytest.approx(tuple(read_exits(joint)[1].values()))
+    assert heads(earlier).outputs["1"].weight.equal(exits.outputs["1"].weight)
+    assert not exits.outputs["1"].weight.equal(load(RunModel.read(joint))[0].outputs["1"].weight)
+
+
+def test_an_ensemble_is_fitted_to_heads_as_they_are(joint: Path, tmp_path: Path) -> None:
+    run = Path(copytree(joint, tmp_path / "run"))
+    before = heads(RunModel.read(run)).outputs.state_dict()
+    found = fit(run, ensemble=True)
+    exits, about, _ = load(RunModel.read(run))
+    assert found.about == about
+    assert about.ensemble
+    assert exits.ensemble is not None
+    assert exits.ensemble.weights.ne(0).any()
+    assert all(exits.outputs.state_dict()[name].equal(tensor) for name, tensor in before.items())
+    fit(run, [2], epochs=1)  # others may take their place
+    assert load(RunModel.read(run))[0].blocks == (2,)
+
+
+def test_without_blocks_there_must_be_some(copied: Path) -> None:
+    with pytest.raises(RunError, match="no exits were trained with its model: name blocks"):
+        fit(copied, ensemble=True)

@@ -15,6 +15,7 @@ from splitfed import Predictor
 from splitfed.cli import main as cli
 from splitfed.data.sources.base import open_digits
 from splitfed.errors import DataError, RunError, SplitfedError
+from splitfed.inference.exits import load
 from splitfed.inference.run_model import RunModel
 from splitfed.model.build import pixel_stats
 from splitfed.run.origin import load_data
@@ -43,7 +44,7 @@ def whole(run: Path, images: torch.Tensor) -> torch.Tensor:
 def test_it_is_as_right_as_the_run_says(finished: Path) -> None:
     model = RunModel.read(finished)
     data = load_data(model.scenario)
-    _, right = evaluate(model.parts, data.test, 64, model.mean, model.std, model.device, "float32")
+    right = evaluate(model.parts, data.test, 64, model.mean, model.std, model.device, "float32").accuracy
     images = [data.test.source.image(row) for row in range(len(data.test))]
     found = Predictor(finished).predict(images)
     assert sum(one.label == str(int(label)) for one, label in zip(found, data.test.labels, strict=True)) == round(
@@ -98,6 +99,31 @@ def test_an_accuracy_stands_for_the_lowest_confidence_that_reaches_it(with_exits
         Predictor(with_exits, accuracy=min(1.0, best + 0.05))
     with pytest.raises(RunError, match="name one of them"):
         Predictor(with_exits, accuracy=0.5, confidence=0.5)
+
+
+def test_bytes_and_operations_stand_for_the_highest_confidence_that_keeps_to_them(with_exits: Path) -> None:
+    model = RunModel.read(with_exits)
+    data, (_, _, judged) = load_data(model.scenario).validation, load(model)
+    images = [data.source.image(row) for row in range(len(data))]
+    costs = {
+        exit: (judged.bytes[place].tolist(), float(judged.operations[place]))
+        for place, exit in enumerate((1, 2, 3, None))
+    }
+    all_bytes, all_operations = sum(costs[None][0]) / len(images), costs[None][1]
+
+    def spent(**rule: float) -> tuple[float, float]:
+        exits = [one.exit for one in Predictor(with_exits, **rule).predict(images)]  # type: ignore[arg-type]
+        each = [(costs[exit][0][row], costs[exit][1]) for row, exit in enumerate(exits)]
+        return tuple(sum(values) / len(images) for values in zip(*each, strict=True))  # type: ignore[return-value]
+
+    for share in (0.3, 0.8):
+        assert 0.8 * share * all_bytes < spent(most_bytes=share * all_bytes)[0] <= share * all_bytes
+    assert 0.8 * all_operations < spent(most_operations=0.9 * all_operations)[1] <= 0.9 * all_operations
+    assert {one.exit for one in Predictor(with_exits, most_bytes=1e6).predict(images)} <= {None, 1, 2, 3}
+    with pytest.raises(RunError, match="1 operations an image: no threshold takes so little"):
+        Predictor(with_exits, most_operations=1)
+    with pytest.raises(RunError, match="an accuracy and bytes an image are asked for"):
+        Predictor(with_exits, accuracy=0.5, most_bytes=100)
 
 
 def test_who_hardly_rises_goes_to_the_end(with_exits: Path, photos: Path) -> None:
@@ -172,3 +198,9 @@ def test_the_command_writes_lines_csv_and_json(
     assert told.out.startswith(f"{good.image}: {good.label} ")
     assert "bad[red].png: " in told.err
     assert run_cli(monkeypatch, "predict", with_exits, photos, "--csv", "--json") == 2
+    assert run_cli(monkeypatch, "predict", with_exits, photos, "--bytes-per-image", "0.2kB", "--csv") == 0
+    assert {row["exit"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))} > {"1"}
+    assert run_cli(monkeypatch, "predict", with_exits, photos, "--bytes-per-image", "much") == 2
+    assert "--bytes-per-image much: 'much' is no number of bytes" in capsys.readouterr().err
+    assert run_cli(monkeypatch, "exits", with_exits, "--ensemble", "--lr", "0.1") == 2
+    assert "--lr: is of heads that are trained now" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from models import config, small
 
 from splitfed.errors import ModelError
 from splitfed.model.build import timm
+from splitfed.model.exits.settings import ExitsConfig
 from splitfed.model.mistakes import blank, mistakes
 from splitfed.model.settings import ModelConfig
 
@@ -147,3 +148,9 @@ def test_a_model_without_numbers_has_the_real_ones_shapes() -> None:
     real = {name: tensor.shape for name, tensor in small(classes=2).state_dict().items()}
     assert {name: tensor.shape for name, tensor in blank(config()).state_dict().items()} == real
     assert all(tensor.is_meta for tensor in blank(config()).parameters())
+
+
+def test_exits_follow_blocks_that_there_are_but_the_last() -> None:
+    assert not told(exits=ExitsConfig(blocks=(2, 1)))
+    why = told(exits=ExitsConfig(blocks=(1, 3)))["model.exits.blocks"]
+    assert why == "has 3, and the model has 3 blocks: exits follow blocks 1 to 2, and its own head the last"

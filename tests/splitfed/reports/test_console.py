@@ -106,6 +106,17 @@ def test_every_round_is_one_line_of_the_same_columns(tmp_path: Path) -> None:
     assert max(map(len, (first, above, below))) <= 80
 
 
+def test_exits_end_the_line_of_their_round(tmp_path: Path) -> None:
+    file = io.StringIO()
+    out = console(file, 200)
+    out.started(info(tmp_path, rounds=3))
+    out.exited(1, {1: 0.5, 3: 0.75})
+    out.round(METRICS, sums(), sums())
+    out.round(METRICS, sums(), sums())
+    first, second = file.getvalue().splitlines()[-2:]
+    assert first == f"{second}  exits 50.0 %, 75.0 %"
+
+
 def test_without_a_budget_its_column_stays(tmp_path: Path) -> None:
     file = io.StringIO()
     out = console(file)

@@ -272,3 +272,10 @@ def test_what_cannot_be_exported_is_told_in_a_line(
         assert told in error
         assert len(error.splitlines()) == 1, error
         assert not Path(here).exists()
+
+
+def test_exits_are_left_out(tmp_path: Path) -> None:
+    run = simulate(small("model.exits={blocks: [1]}", "federation.rounds=1"), runs=tmp_path).folder
+    made = export(run, tmp_path / "model.safetensors")
+    assert made.halves is None
+    assert not [name for name in load_file(made.weights) if name.startswith("exits")]

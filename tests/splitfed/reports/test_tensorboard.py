@@ -18,7 +18,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from splitfed.reports.live.tensorboard import Curves, curves_of
 from splitfed.run.ledger import Ledger, Row, Sizes, Totals
-from splitfed.run.metrics import Metrics
+from splitfed.run.metrics import EXITS, EXITS_HEADER, Metrics, exit_lines
 from splitfed.run.observer import Figures, Started
 from splitfed.run.summary import Summary
 
@@ -129,6 +129,20 @@ def test_all_points_of_a_run(tmp_path: Path, big: int) -> None:
         curves.round(*each)
     curves.finished(end := summary(rounds, wasted=12_345), rounds[-1][2])
     assert written(tmp_path) == expected(rounds, end)
+
+
+def test_exits_have_curves_of_their_own_also_after_a_resume(tmp_path: Path) -> None:
+    rounds = make_rounds(tmp_path, 3)
+    accuracies = {1: {1: 0.25, 3: 0.5}, 2: {1: 0.375, 3: 0.75}}
+    (tmp_path / EXITS).write_text(EXITS_HEADER + "".join(exit_lines(*one) for one in accuracies.items()))
+    curves = start(tmp_path, rounds[:2])
+    curves.exited(3, {1: 0.5, 3: 1.0})
+    curves.round(*rounds[2])
+    curves.close()
+    points = written(tmp_path)
+    assert points["exits/block_1"] == [(1, 0.25), (2, 0.375), (3, 0.5)]
+    assert points["exits/block_3"] == [(1, 0.5), (2, 0.75), (3, 1.0)]
+    assert any("exits" in title for title in charts(tmp_path)["accuracy"])
 
 
 def test_the_last_points_are_the_sums_of_the_ledger(tmp_path: Path) -> None:

@@ -27,6 +27,14 @@ control:
   kind: drift_plus_penalty
   target: {kind: all_bytes, bytes: 1MB}
 """
+
+
+def exits(keys: str, why: str = "", key: str = "blocks") -> str:
+    """Return a scenario with exits of which one key is wrong, or none."""
+    problem = f"  # model.exits.{key}: {why}" if why else ""
+    return SMALL.replace("image_size: 8}", f"image_size: 8, exits: {{{keys}}}}}{problem}")
+
+
 # What follows, for each rule. A comment is the beginning of the problem that its line has.
 BREAKS = {
     "cohort_is_of_the_clients": [
@@ -182,6 +190,30 @@ BREAKS = {
         "  cohort: 4\n"
         "phases: [frozen]\n"
         "memory: {disk: 1GB}  # memory: all clients send their images in 3 rounds of the last phase, then come 1",
+    ],
+    "exits_are_where_labels_are": [
+        exits("blocks: [1, 2]", "with federation.labels: private the server has no labels that a head after block 2")
+        + "  labels: private",
+    ],
+    "cascades_are_of_one_side": [
+        exits("blocks: [1, 2], heads: cascade", "in a cascade each head sees what the one before says", "heads"),
+    ],
+    "exits_see_whole_tokens": [
+        exits("blocks: [1, 2]", "with the reducer semantic_tokens gates run the front as a whole")
+        + "compression: {reducer: semantic_tokens}",
+    ],
+    "exits_learn_in_some_round": [
+        exits("blocks: [1], regime: mixed, after: 3", "is 3 of 3 rounds, so the exits never learn: lower it", "after"),
+        exits("blocks: [1], regime: mixed, after: 1", "the front is frozen whenever its exits would learn: name blocks")
+        + "phases: [{kind: gradient, rounds: 1}, frozen]",
+        exits("blocks: [2], regime: mixed, after: 1", "nothing goes up that the exits of the back could learn from")
+        + "phases: [{kind: gradient, rounds: 1}, {kind: local, upload_every: null}]",
+    ],
+    "disjoint_exits_change_nothing_else": [
+        exits("blocks: [1], regime: disjoint")
+        + "  clip: {front_weights: 1.0}  # federation.clip.front_weights: with disjoint exits an update's norm",
+        exits("blocks: [1], regime: disjoint")
+        + "  strategy: {kind: Krum, num_malicious_nodes: 1}  # federation.strategy: Krum measures clients by heads and",
     ],
     "tail_is_of_private_labels": [
         "model: {name: m, cut: 1, tail: 2, image_size: 8}\n"

@@ -13,6 +13,7 @@ from splitfed.split.computing.operations import Operations, count
 # As tests/helpers.py has it, but 17 tokens: 16 of 2 x 2 pixels, and the class token.
 BATCH, IMAGE, PATCH, TOKENS, WIDTH, CLASSES = 16, 8, 2, 17, 16, 10
 FINE = "model.args={patch_size: 2, embed_dim: 16, depth: 2, num_heads: 2}"
+DEEP = "model.args.depth=3"
 PLAIN = "compression.reducer=none"
 
 
@@ -48,6 +49,14 @@ def test_without_reduction_it_is_the_model_and_nothing_else() -> None:
 def test_it_grows_with_the_blocks_of_each_side() -> None:
     found = count(small("model.args={patch_size: 2, embed_dim: 16, depth: 5, num_heads: 2}", "model.cut=3"))
     assert (found.front, found.back) == (front() + 2 * block(TOKENS), back(TOKENS) + block(TOKENS))
+
+
+def test_exits_are_a_product_each_with_its_gradients() -> None:
+    plain, head = counted(DEEP, PLAIN), 2 * (2 * WIDTH) * CLASSES
+    for regime, products in (("joint", 3), ("disjoint", 2)):  # nobody asks for the gradient of what a block made
+        found = counted(DEEP, PLAIN, f"model.exits={{blocks: [1, 2], regime: {regime}}}")
+        assert found.front - plain.front == found.back - plain.back == products * head
+        assert (found.front_forward, found.back_forward) == (plain.front_forward, plain.back_forward)
 
 
 def test_topk_leaves_the_server_what_it_had() -> None:

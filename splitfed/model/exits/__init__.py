@@ -1,0 +1,1 @@
+"""Small heads after chosen blocks, each of which answers from what its block made."""
