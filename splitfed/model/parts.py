@@ -110,8 +110,8 @@ class _Again(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, *given: Tensor, **more: Tensor) -> Tensor:
-        return checkpoint(self.block, *given, use_reentrant=False, **more)
+    def forward(self, tokens: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        return checkpoint(self.block, tokens, attn_mask, use_reentrant=False)
 
 
 class Front(_Part):

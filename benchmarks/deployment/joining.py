@@ -1,6 +1,6 @@
 """What a client takes: seconds until it has joined, and the memory of its two processes, then and at its most.
 
-    python benchmarks/joining.py [--sizes 96 224] [--batch 32] [--cut 3] [--times 3] [--other CHECKOUT]
+    python benchmarks/deployment/joining.py [--sizes 96 224] [--batch 32] [--cut 3] [--times 3] [--other CHECKOUT]
 
 A real server and a real client over loopback: DeiT-Tiny in float32, uncompressed, one thread, a round of five
 mini-batches of images of the client's own. The server is there before the client starts, and `joined` is when it says
@@ -30,7 +30,7 @@ from pathlib import Path
 
 from PIL import Image
 
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parents[2]
 SCENARIO = """
 model: {{name: deit_tiny_patch16_224, cut: {cut}, image_size: {size}}}
 data: {{path: digits, limit: 64, test_limit: 16}}
