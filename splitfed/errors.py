@@ -7,10 +7,10 @@ from contextlib import contextmanager
 # What a client that trains on a folder of images does without, by the name under which it is imported: what it is
 # installed as, and what needs it.
 _OPTIONAL = {
-    "datasets": ("datasets", "tables of images, and data sets of the Hugging Face Hub,"),
+    "datasets": ("datasets", "a data set that is no client's folder of images"),
     "flwr_datasets": ("flwr-datasets", "dividing a data set among clients"),
     "matplotlib": ("matplotlib", "a picture"),
-    "pandas": ("pandas", "a data set that is no folder of images"),
+    "pandas": ("pandas", "a data set that is no client's folder of images"),
     "peft": ("peft", "model.adapter: lora"),
     "pyarrow": ("pyarrow", "a table of images"),
     "ray": ("ray", "the engine ray"),
