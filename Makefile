@@ -81,13 +81,17 @@ schema: $(READY)  ## Renew scenarios/schema.json and sweeps/schema.json, by whic
 	$(BIN)/splitfed schema sweep --out sweeps/schema.json
 
 # Versions that stand there already stay, unless pyproject.toml or constraints.txt forbids them. torch is left out of the
-# first file together with all that it alone needs, which then is what is new in the second.
+# first file together with all that it alone needs, which then is what is new in the last. Flower would install apps'
+# packages by uv; here it installs none.
 lock:  ## Renew requirements/ from pyproject.toml and constraints.txt: seconds, by the network
 	mkdir -p build requirements
 	test -x build/lock/bin/python || $(PYTHON) -m venv build/lock
 	build/lock/bin/python $(PIP) --quiet --constraint constraints.txt uv
 	printf "%s; python_version < '3'\n" torch torchvision > build/no-torch.txt
 	$(LOCK) --extra dev --override build/no-torch.txt --generate-hashes --output-file requirements/locked.txt pyproject.toml
+	cp build/no-torch.txt build/no-tools.txt && echo "uv; python_version < '3'" >> build/no-tools.txt
+	$(LOCK) --constraint requirements/locked.txt --override build/no-tools.txt --generate-hashes \
+		--output-file requirements/client.txt requirements/client.in
 	printf "%s\n" torch torchvision | \
 		$(LOCK) --constraint requirements/locked.txt --no-annotate --output-file requirements/torch.txt -
 	awk 'NR == FNR {locked[$$1]; next} !($$1 in locked) || /^#/' requirements/locked.txt requirements/torch.txt > build/torch.txt

@@ -15,7 +15,7 @@ from splitfed.clients.weights import RoundWeights, same_round
 from splitfed.clients.worker import Worker
 from splitfed.clients.worker_pool import leased
 from splitfed.data.sources.fingerprint import take
-from splitfed.errors import Lacking, RunError, SplitfedError, Unreached, WireError
+from splitfed.errors import Lacking, RunError, SplitfedError, Unreached, WireError, telling_missing
 from splitfed.scenario.engine import Deployment
 from splitfed.wire.messages import (
     CONFIG,
@@ -46,7 +46,8 @@ def identify(message: Message, context: Context) -> Message:
     part."""
     settings = Settings.read(context.node_config)
     try:
-        identity = _prepare(Question.read(asked(message)), context, settings)
+        with telling_missing():
+            identity = _prepare(Question.read(asked(message)), context, settings)
     except SplitfedError as error:
         identity = Identity(settings.partition, problem=" ".join(str(error).split()))
     return Message(RecordDict({CONFIG: identity.write()}), reply_to=message)

@@ -1,10 +1,50 @@
 """Every error that splitfed raises on purpose; the command line prints its text and exits with code 2."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+# What a client that trains on a folder of images does without, by the name under which it is imported: what it is
+# installed as, and what needs it.
+_OPTIONAL = {
+    "datasets": ("datasets", "a data set that is no client's folder of images"),
+    "flwr_datasets": ("flwr-datasets", "dividing a data set among clients"),
+    "matplotlib": ("matplotlib", "a picture"),
+    "pandas": ("pandas", "a data set that is no client's folder of images"),
+    "peft": ("peft", "model.adapter: lora"),
+    "pyarrow": ("pyarrow", "a table of images"),
+    "ray": ("ray", "the engine ray"),
+    "sklearn": ("scikit-learn", "the data set digits"),
+    "tensorboard": ("tensorboard", "a run's curves"),
+}
 
 
 class SplitfedError(Exception):
     """Base of all errors of this package; its text is written for the user."""
+
+
+class Missing(SplitfedError):
+    """A package that is not installed here; `error` is what its import raised."""
+
+    def __init__(self, error: ModuleNotFoundError) -> None:
+        module = (error.name or "").partition(".")[0]
+        package, what = _OPTIONAL.get(module, (module, "what was asked for"))
+        super().__init__(
+            f"{package} is not installed, and {what} needs it: pip install {package}, or all of splitfed: "
+            "pip install splitfed"
+        )
+
+
+@contextmanager
+def telling_missing() -> Iterator[None]:
+    """Raise Missing where the block imports a package that is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = (error.name or "splitfed").partition(".")[0]
+        if module == "splitfed" or sys.modules.get(module) or module in sys.stdlib_module_names:
+            raise  # it is there, and lacks a module that it should have
+        raise Missing(error) from error
 
 
 class ScenarioError(SplitfedError):

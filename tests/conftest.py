@@ -57,6 +57,17 @@ def certificates(tmp_path_factory):
 
 
 @pytest.fixture
+def without(monkeypatch):
+    """Return what makes modules be as good as not installed."""
+
+    def hide(*modules: str) -> None:
+        for module in modules:
+            monkeypatch.setitem(sys.modules, module, None)
+
+    return hide
+
+
+@pytest.fixture
 def identity():
     """What Flower wants to know before it makes a message. It cannot be unset, and each run sets its own."""
     from flwr.supercore.task_identity import TaskIdentity

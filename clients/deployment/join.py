@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from splitfed.clients.deployment.pulse import beating
 from splitfed.clients.deployment.scratch import scratch
+from splitfed.clients.deployment.uncompiled import leave_out_compiler
 from splitfed.engines.deployment.diagnosis import hopeless, probe, proxies
 from splitfed.engines.deployment.processes import (
     Child,
@@ -200,14 +201,15 @@ class _Client:
 
     def _attend(self, private: Path) -> str | None:
         """Run messages until the run is over or the SuperNode ends; return why it did."""
-        from splitfed.clients.app import app
-        from splitfed.clients.deployment.tasks import TaskLoop
-
         secret, port, home = make_secret(private / "secret"), free_port(), private / "home"
         command = supernode_command(
             self.address, port, secret_file=private / "secret", ca=self.ca, key=self.files.key if self.files else None
         )  # fmt: skip
         with Child("SuperNode", command, private / "supernode.log", home) as child, beating(home):
+            leave_out_compiler()
+            from splitfed.clients.app import app  # slow: it is loaded while the SuperNode starts
+            from splitfed.clients.deployment.tasks import TaskLoop
+
             try:
                 wait_until_healthy(f"http://127.0.0.1:{port}", child)
                 self.say(f"client {self.joining.client} is at {self.address}")

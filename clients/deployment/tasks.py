@@ -19,7 +19,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from splitfed.engines.deployment.flower_tasks import acquire, connect, finish, heartbeat
-from splitfed.errors import Diverged, SplitfedError
+from splitfed.errors import Diverged, SplitfedError, telling_missing
 from splitfed.wire.messages import DIVERGED
 
 _POLL_SECONDS = 0.2
@@ -103,7 +103,8 @@ class TaskLoop:
         configured = context.node_config
         context.node_config = {**configured, **self._extra}
         try:
-            return app(message, context), None
+            with telling_missing():
+                return app(message, context), None
         except BaseException as error:
             code = DIVERGED if isinstance(error, Diverged) else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
             return Message(Error(code, reason(error)), reply_to=message), error

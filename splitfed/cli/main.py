@@ -19,7 +19,7 @@ from splitfed.cli.options import SCENARIO, DataPlace, Overrides, PresetName, Wei
 from splitfed.cli.study import compare, list_, sweep
 from splitfed.cli.validate import validate
 from splitfed.engines.allocator import keep_freed_memory
-from splitfed.errors import SplitfedError
+from splitfed.errors import SplitfedError, telling_missing
 from splitfed.version import __version__
 from splitfed.waiting import speak
 
@@ -150,5 +150,5 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs of a broken stream, our own lines say
-    with ending(lambda: _debug), speak(say_on_terminal):
+    with ending(lambda: _debug), telling_missing(), speak(say_on_terminal):
         app(standalone_mode=True)

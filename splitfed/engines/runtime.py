@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from splitfed.run.observer import Observer
+if TYPE_CHECKING:  # with it comes the scenario, which the processes of a deployment that train nothing do without
+    from splitfed.run.observer import Observer
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Runtime:
     (None: all) are there, and tells them when it is over. `expect` hears how many bytes a client's message may have.
     """
 
-    observers: tuple[Observer, ...] = ()
+    observers: "tuple[Observer, ...]" = ()
     host: str = "127.0.0.1"
     port: int = 0
     public: str | None = None

@@ -25,7 +25,8 @@ class ClientDevice(Device):
     """What a client computes with."""
 
     memory: Bytes | None = None
-    """What its memory holds, such as 2GB: `--dry-run` tells what a client needs of it. Null does not tell."""
+    """What its memory holds, such as 2GB: `--dry-run` tells whether a client's part fits, and which mini-batch
+    would. Null does not tell."""
 
 
 class Profile(Config):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from splitfed.config import Config, kind_shorthand
-from splitfed.errors import ModelError
+from splitfed.errors import ModelError, telling_missing
 from splitfed.seeds import Key
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ class Lora(Whole):
 
         _check(self, front)
         try:
-            from peft import LoraConfig, inject_adapter_in_model  # slow: it brings transformers
+            with telling_missing():
+                from peft import LoraConfig, inject_adapter_in_model  # slow: it brings transformers
         except ImportError as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"model.adapter: lora: peft cannot be imported: {reason[:200]}") from error

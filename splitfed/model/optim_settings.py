@@ -125,3 +125,12 @@ class SideConfig(Config):
                 clip_grad_norm_(parameters, self.clip)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
+
+
+class ClientSide(SideConfig):
+    """How a client trains what it holds."""
+
+    checkpointing: bool = False
+    """Whether the front's blocks are computed again on the way back, instead of keeping what they have computed: of a
+    mini-batch stay what goes into each block, and what one block saves at a time. It takes the front's forward pass
+    once more, and changes no number. What is beside the front, a tail or with `fl` the back, keeps all."""

@@ -15,6 +15,7 @@ import torch
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.trained.layers import ENCODER, GATES, Gates, Halves
@@ -120,11 +121,23 @@ class _Part(VisionTransformer):
         return made, self.exits.loss(seen, targets)
 
 
+class _Again(nn.Module):
+    """A block that is computed again on the way back, as timm's own forward does with `grad_checkpointing`."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, tokens: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        return checkpoint(self.block, tokens, attn_mask, use_reentrant=False)
+
+
 class Front(_Part):
     """The client's half: patch embedding, prefix tokens and the first blocks, images to activations `[B, n, D]`.
 
     `encoder`, which the forward pass leaves out, is the client's half of a reducer with layers of its own, else the
-    identity. `gates`, where a reducer has brought some, run the blocks.
+    identity. `gates`, where a reducer has brought some, run the blocks. With timm's `grad_checkpointing` these are
+    computed again on the way back.
     """
 
     gates: Gates | None
@@ -144,7 +157,8 @@ class Front(_Part):
         if self.gates is None:
             return self.forward_features(images)
         tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
-        return self.gates(tokens, list(self.blocks), budget)
+        blocks = [_Again(block) for block in self.blocks] if self.grad_checkpointing else list(self.blocks)
+        return self.gates(tokens, blocks, budget)
 
     def after(self, block: int) -> nn.Module:
         """Return what makes the output of a block; of the last one it is the front, as gates may stand behind it."""

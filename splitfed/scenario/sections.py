@@ -24,7 +24,7 @@ from splitfed.federation.own_class import OWN, OwnClass, no_path
 from splitfed.federation.profiles import Device, Name, Profile
 from splitfed.federation.strategies import FedAvgConfig, StrategyConfig
 from splitfed.link.settings import LinkSettings, ServerLink
-from splitfed.model.optim_settings import SideConfig
+from splitfed.model.optim_settings import ClientSide, SideConfig
 from splitfed.scenario.compression import PartialCompression
 from splitfed.scenario.presets import PRESETS, part_of
 
@@ -194,7 +194,7 @@ class Training(Config):
     """Images of a mini-batch."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the numbers in a forward pass of either side; weights and what is sent stay in float32."""
-    client: SideConfig = SideConfig()
+    client: ClientSide = ClientSide()
     """How a client trains what it holds, the front or with `fl` the whole model."""
     server: SideConfig = SideConfig()
     """How the server trains the back."""

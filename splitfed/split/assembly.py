@@ -46,6 +46,7 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
             reducer.load(halves)
         front.attach(halves)
         back.attach(halves)
+    front.set_grad_checkpointing(scenario.training.client.checkpointing)
     return parts
 
 

@@ -20,7 +20,7 @@ from splitfed.clients.connect import Reach, probe, target
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
 from splitfed.clients.worker_pool import leased
-from splitfed.data.dataset import load
+from splitfed.data.dataset import forget, load
 from splitfed.errors import DataError, RunError, WireError
 from splitfed.model.optim import read_optimiser, write_optimiser
 from splitfed.run.ledger import Ledger
@@ -109,6 +109,13 @@ def test_a_client_with_images_of_its_own(hospital, tmp_path):
         f"{hospital}: class '3' is not among the classes ('digit 0', 'digit 1', "
     )
     assert "the server has told none" in problem(DIGITS, {"classes": []}, **node)
+
+
+def test_what_is_not_installed_is_the_problem_of_who_needs_it(hospital, tmp_path, without):
+    forget()
+    without("sklearn", "sklearn.datasets", "pyarrow")
+    assert problem().startswith("scikit-learn is not installed, and the data set digits needs it: pip install ")
+    assert identify(splitfed_data=str(hospital), splitfed_states=str(tmp_path / "states"))["num-examples"] == 20
 
 
 def test_in_a_deployment_it_says_what_its_images_weigh_held_out_ones_too(hospital, tmp_path):

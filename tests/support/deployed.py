@@ -108,6 +108,11 @@ class Deployment:
         own = ["--partition", client, "--state", self.folder / f"state-{client}"]
         return self._start(f"join{client}", "join", f"{self.host}:{self.port}", *own, *more, before=before)
 
+    def join_with(self, client: int, images: Path, *more: object, before: str = "") -> Process:
+        """Start a client with images of its own."""
+        own = ["--client", client, "--data", images, "--state", self.folder / f"state-{client}"]
+        return self._start(f"join{client}", "join", f"{self.host}:{self.port}", *own, *more, before=before)
+
     def crowd(self, crowd: Crowd) -> Process:
         """Start many clients in one process."""
         number = sum(process.log.stem.startswith("crowd") for process in self.processes)

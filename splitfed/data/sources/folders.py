@@ -12,15 +12,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
 from splitfed.data.sources.base import file_bytes
 from splitfed.data.sources.labels import Labels, plain, read_labels
 from splitfed.data.sources.metadata import plain_values, read_metadata
 from splitfed.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # What splits are called: a folder of these names beside a split that is in use is another split, not a class.
 SPLIT_NAMES = {
@@ -62,7 +65,7 @@ class FolderSplit:
     paths: list[str]
     classes: list[str]
     owners: list[int] | None
-    table: pa.Table | None
+    table: "pa.Table | None"
     passed_over: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
@@ -90,8 +93,7 @@ class FolderSplit:
             raise DataError(f"{where} holds images; labels are integers or strings, one for each image")
         if self.table is not None and column in self.table.column_names:
             return read_labels(self.table[column], None, where)
-        folders = pa.array([None if n < 0 else n for n in self.owners or []], pa.int64())
-        return read_labels(folders, self.classes, self.where)
+        return Labels(self.classes, np.array(self.owners or [], dtype=np.int64), False)
 
     def values(self, column: str) -> np.ndarray:
         """Return a column that clients are told apart by: numbers or strings. Raises DataError."""

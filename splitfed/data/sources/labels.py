@@ -4,13 +4,16 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from splitfed.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MISSING = -1
 
@@ -44,12 +47,14 @@ def plain(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def read_labels(values: pa.Array | pa.ChunkedArray, names: Sequence[str] | None, where: str) -> Labels:
+def read_labels(values: "pa.Array | pa.ChunkedArray", names: Sequence[str] | None, where: str) -> Labels:
     """Read a column of labels: whole numbers, numbered `names`, or strings.
 
     Null, a negative number and an empty string stand for an image without a label. Raises DataError, which begins with
     `where`, for any other type and for numbers beyond the names.
     """
+    import pyarrow as pa
+
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     if pa.types.is_dictionary(values.type):
@@ -79,7 +84,9 @@ def read_labels(values: pa.Array | pa.ChunkedArray, names: Sequence[str] | None,
     return Labels(unique, places[np.where(missing, MISSING, numbers.astype(np.int64))], False)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def _is_text(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 

@@ -4,23 +4,26 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-from pyarrow import csv, parquet
-from pyarrow.json import read_json
 
 from splitfed.data.sources.labels import plain
 from splitfed.errors import DataError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _NAME = "file_name"
 
 
-def read_metadata(tables: list[Path], folder: Path, files: list[str]) -> pa.Table:
+def read_metadata(tables: list[Path], folder: Path, files: list[str]) -> "pa.Table":
     """Return the rows of the table of a folder, one for each of `files` and in their order.
 
     Raises DataError for a table that cannot be read, and unless it names every image, each once, and no others.
     """
+    import pyarrow as pa
+
     if len(tables) > 1:
         raise DataError(f"{folder}: has {len(tables)} tables of metadata, {_names(tables)}; leave one")
     (path,) = tables
@@ -49,9 +52,13 @@ def read_metadata(tables: list[Path], folder: Path, files: list[str]) -> pa.Tabl
     return table.drop_columns([_NAME]).take(pa.array([rows[name] for name in present], pa.int64()))
 
 
-def read_rows(path: Path) -> pa.Table:
+def read_rows(path: Path) -> "pa.Table":
     """Read a table of CSV, TSV, JSON lines or Parquet, by its suffix. Raises OSError and ValueError, pyarrow's among
     them, and for another suffix ValueError."""
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+    from pyarrow.json import read_json
+
     suffix = path.suffix.lower()
     with open(path, "rb") as file:
         if suffix == ".parquet":
@@ -73,8 +80,10 @@ def read_rows(path: Path) -> pa.Table:
     raise ValueError(f"{suffix or 'no suffix'} is no kind of table that is known")
 
 
-def plain_values(values: pa.ChunkedArray) -> np.ndarray:
+def plain_values(values: "pa.ChunkedArray") -> np.ndarray:
     """Return numbers as they are, anything else as strings."""
+    import pyarrow as pa
+
     number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
     return values.to_numpy() if number else np.array(values.to_pylist(), dtype=str)
 

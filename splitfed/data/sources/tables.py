@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-from pyarrow import compute, parquet
 
 from splitfed.data.sources.base import file_bytes
 from splitfed.data.sources.folders import below
@@ -25,7 +23,9 @@ from splitfed.data.sources.metadata import plain_values, read_rows
 from splitfed.errors import DataError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
+    from pyarrow import parquet
 
 SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv"}
 # `train-00000-of-00004`, `train_3`, `train.0`: a part of `train`.
@@ -71,6 +71,8 @@ class Cells:
     def stored_bytes(self, rows: np.ndarray) -> int:
         """Return what the images of these rows weigh, in bytes: of cells that hold images the lengths alone are read,
         files that cells name are not opened."""
+        import pyarrow as pa
+
         part, total = np.searchsorted(self._ends, rows, side="right"), 0
         for number, (name, dataset) in enumerate(self._parts):
             places = rows[part == number] - (self._ends[number] - len(dataset))
@@ -86,9 +88,12 @@ class Cells:
         return total
 
 
-def _lengths(dataset: "Dataset", column: str) -> tuple[np.ndarray, pa.ChunkedArray]:
+def _lengths(dataset: "Dataset", column: str) -> "tuple[np.ndarray, pa.ChunkedArray]":
     """Return how many bytes each cell of encoded images holds, -1 for none, and the paths that cells name. What the
     cells hold stays on disk: lengths stand beside it."""
+    import pyarrow as pa
+    from pyarrow import compute
+
     lengths, paths, rows = [np.zeros(0, np.int64)], [pa.array([], pa.string())], dataset.with_format("arrow")
     for start in range(0, len(dataset), LENGTHS):
         cells = rows[start : start + LENGTHS][column]
@@ -170,7 +175,7 @@ class TableSplit:
         return plain_values(values)
 
 
-def column_of(dataset: "Dataset", name: str) -> pa.ChunkedArray:
+def column_of(dataset: "Dataset", name: str) -> "pa.ChunkedArray":
     """Return a column as Arrow has it."""
     return dataset.select_columns([name]).with_format("arrow")[:][name]
 
@@ -210,6 +215,7 @@ def open_tables(where: str, paths: Sequence[Path], names: dict[str, list[str]]) 
 
 def open_table(path: Path) -> "Dataset":
     """Open a table. Raises DataError where it cannot be read."""
+    import pyarrow as pa
     from datasets import Dataset
 
     try:
@@ -224,7 +230,9 @@ def open_table(path: Path) -> "Dataset":
         raise DataError(f"data.path: {path} cannot be read as a table ({reason}); repair or remove it") from None
 
 
-def _map(path: Path) -> pa.Table:
+def _map(path: Path) -> "pa.Table":
+    import pyarrow as pa
+
     source = pa.memory_map(str(path))
     try:
         return pa.ipc.open_stream(source).read_all()
@@ -236,7 +244,9 @@ def _map(path: Path) -> pa.Table:
 def _as_arrow(path: Path) -> Path:
     """Return a Parquet file as Arrow on disk, made where it is not there yet. Another file, or a newer one, is another
     key."""
+    import pyarrow as pa
     from datasets import config
+    from pyarrow import parquet
 
     state = path.stat()
     key = repr((str(path.resolve()), state.st_size, state.st_mtime_ns, 1))
@@ -264,7 +274,9 @@ def _as_arrow(path: Path) -> Path:
     return out
 
 
-def _batches(source: parquet.ParquetFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _batches(source: "parquet.ParquetFile", schema: "pa.Schema") -> "Iterator[pa.RecordBatch]":
+    import pyarrow as pa
+
     for batch in source.iter_batches(batch_size=256):
         columns = [
             column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in batch.columns
@@ -272,8 +284,10 @@ def _batches(source: parquet.ParquetFile, schema: pa.Schema) -> Iterator[pa.Reco
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _decoded(schema: pa.Schema) -> pa.Schema:
+def _decoded(schema: "pa.Schema") -> "pa.Schema":
     """Return a schema with plain values in the place of dictionaries, which `datasets` does not take."""
+    import pyarrow as pa
+
     for place, field in enumerate(schema):
         if pa.types.is_dictionary(field.type):
             schema = schema.set(place, field.with_type(field.type.value_type))

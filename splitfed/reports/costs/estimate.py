@@ -31,14 +31,15 @@ class Estimate:
     """The cost of a scenario: bytes of an average round (`sent` before the lossless stage) and those that cross `once`,
     where clients fit a reducer's layers to their images; rounds it will run at most; the budget in bytes, of the cut or
     of all as the scenario counts; what the images weigh that clients hold, as they are stored (None where nothing was
-    loaded); memory and operations of each side, bytes of decoded images, and seconds. By profile and operating point,
-    `each` is the bytes of a round of one client, and `simulated` the seconds that the fastest and the slowest take for
-    it. `notes` are what a user should know of the data."""
+    loaded); memory and operations of each side with mini-batches of `batch` images, bytes of decoded images, and
+    seconds. By profile and operating point, `each` is the bytes of a round of one client, and `simulated` the seconds
+    that the fastest and the slowest take for it. `notes` are what a user should know of the data."""
 
     scenario: Scenario
     examples: int
     classes: int
     steps: int
+    batch: int
     round: Totals
     once: Totals
     rounds: int
@@ -98,7 +99,7 @@ def estimate(scenario: Scenario) -> Estimate:
     server, kept = _of_all(server, scenario, shares), _kept_copies(cut, scenario, shares)
     evaluation = forward_seconds / batch * _evaluated(scenario, shares, traffic)
     return Estimate(
-        scenario, sum(shares.trained), shares.classes, steps, round_bytes, once_bytes, rounds, limit,
+        scenario, sum(shares.trained), shares.classes, steps, batch, round_bytes, once_bytes, rounds, limit,
         shares.images_bytes, replace(client, copies=max(kept)), replace(server, copies=sum(kept)), operations,
         _kept_images(scenario, shares), step_seconds, steps * step_seconds + evaluation, shares.assumed, of_each,
         simulated, shares.notes,

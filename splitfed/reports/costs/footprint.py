@@ -170,9 +170,14 @@ def _side(module: nn.Module, optimiser: torch.optim.Optimizer, saved: "_Saved") 
 
 
 class _Saved(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that a forward pass keeps for backward, each storage once, parameters not at all."""
+    """Counts the bytes that a forward pass keeps for backward, each storage once, parameters not at all. Of a front
+    whose blocks are computed again these are what goes into each, and what the one saves that saves most."""
 
     def __init__(self, module: nn.Module) -> None:
+        front = getattr(module, "front", None)
+        self._again = front if isinstance(front, Front) and front.grad_checkpointing else None
+        self._before: list[int] = []
+        self._blocks: list[tuple[int, int]] = []  # what goes into each, and what it saves
         known = {p.untyped_storage().data_ptr() for p in module.parameters()}
         self.bytes = 0
 
@@ -184,3 +189,31 @@ class _Saved(torch.autograd.graph.saved_tensors_hooks):
             return tensor
 
         super().__init__(keep, lambda tensor: tensor)
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._hooks = []
+        if (
+            self._again is not None
+        ):  # what checkpoints save, no hook is told: it passes once as if nothing were computed
+            self._again.set_grad_checkpointing(False)
+            for block in self._again.blocks:
+                self._hooks += [block.register_forward_pre_hook(self._enter), block.register_forward_hook(self._leave)]
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        if self._again is None:
+            return
+        self._again.set_grad_checkpointing(True)
+        for hook in self._hooks:
+            hook.remove()
+        if self._blocks:
+            self.bytes -= sum(saved - given for given, saved in self._blocks)
+            self.bytes += max(saved - given for given, saved in self._blocks)
+            self._blocks.clear()
+
+    def _enter(self, _: nn.Module, given: tuple[Tensor, ...]) -> None:
+        self._before.append(self.bytes)
+
+    def _leave(self, _: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        self._blocks.append((given[0].nbytes, self.bytes - self._before.pop()))

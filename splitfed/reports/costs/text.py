@@ -86,13 +86,23 @@ def _simulated(fastest: float, slowest: float) -> str:
 
 def _room(found: Estimate) -> Iterator[tuple[str, str]]:
     """Say whether the memory of each profile is enough for what a client needs."""
-    needs = found.client.state + found.client.activations + found.client.copies
     for name, profile in found.scenario.federation.profiles.items():
         if (memory := profile.device.memory) is not None:
-            yield (
-                f"memory, {name}",
-                f"{units.size(memory)}, {'enough' if needs <= memory else 'less than a client needs'}",
-            )
+            yield f"memory, {name}", f"{units.size(memory)}, {_enough(found, memory)}"
+
+
+def _enough(found: Estimate, memory: int) -> str:
+    """Say whether so many bytes hold what a client needs, and else with which mini-batches they would: what a step
+    saves for backward grows with these, and nothing else does."""
+    client, scenario = found.client, found.scenario
+    fixed = client.state + client.copies
+    if fixed + client.activations <= memory:
+        return "enough"
+    needs = f"less than the {units.size(fixed + client.activations)} that a client needs"
+    if fits := max(0, memory - fixed) * found.batch // client.activations:
+        return f"{needs}: training.batch_size {fits} fits"
+    smaller = "lower model.cut" if scenario.federation.splits and scenario.model.cut > 1 else "take a smaller model"
+    return f"{needs}, also for mini-batches of one image: {smaller}"
 
 
 def _times(found: Estimate) -> str:

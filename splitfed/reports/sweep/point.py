@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from splitfed.engines.deployment.processes import follow_parent
-from splitfed.errors import SplitfedError
+from splitfed.errors import SplitfedError, telling_missing
 
 
 def main(folder: Path) -> int:
@@ -17,9 +17,10 @@ def main(folder: Path) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     follow_parent()
     try:
-        from splitfed.simulation import simulate
+        with telling_missing():
+            from splitfed.simulation import simulate
 
-        simulate(resume=folder)
+            simulate(resume=folder)
     except SplitfedError as error:
         # In one line and the last one: libraries may have said something before.
         print(" ".join(str(error).split()), file=sys.stderr)

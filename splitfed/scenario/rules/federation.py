@@ -99,6 +99,16 @@ def ahead_is_of_gradients_on_their_way(
         yield key, "in none of the phases does the front wait for a gradient: leave it out, or add one of kind gradient"
 
 
+def checkpointing_is_of_weights_that_stay(training: Training) -> Found:
+    """What is computed again must go through the weights that it went through."""
+    if training.client.checkpointing and training.ahead:
+        yield (
+            "training.client.checkpointing",
+            "with training.ahead a mini-batch is gone back through when the weights are others already: leave one of "
+            "them out",
+        )
+
+
 def steps_or_epochs(federation: Federation) -> Found:
     """A client trains for a number of steps or of epochs, not both."""
     if federation.local_steps is not None and federation.local_epochs is not None:

@@ -19,6 +19,7 @@ RULES: tuple[Rule, ...] = (
     federation.patience_is_of_joint_steps,
     federation.private_labels_need_whole_mini_batches,
     federation.ahead_is_of_gradients_on_their_way,
+    federation.checkpointing_is_of_weights_that_stay,
     federation.steps_or_epochs,
     federation.strategy_has_something_to_aggregate,
     crossing.clip_is_of_what_crosses,

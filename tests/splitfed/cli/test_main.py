@@ -15,6 +15,7 @@ from places import WANTED
 import splitfed
 from splitfed.cli import main as cli
 from splitfed.cli.listing.kinds import SORTS
+from splitfed.data.dataset import forget
 from splitfed.errors import RunError
 from splitfed.reports.sweep.plan import Sweep
 from splitfed.reports.sweep.pool import Swept
@@ -122,6 +123,12 @@ def test_every_argument_is_explained_and_nothing_is_escaped(run: Run, command: s
 
 def test_version(run: Run) -> None:
     assert run("--version") == Ended(0, f"splitfed {splitfed.__version__}\n", "")
+
+
+def test_a_package_that_is_not_installed_is_one_line(run: Run, without: Callable[..., None]) -> None:
+    forget()
+    without("sklearn", "sklearn.datasets")
+    refused(run("data", "digits"), "scikit-learn is not installed, and the data set digits needs it: pip install")
 
 
 def test_an_unknown_command_and_an_unknown_option(run: Run) -> None:

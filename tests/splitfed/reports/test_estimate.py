@@ -1,5 +1,6 @@
 """What an estimate foretells, against what short runs come to."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -247,5 +248,25 @@ def test_seconds_of_a_round_are_foretold_by_profile(tmp_path) -> None:
     assert first.simulated_seconds == pytest.approx(slow + fast, rel=0.01)
     told = text(found)
     assert f"simulated, slow   {slow:.1f} s a round for a client alone" in told
-    assert "memory, slow      1.00 kB, less than a client needs" in told
+    assert re.search(r"memory, slow      1\.00 kB, less than the [\d.]+ kB that a client needs, also for mini-", told)
     assert "memory, fast      1.00 GB, enough" in told
+
+
+def test_the_mini_batch_that_fits_is_told_and_fits() -> None:
+    """By estimates of their own, of that size and of one image more."""
+
+    def told(memory: int, batch: int, *more: str) -> str:
+        profile = f"federation.profiles={{phone: {{share: 1, device: {{memory: {memory}B}}}}}}"
+        lines = text(estimate(small(*BARE, profile, f"training.batch_size={batch}", *more)))
+        (line,) = [line for line in lines.splitlines() if line.startswith("memory, phone")]
+        return line
+
+    needed = told(1, 16)
+    assert needed.endswith("also for mini-batches of one image: take a smaller model")
+    assert told(1, 16, "model.cut=2").endswith("also for mini-batches of one image: lower model.cut")
+    client = estimate(small(*BARE)).client
+    memory = client.state + client.activations * 2 // 3
+    (fits,) = map(int, re.findall(r"that a client needs: training\.batch_size (\d+) fits", told(memory, 16)))
+    assert 1 <= fits < 16
+    assert told(memory, fits).endswith("enough")
+    assert not told(memory, fits + 1).endswith("enough")

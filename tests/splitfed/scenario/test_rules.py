@@ -83,6 +83,9 @@ BREAKS = {
         "training: {ahead: 1}  # training.ahead: in none of the phases does the front wait for a gradient: leave\n"
         "phases: [{kind: local, rounds: 1}, frozen]",
     ],
+    "checkpointing_is_of_weights_that_stay": [
+        "training: {ahead: 1, client: {checkpointing: true}}  # training.client.checkpointing: with training.ahead a",
+    ],
     "steps_or_epochs": [
         "  local_steps: 3  # federation.local_steps: local_epochs is set too: keep one of them and set the other\n"
         "  local_epochs: 1",

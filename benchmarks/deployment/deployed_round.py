@@ -1,6 +1,6 @@
 """What a round of a deployment costs beside its mini-batches, and how long one takes to start.
 
-    python benchmarks/deployed_round.py [--clients 2] [--rounds 12] [--mode sfl-v1]
+    python benchmarks/deployment/deployed_round.py [--clients 2] [--rounds 12] [--mode sfl-v1]
 
 Real processes over loopback: `splitfed serve` and a `splitfed join` for every client, first in plain text and then with
 TLS and keys. The model is ViT-Tiny at 32 pixels in patches of 4 with cut 3, whose front takes 5.4 MB each way for every
@@ -19,7 +19,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
 
 from deployed import deployment
 
