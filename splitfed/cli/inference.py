@@ -123,10 +123,10 @@ def predict(
         "confidence": confidence, "accuracy": accuracy, "measure": measure.value, "rise": rise, "top": top,
         "batch": batch, "device": device,
     }  # fmt: skip
-    of_a_server = {
+    of_a_server: dict[str, Any] = {
         "tls": tls, "insecure": insecure or None, "client": client, "rate": rate, "deadline": deadline, "state": state,
     }  # fmt: skip
-    of_a_run = {"round": round, "set": set_}
+    of_a_run: dict[str, Any] = {"round": round, "set": set_}
     asks = server or not Path(model).exists()
     if asks and not server and "/" in model:
         raise SplitfedError(f"{model}: there is no such run, and no server has such a name")

@@ -189,7 +189,7 @@ class Listener:
                 if isinstance(found, WireError):
                     self._metrics.count("garbage")
                     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(found))
-                if found is not None:
+                elif found is not None:
                     stream.under_way -= 1
                     # Counted first: who has the answer, and looks, finds it counted.
                     self._tally.frame(client, "down", found)
