@@ -94,6 +94,14 @@ def predict(
             help="With a server: send at this one of the rates that it takes.", show_default="the first of them"
         ),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES/s",
+            help="With a server: choose among its rates so that bytes a second keep to this, such as 20kB/s; where "
+            "that is too little the last exit answers.",
+        ),
+    ] = None,
     deadline: Annotated[
         float | None,
         typer.Option(
@@ -124,7 +132,8 @@ def predict(
         "batch": batch, "device": device,
     }  # fmt: skip
     of_a_server: dict[str, Any] = {
-        "tls": tls, "insecure": insecure or None, "client": client, "rate": rate, "deadline": deadline, "state": state,
+        "tls": tls, "insecure": insecure or None, "client": client, "rate": rate, "target": target,
+        "deadline": deadline, "state": state,
     }  # fmt: skip
     of_a_run: dict[str, Any] = {"round": round, "set": set_}
     asks = server or not Path(model).exists()

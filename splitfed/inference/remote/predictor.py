@@ -22,12 +22,14 @@ from splitfed.inference.remote.bundle import read_bundle
 from splitfed.inference.remote.dialling import Dialler
 from splitfed.inference.remote.fetching import Cache, fetch
 from splitfed.inference.remote.line import Line, Reply
+from splitfed.inference.remote.pacing import Pacing, bytes_a_second
 from splitfed.inference.remote.walking import Leaving, Walked, Walker
 from splitfed.wire.answers import ANEW, BUSY, LATE, REFUSED
 from splitfed.wire.records import shown
 
 PORT = 9094
 _AHEAD = 4  # mini-batches whose answers are not there yet while the next is computed
+_TARGET = "the target allows no more bytes"
 _MOST_ANEW = 5  # times that a front is fetched anew for one mini-batch
 
 
@@ -38,10 +40,11 @@ class RemotePredictor:
     `tls` is this client's folder from `splitfed certs`; without it all is plain text, which must be wanted
     (`insecure`) for another machine, and `client` is the number that it says. `confidence`, `accuracy`, `measure`,
     `rise` and `top` are as in `Predictor`; without a confidence all images are sent, and with a `rise` some leave
-    before the cut. `rate` is one of those that the server takes, the first if None. `batch` images are computed at
-    once, and those of them that leave after the same block are sent in one request. What is not answered within
-    `deadline` seconds is answered by the last exit, and says so (`Prediction.alone`), or has a problem where there is
-    none.
+    before the cut. `rate` is one of those that the server takes, the first if None; with a `target`, such as `20kB/s`,
+    it is chosen for each mini-batch so that bytes a second, both ways, keep to it in the long run, and where even the
+    smallest is too much the last exit answers. `batch` images are computed at once, and those of them that leave after
+    the same block are sent in one request. What is not answered within `deadline` seconds is answered by the last
+    exit, and says so (`Prediction.alone`), or has a problem where there is none.
 
     Raises a SplitfedError where the server refuses, or cannot be reached and nothing was kept from before. One thread
     at a time. `close` or a `with` block end the connection.
@@ -50,7 +53,7 @@ class RemotePredictor:
     def __init__(
         self, server: str, *, tls: str | Path | None = None, insecure: bool = False, client: int | None = None,
         confidence: float | None = None, accuracy: float | None = None, measure: Measure = "probability",
-        rise: float | None = None, top: int = 1, batch: int = 64, rate: str | None = None,
+        rise: float | None = None, top: int = 1, batch: int = 64, rate: str | None = None, target: str | None = None,
         state: str | Path = "splitfed-client", deadline: float = 10.0, device: str | None = None,
     ) -> None:  # fmt: skip
         host, port = parse(server, PORT)
@@ -62,6 +65,9 @@ class RemotePredictor:
         files = read_client(Path(tls)) if tls is not None else None
         if files is not None and client not in (None, files.client):
             raise RunError(f"this is the key of client {files.client}, not of client {client}")
+        if rate is not None and target is not None:
+            raise RunError("a rate and a target are asked for: a target chooses among all rates, name one of them")
+        per_second = bytes_a_second(target) if target is not None else None
         self._accuracy, self.rule = accuracy, ruled(confidence, accuracy, measure, rise)
         self._exits_wanted = confidence is not None or accuracy is not None
         self._top, self._batch, self._deadline, self._device = top, batch, deadline, device
@@ -73,6 +79,7 @@ class RemotePredictor:
         self._next = 1
         self._walker = self._begin()
         self._rate = self._chosen(rate)
+        self._pacing = self._paced(per_second) if per_second else None
 
     def predict(self, images: str | Path | Sequence[Named]) -> list[Prediction]:
         """Answer for images, in order: files, folders of them, or what Pillow has opened. What cannot be decoded is
@@ -140,6 +147,15 @@ class RemotePredictor:
             raise RunError(f"--rate {rate}: {self._dialler.where} takes {', '.join(self.rates)}")
         return rate or self.rates[0]
 
+    def _paced(self, target: float) -> Pacing:
+        exits = self._walker.bundle.exits is not None
+        if not exits and len(self.rates) < 2:
+            raise RunError(
+                f"a target is asked for, and there is nothing to choose: {self._dialler.where} takes one rate and has "
+                "no exits: serve it with more than one --rate, or make exits with 'splitfed exits RUN'"
+            )
+        return Pacing(target, self._walker.sizes(), exits)
+
     def _line(self, rate: str) -> Line:
         if rate not in self._lines:
             bundle, asking = self._walker.bundle, self._walker.asking[rate]
@@ -157,11 +173,12 @@ class RemotePredictor:
         """Take images through the front, and send what is not answered there."""
         walker = self._walker
         images = normaliser(walker.bundle.mean, walker.bundle.std)(pixels).to(walker.bundle.device)
-        walked = walker.walk(pixels, images, self._rate, self._next)
+        rate = self._pacing.choose() if self._pacing else self._rate
+        walked = walker.walk(pixels, images, rate or self._rate, self._next)
         self._next += len(walked.leaving)
-        awaited = _Awaited(walked, time.monotonic() + self._deadline)
-        if walked.leaving:
-            line = self._line(self._rate)
+        awaited = _Awaited(walked, time.monotonic() + self._deadline, rate)
+        if walked.leaving and rate is not None:
+            line = self._line(rate)
             for leaving in walked.leaving:
                 try:
                     line.ready(awaited.until - time.monotonic())
@@ -180,10 +197,14 @@ class RemotePredictor:
     def _wait(self, awaited: "_Awaited", depth: int) -> None:
         """Wait for all answers of a mini-batch, and put them where they belong."""
         walked = awaited.walked
-        answered, anew = walked.answered, []
+        answered, anew, received = walked.answered, [], 0
         for leaving in walked.leaving:
+            if awaited.rate is None:
+                self._without(walked, leaving, _TARGET, _TARGET)
+                continue
             try:
-                header, buffer = self._reply(leaving, awaited)
+                header, buffer = self._reply(leaving, awaited, self._line(awaited.rate))
+                received += len(buffer)
                 if header.kind == ANEW:
                     anew.append(leaving.rows)
                 elif header.kind == REFUSED:
@@ -192,15 +213,19 @@ class RemotePredictor:
                     logits = leaving.asking.unpack_answer(buffer, leaving.number, len(leaving.rows))
                     answered.probabilities[leaving.rows] = logits.float().softmax(1)
             except Unreached as error:
-                self._line(self._rate).forget(leaving.number)
+                self._line(awaited.rate).forget(leaving.number)
                 self._without(walked, leaving, str(error), str(error))
+        if self._pacing:
+            images = sum(len(leaving.rows) for leaving in walked.leaving)
+            up = sum(leaving.packed.total for leaving in walked.leaving) if awaited.rate is not None else 0
+            self._pacing.learn(awaited.rate, images, up + received)
         if anew:
             self._again(walked, torch.cat(anew), depth)
 
-    def _reply(self, leaving: Leaving, awaited: "_Awaited") -> Reply:
+    def _reply(self, leaving: Leaving, awaited: "_Awaited", line: Line) -> Reply:
         """Wait for what answers a request; it is sent again where the queue was full or the stream broke. Raises
         Unreached where its time is over."""
-        line, future = self._line(self._rate), awaited.sent.get(leaving.number)
+        future = awaited.sent.get(leaving.number)
         late = f"no answer from {self._dialler.where} within {self._deadline:g} s"
         while True:
             left = awaited.until - time.monotonic()
@@ -260,8 +285,9 @@ class RemotePredictor:
 
 
 class _Awaited:
-    """A mini-batch whose answers are awaited `until` then, and those of its requests that were sent."""
+    """A mini-batch whose answers are awaited `until` then, at which rate it was sent (None: it was not), and those of
+    its requests that were."""
 
-    def __init__(self, walked: Walked, until: float) -> None:
-        self.walked, self.until = walked, until
+    def __init__(self, walked: Walked, until: float, rate: str | None) -> None:
+        self.walked, self.until, self.rate = walked, until, rate
         self.sent: dict[int, Future[Reply]] = {}

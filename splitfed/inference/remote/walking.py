@@ -10,7 +10,6 @@ from splitfed.errors import SplitfedError
 from splitfed.inference.asking import Asking
 from splitfed.inference.deciding import Rule
 from splitfed.inference.predictor import Answered
-from splitfed.inference.rates import Rate
 from splitfed.inference.remote.bundle import Bundle
 from splitfed.inference.way import Way
 from splitfed.model.attention import ClsAttention
@@ -63,9 +62,19 @@ class Walker:
         for one in self._attention.values():
             one.close()
 
-    def rate(self, name: str) -> Rate:
-        """Return a rate by its name."""
-        return next(rate for rate in self.bundle.rates if rate.name == name)
+    def sizes(self) -> dict[str, float]:
+        """Return about how many bytes an image takes at each rate, both ways: those of random numbers."""
+        trunk = self.bundle.trunk
+        geometry = trunk.front.geometry(1, len(self.bundle.classes))
+        numbers = Key(0).at("sizes").generator()
+        tokens = torch.randn(1, geometry.tokens, geometry.width, generator=numbers).to(self.bundle.device)
+        attention = torch.rand(1, geometry.tokens, generator=numbers).to(self.bundle.device)
+        down = 4 * (geometry.tokens * geometry.width if trunk.tail else geometry.classes)
+        return {
+            name: down
+            + asking.pack(tokens, trunk.cut, Key(0), model=self.bundle.name, attention=lambda: attention).total
+            for name, asking in self.asking.items()
+        }
 
     @torch.no_grad()
     def walk(self, pixels: Tensor, images: Tensor, rate: str, first: int) -> Walked:
