@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from splitfed.cli.options import DataPlace, Overrides, moved
-from splitfed.errors import RunError, SplitfedError
+from splitfed.errors import SplitfedError, Unreached
 from splitfed.files import write
 
 Round = Annotated[
@@ -148,7 +148,7 @@ def predict(
         given = {name: value for name, value in of_a_server.items() if value is not None}
         try:
             predictor = splitfed.RemotePredictor(model, **how, **given)
-        except RunError as error:
+        except Unreached as error:
             raise SplitfedError(f"{error}" if server else f"{error}; nor is there a run of that name here") from None
     else:
         predictor = splitfed.Predictor(model, round=round, overrides=set_, **how)

@@ -126,7 +126,7 @@ class RemotePredictor:
             file = fetch(self._dialler, self._cache, self._deadline, self._hear)
         except Unreached as error:
             if not (names := self._cache.names()):
-                raise RunError(f"{error}; and nothing of it is kept in {self._cache.folder}") from None
+                raise Unreached(f"{error}; and nothing of it is kept in {self._cache.folder}") from None
             file = self._cache.path(names[0])
         return self._walker_of(file)
 

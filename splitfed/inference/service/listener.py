@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _AHEAD = 64  # requests of a stream that are not answered yet: of more none is read
 _HANDSHAKE_MS = 10_000
 _SECONDS_TO_LEAVE = 10.0  # for requests that wait when the service stops
-_MOST_STREAMS = 4096
+_MOST_STREAMS, _MOST_EACH = 4096, 64  # of all clients, and of one
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +71,7 @@ class Listener:
     def __enter__(self) -> "Listener":
         thread = threading.Thread(target=self._loop.run_forever, name="splitfed-listener", daemon=True)
         thread.start()
+        self._entered.callback(self._loop.close)
         self._entered.callback(thread.join)
         self._entered.callback(self._loop.call_soon_threadsafe, self._loop.stop)
         try:
@@ -179,6 +180,8 @@ class Listener:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"this server takes the rates {rates}")
         if self._left:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is leaving")
+        if sum(one.client == client for one in self._streams) >= _MOST_EACH:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"client {client} has {_MOST_EACH} streams open")
         stream = _Stream(client, rate, _seconds(seconds), asyncio.Queue())
         await context.send_initial_metadata(((PROTOCOL_KEY, str(PROTOCOL)),))
         self._streams.add(stream)

@@ -84,15 +84,15 @@ class Service:
         self._entered.close()
 
     def reload(self) -> str:
-        """Read run and keys anew, and return a line on what is served now. Raises a SplitfedError where one of them
-        cannot be read; then all goes on as before."""
+        """Read keys and run anew, and return a line on what is served now. Raises a SplitfedError where one of them
+        cannot be read; then that goes on as before."""
         try:
-            changed = self.backs.reload()
             self._door.reload()
+            self._listener.let_go()
+            changed = self.backs.reload()
         except SplitfedError:
             self.metrics.reloaded("failed")
             raise
-        self._listener.let_go()
         self.metrics.reloaded("read")
         return f"round {self.backs.now.round} is served{'' if changed else ', as before'}"
 

@@ -18,7 +18,7 @@ from splitfed.cli import main as cli
 from splitfed.data.batches import normaliser
 from splitfed.data.sources.base import open_digits
 from splitfed.engines.deployment.processes import free_port
-from splitfed.errors import RunError, SplitfedError
+from splitfed.errors import RunError, SplitfedError, Unreached
 from splitfed.inference.asking import Asking
 from splitfed.inference.exits import load
 from splitfed.inference.run_model import RunModel
@@ -134,7 +134,7 @@ def test_a_front_is_fetched_once_and_a_damaged_one_anew(
             assert predictor.predict(digits) == expected
             return predictor.bytes.get(("down", "front"), 0)
 
-    with pytest.raises(RunError, match="nothing of it is kept"):
+    with pytest.raises(Unreached, match="nothing of it is kept"):
         RemotePredictor(where, state=state, deadline=1)
     with serving(with_exits) as service:
         size = ask()
@@ -149,7 +149,7 @@ def test_a_front_is_fetched_once_and_a_damaged_one_anew(
         assert service.tally.sums()[0, "down", "front"][1] == 4 * size
     assert ask() == 0  # nobody answers, and what was kept does
     file.write_bytes(whole[:-1])
-    with pytest.raises(RunError, match="nothing of it is kept"):
+    with pytest.raises(Unreached, match="nothing of it is kept"):
         RemotePredictor(where, state=state, deadline=1)
 
 
