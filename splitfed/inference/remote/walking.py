@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from splitfed.errors import SplitfedError
+from splitfed.errors import Diverged, SplitfedError
 from splitfed.inference.asking import Asking
 from splitfed.inference.deciding import Rule
 from splitfed.inference.predictor import Answered
@@ -123,6 +123,6 @@ class Walker:
                 )  # fmt: skip
             except SplitfedError as error:  # numbers that cannot be sent
                 for row in rows[part].tolist():
-                    walked.answered.problems[row] = str(error)
+                    walked.answered.problems[row] = error.problem if isinstance(error, Diverged) else str(error)
                 continue
             walked.leaving.append(Leaving(number, rows[part], packed, asking))

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from splitfed.errors import SplitfedError, WireError
+from splitfed.errors import Diverged, SplitfedError, WireError
 from splitfed.inference.asking import Asked, Asking
 from splitfed.inference.service.backs import Back
 from splitfed.inference.service.metrics import Metrics
@@ -134,8 +134,8 @@ class Batcher:
             return request.asking.unpack(request.buffer)
         except WireError as error:
             request.answer(error)
-        except SplitfedError as error:
-            self._refuse(request, str(error))
+        except Diverged as error:
+            self._refuse(request, error.problem)
         except Exception:
             log.exception("a request could not be read")
             self._refuse(request, "an error in the server, which its log tells")

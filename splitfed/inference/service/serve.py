@@ -106,6 +106,8 @@ def serve_model(
     `Service` takes."""
     for name, number in (("--port", port), ("--metrics-port", metrics_port)):
         port_number(number, name)
+    if watch is not None and more.get("round") is not None:
+        raise RunError("--watch looks for a newer checkpoint, and --round names one: leave one of them out")
     raise_file_limit()
     wanted: list[int] = []
     before = signal.signal(signal.SIGHUP, lambda *_: wanted.append(1))

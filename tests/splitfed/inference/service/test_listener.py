@@ -199,6 +199,18 @@ def test_a_port_that_is_taken_is_told(open_service: Service, finished: Path, tmp
         pass
 
 
+def test_a_client_may_have_several_streams(open_service: Service, digits: list, tmp_path: Path) -> None:
+    where = f"127.0.0.1:{open_service.port}"
+    with (
+        RemotePredictor(where, state=tmp_path, client=3) as one,
+        RemotePredictor(where, state=tmp_path, client=3) as two,
+    ):
+        assert one.predict(digits) == two.predict(digits) == one.predict(digits)
+        assert "splitfed_streams 2\n" in open_service.metrics.text()
+        sent = one.bytes["up", "smashed"] + two.bytes["up", "smashed"]
+        assert open_service.tally.sums()[3, "up", "smashed"] == (3, sent)
+
+
 def test_a_client_that_is_gone_leaves_no_stream(open_service: Service, digits: list, tmp_path: Path) -> None:
     predictor = RemotePredictor(f"127.0.0.1:{open_service.port}", state=tmp_path)
     predictor.predict(digits[:1])
