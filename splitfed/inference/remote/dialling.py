@@ -32,6 +32,8 @@ _PASSING = (
     grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.ABORTED,
 )  # fmt: skip
 
+_TOO_LONG = "larger than max"  # what gRPC says of a message, at either end
+
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -84,6 +86,8 @@ class Dialler:
             return WireError(
                 f"what answers at {self.where} is no service of splitfed: is this the port of 'splitfed serve-model'?"
             )
+        if _TOO_LONG in details:
+            return WireError(f"a message from or to {self.where} is too long: {shown(details)}")
         if code not in _PASSING:
             return WireError(f"the server at {self.where} refuses: {shown(details)}")
         if self._ca is None and details.endswith("Socket closed"):

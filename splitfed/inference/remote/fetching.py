@@ -17,6 +17,7 @@ from splitfed.wire.grpc_settings import MOST_BYTES
 
 _KEPT = 2  # fronts of a server
 _SLACK = 1 << 16
+_FETCHING = 1800.0  # seconds for a front, also of a large model on a slow line
 
 
 class Cache:
@@ -58,7 +59,7 @@ def fetch(dialler: Dialler, cache: Cache, seconds: float, count: Callable[[str, 
     try:
         known = ",".join(cache.names())
         metadata = (*dialler.proof(channel, seconds), (KNOWN_KEY, known))
-        call = channel.stream_stream(path(FETCH))(iter(()), metadata=metadata)
+        call = channel.stream_stream(path(FETCH))(iter(()), metadata=metadata, timeout=_FETCHING)
         said = dialler.check_admitted(call)
         name, size = said.get(FRONT_KEY, ""), said.get(BYTES_KEY, "")
         if not re.fullmatch("[0-9a-f]{64}", name) or not re.fullmatch("[0-9]{1,12}", size) or int(size) > MOST_BYTES:
