@@ -10,7 +10,7 @@ alone, where they were trained: from an earlier block all tokens go, or those th
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +22,7 @@ from splitfed.compression.lossless import NoStage
 from splitfed.compression.reducers.base import View, meta_number
 from splitfed.compression.reducers.settings import DiscardTokensConfig, NoneConfig
 from splitfed.errors import RunError, WireError
+from splitfed.inference.rates import one_by_one
 from splitfed.inference.run_model import Trunk
 from splitfed.seeds import Key
 from splitfed.split.bounds import check_bounds
@@ -54,12 +55,14 @@ class Asking:
     reducer that merges samples."""
 
     def __init__(self, compression: "Compression", trunk: Trunk, geometry: Geometry, device: torch.device) -> None:
-        if not compression.reducer.single:
+        if not one_by_one(compression):
             raise RunError(
                 f"compression.reducer: {compression.reducer.kind} merges samples, and an answer is for one image: name "
                 "another with --set compression.reducer=..., for instance '{kind: discard_tokens, kept_tokens: 0.9}'"
             )
         plain = compression.once
+        if plain.reducer.ragged:  # filled up with rows that are none, images of several lengths would be others
+            geometry = replace(geometry, batch=1)
         early = plain.reducer if isinstance(plain.reducer, DiscardTokensConfig) else NoneConfig()
         self._at_cut = Cut(plain, geometry, device)
         self._early = Cut(plain.model_copy(update={"reducer": early}), geometry, device)

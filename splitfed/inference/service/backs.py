@@ -11,7 +11,7 @@ from splitfed.errors import RunError
 from splitfed.inference.asking import MODEL, Asking
 from splitfed.inference.exits import NAME as EXITS
 from splitfed.inference.exits import load
-from splitfed.inference.rates import Rate, rates
+from splitfed.inference.rates import Rate, one_by_one, rates
 from splitfed.inference.remote.bundle import name_of, pack_bundle
 from splitfed.inference.run_model import RunModel
 from splitfed.run.checkpoint import Checkpoints
@@ -99,7 +99,7 @@ class Backs:
 
     def _rates(self, model: RunModel) -> list[Rate]:
         own = model.scenario.compression
-        if not self._named and not own.reducer.single:
+        if not self._named and not one_by_one(own):
             raise RunError(
                 f"compression.reducer: {own.reducer.kind} merges samples, and an answer is for one image: name how "
                 "images are sent, for instance with --rate '3 bits={reducer: none, smashed: {codec: {kind: uniform, "

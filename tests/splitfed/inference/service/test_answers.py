@@ -149,7 +149,7 @@ def test_many_at_once_are_answered_as_one_is(with_exits: Path, digits: list, tmp
 
 @pytest.mark.parametrize("more", [
     ["federation.labels=private"], ["compression.reducer={kind: bottleneck, width: 4}"],
-    ["federation.mode=fl", "training.server={}"],
+    ["federation.mode=fl", "training.server={}"], ["compression.reducer=semantic_tokens"],
 ])  # fmt: skip
 def test_other_kinds_of_runs(more: list[str], digits: list, tmp_path: Path) -> None:
     """Private labels: the tail stays with the client. A reducer's own layers: each end has its half."""
