@@ -12,6 +12,7 @@ from splitfed.version import __version__ as __version__
 if TYPE_CHECKING:
     from splitfed.errors import SplitfedError
     from splitfed.inference.predictor import Prediction, Predictor
+    from splitfed.inference.remote.predictor import RemotePredictor
     from splitfed.reports.costs.estimate import Estimate, estimate
     from splitfed.reports.dataset.describe import Description, describe
     from splitfed.reports.explanation.explain import Explanation, explain
@@ -30,6 +31,7 @@ _WHERE = {
     "Observer": "splitfed.run.observer",
     "Prediction": "splitfed.inference.predictor",
     "Predictor": "splitfed.inference.predictor",
+    "RemotePredictor": "splitfed.inference.remote.predictor",
     "Result": "splitfed.simulation",
     "Scenario": "splitfed.scenario",
     "SplitfedError": "splitfed.errors",
@@ -43,9 +45,9 @@ _WHERE = {
 }
 
 __all__ = [
-    "Description", "Estimate", "Explanation", "Exported", "Observer", "Prediction", "Predictor", "Result",
-    "Scenario", "SplitfedError", "__version__", "compare", "describe", "estimate", "explain", "export", "simulate",
-    "sweep",
+    "Description", "Estimate", "Explanation", "Exported", "Observer", "Prediction", "Predictor", "RemotePredictor",
+    "Result", "Scenario", "SplitfedError", "__version__", "compare", "describe", "estimate", "explain", "export",
+    "simulate", "sweep",
 ]  # fmt: skip
 
 

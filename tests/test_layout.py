@@ -115,6 +115,11 @@ def test_every_room_has_its_place_in_the_order() -> None:
         ("splitfed/run/ledger.py", "def f():\n    from splitfed.server.app import app", "across"),
         ("splitfed/simulation.py", "from splitfed.server.app import app", "across"),
         ("splitfed/simulation.py", "def f():\n    from splitfed.server.app import app", None),
+        ("splitfed/inference/service/a.py", "from splitfed.server.app import app", None),
+        ("splitfed/inference/remote/a.py", "from splitfed.clients.app import app", None),
+        ("splitfed/inference/remote/a.py", "from splitfed.server.app import app", "across"),
+        ("splitfed/inference/a.py", "from splitfed.clients.app import app", "across"),
+        ("clients/app.py", "from splitfed.inference.a import x", "uphill"),
         ("splitfed/run/a.py", "from splitfed.run.b import x", "circles"),
         ("splitfed/run/a.py", "def f():\n    from splitfed.run.b import x", "circles"),
         ("splitfed/run/a.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from splitfed.run.b import x",
@@ -126,7 +131,7 @@ def test_a_broken_import_is_seen(file: str, line: str, fault: str | None, tmp_pa
     others = {
         "splitfed/run/b.py": "from splitfed.run.a import y", "splitfed/run/a.py": "", "splitfed/wire/frame.py": "",
         "splitfed/scenario/__init__.py": "", "splitfed/reports/tables.py": "", "splitfed/run/ledger.py": "",
-        "splitfed/model/parts.py": "", "clients/app.py": "", "server/app.py": "",
+        "splitfed/model/parts.py": "", "clients/app.py": "", "server/app.py": "", "splitfed/inference/a.py": "",
     }  # fmt: skip
     for name, text in {**others, file: line}.items():
         path = tmp_path / name

@@ -158,11 +158,11 @@ class _Call:
         code, details = error.code(), error.details() or "no reason given"
         if code not in _BREAKS:
             return WireError(f"the split server at {self._where} refuses: {shown(details)}")
-        if self._tls and (trouble := _trouble(details)):
-            return WireError(f"{self._where} does not prove that it is the server: {trouble}")
+        if self._tls and (wrong := trouble(details)):
+            return WireError(f"{self._where} does not prove that it is the server: {wrong}")
         if not self._tls and details.endswith("Socket closed"):
             return _Broken("it closes the connection; if it speaks TLS, this client needs its CA certificate")
-        return _Broken(shown(_short(details)))
+        return _Broken(shown(short(details)))
 
     def close(self) -> None:
         """End the call and its connection."""
@@ -180,12 +180,12 @@ def _replies(call, where: str) -> Iterator[bytes]:
     yield from call
 
 
-def _trouble(details: str) -> str | None:
+def trouble(details: str) -> str | None:
     """Return what is wrong with the other end's TLS, as far as gRPC tells, or None where it is something else."""
     return next((told for sign, told in _TLS_SIGNS.items() if sign in details), None)
 
 
-def _short(details: str) -> str:
+def short(details: str) -> str:
     """Leave out of gRPC's text what this client says itself: that it failed to connect, and to what."""
     found = re.search(r"last error: \w+: \S+: (.+)", details)
     return found[1] if found else details

@@ -1,12 +1,10 @@
 """Joins a server as a client: a SuperNode as a child, and the ClientApp in this process, warm between rounds."""
 
-import ipaddress
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,7 @@ from splitfed.engines.deployment.processes import (
     ChildError,
     free_port,
     is_loopback,
-    port_number,
+    parse,
     supernode_command,
     wait_until_healthy,
 )
@@ -101,7 +99,7 @@ def join(
     `tls` is the folder of one client that `splitfed certs` made. `say` gets one line for whatever happens. Raises a
     SplitfedError for what waiting would not mend, and KeyboardInterrupt.
     """
-    host, port = parse(server)
+    host, port = parse(server, PORT)
     if not is_loopback(host) and (names := proxies(host)):
         say(
             f"{' and '.join(names)}: no proxy is used, {host} is asked directly. Where there is no direct way, forward "
@@ -127,23 +125,6 @@ def join(
         raise RunError("--profile: is empty: name one of the scenario's, or leave it out")
     joining = Joining(number, partition is None, data, device, threads, state, weights, profile)
     _Client(host, port, files, joining, stay, say).run()
-
-
-def parse(server: str) -> tuple[str, int]:
-    """Split `host`, `host:port` or `[v6]:port`. Raises RunError."""
-    if server.count(":") > 1 and "[" not in server and _is_v6(server):
-        return server, PORT
-    host, colon, port = server.partition("]:") if "]:" in server else server.partition(":")
-    bare = host.removeprefix("[").removesuffix("]") if server.startswith("[") else host
-    if not (_is_v6(bare) if server.startswith("[") else re.fullmatch(r"[^\s\[\]/@:]+", bare)):
-        raise RunError(f"{server}: is no server's address, which is a name and, after a colon, a port if not {PORT}")
-    return bare, port_number(port, server) if colon else PORT
-
-
-def _is_v6(text: str) -> bool:
-    with suppress(ValueError):
-        return ipaddress.ip_address(text).version == 6
-    return False
 
 
 def _number(files: ClientFiles | None, client: int | None, partition: int | None) -> int:

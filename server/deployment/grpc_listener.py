@@ -88,7 +88,7 @@ class GrpcListener:
         where = endpoint(self._host, self.port)
         try:
             if self._tls:
-                self.port = self._server.add_secure_port(where, _credentials(self._tls))
+                self.port = self._server.add_secure_port(where, credentials(self._tls))
             else:
                 self.port = self._server.add_insecure_port(where)
         except RuntimeError:
@@ -113,7 +113,7 @@ class GrpcListener:
         try:
             ticket = self._tickets.check(entry(context.invocation_metadata(), TOKEN_KEY))
             with suppress(ValueError):  # no address
-                self._strangers.know(plain(*_address(context.peer())), ticket.client)
+                self._strangers.know(plain(*address(context.peer())), ticket.client)
             arrivals = self._supersede(ticket.client, requests)
             session = None
             try:
@@ -160,13 +160,14 @@ class GrpcListener:
         arrivals.close()
 
 
-def _address(peer: str) -> tuple[str, int]:
+def address(peer: str) -> tuple[str, int]:
     """Split what gRPC calls a peer, such as `ipv6:%5B::1%5D:4711`. Raises ValueError for one without a port."""
     host, _, port = unquote(peer).partition(":")[2].rpartition(":")
     return host.strip("[]"), int(port)
 
 
-def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
+def credentials(tls: ServerTls) -> grpc.ServerCredentials:
+    """Return what a gRPC server proves itself with. Raises SplitfedError for files that do not fit."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
             tls.certificate, tls.key

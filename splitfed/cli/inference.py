@@ -1,13 +1,14 @@
 """The commands for what comes after training: answers for images, and exits on the way to them."""
 
+import signal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from splitfed.cli.options import DataPlace, Overrides, moved
-from splitfed.errors import SplitfedError
+from splitfed.errors import SplitfedError, Unreached
 from splitfed.files import write
 
 Round = Annotated[
@@ -39,7 +40,7 @@ class Split(StrEnum):
 
 
 def predict(
-    run: Annotated[Path, typer.Argument()],
+    model: Annotated[str, typer.Argument()],
     images: Annotated[list[Path], typer.Argument()],
     confidence: Annotated[
         float | None,
@@ -86,26 +87,89 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="How many classes are named, the likeliest first.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="How many images are computed at once.")] = 64,
+    batch: Annotated[
+        int, typer.Option(min=1, help="How many images are computed at once, and with a server sent in one request.")
+    ] = 64,
     round: Round = None,
     device: Device = None,
     set_: Overrides = None,
+    server: Annotated[
+        bool, typer.Option("--server", help="MODEL is a server, also where a folder has its name.")
+    ] = False,
+    tls: Annotated[
+        Path | None, typer.Option(help="With a server: this client's folder from 'splitfed certs', e.g. tls/client-3.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="With a server: plain text also to another machine.")
+    ] = False,
+    client: Annotated[
+        int | None, typer.Option(min=0, help="With a server: this client's number; a key says it too.")
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            help="With a server: send at this one of the rates that it takes.", show_default="the first of them"
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES/s",
+            help="With a server: choose among its rates so that bytes a second keep to this, such as 20kB/s; where "
+            "that is too little the last exit answers.",
+        ),
+    ] = None,
+    deadline: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            max=3600,
+            help="With a server: seconds after which an image is answered by the last exit.",
+            show_default="10",
+        ),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="With a server: the folder for the front that is fetched.", show_default="splitfed-client"),
+    ] = None,
 ) -> None:
-    """Say what a run's model takes images for, a line for each.
+    """Say what images show, a line for each: by a run's model, or by the front and exits of a server, which is asked
+    where they are not sure.
 
-    What cannot be decoded is named, the others are answered, and the exit code is 1.
+    What cannot be decoded is named, the others are answered, and the exit code is 1. Where a server cannot be reached
+    the last exit answers, and the line says so.
     """
     import splitfed
     from splitfed.reports.answers import WRITERS
 
     if json and csv:
         raise SplitfedError("--json and --csv: choose one")
-    predictor = splitfed.Predictor(
-        run, confidence=confidence, accuracy=accuracy, most_bytes=None if bytes_ is None else _size(bytes_),
-        most_operations=operations, measure=measure.value, rise=rise, round=round,
-        top=top, batch=batch, device=device,
-        overrides=set_,
-    )  # fmt: skip
+    how: dict[str, Any] = {
+        "confidence": confidence, "accuracy": accuracy, "most_bytes": None if bytes_ is None else _size(bytes_),
+        "most_operations": operations, "measure": measure.value, "rise": rise, "top": top, "batch": batch,
+        "device": device,
+    }  # fmt: skip
+    of_a_server: dict[str, Any] = {
+        "tls": tls, "insecure": insecure or None, "client": client, "rate": rate, "target": target,
+        "deadline": deadline, "state": state,
+    }  # fmt: skip
+    of_a_run: dict[str, Any] = {"round": round, "set": set_}
+    asks = server or not Path(model).exists()
+    if asks and not server and "/" in model:
+        raise SplitfedError(f"{model}: there is no such run, and no server has such a name")
+    for name, value in (of_a_run if asks else of_a_server).items():
+        if value is not None:
+            what = "runs" if asks else "a server"
+            raise SplitfedError(f"--{name} is for {what}, and {model} is {'a server' if asks else 'a run'}")
+    predictor: splitfed.Predictor | splitfed.RemotePredictor
+    if asks:
+        given = {name: value for name, value in of_a_server.items() if value is not None}
+        try:
+            predictor = splitfed.RemotePredictor(model, **how, **given)
+        except Unreached as error:
+            raise SplitfedError(f"{error}" if server else f"{error}; nor is there a run of that name here") from None
+    else:
+        predictor = splitfed.Predictor(model, round=round, overrides=set_, **how)
     wrong = 0
     with WRITERS["json" if json else "csv" if csv else "text"](top, predictor.rule.threshold <= 1) as written:
         for found in predictor.stream(images):
@@ -113,6 +177,70 @@ def predict(
             wrong += found.problem is not None
     if wrong:
         raise typer.Exit(1)
+
+
+def serve_model(
+    run: Annotated[Path, typer.Argument()],
+    host: Annotated[
+        str, typer.Option(help="The address to listen at; 0.0.0.0 is all of this machine's.")
+    ] = "127.0.0.1",
+    port: Annotated[str, typer.Option(metavar="INTEGER", help="The port that clients ask at.")] = "9094",
+    tls: Annotated[
+        Path | None, typer.Option(help="The folder that 'splitfed certs' made: its clients may ask.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Plain text also to other machines.")] = False,
+    rate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RATE",
+            help="How clients may send, the best first: run (as the run sends), a preset's name, or NAME={reducer: "
+            "..., smashed: ...} as in a scenario; repeatable.",
+            show_default="run",
+        ),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Compute up to so many images of all clients together; 1: each request alone.")
+    ] = 32,
+    wait: Annotated[
+        float, typer.Option(min=0, max=1000, help="Milliseconds that a request waits for others of its batch.")
+    ] = 2.0,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Let so many requests wait, and a quarter of them of one client.")
+    ] = 256,
+    most: Annotated[int, typer.Option(min=1, max=4096, help="How many images a request may hold.")] = 64,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="Look for a newer checkpoint each so many seconds.", show_default="SIGHUP makes it look"
+        ),
+    ] = None,
+    keep_old: Annotated[
+        float, typer.Option(min=0, help="Seconds for which clients with an older front are still answered.")
+    ] = 60.0,
+    metrics_port: Annotated[
+        str, typer.Option(metavar="INTEGER", help="The port of /metrics and /health at 127.0.0.1.")
+    ] = "9095",
+    ledger: Annotated[
+        Path | None,
+        typer.Option(help="The folder of what is counted, a file a day.", show_default="service/ in RUN"),
+    ] = None,
+    round: Round = None,
+    device: Device = None,
+    set_: Overrides = None,
+) -> None:
+    """Answer what clients' fronts are not sure of: the back of a run, for many clients at once, who 'splitfed
+    predict'."""
+    from splitfed.engines.deployment.processes import port_number
+    from splitfed.inference.service.serve import serve_model
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as orderly as Ctrl-C: what systemd sends to stop
+
+    serve_model(
+        run, host=host, port=port_number(port, "--port"), metrics_port=port_number(metrics_port, "--metrics-port"),
+        watch=watch, say=lambda line: print(line, flush=True), tls=tls, insecure=insecure, rates=rate or (),
+        batch=batch, wait=wait / 1000, queue=queue, most=most, keep_old=keep_old, ledger=ledger, round=round,
+        device=device, overrides=set_,
+    )  # fmt: skip
 
 
 def exits(

@@ -13,7 +13,7 @@ from splitfed.cli.align import align
 from splitfed.cli.deployment import certs, join, serve
 from splitfed.cli.ending import ending
 from splitfed.cli.export import export, schema
-from splitfed.cli.inference import exits, predict, tradeoff
+from splitfed.cli.inference import exits, predict, serve_model, tradeoff
 from splitfed.cli.look import data, explain
 from splitfed.cli.options import SCENARIO, DataPlace, Overrides, PresetName, WeightsPlace, check_moved
 from splitfed.cli.study import compare, list_, sweep
@@ -123,8 +123,12 @@ app.command(epilog="FILE is a YAML file that names a scenario and what is varied
 app.command(epilog="RUNS are their folders.")(compare)
 app.command(epilog="RUN is its folder, finished or not.")(explain)
 app.command(epilog="RUN is its folder, finished or not; OUT is the file to write, e.g. model.safetensors.")(export)
-app.command(epilog="RUN is its folder, finished or not; IMAGES are files, and folders of them.")(predict)
+app.command(
+    epilog="MODEL is the folder of a run, finished or not, or the host of 'splitfed serve-model', and its port after a "
+    "colon if not 9094; IMAGES are files, and folders of them."
+)(predict)
 app.command(epilog="RUN is its folder, finished or not.")(exits)
+app.command(epilog="RUN is its folder, finished or not.")(serve_model)
 app.command(epilog="RUN is its folder, finished or not.")(tradeoff)
 app.command(epilog="WHAT is scenario or sweep.")(schema)
 app.command(epilog=SCENARIO)(align)

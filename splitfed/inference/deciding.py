@@ -1,7 +1,7 @@
 """Who answers: an exit that is sure, or what comes after it. Confidences are in [0, 1], and 1 is sure."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, Self, get_args
 
@@ -123,6 +123,24 @@ class Judged:
         right, last = (answers.argmax(2) == labels).cpu(), (whole == labels).cpu()
         return cls(sure.cpu(), right, last, bytes, operations)
 
+    def first(self, exits: int) -> "Judged":
+        """Return how the first of the exits do, by themselves."""
+        rows = [*range(exits), len(self.right)]
+        costs = self.operations[rows] if len(self.operations) else self.operations
+        sent = self.bytes[rows] if len(self.bytes) > 1 else self.bytes
+        return Judged(self.confidences[:, :exits], self.right[:exits], self.whole, sent, costs)
+
+    def fits(self, exits: int) -> bool:
+        """Tell whether this can be how so many exits do."""
+        images = len(self.whole) if self.whole.ndim == 1 else -1
+        sizes = {1 + exits, 1} if self.bytes.ndim == 2 and not self.bytes.shape[1] else {1 + exits}
+        return (
+            self.confidences.shape == (len(MEASURES), exits, images) and self.confidences.is_floating_point()
+            and self.right.shape == (exits, images) and self.right.dtype == self.whole.dtype == torch.bool
+            and self.bytes.ndim == 2 and len(self.bytes) in sizes and self.bytes.shape[1] <= images
+            and self.operations.shape in ((0,), (1 + exits,))
+        )  # fmt: skip
+
     def threshold(self, accuracy: float, rule: Rule) -> float:
         """Return the lowest threshold with which so large a share is answered rightly, by what a rule says otherwise.
         Raises RunError where none is enough."""
@@ -167,6 +185,55 @@ class Judged:
                 f"first exit takes {least:,.0f}"
             )
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What is asked of exits: a `confidence`, or in its place an `accuracy` of the answers, or that an image takes no
+    more than `most_bytes` or `most_operations` on the mean, from which the threshold follows; `measure` and `rise` are
+    those of the rule. Where nothing is asked for, no exit answers. Raises RunError for what does not go together."""
+
+    confidence: float | None = None
+    accuracy: float | None = None
+    most_bytes: float | None = None
+    most_operations: float | None = None
+    measure: Measure = "probability"
+    rise: float | None = None
+
+    def __post_init__(self) -> None:
+        asked = {
+            "a confidence": self.confidence, "an accuracy": self.accuracy, "bytes an image": self.most_bytes,
+            "operations an image": self.most_operations,
+        }  # fmt: skip
+        named = [name for name, value in asked.items() if value is not None]
+        if len(named) > 1:
+            raise RunError(f"{' and '.join(named)} are asked for: one follows from the other, name one of them")
+        if not named and self.rise is not None:
+            raise RunError("a rise of confidence is asked for, and no confidence: exits take part where one is named")
+        self.rule(None)
+
+    @property
+    def follows(self) -> bool:
+        """Whether the threshold follows from what is known of the exits."""
+        return not (self.accuracy is None and self.most_bytes is None and self.most_operations is None)
+
+    @property
+    def of_exits(self) -> bool:
+        """Whether exits take part."""
+        return self.confidence is not None or self.follows
+
+    def rule(self, judged: Judged | None) -> Rule:
+        """Return the rule that this comes to, of exits that do so. Raises RunError where they cannot do it."""
+        plain = Rule(2.0 if self.confidence is None else self.confidence, self.measure, self.rise)
+        if judged is None:
+            return plain
+        if self.accuracy is not None:
+            return replace(plain, threshold=judged.threshold(self.accuracy, plain))
+        if self.most_bytes is not None:
+            return replace(plain, threshold=judged.within_bytes(self.most_bytes, plain))
+        if self.most_operations is not None:
+            return replace(plain, threshold=judged.within_operations(self.most_operations, plain))
+        return plain
 
 
 def _spread(values: Tensor, most: int = 512) -> list[float]:

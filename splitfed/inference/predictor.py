@@ -1,7 +1,7 @@
 """Answers for images: by a run's whole model, or by the first exit that is sure."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from splitfed.data.batches import normaliser
-from splitfed.errors import RunError
-from splitfed.inference.deciding import Judged, Measure, Rule, confidence
+from splitfed.inference.deciding import Aim, Measure, confidence
 from splitfed.inference.exits import Exits, heads, load
 from splitfed.inference.pictures import Named, Picture, find, read
 from splitfed.inference.run_model import RunModel
@@ -20,14 +19,16 @@ from splitfed.inference.way import Way
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """What a model says of an image: the likeliest classes with their probabilities, the likeliest first, how sure it
-    is (`confidence`, in [0, 1]), and after which block it answered (`exit`; None is the whole model). Of what could not
-    be answered there is the `problem` alone."""
+    is (`confidence`, in [0, 1]), and after which block it answered (`exit`; None is the whole model). Where an exit was
+    not sure enough, and answered as there was no help of a server, `alone` says why. Of what could not be answered
+    there is the `problem` alone."""
 
     image: str
     probabilities: dict[str, float]
     confidence: float | None = None
     exit: int | None = None
     problem: str | None = None
+    alone: str | None = None
 
     @property
     def label(self) -> str | None:
@@ -55,32 +56,14 @@ class Predictor:
     ) -> None:  # fmt: skip
         self.model = RunModel.read(run, round=round, device=device, overrides=overrides)
         self._exits: Exits | None = None
-        self.rule = Rule(2.0 if confidence is None else confidence, measure, rise)
-        asked = {
-            "a confidence": confidence, "an accuracy": accuracy, "bytes an image": most_bytes,
-            "operations an image": most_operations,
-        }  # fmt: skip
-        if len(named := [name for name, value in asked.items() if value is not None]) > 1:
-            raise RunError(f"{' and '.join(named)} are asked for: one follows from the other, name one of them")
-        if confidence is not None:
-            self._exits = heads(self.model)
-        elif named:
+        aim, judged = Aim(confidence, accuracy, most_bytes, most_operations, measure, rise), None
+        if aim.follows:
             self._exits, _, judged = load(self.model)
-            self.rule = replace(self.rule, threshold=self._threshold(judged, accuracy, most_bytes, most_operations))
-        elif rise is not None:
-            raise RunError("a rise of confidence is asked for, and no confidence: exits take part where one is named")
-        self._top, self._batch = min(top, len(self.model.classes)), batch
+        elif aim.of_exits:
+            self._exits = heads(self.model)
+        self.rule = aim.rule(judged)
+        self._top, self._batch = top, batch
         self._normalise = normaliser(self.model.mean, self.model.std)
-
-    def _threshold(
-        self, judged: Judged, accuracy: float | None, most_bytes: float | None, most_operations: float | None
-    ) -> float:
-        if accuracy is not None:
-            return judged.threshold(accuracy, self.rule)
-        if most_bytes is not None:
-            return judged.within_bytes(most_bytes, self.rule)
-        assert most_operations is not None
-        return judged.within_operations(most_operations, self.rule)
 
     def predict(self, images: str | Path | Sequence[Named]) -> list[Prediction]:
         """Answer for images, in order: files, folders of them, or what Pillow has opened. What cannot be decoded is
@@ -89,35 +72,16 @@ class Predictor:
 
     def stream(self, images: str | Path | Sequence[Named]) -> Iterator[Prediction]:
         """Answer as `predict` does, a batch at a time."""
-        named = [images] if isinstance(images, str | Path) else list(images)
-        places: list[Named] = []
-        for one in named:
-            places += find([one]) if isinstance(one, str | Path) else [one]
         size, white = self.model.scenario.model.image_size, self.model.scenario.data.white
-        pictures = read(places, size, white, self._batch)
-        while part := list(islice(pictures, self._batch)):
-            yield from self._answers(part)
+        for pictures in batched(images, size, white, self._batch):
+            good = [picture.pixels for picture in pictures if picture.pixels is not None]
+            answered = self._answer(torch.stack(good)) if good else NOTHING
+            yield from told(pictures, answered, self.model.classes, self._top, self.rule.measure)
 
-    def _answers(self, pictures: Sequence[Picture]) -> Iterator[Prediction]:
-        good = [picture.pixels for picture in pictures if picture.pixels is not None]
-        answers = iter(self._answer(torch.stack(good)) if good else ())
-        for picture in pictures:
-            if picture.pixels is None:
-                yield Prediction(picture.name, {}, problem=picture.problem)
-            else:
-                likely, sure, exit = next(answers)
-                yield Prediction(picture.name, likely, sure, exit)
-
-    def _answer(self, pixels: Tensor) -> list[tuple[dict[str, float], float, int | None]]:
+    def _answer(self, pixels: Tensor) -> "Answered":
         images = self._normalise(pixels).to(self.model.device)
         probabilities, exits = self._walk(images)
-        sure = confidence(probabilities, self.rule.measure).tolist()
-        values, places = (found.tolist() for found in probabilities.topk(self._top, 1))
-        names = self.model.classes
-        likely = [
-            {names[place]: value for place, value in zip(*row, strict=True)} for row in zip(places, values, strict=True)
-        ]
-        return list(zip(likely, sure, exits, strict=True))
+        return Answered(probabilities, exits, [None] * len(exits), [None] * len(exits))
 
     @torch.no_grad()
     def _walk(self, images: Tensor) -> tuple[Tensor, list[int | None]]:
@@ -137,3 +101,52 @@ class Predictor:
                 tokens = trunk.cross(tokens)
         found[way.rows] = trunk.end(tokens).float().softmax(1)
         return found, way.exits
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What was found for B images: probabilities `[B, C]`, and for each the block after which it was answered, why no
+    server had a part in that, and why there is no answer; None where it is not so."""
+
+    probabilities: Tensor
+    exits: list[int | None]
+    alone: list[str | None]
+    problems: list[str | None]
+
+
+NOTHING = Answered(torch.zeros(0, 1), [], [], [])
+
+
+def batched(
+    images: str | Path | Sequence[Named], size: int, white: float | None, batch: int
+) -> Iterator[list[Picture]]:  # fmt: skip
+    """Decode what is named, in order, so many at once. Raises DataError for a place where nothing is, and for a folder
+    without images."""
+    named = [images] if isinstance(images, str | Path) else list(images)
+    places: list[Named] = []
+    for one in named:
+        places += find([one]) if isinstance(one, str | Path) else [one]
+    pictures = read(places, size, white, batch)
+    while part := list(islice(pictures, batch)):
+        yield part
+
+
+def told(
+    pictures: Sequence[Picture], answered: Answered, classes: Sequence[str], top: int, measure: Measure
+) -> Iterator[Prediction]:
+    """Say what was found for those of some pictures that could be decoded, and of the others what is wrong."""
+    sure = confidence(answered.probabilities, measure).tolist()
+    values, places = (
+        (found.tolist() for found in answered.probabilities.topk(min(top, len(classes)), 1)) if len(sure) else ([], [])
+    )
+    row = 0
+    for picture in pictures:
+        if picture.pixels is None:
+            yield Prediction(picture.name, {}, problem=picture.problem)
+            continue
+        if answered.problems[row] is None:
+            likely = {classes[place]: value for place, value in zip(places[row], values[row], strict=True)}
+            yield Prediction(picture.name, likely, sure[row], answered.exits[row], alone=answered.alone[row])
+        else:
+            yield Prediction(picture.name, {}, problem=answered.problems[row])
+        row += 1

@@ -34,12 +34,17 @@ class Rate:
     compression: "Compression"
 
 
+def one_by_one(compression: "Compression") -> bool:
+    """Tell whether an image can be sent by itself: nothing merges it with others."""
+    return compression.reducer.single or compression.reducer.ragged
+
+
 def rates(own: "Compression", named: Sequence[str] = ()) -> list[Rate]:
     """Return the ways to send that are `named`: `run` is the run's own, a preset goes by its name, and others are
     written as `NAME={reducer: ..., smashed: ...}`; what they leave out is the run's own. Of none, the run's own and the
     usual ones. Raises SplitfedError for what is none."""
     if not named:
-        alone = [Rate("run", own)] if own.reducer.single else []
+        alone = [Rate("run", own)] if one_by_one(own) else []
         return [*alone, *(Rate(name, _with(own, name, keys)) for name, keys in USUAL.items())]
     found = [_rate(own, text) for text in named]
     if len({rate.name for rate in found}) < len(found):

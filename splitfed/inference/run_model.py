@@ -103,7 +103,17 @@ class Trunk:
         with self._precision():
             if (gates := self.front.gates) is not None and number <= self.cut:
                 return gates(tokens, list(self.front.blocks)) if number == self.cut else tokens
-            return self._blocks[number - 1](tokens)
+            block, here = self._blocks[number - 1], self._here(tokens) if number > self.cut else None
+            # Nothing attends to rows that stand for no token, and they stay zeros, so that the next block knows them.
+            return block(tokens) if here is None else block(tokens, attn_mask=here[:, None, None]) * here.unsqueeze(-1)
+
+    def _here(self, tokens: Tensor) -> Tensor | None:
+        """Tell which rows are tokens, bool `[B, k]`; None where all are."""
+        if not self.back.ragged:
+            return None
+        here = tokens.ne(0).any(-1)
+        here[:, : self.prefix] = True
+        return None if bool(here.all()) else here
 
     def cross(self, tokens: Tensor) -> Tensor:
         """Take what the front made through a reducer's own layers."""
@@ -122,4 +132,8 @@ class Trunk:
     def end(self, tokens: Tensor) -> Tensor:
         """Turn what the last block made into logits `[B, classes]`."""
         with self._precision():
-            return self._last.forward_head(self._last.norm(tokens))
+            here = self._here(tokens)
+            if here is None or self._last.global_pool == "token":
+                return self._last.forward_head(self._last.norm(tokens))
+            own = [sample[rows].unsqueeze(0) for sample, rows in zip(tokens, here, strict=True)]
+            return torch.cat([self._last.forward_head(self._last.norm(one)) for one in own])

@@ -34,11 +34,16 @@ class Way:
         self._before = now
         return answered, probabilities
 
-    def leave(self, answered: Tensor, tokens: Tensor, block: int) -> Tensor:
-        """Let those go who were answered after a block; return what it made of the others."""
-        for row in self.rows[answered].tolist():
+    @property
+    def given_up(self) -> Tensor:
+        """Which of those that go on no exit answers any more, as their confidence hardly rises: bool `[k]`."""
+        return self._given_up
+
+    def leave(self, gone: Tensor, tokens: Tensor, block: int | None) -> Tensor:
+        """Let those go who were answered after a block, or with None are sent on; return what it made of the others."""
+        for row in self.rows[gone].tolist():
             self.exits[row] = block
-        self.rows, self._given_up = self.rows[~answered], self._given_up[~answered]
-        self._logits = [one[~answered] for one in self._logits]
-        self._before = None if self._before is None else self._before[~answered]
-        return tokens[~answered]
+        self.rows, self._given_up = self.rows[~gone], self._given_up[~gone]
+        self._logits = [one[~gone] for one in self._logits]
+        self._before = None if self._before is None else self._before[~gone]
+        return tokens[~gone]

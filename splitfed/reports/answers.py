@@ -22,7 +22,7 @@ def text(top: int, exits: bool) -> Iterator[Write]:
             print(f"{name}: {printable(found.problem)}", file=sys.stderr, flush=True)
             return
         likely = ", ".join(f"{printable(label)} {share:.1%}" for label, share in found.probabilities.items())
-        who = f"  ({_who(found)})" if exits else ""
+        who = f"  ({_who(found)})" if exits or found.alone else ""
         print(f"{name}: {likely}{who}", flush=True)
 
     yield write
@@ -30,7 +30,8 @@ def text(top: int, exits: bool) -> Iterator[Write]:
 
 @contextmanager
 def lines_of_json(top: int, exits: bool) -> Iterator[Write]:
-    """Write an object a line: `image`, and `label`, `confidence`, `probabilities` and `exit`, or `problem`."""
+    """Write an object a line: `image`, and `label`, `confidence`, `probabilities` and `exit`, with `alone` where a
+    server did not help, or `problem`."""
 
     def write(found: Prediction) -> None:
         said: dict[str, object] = {"image": found.image}
@@ -39,6 +40,7 @@ def lines_of_json(top: int, exits: bool) -> Iterator[Write]:
                 "label": found.label, "confidence": found.confidence, "probabilities": found.probabilities,
                 "exit": found.exit,
             }  # fmt: skip
+            said |= {} if found.alone is None else {"alone": found.alone}
         else:
             said |= {"problem": found.problem}
         print(json.dumps(said, ensure_ascii=True), flush=True)
@@ -48,11 +50,11 @@ def lines_of_json(top: int, exits: bool) -> Iterator[Write]:
 
 @contextmanager
 def table(top: int, exits: bool) -> Iterator[Write]:
-    """Write a heading and a row for each: image, label, confidence, exit (empty: the whole model), problem, and the
-    `top` classes with their probabilities where these are more than one."""
+    """Write a heading and a row for each: image, label, confidence, exit (empty: the whole model), problem, why a
+    server did not help (alone), and the `top` classes with their probabilities where these are more than one."""
     more = [name for place in range(2, top + 1) for name in (f"label_{place}", f"probability_{place}")]
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["image", "label", "probability", "confidence", "exit", "problem", *more])
+    writer.writerow(["image", "label", "probability", "confidence", "exit", "problem", "alone", *more])
 
     def write(found: Prediction) -> None:
         likely = list(found.probabilities.items())
@@ -60,7 +62,8 @@ def table(top: int, exits: bool) -> Iterator[Write]:
         rest = [value for pair in likely[1:] for value in pair]
         sure = "" if found.confidence is None else found.confidence
         writer.writerow([
-            found.image, *first, sure, "" if found.exit is None else found.exit, found.problem or "", *rest,
+            found.image, *first, sure, "" if found.exit is None else found.exit, found.problem or "",
+            found.alone or "", *rest,
         ])  # fmt: skip
         sys.stdout.flush()
 
@@ -68,7 +71,8 @@ def table(top: int, exits: bool) -> Iterator[Write]:
 
 
 def _who(found: Prediction) -> str:
-    return "the whole model" if found.exit is None else f"exit after block {found.exit}"
+    who = "the whole model" if found.exit is None else f"exit after block {found.exit}"
+    return who if found.alone is None else f"{who}, alone: {printable(found.alone)}"
 
 
 WRITERS: dict[str, Callable[[int, bool], AbstractContextManager[Write]]] = {

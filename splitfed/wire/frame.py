@@ -128,6 +128,16 @@ def unpack(
     return Frame(sizes, len(buffer), header.kind, header.round, header.client, header.step, header.meta, tensors)
 
 
+def look(buffer: Buffer, kinds: Mapping[str, Expected], *, max_bytes: int) -> Header:
+    """Read the header alone of a peer's frame, checked as `unpack` does. Raises WireError."""
+    return read_header(_split(buffer, max_bytes)[0], kinds)
+
+
+def count(header: Header, total: int) -> Counted:
+    """Return what a frame of `total` bytes with this header adds to the ledger."""
+    return Counted(_by_role(header.entries), total)
+
+
 def _checksum(*parts: Buffer) -> int:
     digest = xxh3_64()
     for part in parts:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 # Each room imports its own modules and those of rooms before it.
 ORDER = (
-    "base", "compression", "model", "link", "federation", "data", "scenario", "run", "wire", "split", "inference",
-    "engines", "sides", "reports", "testing", "simulation", "cli",
+    "base", "compression", "model", "link", "federation", "data", "scenario", "run", "wire", "split", "engines",
+    "sides", "inference", "reports", "testing", "simulation", "cli",
 )  # fmt: skip
 _BASE = ("version", "config", "errors", "files", "seeds", "waiting")
 _SIDES = ("clients", "server")
@@ -20,6 +20,8 @@ _AT_THE_ROOT = ("clients", "server", "compression")
 # The composition roots, which know both sides, inside functions: one hands both apps to an engine, the other starts the
 # side that a command names; a sweep's point is a process that simulates.
 _ROOTS = ("splitfed.simulation", "splitfed.cli.deployment")
+# What a side does after training.
+_OF_A_SIDE = {"splitfed.inference.service": "server", "splitfed.inference.remote": "clients"}
 _PROCESSES = ("splitfed.reports.sweep.point",)
 
 
@@ -53,7 +55,7 @@ class House:
         return [
             f"{one.by} imports {one.of}"
             for one in self.imports
-            if (side := self._side(one)) and _room(one.by) != side and not (one.by in _ROOTS and one.deferred)
+            if (side := self._side(one)) and _own_side(one.by) != side and not (one.by in _ROOTS and one.deferred)
         ]
 
     def by_folder(self) -> list[str]:
@@ -122,6 +124,11 @@ def _room(name: str) -> str:
     if len(parts) == 1 or parts[1] == "__main__":
         return "cli"
     return "base" if parts[1] in _BASE else parts[1]
+
+
+def _own_side(name: str) -> str:
+    """Return the side of a module, or its room where it is of none."""
+    return _OF_A_SIDE.get(".".join(name.split(".")[:3]), _room(name))
 
 
 def _rank(name: str) -> int:

@@ -213,6 +213,23 @@ def port_number(text: str | int, name: str) -> int:
     return int(text)
 
 
+def parse(server: str, port: int) -> tuple[str, int]:
+    """Split `host`, `host:port` or `[v6]:port`; `port` is that where none is named. Raises RunError."""
+    if server.count(":") > 1 and "[" not in server and _is_v6(server):
+        return server, port
+    host, colon, said = server.partition("]:") if "]:" in server else server.partition(":")
+    bare = host.removeprefix("[").removesuffix("]") if server.startswith("[") else host
+    if not (_is_v6(bare) if server.startswith("[") else re.fullmatch(r"[^\s\[\]/@:]+", bare)):
+        raise RunError(f"{server}: is no server's address, which is a name and, after a colon, a port if not {port}")
+    return bare, port_number(said, server) if colon else port
+
+
+def _is_v6(text: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(text).version == 6
+    return False
+
+
 def is_loopback(host: str) -> bool:
     """Tell whether what is sent to this host, a name or an address, stays on this machine."""
     with suppress(ValueError):

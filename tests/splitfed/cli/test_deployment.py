@@ -8,9 +8,10 @@ from helpers import small
 
 from splitfed import Observer, simulate
 from splitfed.cli.main import main
-from splitfed.clients.deployment.join import join, parse
+from splitfed.clients.deployment.join import join
 from splitfed.engines.deployment.certificates import make
 from splitfed.engines.deployment.diagnosis import proxies
+from splitfed.engines.deployment.processes import parse
 from splitfed.errors import RunError, SplitfedError
 from splitfed.scenario.engine import Deployment, Ray
 from splitfed.server.deployment.serve import deployed, serve
@@ -94,7 +95,7 @@ def test_a_simulation_is_not_resumed_as_a_deployment(tmp_path):
     ],
 )
 def test_addresses(server, where):
-    assert parse(server) == where
+    assert parse(server, 9092) == where
 
 
 @pytest.mark.parametrize(
@@ -103,13 +104,13 @@ def test_addresses(server, where):
 )
 def test_no_addresses(server):
     with pytest.raises(SplitfedError, match=r"is no server's address|a port is a number"):
-        parse(server)
+        parse(server, 9092)
 
 
 @pytest.mark.parametrize("server", ["host:", "host:port", "host:0", "host:-1", "host:70000", "[::1]:x", "[::1]:"])
 def test_no_ports(server):
     with pytest.raises(SplitfedError, match=r"a port is a number from 1 to 65535, not '"):
-        parse(server)
+        parse(server, 9092)
 
 
 def test_a_port_that_is_no_number_is_refused_in_a_line(monkeypatch, capsys):
@@ -155,7 +156,7 @@ def test_what_stays_on_this_machine_needs_no_keys(host, tmp_path, monkeypatch):
         join(host, say=said.append)
     assert said == []
     with pytest.raises(SplitfedError, match="--start-with 9"):
-        serve(small(), host=parse(host)[0], enough=9, runs=tmp_path)
+        serve(small(), host=parse(host, 9092)[0], enough=9, runs=tmp_path)
 
 
 @pytest.mark.parametrize("host", ["128.0.0.1", "::2", "0.0.0.0", "::", "localhost.example.org", "127.0.0.1.nip.io"])

@@ -9,9 +9,10 @@ from statistics import median_high as median
 import numpy as np
 import pytest
 import torch
+from helpers import small
 from PIL import Image
 
-from splitfed import Predictor
+from splitfed import Predictor, simulate
 from splitfed.cli import main as cli
 from splitfed.data.sources.base import open_digits
 from splitfed.errors import DataError, RunError, SplitfedError
@@ -19,6 +20,7 @@ from splitfed.inference.exits import load
 from splitfed.inference.run_model import RunModel
 from splitfed.model.build import pixel_stats
 from splitfed.run.origin import load_data
+from splitfed.seeds import Key
 from splitfed.server.model import evaluate
 
 
@@ -60,6 +62,27 @@ def test_probabilities_are_the_models_to_the_last_bit(finished: Path, photos: Pa
         assert [one.probabilities[str(digit)] for digit in range(10)] == expected.tolist()
         assert one.label == str(int(expected.argmax()))
         assert list(one.probabilities.values()) == sorted(one.probabilities.values(), reverse=True)
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_tokens_that_gates_have_closed_are_none(pool: str, photos: Path, tmp_path: Path) -> None:
+    """As in the model's own forward pass: nothing attends to them, and they are not pooled."""
+    args = f"model.args={{patch_size: 2, embed_dim: 16, depth: 4, num_heads: 2, global_pool: {pool}}}"
+    changes = (
+        args,
+        "model.cut=2",
+        "compression.reducer={kind: semantic_tokens}",
+        "federation.rounds=1",
+        "data.limit=48",
+    )
+    run = simulate(small(*changes), runs=tmp_path).folder
+    model = RunModel.read(run)
+    images = torch.randn(5, 3, 8, 8, generator=Key(0).generator())
+    with torch.no_grad():
+        tokens = model.parts.front(images)
+        assert len(set(tokens.ne(0).any(-1).sum(1).tolist())) > 1  # of several lengths
+        found = model.trunk.end(model.trunk.go_on(0, model.trunk.begin(images)))
+        assert torch.allclose(found, model.parts.whole()(images), atol=1e-6)
 
 
 def test_a_folder_is_all_images_in_and_below_it(finished: Path, photos: Path) -> None:

@@ -1,6 +1,6 @@
 """What a network adds to our frames: bytes on an interface for each byte of payload, and what they are.
 
-    python benchmarks/framing.py [--megabytes 20]
+    python benchmarks/wire/framing.py [--megabytes 20]
 
 As root on Linux: two hosts in network namespaces, MTU 1500, no offloads, so that the interface counts what a real wire
 would carry, Ethernet's header included (its preamble, checksum and gap, 24 bytes a packet, are not in such counters).

@@ -1,6 +1,7 @@
 """Many clients at once: exchanges/s of 64 gRPC streams, and how even their shares are.
 
-    python benchmarks/streams.py [--streams 64] [--processes 4] [--wave 8] [--seconds 5] [--size 100000] [--threads 1]
+    python benchmarks/wire/streams.py [--streams 64] [--processes 4] [--wave 8] [--seconds 5] [--size 100000]
+        [--threads 1]
 
 One server process and at most four client processes. First in waves, as rounds go whose clients come a few at a time:
 `--wave` streams open, exchange, and close before the next ones; then all together. Every stream exchanges frames of

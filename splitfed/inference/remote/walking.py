@@ -1,0 +1,128 @@
+"""The way of a mini-batch through a front: which exits answer, and what is to be sent of the others."""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from splitfed.errors import Diverged, SplitfedError
+from splitfed.inference.asking import Asking
+from splitfed.inference.deciding import Rule
+from splitfed.inference.predictor import Answered
+from splitfed.inference.remote.bundle import Bundle
+from splitfed.inference.way import Way
+from splitfed.model.attention import ClsAttention
+from splitfed.seeds import Key
+from splitfed.wire.frame import Packed
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A request that is ready: of which images of the mini-batch it is (int64 `[k]`), and how its answer is read."""
+
+    number: int
+    rows: Tensor
+    packed: Packed
+    asking: Asking
+
+
+@dataclass(slots=True)
+class Walked:
+    """Where the ways of B images ended at the client: `answered` is right for those that an exit was sure of, and for
+    the others what the last exit said, after the block in `last` (None: there is none); `leaving` are the requests for
+    these."""
+
+    pixels: Tensor
+    front: str
+    answered: Answered
+    last: list[int | None]
+    leaving: list[Leaving] = field(default_factory=list)
+
+
+class Walker:
+    """Takes images through the front of a bundle, and packs what is not answered there."""
+
+    def __init__(self, bundle: Bundle, rule: Rule) -> None:
+        self.bundle, self._rule = bundle, rule
+        geometry = bundle.trunk.front.geometry(bundle.most, len(bundle.classes))
+        self.asking = {
+            rate.name: Asking(rate.compression, bundle.trunk, geometry, bundle.device) for rate in bundle.rates
+        }
+        self._single = {rate.name: rate.compression.reducer.ragged for rate in bundle.rates}
+        trunk = bundle.trunk
+        # Where rates look at what a class token looks at; gated blocks run together, at the last.
+        looked = {b for b in range(1, trunk.cut + 1) if any(one.needs_attention(b) for one in self.asking.values())}
+        self._attention = {block: ClsAttention(trunk.front, block) for block in looked if not trunk.gated}
+        if trunk.gated and trunk.cut in looked:
+            self._attention = {trunk.cut: ClsAttention(trunk.front, trunk.cut)}
+
+    def close(self) -> None:
+        """Look no longer at the front's attention."""
+        for one in self._attention.values():
+            one.close()
+
+    def sizes(self) -> dict[str, float]:
+        """Return about how many bytes an image takes at each rate, both ways: those of random numbers."""
+        trunk = self.bundle.trunk
+        geometry = trunk.front.geometry(1, len(self.bundle.classes))
+        numbers = Key(0).at("sizes").generator()
+        tokens = torch.randn(1, geometry.tokens, geometry.width, generator=numbers).to(self.bundle.device)
+        attention = torch.rand(1, geometry.tokens, generator=numbers).to(self.bundle.device)
+        down = 4 * (geometry.tokens * geometry.width if trunk.tail else geometry.classes)
+        return {
+            name: down
+            + asking.pack(tokens, trunk.cut, Key(0), model=self.bundle.name, attention=lambda: attention).total
+            for name, asking in self.asking.items()
+        }
+
+    @torch.no_grad()
+    def walk(self, pixels: Tensor, images: Tensor, rate: str, first: int) -> Walked:
+        """Take normalised images `[B, 3, S, S]` to where an exit answers, or they leave at this rate; requests are
+        numbered from `first` on. `pixels` are kept beside."""
+        bundle, trunk = self.bundle, self.bundle.trunk
+        count = len(images)
+        found = torch.zeros(count, len(bundle.classes), device=images.device)
+        last: list[int | None] = [None] * count
+        problems: list[str | None] = [None] * count
+        way = Way(bundle.exits, self._rule, count, images.device)
+        walked = Walked(pixels, bundle.name, Answered(found, way.exits, [None] * count, problems), last)
+        tokens = trunk.begin(images)
+        for block in range(1, trunk.cut + 1):
+            tokens = trunk.block(block, tokens)
+            attention = self._attention[block].read() if block in self._attention else None
+            if (sure := way.passes(block, tokens)) is not None:
+                answered, probabilities = sure
+                found[way.rows] = probabilities
+                for row in way.rows.tolist():
+                    last[row] = block
+                attention = None if attention is None else attention[~answered]
+                tokens = way.leave(answered, tokens, block)
+            gone = torch.ones_like(way.given_up) if block == trunk.cut else way.given_up
+            if bool(gone.any()):
+                looked = None if attention is None else attention[gone]
+                self._send(walked, way.rows[gone], tokens[gone], looked, block, rate, first)
+                tokens = way.leave(gone, tokens, None)
+            if not len(tokens):
+                break
+        return walked
+
+    def _send(
+        self, walked: Walked, rows: Tensor, tokens: Tensor, attention: Tensor | None, block: int, rate: str, first: int
+    ) -> None:  # fmt: skip
+        """Pack requests of as many images as one may hold; of samples with as many tokens as they need, of one."""
+        asking, most = self.asking[rate], 1 if self._single[rate] else self.bundle.most
+        for start in range(0, len(rows), most):
+            part = slice(start, start + most)
+            number = first + len(walked.leaving)
+            looked = None if attention is None else partial(attention.__getitem__, part)
+            try:
+                packed = asking.pack(
+                    tokens[part], block, Key(0).at("ask", number), number=number, model=self.bundle.name,
+                    attention=looked,
+                )  # fmt: skip
+            except SplitfedError as error:  # numbers that cannot be sent
+                for row in rows[part].tolist():
+                    walked.answered.problems[row] = error.problem if isinstance(error, Diverged) else str(error)
+                continue
+            walked.leaving.append(Leaving(number, rows[part], packed, asking))

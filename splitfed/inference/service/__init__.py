@@ -1,0 +1,1 @@
+"""The back as a service: answers what clients ask, many at once."""

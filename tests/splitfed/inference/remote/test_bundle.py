@@ -1,0 +1,75 @@
+"""What a client is handed: enough to answer as the run does up to the cut, and nothing of the server's machine."""
+
+import json
+import struct
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+import torch
+
+from splitfed.errors import RunError
+from splitfed.inference.exits import load
+from splitfed.inference.fitting import fit
+from splitfed.inference.rates import rates
+from splitfed.inference.remote.bundle import name_of, pack_bundle, read_bundle
+from splitfed.inference.run_model import RunModel
+from splitfed.seeds import Key
+
+
+def bundle(run: Path, *overrides: str) -> bytes:
+    model = RunModel.read(run, overrides=list(overrides))
+    exits, _, judged = load(model)
+    return pack_bundle(model, exits, judged, rates(model.scenario.compression, ["run"]), 8)
+
+
+@pytest.mark.parametrize("heads", ["linear", "cascade"])
+def test_exits_before_the_cut_answer_as_they_did(finished: Path, tmp_path: Path, heads: str) -> None:
+    """Those after it are the server's, also where an ensemble weighs all of them."""
+    run = Path(copytree(finished, tmp_path / "run"))
+    fit(run, [1, 2, 3], epochs=1, heads=heads, ensemble=True)  # type: ignore[arg-type]
+    model = RunModel.read(run)
+    exits, _, _ = load(model)
+    (tmp_path / "bundle").write_bytes(bundle(run))
+    found = read_bundle(tmp_path / "bundle")
+    assert found.exits is not None
+    assert found.exits.blocks == (1, 2)
+    images = torch.randn(3, 3, 8, 8, generator=Key(0).generator())
+    logits, expected = [], []
+    with torch.no_grad():
+        for trunk, heads_, said in ((found.trunk, found.exits, logits), (model.trunk, exits, expected)):
+            tokens = trunk.begin(images)
+            for block in (1, 2):
+                tokens = trunk.block(block, tokens)
+                said.append(heads_.head(block - 1, heads_.look(tokens), said[-1] if said else None))
+        for place in (0, 1):
+            assert found.exits.answer(place, logits).equal(exits.answer(place, expected))
+    assert (found.classes, found.mean, found.std) == (model.classes, model.mean, model.std)
+
+
+def test_its_name_is_that_of_its_content(with_exits: Path, tmp_path: Path) -> None:
+    first = bundle(with_exits)
+    assert bundle(with_exits) == first
+    (tmp_path / "bundle").write_bytes(first)
+    assert read_bundle(tmp_path / "bundle").name == name_of(first)
+    assert name_of(bundle(with_exits, "model.cut=3")) != name_of(first)
+
+
+def test_it_holds_no_back_and_no_folder_of_the_server(with_exits: Path, tmp_path: Path) -> None:
+    content = bundle(with_exits, f"data.path={tmp_path / 'images'}")
+    assert str(tmp_path).encode() not in content
+    length = struct.unpack("<Q", content[:8])[0]
+    names = set(json.loads(content[8 : 8 + length])) - {"__metadata__"}
+    assert {name.split(".")[0] for name in names} == {"front", "exits", "judged"}
+    assert not [name for name in names if name.startswith(("front.blocks.2", "front.blocks.3", "front.head"))]
+    (tmp_path / "bundle").write_bytes(content)
+    assert all(parameter.is_meta for parameter in read_bundle(tmp_path / "bundle").trunk.back.blocks.parameters())
+
+
+def test_what_this_version_cannot_read_is_told(with_exits: Path, tmp_path: Path) -> None:
+    content, file = bundle(with_exits), tmp_path / "bundle"
+    for other in (b"", b"x" * 100, content[:1000], content.replace(b'\\"format\\": 1', b'\\"format\\": 2')):
+        assert other != content
+        file.write_bytes(other)
+        with pytest.raises(RunError, match="cannot be read"):
+            read_bundle(file)
