@@ -38,13 +38,13 @@ class RemotePredictor:
     once and kept below `state`, and with its help for what no exit is sure of.
 
     `tls` is this client's folder from `splitfed certs`; without it all is plain text, which must be wanted
-    (`insecure`) for another machine, and `client` is the number that it says. `confidence`, `accuracy`,
-    `most_bytes`, `most_operations`, `measure`, `rise` and `top` are as in `Predictor`; without a confidence all images
-    are sent, and with a `rise` some leave before the cut. `rate` is one of those that the server takes, the first if None; with a `target`, such as `20kB/s`,
-    it is chosen for each mini-batch so that bytes a second, both ways, keep to it in the long run, and where even the
-    smallest is too much the last exit answers. `batch` images are computed at once, and those of them that leave after
-    the same block are sent in one request. What is not answered within `deadline` seconds is answered by the last
-    exit, and says so (`Prediction.alone`), or has a problem where there is none.
+    (`insecure`) for another machine, and `client` is the number that it says. `confidence`, `accuracy`, `most_bytes`,
+    `most_operations`, `measure`, `rise` and `top` are as in `Predictor`; without a confidence all images are sent, and
+    with a `rise` some leave before the cut. `rate` is one of those that the server takes, the first if None; with a
+    `target`, such as `20kB/s`, it is chosen for each mini-batch so that bytes a second, both ways, keep to it in the
+    long run, and where even the smallest is too much the last exit answers. `batch` images are computed at once, and
+    those of them that leave after the same block are sent in one request. What is not answered within `deadline`
+    seconds is answered by the last exit, and says so (`Prediction.alone`), or has a problem where there is none.
 
     Raises a SplitfedError where the server refuses, or cannot be reached and nothing was kept from before. One thread
     at a time. `close` or a `with` block end the connection.

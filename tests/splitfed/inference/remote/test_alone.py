@@ -52,7 +52,7 @@ def by_the_second_exit(run: Path, images: list) -> list[str]:
     pixels = torch.stack([torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in images])
     with torch.no_grad():
         tokens = model.trunk.go_on(0, model.trunk.begin(normaliser(model.mean, model.std)(pixels)), 1)
-        logits = exits.outputs[1](exits.look(model.trunk.block(2, tokens)))
+        logits = exits.outputs["2"](exits.look(model.trunk.block(2, tokens)))
     return [model.classes[place] for place in logits.argmax(1).tolist()]
 
 
