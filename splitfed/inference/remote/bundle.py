@@ -60,8 +60,8 @@ def name_of(content: bytes) -> str:
 def pack_bundle(
     model: RunModel, exits: Exits | None, judged: Judged | None, rates: Sequence[Rate], most: int
 ) -> bytes:  # fmt: skip
-    """Write what clients of a run's model need: of the exits those of the front, of the scenario no folder of this
-    machine."""
+    """Write what clients of a run's model need: of the exits, and how they do if that is known, those of the front; of
+    the scenario no folder of this machine."""
     front, _, tail = model.parts
     scenario = for_clients(model.scenario)
     tensors = {_FRONT + name: tensor for name, tensor in front.state_dict().items()}
@@ -74,14 +74,14 @@ def pack_bundle(
         ],
     }  # fmt: skip
     kept = [block for block in exits.blocks if block <= model.trunk.cut] if exits is not None else []
-    if exits is not None and judged is not None and kept:
+    if exits is not None and kept:
         about["exits"] = {"blocks": kept, "heads": exits.heads, "ensemble": exits.ensemble is not None}
         part = _first(exits, model.trunk, kept)
         tensors |= {_EXITS + name: tensor for name, tensor in part.state_dict().items()}
-        tensors |= {
-            _JUDGED + "confidences": judged.confidences[:, : len(kept)], _JUDGED + "right": judged.right[: len(kept)],
-            _JUDGED + "whole": judged.whole,
-        }  # fmt: skip
+        if judged is not None:
+            confidences, right = judged.confidences[:, : len(kept)], judged.right[: len(kept)]
+            tensors |= {_JUDGED + name: tensor for name, tensor in
+                        (("confidences", confidences), ("right", right), ("whole", judged.whole))}  # fmt: skip
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     return save(plain, {_ABOUT: json.dumps(about, sort_keys=True)})  # one entry: of more the order is by chance
 
@@ -151,7 +151,8 @@ def _exits(
         ensemble=bool(about["ensemble"]), key=Key(0),
     )  # fmt: skip
     exits.load_state_dict(_below(tensors, _EXITS))
-    return exits.eval().requires_grad_(False), Judged(**_below(tensors, _JUDGED))
+    judged = _below(tensors, _JUDGED)
+    return exits.eval().requires_grad_(False), Judged(**judged) if judged else None
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -138,7 +138,11 @@ class RemotePredictor:
                 "some there with 'splitfed exits RUN', or leave it out to send every image"
             )
         if self._accuracy is not None:
-            assert bundle.judged is not None
+            if bundle.judged is None:
+                raise RunError(
+                    f"an accuracy is asked for, and {self._dialler.where} does not say how its exits do: name a "
+                    "confidence"
+                )
             self.rule = replace(self.rule, threshold=bundle.judged.threshold(self._accuracy, self.rule))
         return Walker(bundle, self.rule)
 

@@ -10,7 +10,7 @@ from threading import Lock
 from splitfed.errors import RunError
 from splitfed.inference.asking import MODEL, Asking
 from splitfed.inference.exits import NAME as EXITS
-from splitfed.inference.exits import load
+from splitfed.inference.exits import Exits, Judged, load
 from splitfed.inference.rates import Rate, one_by_one, rates
 from splitfed.inference.remote.bundle import name_of, pack_bundle
 from splitfed.inference.run_model import RunModel
@@ -89,7 +89,7 @@ class Backs:
 
     def _read(self, round: int | None) -> Back:
         model = RunModel.read(self._run, round=round, device=self._device, overrides=self._overrides)
-        exits, _, judged = load(model) if (self._run / EXITS).exists() else (None, None, None)
+        exits, judged = _exits(model)
         taken = self._rates(model)
         trunk = model.trunk
         geometry = trunk.front.geometry(self._most, len(model.classes))
@@ -106,3 +106,11 @@ class Backs:
                 "bits: 3}}}'"
             )
         return rates(own, self._named or ["run"])
+
+
+def _exits(model: RunModel) -> tuple[Exits | None, Judged | None]:
+    """Return a run's exits and how they do, where it has some."""
+    if not (model.folder / EXITS).exists():
+        return None, None
+    exits, _, judged = load(model)
+    return exits, judged
