@@ -60,8 +60,8 @@ def name_of(content: bytes) -> str:
 def pack_bundle(
     model: RunModel, exits: Exits | None, judged: Judged | None, rates: Sequence[Rate], most: int
 ) -> bytes:  # fmt: skip
-    """Write what clients of a run's model need: of the exits those of the front, of the scenario no folder of this
-    machine."""
+    """Write what clients of a run's model need: of the exits, and how they do if that is known, those of the front; of
+    the scenario no folder of this machine."""
     front, _, tail = model.parts
     scenario = for_clients(model.scenario)
     tensors = {_FRONT + name: tensor for name, tensor in front.state_dict().items()}

@@ -43,7 +43,7 @@ class Pacing:
     ) -> None:
         self._clock, self._started = clock, clock()
         self._account, self._controller = RateAccount(target), DriftPlusPenalty(_V)
-        self._sizes: dict[str | None, float] = {**sizes}
+        self._sizes: dict[str | None, float] = {name: size for name, size in sizes.items()}  # noqa: C416 - for its type
         self._useful: dict[str | None, float] = {name: 1 - place / len(sizes) for place, name in enumerate(sizes)}
         if alone:
             self._sizes[None] = self._useful[None] = 0.0

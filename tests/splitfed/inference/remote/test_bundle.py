@@ -66,6 +66,15 @@ def test_it_holds_no_back_and_no_folder_of_the_server(with_exits: Path, tmp_path
     assert all(parameter.is_meta for parameter in read_bundle(tmp_path / "bundle").trunk.back.blocks.parameters())
 
 
+def test_exits_may_come_without_how_they_do(with_exits: Path, tmp_path: Path) -> None:
+    model = RunModel.read(with_exits)
+    rate = rates(model.scenario.compression, ["run"])
+    (tmp_path / "bundle").write_bytes(pack_bundle(model, load(model)[0], None, rate, 8))
+    found = read_bundle(tmp_path / "bundle")
+    assert found.exits is not None
+    assert found.judged is None
+
+
 def test_what_this_version_cannot_read_is_told(with_exits: Path, tmp_path: Path) -> None:
     content, file = bundle(with_exits), tmp_path / "bundle"
     for other in (b"", b"x" * 100, content[:1000], content.replace(b'\\"format\\": 1', b'\\"format\\": 2')):
