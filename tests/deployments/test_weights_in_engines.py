@@ -34,7 +34,7 @@ def crossed(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.long
 def test_ray(tmp_path: Path) -> None:
     with connected(None, {}):
-        for number, more in enumerate(([NORMS], [LORA, DELTA, EXITS], COPIES)):
+        for number, more in enumerate(([NORMS, EXITS], [LORA, DELTA], COPIES)):
             here = simulate(scenario(*more), runs=tmp_path / f"inline-{number}")
             ray = simulate(scenario(*more, "engine={kind: ray, threads: 1}"), runs=tmp_path / f"ray-{number}")
             assert crossed(ray.folder) == crossed(here.folder)
