@@ -28,6 +28,7 @@ SECTIONS = [
     {"kind": "semantic_tokens"}, {"kind": "semantic_tokens", "budget": 0.3, "drawn": None},
     {"kind": "random_topk", "ratio": 0.2, "alpha": 0.2}, {"kind": "c3sl", "r": 5},
     {"kind": "bottleneck", "width": 2}, {"kind": "ae", "width": 2},
+    {"kind": "jscc", "ratio": 0.5}, {"kind": "jscc", "ratio": 0.5, "drawn_ratio": [0.25, 1], "channel": "rayleigh"},
 ]  # fmt: skip
 
 
