@@ -14,6 +14,7 @@ from splitfed.compression.reducers.samples.merge_samples import MergeSamples
 from splitfed.compression.reducers.samples.merging import strongest
 from splitfed.compression.reducers.tokens.discard_tokens import DiscardTokens
 from splitfed.compression.reducers.tokens.semantic_tokens import SemanticTokens
+from splitfed.compression.reducers.trained.layers import IDENTITY
 from splitfed.compression.reducers.values.topk import RandomTopK, TopK
 from splitfed.errors import WireError
 from splitfed.seeds import Key
@@ -84,6 +85,13 @@ def test_kinds_build_their_reducers():
 def test_wrong_sections_are_refused(section):
     with pytest.raises(ValidationError):
         read(section)
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section["kind"])
+def test_settings_say_whether_there_is_a_decoder(section):
+    settings = read(section)
+    halves = settings.build().halves(GEOMETRY, Key(0))
+    assert settings.layered == (halves is not None and halves.decoder is not IDENTITY)
 
 
 def test_none_is_the_identity(batch):
