@@ -77,7 +77,7 @@ def over_channel(own: "Compression", snrs: Sequence[float], ratios: Sequence[flo
             name = f"--snr {snr:g}"
             found.append(OverChannel(f"{ratio:g} at {snr:g} dB", _with(own, name, keys), ratio, snr))
         for bits in _BITS:
-            codec = {"kind": "uniform", "bits": bits, "scale": "tensor", "scale_bits": 16, "rounding": "nearest"}
+            codec = {"kind": "uniform", "bits": bits, "scale": "tensor", "rounding": "nearest"}
             keys = {"reducer": _at(reducer, ratio, None), "smashed": {"codec": codec, "lossless": "none"}}
             found.append(OverChannel(f"{ratio:g} in {bits} bits", _with(own, "--ratio", keys), ratio, None))
     return found

@@ -6,8 +6,9 @@
     x~[b, i]      = MLP of smashed[b, i] with zeros up to the most symbols, 2 K to d  (decoder, at the server)
 
 After the JSCC of "Adaptive Semantic Token Communication" (arXiv 2505.17604): MLPs of three layers, whose widths go
-evenly from one end to the other. The K symbols that the layers can make are in order: at a smaller ratio the first k of
-them are sent, so one model that was trained at many ratios and SNRs serves them all.
+evenly from one end to the other; here weights are drawn uniformly within sqrt(6 / inputs), and biases are 0. The K
+symbols that the layers can make are in order: at a smaller ratio the first k of them are sent, so one model that was
+trained at many ratios and SNRs serves them all.
 
 The channel is part of the client: what crosses is what the receiver would have, and the gradient that comes back goes
 through the channel into the encoder. So nothing that the server is told of noise need be believed, and a run over a
@@ -17,8 +18,9 @@ Channel symbols of B samples: B n k. Bytes without a lossless stage, in float32:
 travels with the front, each way, as `parts`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +119,7 @@ class SymbolEncoder(nn.Module):
     def __init__(self, width: int, most: int, count: int, key: Key) -> None:
         super().__init__()
         self.most, self._count = most, count
-        self.real, self.imaginary = (mlp(_evenly(width, most), key.at(part)) for part in ("real", "imaginary"))
+        self.real, self.imaginary = (_layers(width, most, key.at(part)) for part in ("real", "imaginary"))
 
     def forward(self, activations: Tensor, count: int | None = None) -> Tensor:
         """Turn activations `[B, n, d]` into real and imaginary parts side by side, `[B, n, 2 k]`, of mean power 1 a
@@ -131,7 +133,7 @@ class SymbolDecoder(nn.Module):
 
     def __init__(self, width: int, most: int, key: Key) -> None:
         super().__init__()
-        self.most, self.layers = most, mlp(_evenly(2 * most, width), key)
+        self.most, self.layers = most, _layers(2 * most, width, key)
 
     def forward(self, smashed: Tensor) -> Tensor:
         """Turn `[B, n, 2 k]` into activations `[B, n, d]`; symbols that did not come are zeros."""
@@ -143,5 +145,12 @@ def count_of(ratio: float, width: int) -> int:
     return max(1, int(ratio * width))
 
 
-def _evenly(first: int, last: int) -> Sequence[int]:
-    return [round(first + (last - first) * layer / _LAYERS) for layer in range(_LAYERS + 1)]
+def _layers(first: int, last: int, key: Key) -> nn.Sequential:
+    """Return an MLP whose widths go evenly from the first to the last."""
+    layers = mlp([round(first + (last - first) * layer / _LAYERS) for layer in range(_LAYERS + 1)], key)
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            # As He et al. draw them for ReLU: else what tells tokens apart is lost beside the biases of three layers.
+            layer.weight.data.mul_(sqrt(6))
+            layer.bias.data.zero_()
+    return layers
