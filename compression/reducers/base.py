@@ -10,7 +10,7 @@ Settings are of the contract, and are read without torch: so nothing heavy is im
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from splitfed.compression.expect import Expect, Expected, Geometry
 from splitfed.config import Config
@@ -140,6 +140,11 @@ class Reducer(ABC):
         as much closed as its gates would close, in training or in evaluation. Bytes are told by that in advance."""
         return activations
 
+    def foreseen(self) -> "Reducer":
+        """Return what tells bytes in advance: itself, or where it draws how much it sends, one that sends the mean of
+        that."""
+        return self
+
     @abstractmethod
     def plan(self, view: View, key: Key) -> Plan:
         """Decide, without gradient, what becomes of a batch; all randomness comes from `key`."""
@@ -173,6 +178,12 @@ class ReducerSettings(Config, ABC):
     """Whether each smashed sample is of one image: then both ends can keep copies of it (`smashed.delta`)."""
     ragged: ClassVar[bool] = False
     """Whether what it builds is `ragged`."""
+    noisy: ClassVar[bool] = False
+    """Whether noise of a channel is in what it sends: no two visits of a sample are alike then, and no codec may round
+    what crosses."""
+
+    layered: ClassVar[bool] = False
+    """Whether what it builds has an encoder and a decoder of its own, behind which the back is trained."""
 
     @abstractmethod
     def build(self) -> Reducer:
@@ -190,6 +201,18 @@ class ReducerSettings(Config, ABC):
     def load(self, halves: "Halves") -> None:
         """Give the reducer's layers the weights that the settings name, if any, once `misfit` has none to report. Asked
         at the server, where the run's files are."""
+
+    def settled(self) -> Self:
+        """Return the settings for answers after training: the same, but for what training alone draws."""
+        return self
+
+    def serves(self, trained: "ReducerSettings") -> bool:
+        """Tell whether answers can go by it where the model was trained with another: the layers are the same."""
+        return self == trained or not (self.layered or trained.layered)
+
+    def symbols(self, reduced: int) -> int | None:
+        """Return the channel symbols in smashed tensors of so many bytes in float32; None where it sends none."""
+        return None
 
     def alignment(self) -> "Alignment | None":
         """Return how each client fits the layers to its images before it first trains; None where none does."""

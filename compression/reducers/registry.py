@@ -9,6 +9,7 @@ from splitfed.compression.reducers.settings import (
     BottleneckConfig,
     C3slConfig,
     DiscardTokensConfig,
+    JsccConfig,
     MergeSamplesConfig,
     NoneConfig,
     RandomTopKConfig,
@@ -19,7 +20,7 @@ from splitfed.compression.reducers.settings import (
 
 OWN: tuple[type[ReducerSettings], ...] = (
     NoneConfig, AdcConfig, MergeSamplesConfig, DiscardTokensConfig, SemanticTokensConfig, TopKConfig, RandomTopKConfig,
-    C3slConfig, BottleneckConfig, AeConfig,
+    C3slConfig, BottleneckConfig, AeConfig, JsccConfig,
 )  # fmt: skip
 PLUGINS = load(REDUCERS, ReducerSettings, OWN)
 

@@ -2,7 +2,7 @@
 builds, so that a scenario is read without torch."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
@@ -222,6 +222,7 @@ class BottleneckConfig(ReducerSettings):
 
     kind: Literal["bottleneck"] = "bottleneck"
     single: ClassVar[bool] = True
+    layered: ClassVar[bool] = True
     width: int = Field(ge=1)
     """Numbers that a token is sent as; fewer than the model's features."""
     hidden: int | None = Field(None, ge=1)
@@ -244,6 +245,7 @@ class AeConfig(ReducerSettings):
 
     kind: Literal["ae"] = "ae"
     single: ClassVar[bool] = True
+    layered: ClassVar[bool] = True
     width: int = Field(ge=1)
     """Numbers that a token is sent as, prefix tokens apart; fewer than the model's features."""
     weights: str | None = None
@@ -289,3 +291,65 @@ class AeConfig(ReducerSettings):
         from splitfed.compression.reducers.trained.layers import Alignment
 
         return Alignment(self.warm_up_epochs, self.lr)
+
+
+Decibels = Annotated[float, Field(ge=-40, le=60)]
+
+
+class JsccConfig(ReducerSettings):
+    """Send tokens as complex symbols through a noisy channel, by layers that are trained through it: one model for all
+    ratios and noise (the JSCC of arXiv 2505.17604).
+
+    The channel is simulated at the client, in a deployment too: frames hold what a receiver would have.
+    """
+
+    kind: Literal["jscc"] = "jscc"
+    single: ClassVar[bool] = True
+    layered: ClassVar[bool] = True
+    noisy: ClassVar[bool] = True
+    ratio: Share = 0.25
+    """Complex symbols that a token is sent as, over the model's features: the floor of that, and at least one. It holds
+    wherever the model is evaluated or answers, and in training where `drawn_ratio` is null."""
+    drawn_ratio: Annotated[tuple[Share, Share], BeforeValidator(as_tuple)] | None = None
+    """From which ratio to which each mini-batch of training draws its own, evenly; `ratio` is one of them. The model
+    then serves them all: at a smaller one the last symbols are left out. Null trains it at `ratio` alone."""
+    snr: Decibels | None = None
+    """Signal over noise in decibels, of answers after training, and in training where `drawn_snr` is null. Null is a
+    channel without noise. Accuracies of a run are those without noise; `splitfed tradeoff --snr` tells others."""
+    drawn_snr: Annotated[tuple[Decibels, Decibels], BeforeValidator(as_tuple)] | None = (-20.0, 20.0)
+    """From how many decibels to how many each sample of training draws its own, evenly. Null trains at `snr` alone."""
+    channel: Literal["awgn", "rayleigh"] = "awgn"
+    """White Gaussian noise alone, or Rayleigh fading too, of one gain for each image, which the receiver knows."""
+
+    @model_validator(mode="after")
+    def _from_less_to_more(self) -> "JsccConfig":
+        for key in ("drawn_ratio", "drawn_snr"):
+            drawn = getattr(self, key)
+            if drawn is not None and drawn[0] > drawn[1]:
+                raise ValueError(f"{key}: {list(drawn)} goes from more to less: turn it round")
+        if self.drawn_ratio is not None and not self.drawn_ratio[0] <= self.ratio <= self.drawn_ratio[1]:
+            raise ValueError(f"ratio: {self.ratio} is none of drawn_ratio: {list(self.drawn_ratio)}: set one of these")
+        return self
+
+    def build(self) -> Reducer:
+        """Return the reducer."""
+        from splitfed.compression.reducers.trained.jscc import Jscc
+
+        return Jscc(self.ratio, self.drawn_ratio, self.snr, self.drawn_snr, self.channel == "rayleigh")
+
+    def settled(self) -> Self:
+        """Return the same at `ratio` and `snr`."""
+        return self.model_copy(update={"drawn_ratio": None, "drawn_snr": None})
+
+    @property
+    def most(self) -> float:
+        """The largest ratio, for which there are layers."""
+        return self.drawn_ratio[1] if self.drawn_ratio is not None else self.ratio
+
+    def serves(self, trained: ReducerSettings) -> bool:
+        """Tell whether there are layers for as many symbols."""
+        return isinstance(trained, JsccConfig) and self.most <= trained.most
+
+    def symbols(self, reduced: int) -> int:
+        """Return the symbols: each is two numbers."""
+        return reduced // 8

@@ -319,6 +319,22 @@ def tradeoff(
         float | None,
         typer.Option(help="Send an image at once where confidence has risen by less than this since the exit before."),
     ] = None,
+    snr: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DB,DB,...",
+            help="Of a run with the reducer jscc: accuracy through noise at these decibels of signal over noise, in "
+            "place of bytes and operations.",
+        ),
+    ] = None,
+    ratio: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,R,...",
+            help="With --snr: for so many symbols, over the features of a token.",
+            show_default="the most that the run was trained for, and halves of that",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Measure so many images, the first ones.")] = None,
     round: Round = None,
     data: DataPlace = None,
@@ -340,9 +356,21 @@ def tradeoff(
         from splitfed.reports.study.plots import check_path
 
         check_path(out)
+    changes = [*moved(data, None), *(set_ or [])]
+    if snr is not None:
+        if rate or rise is not None or measure != Measured.probability:
+            raise SplitfedError("--snr: tells of noise alone: leave out --rate, --rise and --measure")
+        ratios = [] if ratio is None else _decimals("--ratio", ratio)
+        _noisy(
+            out, csv, run, _decimals("--snr", snr), ratios, split=split.value, limit=limit, round=round, device=device,
+            overrides=changes,
+        )  # fmt: skip
+        return
+    if ratio is not None:
+        raise SplitfedError("--ratio: goes with --snr, which says through what noise")
     found, curves = measured(
         run, split=split.value, rates=rate or (), measure=measure.value, rise=rise, limit=limit, round=round,
-        device=device, overrides=[*moved(data, None), *(set_ or [])],
+        device=device, overrides=changes,
     )  # fmt: skip
     written = []
     if out is not None:
@@ -354,6 +382,32 @@ def tradeoff(
         write(csv, to_csv(curves))
         written.append(str(csv))
     show(table(found, curves), ["", *notes(found), *written], None)
+
+
+def _noisy(out: Path | None, csv: Path | None, run: Path, snrs: list[float], ratios: list[float], **keys: Any) -> None:
+    from splitfed.reports.tables import show
+    from splitfed.reports.tradeoff.noisy import noisy
+    from splitfed.reports.tradeoff.noisy_text import csv as to_csv
+    from splitfed.reports.tradeoff.noisy_text import notes, table
+
+    found, points = noisy(run, snrs, ratios, **keys)
+    written = []
+    if out is not None:
+        from splitfed.reports.tradeoff.noisy_picture import draw
+
+        draw(points, out)
+        written.append(str(out))
+    if csv is not None:
+        write(csv, to_csv(points))
+        written.append(str(csv))
+    show(table(points), ["", *notes(found), *written], None)
+
+
+def _decimals(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise SplitfedError(f"{option} {text}: write numbers with commas between, such as 0,5,10") from None
 
 
 def _numbers(text: str) -> list[int]:

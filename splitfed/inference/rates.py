@@ -1,13 +1,14 @@
 """What an image may be sent as: the run's own reducer and codec, or others, by name."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
 
+from splitfed.compression.reducers.settings import JsccConfig
 from splitfed.errors import SplitfedError
 from splitfed.scenario.presets import PRESETS
 
@@ -24,6 +25,7 @@ USUAL: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 _KEYS = ("reducer", "smashed")
+_BITS = (2, 3, 4, 6, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +41,84 @@ def one_by_one(compression: "Compression") -> bool:
     return compression.reducer.single or compression.reducer.ragged
 
 
+@dataclass(frozen=True, slots=True)
+class OverChannel(Rate):
+    """A way to send symbols, `ratio` of them for each feature of a token: through noise at `snr` decibels, or without
+    any where that is None, as rounded numbers that a code for the channel carries."""
+
+    ratio: float
+    snr: float | None
+
+
 def rates(own: "Compression", named: Sequence[str] = ()) -> list[Rate]:
     """Return the ways to send that are `named`: `run` is the run's own, a preset goes by its name, and others are
     written as `NAME={reducer: ..., smashed: ...}`; what they leave out is the run's own. Of none, the run's own and the
-    usual ones. Raises SplitfedError for what is none."""
+    usual ones, which keep its reducer where that has layers. Raises SplitfedError for what is none, and for a reducer
+    of other layers than the run's."""
     if not named:
-        alone = [Rate("run", own)] if one_by_one(own) else []
-        return [*alone, *(Rate(name, _with(own, name, keys)) for name, keys in USUAL.items())]
+        alone = [_own(own)] if one_by_one(own) else []
+        return [*alone, *_usual(own)]
     found = [_rate(own, text) for text in named]
     if len({rate.name for rate in found}) < len(found):
         raise SplitfedError("--rate: two have the same name")
     return found
 
 
+def over_channel(own: "Compression", snrs: Sequence[float], ratios: Sequence[float]) -> list[OverChannel]:
+    """Return the ways to send symbols of `jscc`: each of these ratios (of none, the run's own and, where it drew some,
+    half of that and so on) at each of these decibels; and with numbers in few bits, without noise. Raises SplitfedError
+    where the run has no such layers, or not for as many symbols."""
+    reducer = own.reducer
+    if not isinstance(reducer, JsccConfig):
+        raise SplitfedError(
+            f"--snr: the run sends no symbols, for its compression.reducer is {reducer.kind}: name a run with jscc"
+        )
+    found = []
+    for ratio in dict.fromkeys(ratios or _halves(reducer)):
+        if not 0 < ratio <= reducer.most:
+            raise SplitfedError(f"--ratio {ratio:g}: the run's layers are for ratios above 0, up to {reducer.most:g}")
+        for snr in dict.fromkeys(snrs):
+            keys = {"reducer": _at(reducer, ratio, snr), "smashed": {"codec": "float32", "lossless": "none"}}
+            name = f"--snr {snr:g}"
+            found.append(OverChannel(f"{ratio:g} at {snr:g} dB", _with(own, name, keys), ratio, snr))
+        for bits in _BITS:
+            codec = {"kind": "uniform", "bits": bits, "scale": "tensor", "rounding": "nearest"}
+            keys = {"reducer": _at(reducer, ratio, None), "smashed": {"codec": codec, "lossless": "none"}}
+            found.append(OverChannel(f"{ratio:g} in {bits} bits", _with(own, "--ratio", keys), ratio, None))
+    return found
+
+
+def _at(reducer: JsccConfig, ratio: float, snr: float | None) -> dict[str, Any]:
+    return {**reducer.settled().model_dump(), "ratio": ratio, "snr": snr}
+
+
+def _halves(reducer: JsccConfig) -> Iterator[float]:
+    least = reducer.drawn_ratio[0] if reducer.drawn_ratio is not None else reducer.ratio
+    ratio = reducer.most
+    while ratio >= least:
+        yield ratio
+        ratio /= 2
+
+
+def _own(own: "Compression") -> Rate:
+    return Rate("run", own.model_copy(update={"reducer": own.reducer.settled()}))
+
+
+def _usual(own: "Compression") -> Iterator[Rate]:
+    for name, keys in USUAL.items():
+        if not own.reducer.layered:
+            yield Rate(name, _with(own, name, keys))
+        elif keys["reducer"] == "none":
+            yield Rate(name, _with(own, name, {**keys, "reducer": own.reducer.settled().model_dump()}))
+
+
 def _rate(own: "Compression", text: str) -> Rate:
     if text == "run":
-        return Rate(text, own)
+        return _own(own)
     if text in PRESETS:
-        return Rate(text, _with(own, text, {k: v for k, v in PRESETS[text]["compression"].items() if k in _KEYS}))
+        return Rate(
+            text, _with(own, f"--rate {text}", {k: v for k, v in PRESETS[text]["compression"].items() if k in _KEYS})
+        )
     name, equals, said = text.partition("=")
     if not equals or not re.fullmatch(r"[\w .,+-]+", name):
         raise SplitfedError(f"--rate {text}: write run, {', '.join(PRESETS)}, or NAME={{reducer: ..., smashed: ...}}")
@@ -68,17 +130,23 @@ def _rate(own: "Compression", text: str) -> Rate:
         raise SplitfedError(
             f"--rate {name}: takes the keys {' and '.join(_KEYS)} of compression, as a scenario has them"
         )
-    return Rate(name, _with(own, name, keys))
+    return Rate(name, _with(own, f"--rate {name}", keys))
 
 
-def _with(own: "Compression", name: str, keys: dict[str, Any]) -> "Compression":
+def _with(own: "Compression", option: str, keys: dict[str, Any]) -> "Compression":
     said = own.model_dump()
     for key, value in keys.items():
         section = key != "reducer" and isinstance(value, dict)
         said[key] = {**said[key], **value} if section else value
     try:
-        return type(own).model_validate(said)
+        made = type(own).model_validate(said)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
-        raise SplitfedError(f"--rate {name}: compression.{where}: {first['msg']}") from None
+        raise SplitfedError(f"{option}: compression.{where}: {first['msg']}") from None
+    if not made.reducer.serves(own.reducer):
+        raise SplitfedError(
+            f"{option}: the layers of {made.reducer.kind}, with these keys, are not those that the run was trained "
+            f"with: its reducer is {own.reducer.kind}; name that, with the keys of its layers as they are there"
+        )
+    return made.model_copy(update={"reducer": made.reducer.settled()})

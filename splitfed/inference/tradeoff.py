@@ -25,15 +25,18 @@ from splitfed.model.attention import ClsAttention
 from splitfed.run.origin import load_data
 from splitfed.seeds import Key
 
+_Crossed = tuple[bool, int, int, int]
+
 
 @dataclass(frozen=True)
 class Sent:
-    """N images that were sent after one block at one rate: which were answered rightly (bool `[N]`), and the bytes of
-    each request and each answer (int64 `[N]`)."""
+    """N images that were sent after one block at one rate: which were answered rightly (bool `[N]`), the bytes of each
+    request and each answer, and those of the request that are activations (int64 `[N]`)."""
 
     right: Tensor
     up: Tensor
     down: Tensor
+    smashed: Tensor
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,20 @@ def tradeoff(
     model = RunModel.read(run, round=round, device=device, overrides=overrides)
     chosen_rates = read_rates(model.scenario.compression, rates)
     exits = heads(model) if has_exits(model) else None
+    images, rows = some_of(model, split, limit)
+    found = measure_all(model, exits, images, rows, chosen_rates, early=rise is not None)
+    return found, {rate.name: curve(found, rate.name, measure, rise) for rate in chosen_rates}
+
+
+def some_of(model: RunModel, split: Literal["validation", "test"], limit: int | None) -> tuple[Images, Tensor]:
+    """Return a split of a run's data, and the rows to measure, the first `limit` or all. Raises DataError for an empty
+    one."""
     data = load_data(model.scenario)
     images = data.validation if split == "validation" else data.test
     count = min(len(images), limit or len(images))
     if not count:
         raise DataError(f"data: the {split} split is empty, and nothing can be measured")
-    found = measure_all(model, exits, images, torch.arange(count), chosen_rates, early=rise is not None)
-    return found, {rate.name: curve(found, rate.name, measure, rise) for rate in chosen_rates}
+    return images, torch.arange(count)
 
 
 def measure_all(
@@ -108,7 +118,9 @@ def measure_all(
     leaving = sorted({trunk.cut, *(blocks if early else ())})
     watch = _Watch(trunk, leaving, list(asking.values()))
     answers, right, whole = [], [], []
-    crossed: dict[str, dict[int, list[tuple[bool, int, int]]]] = {name: {b: [] for b in leaving} for name in asking}
+    crossed: dict[str, dict[int, list[tuple[bool, int, int, int]]]] = {
+        name: {b: [] for b in leaving} for name in asking
+    }
     done = 0
     for batch in batches(
         images, rows, size, Key(0), workers=model.scenario.data.workers, epochs=1, mean=model.mean,
@@ -183,8 +195,9 @@ def point(found: Measured, rate: str, rule: Rule) -> Point:
 
 def _across(
     asking: Asking, block: int, tokens: Tensor, attention: Tensor | None, labels: Tensor, first: int
-) -> list[tuple[bool, int, int]]:
-    """Send images one by one, and return of each whether the answer is right, and the bytes up and down."""
+) -> list[_Crossed]:
+    """Send images one by one, and return of each whether the answer is right, the bytes up and down, and those of the
+    activations."""
     found = []
     for row in range(len(tokens)):
         looked_at = None if attention is None else partial(attention.__getitem__, slice(row, row + 1))
@@ -194,7 +207,8 @@ def _across(
         )  # fmt: skip
         down = asking.answer(asking.unpack(up.buffer))
         logits = asking.unpack_answer(down.buffer, first + row, 1)
-        found.append((bool(logits.argmax(1)[0] == labels[row]), up.total, down.total))
+        right = bool(logits.argmax(1)[0] == labels[row])
+        found.append((right, up.total, down.total, up.sizes["smashed"].sent))
     return found
 
 

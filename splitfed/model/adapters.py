@@ -1,4 +1,5 @@
-"""What of a front is trained where most of it stays as it is: its LayerNorms, or low-rank additions to its layers.
+"""What of a front is trained where most of it stays as it is: its LayerNorms, low-rank additions to its layers, or
+nothing but what a reducer adds.
 
 The frozen rest crosses once for each client; each round only what is trained does. Nothing heavy is imported here:
 methods import torch and peft, so that a scenario is read without them.
@@ -54,6 +55,18 @@ class Norms(Whole):
         front.requires_grad_(False)
         for norm in _norms(front):
             norm.requires_grad_(True)
+        front.freeze()
+
+
+class Fixed(Whole):
+    """Nothing of the front is trained; what is trained beside it is, such as the layers of a reducer (`bottleneck`,
+    `jscc`), which the gradient at the cut teaches as ever."""
+
+    kind: Literal["frozen"] = "frozen"  # type: ignore[assignment]
+
+    def apply(self, front: "Front", key: Key) -> None:
+        """Freeze it."""
+        front.requires_grad_(False)
         front.freeze()
 
 
@@ -128,7 +141,7 @@ class Lora(Whole):
         return plain
 
 
-AdapterConfig = Annotated[Whole | Norms | Lora, Field(discriminator="kind"), kind_shorthand]
+AdapterConfig = Annotated[Whole | Norms | Fixed | Lora, Field(discriminator="kind"), kind_shorthand]
 
 
 def _norms(front: "Front") -> "list[nn.Module]":

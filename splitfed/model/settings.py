@@ -42,8 +42,8 @@ class ModelConfig(Config):
     """Arguments that go to timm as they are, such as `depth` or `drop_path_rate`."""
     adapter: AdapterConfig = Field("none", validate_default=True)
     """What of the front is trained. With an adapter most of it stays as it is and crosses once for each client: only
-    its LayerNorms (`norms`) or low-rank additions (`lora`) are trained and cross each round. What follows the front is
-    trained whole."""
+    its LayerNorms (`norms`), low-rank additions (`lora`) or the layers of a reducer alone (`frozen`) are trained and
+    cross each round. What follows the front is trained whole."""
     exits: ExitsConfig | None = None
     """Heads that are trained with the model, such as `{blocks: [1, 3]}`; null is none: `splitfed exits` trains some
     afterwards."""

@@ -33,7 +33,8 @@ class Summary:
     clients have what the run begins with from the model's own file. `images_bytes` is what the images weigh that
     clients train on or hold out, as they are stored; `images_factor` how many times that was sent in all, `total_bytes`
     over it; `images_reported`: by the word of clients, and not as the server's own data have it. Both are None where
-    nothing tells them. Fields with a default may be missing in a file, as in those of earlier versions."""
+    nothing tells them. `symbols` are those of the channel that went up in training, None where a reducer makes none.
+    Fields with a default may be missing in a file, as in those of earlier versions."""
 
     scenario: str
     seed: int
@@ -64,6 +65,7 @@ class Summary:
     images_bytes: int | None = None
     images_factor: float | None = None
     images_reported: bool = False
+    symbols: int | None = None
 
     @classmethod
     def of(
@@ -84,6 +86,7 @@ class Summary:
             images_left_out=mark.bad if (mark := scenario.data.fingerprint) else 0,
             images_bytes=images_bytes or None, images_factor=total / images_bytes if images_bytes else None,
             images_reported=images_reported,
+            symbols=scenario.compression.reducer.symbols(totals.select(direction="up", role="smashed").reduced),
             **{name: getattr(last, name, None) for name in _LAST},
         )  # fmt: skip
 

@@ -10,6 +10,7 @@ from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.trained.layers import Halves
 from splitfed.errors import ModelError
 from splitfed.federation.phases import misfit
+from splitfed.model.adapters import Fixed
 from splitfed.model.build import build
 from splitfed.model.exits.heads import Exits
 from splitfed.model.mistakes import blank, mistakes
@@ -74,9 +75,18 @@ def check_fits(scenario: Scenario, front: Front) -> None:
 
 
 def misfits(scenario: Scenario, front: Front) -> Iterator[tuple[str, str]]:
-    """Yield the keys of reducers that do not go with the model, or not beside that of all, each with the reason."""
+    """Yield the keys of reducers that do not go with the model, or not beside that of all, each with the reason; and
+    that of an adapter which leaves clients nothing to learn."""
     geometry = front.geometry(scenario.training.batch_size, 2)
     common = scenario.compression.reducer
+    if isinstance(scenario.model.adapter, Fixed) and scenario.federation.splits and not scenario.federation.private:
+        halves = common.build().halves(geometry, Key(0))
+        if halves is None or not halves.encoder_travels:
+            yield (
+                "model.adapter",
+                f"frozen: then nothing learns at the clients, for the reducer {common.kind} has no layers that do: set "
+                "one that has, such as jscc, or leave it out for phases: [frozen]",
+            )
     for terms in scenario.all_terms():
         reducer = scenario.compression_under(terms).reducer
         if terms != COMMON and reducer == common:

@@ -120,12 +120,12 @@ class Cut:
     @torch.no_grad()
     def plan(
         self, activations: Tensor, labels: Tensor, key: Key, attention: Callable[[], Tensor] | None = None,
-        encoder: nn.Module = IDENTITY,
+        encoder: nn.Module = IDENTITY, reducer: Reducer | None = None,
     ) -> tuple[Plan, Tensor]:  # fmt: skip
-        """Let the reducer look at a mini-batch's activations `[B, n, d]`, and at the class token's `attention` if it
-        asks for it; return what it decides, and what it makes of the `labels` `[B]`."""
+        """Let the reducer, or another in its place, look at a mini-batch's activations `[B, n, d]`, and at the class
+        token's `attention` if it asks for it; return what it decides, and what it makes of the `labels` `[B]`."""
         view = View(activations.detach(), self.geometry.prefix, attention or _blind, encoder)
-        plan = self.reducer.plan(view, key)
+        plan = (reducer or self.reducer).plan(view, key)
         return plan, plan.targets(labels, self.geometry.classes)
 
     def pack_step(
@@ -329,7 +329,7 @@ class Cut:
         here, there = ends or (self.copies(), self.copies())
         visit = Visit(torch.arange(len(batch)), here) if here else None
         made = self.reducer.stand_in(batch.activations, self.geometry.prefix, key, training=not evaluates)
-        plan, targets = self.plan(made, batch.labels, key, batch.attention, encoder)
+        plan, targets = self.plan(made, batch.labels, key, batch.attention, encoder, self.reducer.foreseen())
         smashed = plan.reduce(made)
         up = self.pack_step(plan, smashed, targets, len(batch), key, PLACE, visit)
         yield "up", self.sizes(up, len(batch))

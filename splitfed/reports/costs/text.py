@@ -51,6 +51,9 @@ def text(found: Estimate) -> str:
         ),
         ("time of the run", units.duration(found.rounds * found.round_seconds)),
     ]
+    crossed = found.round.select(direction="up", role="smashed").reduced
+    if (symbols := scenario.compression.reducer.symbols(crossed)) is not None:
+        rows.append(("channel symbols", f"{symbols:,} a round go up"))
     if scenario.points:
         rows.append(("controller", "chooses between what follows; what is above is as without it"))
     if len(found.each) > 1:

@@ -265,6 +265,8 @@ def _part(table: Table, columns: list[Column]) -> Table:
 def _if_known(summary: Summary) -> Iterator[tuple[str, str]]:
     if summary.simulated_seconds is not None:
         yield "simulated", units.duration(summary.simulated_seconds)
+    if summary.symbols is not None:
+        yield "symbols", f"{summary.symbols:,} of the channel went up"
     if summary.lost:
         yield "lost", f"{summary.lost} clients in all rounds; what they had sent is counted"
 

@@ -12,6 +12,7 @@ from splitfed.scenario.sections import Federation, Training
 # Packings of what crosses the cut, and of the layers that a reducer brings.
 _OF_THE_CUT = ("smashed", "targets", "cut_gradient", "parts")
 _OF_THE_TAIL = ("tail_smashed", "tail_gradient")
+_AS_THEY_ARE = ("float32", "float16", "bfloat16")
 
 
 def clip_is_of_what_crosses(federation: Federation) -> Found:
@@ -59,6 +60,12 @@ def copies_are_of_single_samples(compression: Compression, data: DataConfig, fed
             f"the reducer {reducer.kind} sends other tokens of a sample at each visit, and another number of them: "
             "leave it out, or set a reducer that keeps as many of each, such as discard_tokens",
         )
+    elif reducer.noisy:
+        yield (
+            keys[0],
+            f"with the reducer {reducer.kind} noise makes a sample another at each visit: leave it out, or set another "
+            "reducer",
+        )
     elif not reducer.single:
         yield (
             keys[0],
@@ -70,6 +77,17 @@ def copies_are_of_single_samples(compression: Compression, data: DataConfig, fed
             keys[0],
             f"with augment: {data.augment} an image is another at each visit: set data.variants, such as 2, or "
             "data.augment: none",
+        )
+
+
+def symbols_cross_as_they_are(compression: Compression, federation: Federation) -> Found:
+    """What stands for the symbols of a channel is not rounded once more."""
+    reducer, codec = compression.reducer, compression.smashed.codec
+    if federation.splits and reducer.noisy and codec.kind not in _AS_THEY_ARE:
+        yield (
+            "compression.smashed.codec",
+            f"{codec.kind}: the reducer {reducer.kind} sends what a channel leaves of its symbols, and noise is all "
+            f"that it does to them: set one of {', '.join(_AS_THEY_ARE)}",
         )
 
 

@@ -49,6 +49,7 @@ RULES: tuple[Rule, ...] = (
     crossing.reducer_takes_the_batches,
     crossing.loaded_weights_are_in_a_file,
     crossing.copies_are_of_single_samples,
+    crossing.symbols_cross_as_they_are,
     crossing.what_is_packed_crosses,
     federation.evaluation_asks_of_the_clients,
     crossing.budget_can_be_spent,

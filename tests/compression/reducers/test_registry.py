@@ -14,6 +14,7 @@ from splitfed.compression.reducers.samples.merge_samples import MergeSamples
 from splitfed.compression.reducers.samples.merging import strongest
 from splitfed.compression.reducers.tokens.discard_tokens import DiscardTokens
 from splitfed.compression.reducers.tokens.semantic_tokens import SemanticTokens
+from splitfed.compression.reducers.trained.layers import IDENTITY
 from splitfed.compression.reducers.values.topk import RandomTopK, TopK
 from splitfed.errors import WireError
 from splitfed.seeds import Key
@@ -28,6 +29,7 @@ SECTIONS = [
     {"kind": "semantic_tokens"}, {"kind": "semantic_tokens", "budget": 0.3, "drawn": None},
     {"kind": "random_topk", "ratio": 0.2, "alpha": 0.2}, {"kind": "c3sl", "r": 5},
     {"kind": "bottleneck", "width": 2}, {"kind": "ae", "width": 2},
+    {"kind": "jscc", "ratio": 0.5}, {"kind": "jscc", "ratio": 0.5, "drawn_ratio": [0.25, 1], "channel": "rayleigh"},
 ]  # fmt: skip
 
 
@@ -83,6 +85,13 @@ def test_kinds_build_their_reducers():
 def test_wrong_sections_are_refused(section):
     with pytest.raises(ValidationError):
         read(section)
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section["kind"])
+def test_settings_say_whether_there_is_a_decoder(section):
+    settings = read(section)
+    halves = settings.build().halves(GEOMETRY, Key(0))
+    assert settings.layered == (halves is not None and halves.decoder is not IDENTITY)
 
 
 def test_none_is_the_identity(batch):

@@ -249,6 +249,9 @@ BREAKS = {
     ],
     "copies_are_of_single_samples": [
         "compression:\n"
+        "  reducer: jscc\n"
+        "  smashed: {delta: true}  # compression.smashed.delta: with the reducer jscc noise makes a sample another at",
+        "compression:\n"
         "  reducer: {kind: adc, ratio: 0.5}\n"
         "  smashed: {delta: true}  # compression.smashed.delta: the reducer adc makes samples of several images, of",
         "compression:\n"
@@ -264,6 +267,12 @@ BREAKS = {
         "  smashed: {delta: true}  # compression.smashed.delta: with augment: flip an image is another at each visit:",
         "compression:\n"
         "  cache: {disk: 1GB}  # compression.cache: nothing is kept without delta or skip: leave it out, or set",
+    ],
+    "symbols_cross_as_they_are": [
+        "compression:\n"
+        "  reducer: jscc\n"
+        "  smashed:\n"
+        "    codec: {kind: uniform, bits: 8}  # compression.smashed.codec: uniform: the reducer jscc sends what a ch",
     ],
     "what_is_packed_crosses": [
         "  mode: fl\n"
