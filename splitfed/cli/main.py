@@ -13,7 +13,10 @@ from splitfed.cli.align import align
 from splitfed.cli.deployment import certs, join, serve
 from splitfed.cli.ending import ending
 from splitfed.cli.export import export, schema
-from splitfed.cli.inference import exits, predict, serve_model, tradeoff
+from splitfed.cli.inference.exits import exits
+from splitfed.cli.inference.predict import predict
+from splitfed.cli.inference.serve_model import serve_model
+from splitfed.cli.inference.tradeoff import tradeoff
 from splitfed.cli.look import data, explain
 from splitfed.cli.options import SCENARIO, DataPlace, Overrides, PresetName, WeightsPlace, check_moved
 from splitfed.cli.study import compare, list_, sweep

@@ -1,6 +1,7 @@
 """What several commands take."""
 
 import json
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -35,3 +36,17 @@ def check_moved(resume: object, data: str | None, weights: str | None) -> None:
     if resume is None and (given := moved(data, weights)):
         option = "--data" if data is not None else "--weights"
         raise SplitfedError(f"{option} is for --resume, the place of a run's files; a new run takes --set {given[0]}")
+
+
+Round = Annotated[
+    int | None, typer.Option(help="After which round, of those with a checkpoint.", show_default="the newest")
+]
+Device = Annotated[str | None, typer.Option(help="Compute there: auto, cpu, cuda, cuda:1, mps.")]
+
+
+class Measured(StrEnum):
+    """What confidence is."""
+
+    probability = "probability"
+    margin = "margin"
+    entropy = "entropy"

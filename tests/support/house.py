@@ -11,8 +11,8 @@ from pathlib import Path
 
 # Each room imports its own modules and those of rooms before it.
 ORDER = (
-    "base", "compression", "model", "link", "federation", "data", "scenario", "run", "wire", "split", "engines",
-    "sides", "inference", "reports", "testing", "simulation", "cli",
+    "base", "compression", "model", "link", "federation", "data", "scenario", "run", "wire", "split", "inference",
+    "engines", "sides", "service", "reports", "testing", "simulation", "cli",
 )  # fmt: skip
 _BASE = ("version", "config", "errors", "files", "seeds", "waiting")
 _SIDES = ("clients", "server")
@@ -20,7 +20,7 @@ _AT_THE_ROOT = ("clients", "server", "compression")
 # The composition roots, which know both sides, inside functions: one hands both apps to an engine, the other starts the
 # side that a command names; a sweep's point is a process that simulates.
 _ROOTS = ("splitfed.simulation", "splitfed.cli.deployment")
-# What a side does after training.
+# What a side does after training, in rooms of `inference` that come after both sides.
 _OF_A_SIDE = {"splitfed.inference.service": "server", "splitfed.inference.remote": "clients"}
 _PROCESSES = ("splitfed.reports.sweep.point",)
 
@@ -133,4 +133,6 @@ def _own_side(name: str) -> str:
 
 def _rank(name: str) -> int:
     room = _room(name)
+    if room != _own_side(name):
+        return ORDER.index("service")
     return ORDER.index("sides" if room in _SIDES else room)
