@@ -64,7 +64,8 @@ def pack_bundle(
     the scenario no folder of this machine."""
     front, _, tail = model.parts
     scenario = for_clients(model.scenario)
-    tensors = {_FRONT + name: tensor for name, tensor in front.state_dict().items()}
+    # What exits it was trained with go as the others do.
+    tensors = {_FRONT + name: one for name, one in front.state_dict().items() if not name.startswith(_EXITS)}
     if isinstance(tail, Tail):
         tensors |= {_TAIL + name: tensor for name, tensor in tail.state_dict().items()}
     about = {
@@ -118,7 +119,11 @@ def read_bundle(path: Path, device: str | None = None) -> Bundle:
             raise ValueError(f"format {about['format']}, where this version reads {FORMAT}")
         scenario, classes = Scenario.parse(about["scenario"]), [str(name) for name in about["classes"]]
         parts = assemble(scenario, len(classes), pretrained=False)
-        parts.front.load_state_dict(_below(tensors, _FRONT))
+        missing, _ = parts.front.load_state_dict(own := _below(tensors, _FRONT), strict=False)
+        if any(not name.startswith(_EXITS) for name in missing) or len(own) + len(missing) != len(
+            parts.front.state_dict()
+        ):
+            raise ValueError("its front is of another model")
         if isinstance(parts.tail, Tail):
             parts.tail.load_state_dict(_below(tensors, _TAIL))
         parts.back.to("meta")  # it computes elsewhere, and takes no memory here
