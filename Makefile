@@ -53,8 +53,8 @@ smoke: $(READY)  ## Run some tests of every room and one round of digits: a minu
 	rm -rf build/smoke
 	$(BIN)/splitfed simulate digits --set federation.rounds=1 --set federation.local_epochs=1 --runs build/smoke
 
-test: $(READY)  ## Run the tests that take seconds each, in JOBS=2 processes: 5 minutes
-	@echo "about five minutes on two cores; make smoke takes one"
+test: $(READY)  ## Run the tests that take seconds each, in JOBS=2 processes: 9 minutes
+	@echo "about nine minutes on two cores; make smoke takes one"
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not long" --numprocesses $(JOBS) --dist loadfile
 
 test-slow: $(READY)  ## Run the tests that take longer: 12 minutes

@@ -123,7 +123,9 @@ class Ends:
 
     def take(self, stream, step: int = 1, labels=None):
         images = torch.rand(6, 3, 8, 8, generator=KEY.at(step).generator())
-        return self.step(stream, images, self.labels if labels is None else labels, KEY.at("step", step), (2, 4, step))
+        return self.step(
+            stream, images, self.labels if labels is None else labels, KEY.at("step", step), Place(2, 4, step)
+        )
 
     def train(self, stream, steps: int = 2) -> None:
         up = down = 0

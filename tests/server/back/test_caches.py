@@ -14,7 +14,7 @@ from splitfed.clients.state import ClientState, load_tensors, save_tensors
 from splitfed.errors import Lacking
 from splitfed.reports.costs.estimate import estimate
 from splitfed.run.observer import Observer
-from splitfed.server.model import Model
+from splitfed.server.model import Model, Seen
 
 COPIES = (
     "compression.smashed={codec: {kind: uniform, bits: 3, rotation: true}, delta: {kind: uniform, bits: 2}}",
@@ -164,7 +164,7 @@ def test_a_round_that_is_dropped_leaves_both_ends_as_they_were(tmp_path, monkeyp
 
     def once_absurd(self):
         calls.append(None)
-        return (float("nan"), 0.0) if len(calls) == 2 else honest(self)
+        return Seen(float("nan"), 0.0, {}) if len(calls) == 2 else honest(self)
 
     monkeypatch.setattr(Model, "validate", once_absurd)
     folder = simulate(small(*COPIES, "federation.rounds=3"), runs=tmp_path).folder

@@ -15,7 +15,7 @@ from waiting import until
 
 from splitfed.server.deployment import grpc_listener
 from splitfed.server.deployment import strangers as module
-from splitfed.server.deployment.grpc_listener import _address  # what gRPC says is told nowhere else
+from splitfed.server.deployment.grpc_listener import address  # what gRPC says is told nowhere else
 from splitfed.server.deployment.strangers import Strangers, Watch, plain
 
 
@@ -183,7 +183,7 @@ PEERS = [
 
 @pytest.mark.parametrize(("told", "peer"), PEERS)
 def test_peers_of_grpc(told: str, peer: tuple[str, int]) -> None:
-    assert plain(*_address(told)) == peer
+    assert plain(*address(told)) == peer
 
 
 def test_a_burst_leaves_files_to_work_with(monkeypatch) -> None:

@@ -246,7 +246,7 @@ def test_the_place_of_presets_before_is_one_line_with_the_new_one() -> None:
 def test_mistakes_beside_a_preset_are_told_at_their_lines() -> None:
     with refused(
         "f.yaml:6: compression.reducer.ratio: unknown key for kind 'discard_tokens', it belongs to "
-        "'adc', 'topk', 'random_topk'",
+        "'adc', 'topk', 'random_topk', 'jscc'",
         "f.yaml:8: compression.smashed.codec.bits: must be 2, 3, 4, 6 or 8, not 5",
     ):
         compression(HEAD + "preset: tiny\ncompression:\n  reducer: {ratio: 0.1}\n  smashed:\n    codec: {bits: 5}\n")
