@@ -123,7 +123,7 @@ class Trunk:
     def go_on(self, after: int, tokens: Tensor, until: int | None = None) -> Tensor:
         """Run the blocks that follow number `after`, up to number `until` (the last), on what that made; what the last
         block of the front made has crossed by then."""
-        for number in range(after + 1, (until or len(self)) + 1):
+        for number in range(after + 1, (len(self) if until is None else until) + 1):
             tokens = self.block(number, tokens)
             if number == self.cut:
                 tokens = self.cross(tokens)

@@ -28,7 +28,7 @@ from splitfed.seeds import Key
 from splitfed.wire.answers import ASK, BUSY, DEADLINE_KEY, RATE_KEY, path
 
 PLAIN = ["plain={reducer: none, smashed: {codec: float32}}"]
-STREAMS, EACH, IMAGES = 32, 200, 16
+STREAMS, EACH, IMAGES = 32, 320, 16
 MIB = 1 << 20
 
 
@@ -70,7 +70,7 @@ def garbage(port: int, over: threading.Event) -> Iterator[None]:
             channel.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_none_is_lost_and_none_is_wrong(copied: Path, tmp_path: Path) -> None:
     later = copied / "checkpoints" / "round-000008"
     later.rename(tmp_path / "later")
