@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 START = """
 import sys
 from splitfed.clients.deployment.uncompiled import leave_out_compiler
@@ -41,6 +43,7 @@ for asked in (
 """
 
 
+@pytest.mark.slow
 def test_the_compiler_is_loaded_when_it_is_asked_for():
     ended = subprocess.run([sys.executable, "-c", START + ASKED], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

@@ -232,6 +232,7 @@ def test_what_only_informs_stops_no_run(tmp_path: Path, caplog: pytest.LogCaptur
         assert any(name in line and line.endswith("the run goes on without it") for line in told)
 
 
+@pytest.mark.slow
 def test_a_reader_who_leaves_ends_a_run_without_a_word(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(scenario("federation.rounds=50").to_yaml())
     command = f"{sys.executable} -m splitfed simulate small.yaml | head -n 1; exit ${{PIPESTATUS[0]}}"

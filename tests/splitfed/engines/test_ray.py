@@ -117,6 +117,7 @@ def serve(engine: Ray, clients: int, main) -> None:
     run_ray(app, client_app, clients, {"said": "this"}, engine)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_is_up")
 def test_clients_answer_fail_and_die_without_harm_to_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """More clients than processes; what one of them does must not reach another, nor a later message."""
