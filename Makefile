@@ -55,10 +55,10 @@ smoke: $(READY)  ## Run some tests of every room and one round of digits: a minu
 
 test: $(READY)  ## Run the tests that take seconds each, in JOBS=2 processes: 9 minutes
 	@echo "about nine minutes on two cores; make smoke takes one"
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not long" --numprocesses $(JOBS) --dist loadfile
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not long" --numprocesses $(JOBS) --dist loadfile --durations=20
 
 test-slow: $(READY)  ## Run the tests that take longer: 12 minutes
-	$(TEST_ENV) $(BIN)/python -m pytest -m "slow and not long"
+	$(TEST_ENV) $(BIN)/python -m pytest -m "slow and not long" --durations=20
 
 test-long: $(READY)  ## Run the tests that watch many processes for minutes: half an hour
 	$(TEST_ENV) $(BIN)/python -m pytest -m long

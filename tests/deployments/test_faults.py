@@ -134,7 +134,7 @@ def test_ctrl_c_stops_a_server_and_a_client_with_all_their_processes(tmp_path):
     assert Summary.read(folder).rounds == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_keys_decide_who_is_who(tmp_path):
     """A run over TLS, and beside it those who may not take part: each gets one line."""
     tls = tmp_path / "tls"

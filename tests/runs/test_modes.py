@@ -30,7 +30,7 @@ WORKING = [pair for pair in product(MODES, ("shared", "private")) if pair not in
 # together.
 IN_RAY = [pair for pair in WORKING if pair[1] == "private" or pair[0] == "fl"]
 DEPLOYED = [
-    ("sl", "private"), pytest.param("sfl-v1", "private", marks=pytest.mark.long), ("psl", "shared"),
+    *(pytest.param(mode, "private", marks=pytest.mark.long) for mode in ("sl", "sfl-v1")), ("psl", "shared"),
 ]  # fmt: skip
 SETTLES = "phases=[{kind: gradient, rounds: 1}, frozen]"
 # By name: the keys, and why they are refused with fl and with private labels, where they are.
@@ -109,7 +109,10 @@ def test_inline(mode: str, labels: str, runs: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "labels"), IN_RAY)
+@pytest.mark.parametrize(
+    ("mode", "labels"),
+    [pytest.param(*one, marks=() if one[0] in ("sfl-v1", "fl") else pytest.mark.long) for one in IN_RAY],
+)
 def test_ray(mode: str, labels: str, runs: Path, cluster: None, tmp_path: Path) -> None:
     result = simulate(scenario(mode, labels, "engine={kind: ray, threads: 1}"), runs=tmp_path)
     assert crossed(result.folder) == crossed(inline(mode, labels, runs))

@@ -283,7 +283,7 @@ def test_a_frozen_front_keeps_every_bit_while_coder_and_back_learn(tmp_path) -> 
     assert result.totals.select(role="parts").sent > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "more",
     [

@@ -137,7 +137,7 @@ def test_notebooks_ship_executed_and_name_no_machine(path: Path) -> None:
     assert not [folder for folder in ("/tmp", "/root", "/home", "/Users", "/work", "C:\\") if folder in shown]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebooks_run(path: Path, tmp_path: Path) -> None:
     """In a kernel of their own; in the test's folder, so that nothing is left in the tree."""

@@ -189,7 +189,8 @@ def crossed(run: splitfed.Result) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("mode", "phases"),
     [
-        *((mode, "[]") for mode in ("sfl-v1", "sl", "sfl-v2", "psl")),
+        *(pytest.param(mode, "[]", marks=pytest.mark.long) for mode in ("sfl-v1", "sl", "psl")),
+        ("sfl-v2", "[]"),
         ("psl", "[{kind: local, rounds: 1, upload_every: 1, align_every: 2}, gradient]"),
     ],
 )
@@ -210,7 +211,7 @@ def test_the_same_numbers_as_in_one_process(mode: str, phases: str, tmp_path: Pa
     assert (here.folder / "clients.csv").read_text() == (there.folder / "clients.csv").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_is_up")
 def test_clients_that_train_a_shared_back_at_once_do_not_wait_for_each_other(tmp_path: Path):
     changes = ["federation.mode=sfl-v2", "federation.order=arrival", "federation.clients=6", "federation.rounds=1"]
@@ -302,7 +303,9 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
+)
 def test_who_is_stopped_leaves_nothing(number: signal.Signals, code: int):
     process = subprocess.Popen(
         [sys.executable, "-c", STOPPED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -323,7 +326,7 @@ def test_who_is_stopped_leaves_nothing(number: signal.Signals, code: int):
     assert not until_gone(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_of_two_machines(tmp_path: Path):
     """Both are this machine, but Ray does not know that: clients dial the address that others would."""
     folder = tempfile.mkdtemp(prefix="ray-test-", dir="/tmp")  # paths of sockets must be short

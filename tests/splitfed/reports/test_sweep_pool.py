@@ -223,7 +223,7 @@ def test_points_train_in_processes_of_their_own(tmp_path: Path) -> None:
     assert not (swept.done[1] / "errors.txt").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_point_goes_on_where_it_was(tmp_path: Path) -> None:
     path = study(tmp_path, "a", base=BASE.replace("rounds: 2", "rounds: 40"))
     folder = tmp_path / "study" / "a-seed0"

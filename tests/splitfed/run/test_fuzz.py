@@ -132,6 +132,7 @@ def told(error: SplitfedError, paths: list[Path], head: str = "") -> None:
     assert any(name in text for path in paths for name in (path.name, path.parent.name)), text
 
 
+@pytest.mark.long
 def test_a_run_goes_on_to_the_same_end_or_a_line_says_why_not(stopped, fuzz, tmp_path) -> None:
     whole, expected = stopped[0], outcome(stopped[1])
 

@@ -276,7 +276,9 @@ class Lies:
         patch.setattr(ClientSession, "handle", handled)
 
 
-@pytest.mark.parametrize("way", ["reply", "frame up", "message", "frame down"])
+@pytest.mark.parametrize(
+    "way", ["reply", "frame up", *(pytest.param(way, marks=pytest.mark.long) for way in ("message", "frame down"))]
+)
 def test_a_run_in_which_one_peer_says_anything(way, plans, fuzz, tmp_path_factory):
     """A client's lies end nobody else's run, but where a simulation asks who is there; a server's lies, to a client in
     the same process, are told in a line."""
