@@ -53,17 +53,17 @@ smoke: $(READY)  ## Run some tests of every room and one round of digits: a minu
 	rm -rf build/smoke
 	$(BIN)/splitfed simulate digits --set federation.rounds=1 --set federation.local_epochs=1 --runs build/smoke
 
-test: $(READY)  ## Run the tests that take seconds each, in JOBS=2 processes: 9 minutes
-	@echo "about nine minutes on two cores; make smoke takes one"
+test: $(READY)  ## Run the tests that take seconds each, in JOBS=2 processes: 10 minutes
+	@echo "about ten minutes on two cores; make smoke takes one"
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not long" --numprocesses $(JOBS) --dist loadfile --durations=20
 
-test-slow: $(READY)  ## Run the tests that take longer: 12 minutes
+test-slow: $(READY)  ## Run the tests that take longer: a quarter of an hour
 	$(TEST_ENV) $(BIN)/python -m pytest -m "slow and not long" --durations=20
 
-test-long: $(READY)  ## Run the tests that watch many processes for minutes: half an hour
+test-long: $(READY)  ## Run the tests that watch many processes for minutes: three quarters of an hour
 	$(TEST_ENV) $(BIN)/python -m pytest -m long
 
-test-all: test test-slow test-long  ## Run all tests: an hour
+test-all: test test-slow test-long  ## Run all tests: over an hour
 
 lint: $(READY)  ## Check style: a second
 	$(BIN)/ruff check .
