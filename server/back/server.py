@@ -91,7 +91,7 @@ class SplitServer:
     def start_wave(self, clients: Collection[int], turns: Sequence[int] = ()) -> None:
         """Expect mini-batches of these clients of the round alone, until the next wave: they train at once, and where
         there are `turns` their mini-batches are trained in that order."""
-        self._steps.begin(clients, turns)
+        self._steps.begin(set(clients), turns)
 
     def open(self, client: int, round: int) -> ClientSession:
         """Begin a client's round, or its evaluation, or go on with it. Raises WireError for a client that has no part

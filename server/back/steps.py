@@ -70,9 +70,9 @@ class SeparateSteps(Steps):
         return outcome
 
     def begin(self, clients: Collection[int], turns: Sequence[int] = ()) -> None:
-        """Have mini-batches trained in this order."""
+        """Have mini-batches trained in this order, as far as it is of these clients."""
         with self._changed:
-            self._turns = deque(turns)
+            self._turns = deque(one for one in turns if one in clients) if turns else deque()
 
     def leave(self, client: int) -> None:
         """Its turns are over."""

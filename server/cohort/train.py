@@ -260,7 +260,7 @@ class TrainCall:
                 continue
             if self._hands_on and not frozen:
                 messages[wave[0]].content[ARRAYS] = self._handed_on(cohort, replies) or arrays
-            self.split.start_wave(wave, [client for client in plan.turns if client in wave] if self._together else ())
+            self.split.start_wave(wave, plan.turns if self._together else ())
             began = time.monotonic()
             sent = {client: messages[client] for client in wave}
             self.dispatch.exchange(

@@ -119,10 +119,8 @@ def read_bundle(path: Path, device: str | None = None) -> Bundle:
             raise ValueError(f"format {about['format']}, where this version reads {FORMAT}")
         scenario, classes = Scenario.parse(about["scenario"]), [str(name) for name in about["classes"]]
         parts = assemble(scenario, len(classes), pretrained=False)
-        missing, _ = parts.front.load_state_dict(own := _below(tensors, _FRONT), strict=False)
-        if any(not name.startswith(_EXITS) for name in missing) or len(own) + len(missing) != len(
-            parts.front.state_dict()
-        ):
+        missing, unknown = parts.front.load_state_dict(_below(tensors, _FRONT), strict=False)
+        if unknown or any(not name.startswith(_EXITS) for name in missing):
             raise ValueError("its front is of another model")
         if isinstance(parts.tail, Tail):
             parts.tail.load_state_dict(_below(tensors, _TAIL))

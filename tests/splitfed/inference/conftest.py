@@ -5,8 +5,10 @@ from shutil import copytree
 
 import pytest
 from helpers import DEEPER, small
+from PIL import Image
 
 from splitfed import simulate
+from splitfed.data.sources.base import open_digits
 from splitfed.inference.fitting import fit
 
 _FAST = ("training.client.optimiser.lr=4e-3", "training.server.optimiser.lr=4e-3", "training.batch_size=32")
@@ -31,3 +33,10 @@ def with_exits(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def copied(finished: Path, tmp_path: Path) -> Path:
     """A copy of the run without exits, to make some in."""
     return Path(copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def digits() -> list[Image.Image]:
+    """Images that such a run knows."""
+    source = open_digits()[0]
+    return [source.image(row) for row in range(9)]

@@ -146,7 +146,7 @@ def test_a_run_goes_on_to_the_same_end_or_a_line_says_why_not(stopped, fuzz, tmp
         if outcome(folder) != expected:  # a client lacked what it had been sent, and was sent it again
             assert "are not here" in (folder / "log.txt").read_text()
 
-    fuzz(check, st.data(), seconds=25)
+    fuzz(check, st.data(), seconds=45)
 
 
 def test_who_reads_a_finished_run_gets_its_figures_or_a_line(stopped, fuzz, tmp_path) -> None:
@@ -162,4 +162,4 @@ def test_who_reads_a_finished_run_gets_its_figures_or_a_line(stopped, fuzz, tmp_
             except SplitfedError as error:
                 told(error, paths, "no finished run to compare\n")
 
-    fuzz(check, st.data(), seconds=15)
+    fuzz(check, st.data(), seconds=30)

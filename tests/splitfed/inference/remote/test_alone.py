@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from splitfed import Predictor, RemotePredictor
 from splitfed.cli import main as cli
 from splitfed.data.batches import normaliser
-from splitfed.data.sources.base import open_digits
 from splitfed.engines.deployment.processes import free_port
 from splitfed.errors import RunError, SplitfedError, Unreached
 from splitfed.inference.asking import Asking
@@ -26,12 +24,6 @@ from splitfed.inference.service.serve import Service
 from splitfed.wire.frame import Packed
 
 PLAIN = ["plain={reducer: none, smashed: {codec: float32}}"]
-
-
-@pytest.fixture(scope="module")
-def digits() -> list[Image.Image]:
-    source = open_digits()[0]
-    return [source.image(row) for row in range(9)]
 
 
 @pytest.fixture

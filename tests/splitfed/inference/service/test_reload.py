@@ -9,19 +9,12 @@ import pytest
 from PIL import Image
 
 from splitfed import Prediction, Predictor, RemotePredictor
-from splitfed.data.sources.base import open_digits
 from splitfed.errors import RunError
 from splitfed.inference.asking import Asked, Asking
 from splitfed.inference.service.serve import Service
 from splitfed.wire.frame import Packed
 
 PLAIN = ["plain={reducer: none, smashed: {codec: float32}}"]
-
-
-@pytest.fixture(scope="module")
-def digits() -> list[Image.Image]:
-    source = open_digits()[0]
-    return [source.image(row) for row in range(9)]
 
 
 @pytest.fixture
