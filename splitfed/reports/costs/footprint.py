@@ -193,9 +193,8 @@ class _Saved(torch.autograd.graph.saved_tensors_hooks):
     def __enter__(self) -> None:
         super().__enter__()
         self._hooks = []
-        if (
-            self._again is not None
-        ):  # what checkpoints save, no hook is told: it passes once as if nothing were computed
+        # What checkpoints save, no hook is told: it passes once as if nothing were computed again.
+        if self._again is not None:
             self._again.set_grad_checkpointing(False)
             for block in self._again.blocks:
                 self._hooks += [block.register_forward_pre_hook(self._enter), block.register_forward_hook(self._leave)]

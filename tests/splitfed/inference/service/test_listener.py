@@ -7,10 +7,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from PIL import Image
 
 from splitfed import Predictor, RemotePredictor
-from splitfed.data.sources.base import open_digits
 from splitfed.engines.deployment.certificates import make
 from splitfed.engines.deployment.tls import read_client
 from splitfed.errors import RunError, Unreached, WireError
@@ -21,12 +19,6 @@ from splitfed.seeds import Key
 from splitfed.wire.answers import ASK, DEADLINE_KEY, FETCH, GREET, PROTOCOL_KEY, RATE_KEY, path
 
 PLAIN = ["plain={reducer: none, smashed: {codec: float32}}"]
-
-
-@pytest.fixture(scope="module")
-def digits() -> list[Image.Image]:
-    source = open_digits()[0]
-    return [source.image(row) for row in range(9)]
 
 
 @pytest.fixture(scope="module")
