@@ -57,13 +57,13 @@ test: $(READY)  ## Run the tests that take seconds each, in JOBS=2 processes: 10
 	@echo "about ten minutes on two cores; make smoke takes one"
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not long" --numprocesses $(JOBS) --dist loadfile --durations=20
 
-test-slow: $(READY)  ## Run the tests that take longer: a quarter of an hour
+test-slow: $(READY)  ## Run the tests that take longer: tens of minutes
 	$(TEST_ENV) $(BIN)/python -m pytest -m "slow and not long" --durations=20
 
-test-long: $(READY)  ## Run the tests that watch many processes for minutes: three quarters of an hour
+test-long: $(READY)  ## Run the tests that watch many processes for minutes each: tens of minutes
 	$(TEST_ENV) $(BIN)/python -m pytest -m long
 
-test-all: test test-slow test-long  ## Run all tests: over an hour
+test-all: test test-slow test-long  ## Run all tests, one suite after another
 
 lint: $(READY)  ## Check style: a second
 	$(BIN)/ruff check .
