@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoints
 from pathlib import Path
 
 import pytest
+from helpers import few
 from places import ROOT, python_path
 from pydantic import TypeAdapter, ValidationError
 
@@ -160,7 +161,7 @@ def test_decoders_are_known_by_tags_that_are_nobody_elses(site, monkeypatch):
     assert undecodable.problem.endswith("must map each tag to a splitfed.compression.codecs.base.Decoder")
 
 
-@pytest.mark.parametrize("first", ["splitfed.scenario", "splitfed.compression.codecs.decoders"])
+@pytest.mark.parametrize("first", few(["splitfed.scenario", "splitfed.compression.codecs.decoders"]))
 def test_decoders_of_a_package_are_known_whatever_is_imported_first(tmp_path, first):
     install(tmp_path, "my-codecs", "[splitfed.codecs]\ncoded = my_codecs:Coded\n", my_codecs=CODEC)
     code = f"""

@@ -69,9 +69,10 @@ def test_a_simulation_of_365_rounds_takes_no_more_and_more(tmp_path) -> None:
 
 
 @pytest.mark.long
-def test_a_deployment_of_50_rounds_takes_no_more_and_more(tmp_path) -> None:
+def test_a_deployment_of_200_rounds_takes_no_more_and_more(tmp_path) -> None:
+    """About three seconds a round: eight to ten minutes of short rounds."""
     with deployment(tmp_path) as here:
-        server = here.serve(many_rounds(50))
+        server = here.serve(many_rounds(200))
         clients = [here.join(client) for client in range(2)]
-        check([server, *clients], server, 50)
+        check([server, *clients], server, 200)
         assert [one.end() for one in (server, *clients)] == [0, 0, 0], server.text

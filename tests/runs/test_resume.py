@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ADC, run_in_child, small, table
+from helpers import ADC, few, run_in_child, small, table
 from outcomes import data_rows, outcome
 from safetensors.torch import load_file
 
@@ -89,7 +89,7 @@ class Interrupt(Exception):
     """Stands for whatever ends a process between two writes."""
 
 
-@pytest.mark.parametrize("where", ["commit", "save", "forget_open", "write"])
+@pytest.mark.parametrize("where", few(["commit", "save", "forget_open", "write"], quick=1))
 def test_killed_between_two_writes(where, tmp_path, monkeypatch):
     """The moments that a random kill hardly meets: on either side of each file that ends a round."""
     from splitfed.run.checkpoint import Checkpoints
@@ -127,7 +127,7 @@ def test_killed_between_two_writes(where, tmp_path, monkeypatch):
         assert outcome(folder) == expected
 
 
-@pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
+@pytest.mark.parametrize("mode", few(["sfl-v1", "sfl-v2"]))
 def test_ctrl_c_drops_the_open_round(mode, tmp_path):
     from splitfed.run.observer import Observer
 
@@ -156,7 +156,7 @@ def test_ctrl_c_drops_the_open_round(mode, tmp_path):
     assert outcome(folder) == expected
 
 
-@pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
+@pytest.mark.parametrize("mode", few(["sfl-v1", "sfl-v2"], quick=1))
 def test_ctrl_c_while_the_round_is_evaluated(mode, tmp_path, monkeypatch):
     """Nothing of the round was kept yet, so all of it is dropped, and nothing is counted twice."""
     from splitfed.run.observer import Observer
@@ -188,7 +188,7 @@ def test_ctrl_c_while_the_round_is_evaluated(mode, tmp_path, monkeypatch):
     assert outcome(folder) == outcome(simulate(plan, runs=tmp_path / "whole").folder)
 
 
-@pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
+@pytest.mark.parametrize("mode", few(["sfl-v1", "sfl-v2"]))
 def test_ctrl_c_between_two_rounds(mode, tmp_path, monkeypatch):
     """The backs of the round before are settled, those of the next not handed out."""
     plan, sample = scenario(mode), Attendance.sample

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from helpers import ADC, PLAIN, small, table
+from helpers import ADC, PLAIN, few, small, table
 from safetensors.torch import load_file
 
 from splitfed import simulate
@@ -292,7 +292,7 @@ def test_a_run_that_could_not_begin_leaves_no_folder(mistake, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("mode", ["sfl-v1", "sfl-v2"])
+@pytest.mark.parametrize("mode", few(["sfl-v1", "sfl-v2"]))
 def test_models_in_memory_do_not_grow_with_clients(mode, tmp_path):
     """One front per worker and one copy of the back, however many clients there are and take part."""
     counts = []

@@ -2,9 +2,12 @@
 
 import csv
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from splitfed import Scenario, simulate
 
@@ -36,6 +39,15 @@ ADC = [
 def small(*overrides: str) -> Scenario:
     """Return the small scenario with some values changed."""
     return Scenario.parse(BASE, overrides=list(overrides))
+
+
+def few(values: Iterable[Any], quick: int = 0) -> list[Any]:
+    """Leave one of a test's cases, by its place, to the fast tests; the others are among the slow ones.
+
+    For cases that each take runs of their own and differ little in what can break.
+    """
+    cases = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*case, marks=() if place == quick else pytest.mark.slow) for place, case in enumerate(cases)]
 
 
 def table(path: Path, *without: str) -> list[dict[str, str]]:

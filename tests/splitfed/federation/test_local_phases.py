@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ADC, PLAIN, small, table
+from helpers import ADC, PLAIN, few, small, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import newest
@@ -83,7 +83,7 @@ def test_with_several_the_first_step_of_the_first_is_the_same(tmp_path, monkeypa
     assert not all(tensor.equal(local[1][name]) for name, tensor in split[1].items())  # the back has gone on
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", few(MODES, quick=2))
 def test_few_go_up_and_nothing_comes_down(mode, tmp_path):
     """Each client has 2 mini-batches, of 16 images."""
     up = {}
@@ -103,10 +103,10 @@ def test_few_go_up_and_nothing_comes_down(mode, tmp_path):
     assert [row["phase"] for row in table(folder / "metrics.csv")] == ["gradient", "local", "local", "frozen"]
 
 
-@pytest.mark.parametrize(("mode", "more"), [
+@pytest.mark.parametrize(("mode", "more"), few([
     ("sl", ["compression.reducer={kind: bottleneck, width: 8}"]), ("sfl-v1", ADC), ("sfl-v2", ["model.adapter=norms"]),
     ("psl", ["compression.reducer={kind: topk, ratio: 0.3}", "training.precision=bfloat16"]),
-])  # fmt: skip
+], quick=1))  # fmt: skip
 def test_gradients_come_down_for_the_steps_to_which_nets_are_fitted_and_no_others(mode, more, tmp_path):
     """Each client has 8 mini-batches, of which 4 go up."""
     steps = ["federation.local_epochs=null", "federation.local_steps=8", f"federation.mode={mode}", *more]
@@ -134,7 +134,7 @@ def test_a_net_learns_from_the_servers_gradients_alone(tmp_path, monkeypatch):
     assert not model(learned, 1)["cls_token"].equal(model(still, 1)["cls_token"])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", few(MODES, quick=2))
 def test_both_sides_learn_and_the_net_is_dropped_at_the_end(mode, tmp_path):
     folder = run(tmp_path, AMID, "federation.rounds=4", f"federation.mode={mode}", "checkpoints.keep=9")
     models = {round: model(folder, round) for round in range(5)}
@@ -184,14 +184,14 @@ def test_a_net_of_the_same_shape_goes_whole_beside_differences(tmp_path):
     assert max(front[round] for round in range(2, 6)) < 0.7 * front[1]
 
 
-@pytest.mark.parametrize("more", [
+@pytest.mark.parametrize("more", few([
     [*ADC, "federation.mode=sfl-v1"],
     [DELTA, "federation.cohort=2", "training.client_state=keep", "evaluation={held_out: 0.2}"],
     ["federation.strategy={kind: FedAdam, eta: 0.01}", "federation.mode=psl", "training.client_state=keep"],
     ["federation.mode=sl", "model.adapter=norms"],
     ["compression.reducer={kind: bottleneck, width: 8}", DELTA],
     [ALIGNED, "federation.mode=psl", "model.args.proj_drop_rate=0.1", "training.client_state=keep", *COPIES],
-])  # fmt: skip
+], quick=5))  # fmt: skip
 def test_an_interrupted_run_goes_on_in_each_phase(more, tmp_path):
     class Impatient(Observer):
         when = 0

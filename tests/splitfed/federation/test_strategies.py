@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from helpers import PLAIN, small, table
+from helpers import PLAIN, few, small, table
 from models import newest
 from places import ROOT
 from safetensors import safe_open
@@ -169,7 +169,7 @@ def test_settings_are_those_of_the_installed_flower():
                 assert field.default == theirs[argument].default, (name, argument)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", few(SETTINGS, quick=1))
 def test_each_runs(name, tmp_path):
     result = simulate(small(section(name), "checkpoints.keep=3"), runs=tmp_path)
     assert result.summary.rounds == 2

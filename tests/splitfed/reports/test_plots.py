@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import few
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import rc_context
@@ -318,7 +319,7 @@ MANY = [
 ]
 
 
-@pytest.mark.parametrize("name", ["digits", "a-name-that-takes-far-more-room-than-there-is", "W" * 50])
+@pytest.mark.parametrize("name", few(["digits", "a-name-that-takes-far-more-room-than-there-is", "W" * 50], quick=1))
 def test_runs_that_differ_in_many_keys_have_short_labels_and_all_stays_in_the_picture(
     tmp_path: Path, name: str, recwarn: pytest.WarningsRecorder
 ) -> None:
