@@ -84,9 +84,10 @@ def predict(
     target: Annotated[
         str | None,
         typer.Option(
-            metavar="BYTES/s",
-            help="With a server: choose among its rates so that bytes a second keep to this, such as 20kB/s; where "
-            "that is too little the last exit answers.",
+            metavar="BYTES/s|TIME",
+            help="With a server: choose among its rates so that bytes a second keep to this, such as 20kB/s, or the "
+            "time from when a mini-batch is sent until it is answered, such as 200ms; where that is too little the "
+            "last exit answers.",
         ),
     ] = None,
     deadline: Annotated[

@@ -15,6 +15,7 @@ from splitfed.data.batches import normaliser
 from splitfed.engines.deployment.processes import is_loopback, parse
 from splitfed.engines.deployment.tls import read_client
 from splitfed.errors import RunError, Unreached
+from splitfed.federation.control.account import Account
 from splitfed.inference.deciding import Aim, Measure
 from splitfed.inference.pictures import Named, Picture
 from splitfed.inference.predictor import NOTHING, Prediction, batched, told
@@ -22,14 +23,14 @@ from splitfed.inference.remote.bundle import read_bundle
 from splitfed.inference.remote.dialling import Dialler
 from splitfed.inference.remote.fetching import Cache, fetch
 from splitfed.inference.remote.line import Line, Reply
-from splitfed.inference.remote.pacing import Pacing, bytes_a_second
+from splitfed.inference.remote.pacing import Pacing, account_of
 from splitfed.inference.remote.walking import Leaving, Walked, Walker
 from splitfed.wire.answers import ANEW, BUSY, LATE, REFUSED
 from splitfed.wire.records import shown
 
 PORT = 9094
 _AHEAD = 4  # mini-batches whose answers are not there yet while the next is computed
-_TARGET = "the target allows no more bytes"
+_TARGET = "the target allows no more"
 _MOST_ANEW = 5  # times that a front is fetched anew for one mini-batch
 
 
@@ -41,8 +42,9 @@ class RemotePredictor:
     (`insecure`) for another machine, and `client` is the number that it says. `confidence`, `accuracy`, `most_bytes`,
     `most_operations`, `measure`, `rise` and `top` are as in `Predictor`; without a confidence all images are sent, and
     with a `rise` some leave before the cut. `rate` is one of those that the server takes, the first if None; with a
-    `target`, such as `20kB/s`, it is chosen for each mini-batch so that bytes a second, both ways, keep to it in the
-    long run, and where even the smallest is too much the last exit answers. `batch` images are computed at once, and
+    `target`, such as `20kB/s` (both ways) or `200ms` (from when a mini-batch is sent until its last answer), it is
+    chosen for each mini-batch so that the mean keeps to it in the long run, and where even the smallest is too much the
+    last exit answers. `batch` images are computed at once, and
     those of them that leave after the same block are sent in one request. What is not answered within `deadline`
     seconds is answered by the last exit, and says so (`Prediction.alone`), or has a problem where there is none.
 
@@ -68,7 +70,7 @@ class RemotePredictor:
             raise RunError(f"this is the key of client {files.client}, not of client {client}")
         if rate is not None and target is not None:
             raise RunError("a rate and a target are asked for: a target chooses among all rates, name one of them")
-        per_second = bytes_a_second(target) if target is not None else None
+        account = account_of(target) if target is not None else None
         self._aim = Aim(confidence, accuracy, most_bytes, most_operations, measure, rise)
         self.rule = self._aim.rule(None)
         self._top, self._batch, self._deadline, self._device = top, batch, deadline, device
@@ -80,7 +82,7 @@ class RemotePredictor:
         self._next = 1
         self._walker = self._begin()
         self._rate = self._chosen(rate)
-        self._pacing = self._paced(per_second) if per_second else None
+        self._pacing = self._paced(account) if account else None
 
     def predict(self, images: str | Path | Sequence[Named]) -> list[Prediction]:
         """Answer for images, in order: files, folders of them, or what Pillow has opened. What cannot be decoded is
@@ -148,14 +150,14 @@ class RemotePredictor:
             raise RunError(f"--rate {rate}: {self._dialler.where} takes {', '.join(self.rates)}")
         return rate or self.rates[0]
 
-    def _paced(self, target: float) -> Pacing:
+    def _paced(self, account: Account) -> Pacing:
         exits = self._walker.bundle.exits is not None
         if not exits and len(self.rates) < 2:
             raise RunError(
                 f"a target is asked for, and there is nothing to choose: {self._dialler.where} takes one rate and has "
                 "no exits: serve it with more than one --rate, or make exits with 'splitfed exits RUN'"
             )
-        return Pacing(target, self._walker.sizes(), exits)
+        return Pacing(account, self._walker.sizes(), exits)
 
     def _line(self, rate: str) -> Line:
         if rate not in self._lines:
@@ -184,6 +186,7 @@ class RemotePredictor:
                 try:
                     line.ready(awaited.until - time.monotonic())
                     awaited.sent[leaving.number] = line.send(leaving.number, leaving.packed)
+                    awaited.sent[leaving.number].add_done_callback(awaited.hear)
                 except Unreached:
                     pass  # it is told where the answer is awaited
         return awaited
@@ -215,11 +218,12 @@ class RemotePredictor:
                     answered.probabilities[leaving.rows] = logits.float().softmax(1)
             except Unreached as error:
                 self._line(awaited.rate).forget(leaving.number)
+                awaited.heard = awaited.until
                 self._without(walked, leaving, str(error), str(error))
         if self._pacing:
             images = sum(len(leaving.rows) for leaving in walked.leaving)
             up = sum(leaving.packed.total for leaving in walked.leaving) if awaited.rate is not None else 0
-            self._pacing.learn(awaited.rate, images, up + received)
+            self._pacing.learn(awaited.rate, images, up + received, awaited.seconds if images else 0.0)
         if anew:
             self._again(walked, torch.cat(anew), depth)
 
@@ -233,6 +237,7 @@ class RemotePredictor:
             if future is None:
                 line.ready(left)
                 future = line.send(leaving.number, leaving.packed)
+                future.add_done_callback(awaited.hear)
             try:
                 header, buffer = future.result(max(0.0, left))
             except TimeoutError:
@@ -292,3 +297,13 @@ class _Awaited:
     def __init__(self, walked: Walked, until: float, rate: str | None) -> None:
         self.walked, self.until, self.rate = walked, until, rate
         self.sent: dict[int, Future[Reply]] = {}
+        self.begun = self.heard = time.monotonic()
+
+    def hear(self, _: object) -> None:
+        """Take note that an answer is there."""
+        self.heard = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """From when the first request was made until the last answer was there."""
+        return self.heard - self.begun

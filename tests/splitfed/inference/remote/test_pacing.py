@@ -1,4 +1,4 @@
-"""A target of bytes a second holds in the long run, and what it allows is used."""
+"""A target of bytes a second, or of seconds, holds in the long run, and what it allows is used."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ from PIL import Image
 from splitfed import RemotePredictor
 from splitfed.data.sources.base import open_digits
 from splitfed.errors import RunError, SplitfedError
-from splitfed.inference.remote.pacing import Pacing, bytes_a_second
+from splitfed.federation.control.account import RateAccount, RoundAccount, Spent
+from splitfed.inference.remote.pacing import Pacing, account_of
 from splitfed.inference.service.serve import Service
 
 SIZES = {"best": 1000.0, "good": 400.0, "poor": 100.0}
@@ -18,7 +19,7 @@ def paced(target: float, alone: bool, *, guess: float = 1.0, batches: int = 400)
     """Send a mini-batch of ten images a second, whose sizes were guessed, and return the mean bytes a second and how
     often each rate was chosen."""
     now, total, chosen = 0.0, 0.0, dict.fromkeys([*SIZES, None], 0)
-    pacing = Pacing(target, {name: guess * size for name, size in SIZES.items()}, alone, clock=lambda: now)
+    pacing = Pacing(RateAccount(target), {name: guess * size for name, size in SIZES.items()}, alone, clock=lambda: now)
     for _ in range(batches):
         rate = pacing.choose()
         chosen[rate] += 1
@@ -50,12 +51,37 @@ def test_without_exits_the_smallest_is_the_least() -> None:
     assert spent < 1100
 
 
+@pytest.mark.parametrize(("target", "used"), [(0.02, 0.7), (0.1, 0.9), (0.3, 0.6), (2.0, 0.15)])
+def test_seconds_of_an_answer_hold_while_the_line_changes(target: float, used: float) -> None:
+    """A mini-batch takes 20 ms and its bytes' time, at 100 kB/s and at a fifth of that by turns of a hundred."""
+    pacing, total = Pacing(RoundAccount(target), SIZES, alone=True), 0.0
+    for number in range(1000):
+        rate = pacing.choose()
+        sent = 10 * SIZES[rate] if rate else 0.0
+        seconds = 0.02 + sent / (20_000 if number // 100 % 2 else 100_000) if rate else 0.0
+        total += seconds
+        pacing.learn(rate, 10, round(sent), seconds)
+    assert used * target <= total / 1000 <= 1.1 * target
+
+
 def test_a_target_is_read() -> None:
-    assert bytes_a_second("20kB/s") == 20_000
-    assert bytes_a_second("1.5 MiB / s") == 1.5 * 2**20
-    for text in ("20kB", "20", "kB/s", "-1kB/s", "0B/s", "20kB/min", "20kB/s/s"):
-        with pytest.raises(SplitfedError, match="such as 20kB/s"):
-            bytes_a_second(text)
+    for text, kind in {
+        "20kB/s": RateAccount,
+        "1.5 MiB / s": RateAccount,
+        "200ms": RoundAccount,
+        "2 s": RoundAccount,
+    }.items():
+        assert type(account_of(text)) is kind
+    rate = account_of("1.5 MiB / s")
+    for round in (1, 2):
+        rate.close({0: Spent(3 * 2**20)}, round, 2.0)  # two seconds of it, and as much again in no time
+    assert rate.queue(0) == pytest.approx(1)
+    seconds = account_of("200ms")
+    seconds.close({0: Spent(1, 0.5)}, 1, 0.0)
+    assert seconds.queue(0) == pytest.approx(1.5)
+    for text in ("20kB", "20", "kB/s", "-1kB/s", "0B/s", "20kB/min", "20kB/s/s", "0ms", "-1s", "ms", "nan"):
+        with pytest.raises(SplitfedError, match="such as 20kB/s, or a mini-batch's time"):
+            account_of(text)
 
 
 def test_a_client_under_a_target_sends_less(with_exits: Path, finished: Path, tmp_path: Path) -> None:
@@ -65,12 +91,14 @@ def test_a_client_under_a_target_sends_less(with_exits: Path, finished: Path, tm
     rates = ["plain={reducer: none, smashed: {codec: float32}}", few]
     with Service(with_exits, port=0, metrics_port=0, rates=rates, ledger=tmp_path / "ledger") as service:
         where, how = f"127.0.0.1:{service.port}", {"state": tmp_path / "state", "batch": 1}
-        with RemotePredictor(where, target="1B/s", **how) as predictor:  # type: ignore[arg-type]
-            found = predictor.predict(digits)
-        assert {one.alone for one in found} == {None, "the target allows no more bytes"}
-        assert {one.exit for one in found if one.alone} == {2}
-        with RemotePredictor(where, target="1GB/s", **how) as predictor:  # type: ignore[arg-type]
-            assert {one.alone for one in predictor.predict(digits)} == {None}
+        for little in ("1B/s", "1us"):
+            with RemotePredictor(where, target=little, **how) as predictor:  # type: ignore[arg-type]
+                found = predictor.predict(digits)
+            assert {one.alone for one in found} == {None, "the target allows no more"}
+            assert {one.exit for one in found if one.alone} == {2}
+        for much in ("1GB/s", "5min"):
+            with RemotePredictor(where, target=much, **how) as predictor:  # type: ignore[arg-type]
+                assert {one.alone for one in predictor.predict(digits)} == {None}
         with pytest.raises(RunError, match="name one of them"):
             RemotePredictor(where, target="1B/s", rate="few", **how)  # type: ignore[arg-type]
     with (
