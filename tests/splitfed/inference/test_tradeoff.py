@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import DEEPER, small
 
+from splitfed import simulate
 from splitfed.errors import SplitfedError
 from splitfed.inference.deciding import Rule
 from splitfed.inference.exits import load
+from splitfed.inference.fitting import fit
 from splitfed.inference.rates import rates
 from splitfed.inference.run_model import RunModel
 from splitfed.inference.tradeoff import Measured, measure_all, point, tradeoff
@@ -21,6 +24,10 @@ from splitfed.run.origin import load_data
 PLAIN = "plain={reducer: none, smashed: {codec: float32, lossless: none}}"
 TOKENS = "few tokens={reducer: {kind: discard_tokens, kept_tokens: 0.6}, smashed: {codec: float32, lossless: none}}"
 TWO = [PLAIN, TOKENS]
+LEARNS = (
+    "training.client.optimiser.lr=4e-3", "training.server.optimiser.lr=4e-3", "training.batch_size=32",
+    "data.limit=900", "data.test_limit=300", "federation.rounds=8",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +117,20 @@ def test_rates_that_are_none_are_refused_in_a_line(finished: Path, rate: str, wh
 def test_two_rates_of_one_name_are_refused(finished: Path) -> None:
     with pytest.raises(SplitfedError, match="same name"):
         rates(RunModel.read(finished).scenario.compression, ["small", "small"])
+
+
+@pytest.mark.slow
+def test_over_seeds_it_does_so_at_every_share(tmp_path: Path) -> None:
+    """In the mean of three seeds, and where nothing or all is sent it comes to the same."""
+    gains: dict[int, list[float]] = {tenth: [] for tenth in range(11)}
+    for seed in range(3):
+        run = simulate(small(*DEEPER, *LEARNS, f"seed={seed}"), runs=tmp_path / str(seed)).folder
+        fit(run, [2], epochs=4)
+        _, curves = tradeoff(run, split="test", rates=[PLAIN])
+        for tenth, found in gains.items():
+            one = min(curves["plain"], key=lambda point: abs(point.share - tenth / 10))
+            assert one.share == pytest.approx(tenth / 10, abs=0.03)
+            found.append(one.accuracy - one.at_random)
+    assert all(sum(found) > 0 for tenth, found in gains.items() if 0 < tenth < 10), gains
+    assert sum(gains[0]) == pytest.approx(0, abs=1e-6)
+    assert sum(gains[10]) == pytest.approx(0, abs=1e-6)
