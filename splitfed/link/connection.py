@@ -105,6 +105,7 @@ class Way:
     _largest: float = 0.0  # the window at the last loss, in packets
     _since: float = 0.0  # when it was
     _used: float = -math.inf  # when something was sent last
+    _gone: float = 0.0  # and when a frame was
     _opened: float = -math.inf  # when the window was last filled anew, and how much of it was left
     _room: float = 0.0
     _flying: float = 0.0  # what was sent in this window and is acknowledged at that time
@@ -130,6 +131,7 @@ class Way:
         else:
             self._acknowledged(trip)
             self._rested(start, trip)
+            self._since += max(0.0, start - self._gone)  # CUBIC's clock stands still while nothing is on its way
             room = self._window
         while True:
             if room > 0:
@@ -148,7 +150,8 @@ class Way:
             now = opened = max(gone, opened + trip)
             self._acknowledged(trip)
             room, lost = self._window, False
-        self._used, self._opened, self._room = gone, opened, room
+        self._used = self._gone = gone
+        self._opened, self._room = opened, room
         if self._back is not None:
             self._back._answer(start + link.latency, gone + link.latency)
         jitter = link.jitter * (2 * self._drawn() - 1) if link.jitter else 0.0
@@ -168,7 +171,6 @@ class Way:
             self._threshold = max(self._threshold, 0.75 * self._window)
             halvings = min(idle / timeout, 64.0)
             self._window = max(_FIRST_WINDOW, self._window / 2 ** math.floor(halvings))
-            self._since += idle
 
     def _answer(self, begun: float, ended: float) -> None:
         """Send something now and then, from the moment at which a frame begins to arrive until it has."""

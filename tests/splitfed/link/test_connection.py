@@ -65,6 +65,24 @@ def test_who_receives_a_frame_does_not_rest(joined: bool) -> None:
     assert took == pytest.approx(0.025 if joined else 0.175, abs=0.001)
 
 
+@pytest.mark.parametrize(("loss", "latency"), [(0.02, 0.1), (0.01, 0.03)])
+def test_frames_there_and_back_go_no_faster_than_one_long_transfer(loss: float, latency: float) -> None:
+    """A window does not grow while it waits for the answer: a frame takes its share of the formula's time."""
+    took = []
+    for seed in range(6):
+        line = Steady(5 * MBIT)
+        link = Link(line, line, latency, loss=loss)
+        up, down = (Way(line, link, Key(seed).at(way)) for way in ("up", "down"))
+        up.join(down)
+        now = 0.0
+        for _ in range(60):
+            for one in (up, down):
+                now = sum(one.send(now, 104_000))
+        took.append(now / 120)
+    window = 1.22 / math.sqrt(loss)
+    assert sum(took) / 6 == pytest.approx(104_000 / SEGMENT / window * 2 * latency, rel=0.15)
+
+
 @pytest.mark.parametrize(("loss", "trip"), [(0.01, 0.05), (0.001, 0.05), (0.1, 0.05), (0.01, 0.2)])
 def test_loss_bounds_a_long_transfer_as_the_formula_of_reno_says(loss: float, trip: float) -> None:
     size = 5_000_000 if loss >= 0.01 else 20_000_000
