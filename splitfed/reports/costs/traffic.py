@@ -96,8 +96,8 @@ class Traffic:
         found, scenario, (front, back, _) = _Sum(), self.scenario, self.parts
         clients = len(self.shares.trained)
         loads = scenario.compression.front_weights.initial == "load"
-        if (frozen := front.frozen()) and not loads:
-            wire = WeightWire(frozen, scenario.compression)
+        wire = WeightWire.of_frozen(ClientPart.of(scenario, self.parts), scenario.compression)
+        if wire.shapes and not loads:
             found.add("control", ("down", wire.rehearse(self.key)), clients)
         if fitting := scenario.compression.reducer.alignment():
             down, up = WeightWire.of_alignment(front, back.decoder, scenario.compression)
