@@ -38,7 +38,8 @@ class InTurns(WeightExchange):
         """Return the frame of what a client lacks; the round's part is one of these `arrays`."""
         if self._arrays is not arrays:
             self._arrays, self._coded = arrays, {}
-            self._weights = {**self._turns.part.travelling(), **plain(arrays)}
+            others = {name: tensor.cpu() for name, tensor in self._turns.part.travelling().items()}
+            self._weights = {**others, **plain(arrays)}
         # An update begins at the weights that a client has, which may be older than this frame.
         self._given[client] = self._guard.given({name: self._weights[name] for name in self._up.shapes})
         terms, compression = self._packs(client) or (None, None)

@@ -18,7 +18,7 @@ from splitfed.model.adapters.subsets import Fixed
 from splitfed.model.build import build
 from splitfed.model.exits.heads import Exits
 from splitfed.model.mistakes import blank, mistakes
-from splitfed.model.parts import Back, Front, Later, Parts, split, split_twice
+from splitfed.model.parts import Back, Front, Later, Part, Parts, split, split_twice
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario import Scenario
 from splitfed.scenario.sections import COMMON, Terms
@@ -38,12 +38,10 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
         parts = Parts(*split(vit, scenario.model.cut), nn.Identity())
     else:
         parts = Parts(*split_twice(vit, scenario.model.cut, scenario.tail))
-    front, back, tail = parts
-    adapter = scenario.model.adapter
-    adapter.apply(front, key.at("adapter"))
-    adapter.apply(back, key.at("adapter", "back"))
-    if isinstance(tail, Later):
-        adapter.apply(tail, key.at("adapter", "tail"))
+    front, back, _ = parts
+    for part in parts:
+        if isinstance(part, Part):
+            scenario.model.adapter.apply(part, key.at("adapter"))
     geometry = front.geometry(scenario.training.batch_size, classes)
     _attach_exits(scenario, front, back, classes)
     reducer = scenario.compression.reducer

@@ -21,7 +21,8 @@ def composed(state: State, scale: float) -> dict[str, Tensor]:
     plain = without(state)
     for layer, parts in by_layer(state).items():
         beside, behind = (
-            scale * sum(part[f"{where}.up"].double() @ part[f"{where}.down"].double() for part in parts)
+            scale
+            * torch.stack([part[f"{where}.up"].double() @ part[f"{where}.down"].double() for part in parts]).sum(0)
             for where in (BESIDE, BEHIND)
         )
         weight = plain[f"{layer}.weight"]
@@ -64,9 +65,11 @@ def takes_more(vit: VisionTransformer) -> bool:
 
 def ratio(vit: VisionTransformer, more: int) -> float:
     """Return the `mlp_ratio` of a model whose feed-forward parts have so many more hidden units than this one's."""
-    hidden = vit.blocks[0].mlp.fc1.out_features + more
-    exact = hidden / vit.embed_dim
-    return exact if int(vit.embed_dim * exact) == hidden else (hidden + 0.5) / vit.embed_dim  # timm rounds down
+    mlp = vit.blocks[0].mlp
+    assert isinstance(mlp, Mlp)
+    hidden, width = mlp.fc1.out_features + more, int(vit.embed_dim)
+    exact = hidden / width
+    return exact if int(width * exact) == hidden else (hidden + 0.5) / width  # timm rounds down
 
 
 def without(state: State) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ class Added(nn.ModuleList):
         """Return what a layer made of what it has taken, and what the parts add to that."""
         whole = made
         for part in self:
-            for where, branch in part.items():  # type: ignore[operator, union-attr]
+            for where, branch in part.items():  # type: ignore[operator]
                 whole = whole + branch(made if where == BEHIND else taken)
         return whole
 

@@ -62,6 +62,7 @@ class Lora(Placed):
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets,  # type: ignore[arg-type]
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
+            key = key if part.side == "front" else key.at(targets[0])
             torch.default_generator.manual_seed(key.integer())
             inject_adapter_in_model(config, part)
 

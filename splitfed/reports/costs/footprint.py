@@ -39,6 +39,7 @@ def measure(parts: Parts, cut: Cut, scenario: Scenario, batch: int, key: Key) ->
     training, size = scenario.training, scenario.model.image_size
     images = torch.randn(batch, 3, size, size, generator=key.at("estimate", "images").generator()).to(cut.device)
     part, splits = ClientPart.of(scenario, parts), scenario.federation.splits
+    part.turn_to(1)
     sides = (part, parts.back) if splits else (part,)
     settings = (training.client, training.server)[: len(sides)]
     optimisers = [config.optimiser_for(side) for config, side in zip(settings, sides, strict=True)]

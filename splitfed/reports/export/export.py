@@ -71,8 +71,8 @@ def export(
         (out.with_suffix(f".{kind}.safetensors") if tensors else None, tensors)
         for kind, tensors in (("halves", halves), ("added", added))
     ]
-    beside = [path for path, _ in aside]
-    files = (out, out.with_suffix(".md"), out.with_suffix(".json"), *beside)
+    of_halves, of_added = (path for path, _ in aside)
+    files = (out, out.with_suffix(".md"), out.with_suffix(".json"), of_halves, of_added)
     if not force and (there := [path for path in files if path is not None and path.exists()]):
         raise RunError(f"{there[0]}: exists; name another file, or replace it with --force")
     classes = _data(scenario, state, run).classes
@@ -86,13 +86,13 @@ def export(
     }  # fmt: skip
     weights = packed(model, about)
     made = Exported(
-        out, out.with_suffix(".md"), out.with_suffix(".json"), *beside, round,
+        out, out.with_suffix(".md"), out.with_suffix(".json"), of_halves, of_added, round,
         create_line(left, len(classes), out.name), hashlib.sha256(weights).hexdigest(),
     )  # fmt: skip
     parameters = sum(tensor.numel() for tensor in model.values())
     text = card(
         Provenance.read(run, scenario, round), classes, made.create, out.name, parameters, made.sha256,
-        *(path.name if path else None for path in beside),
+        *(path.name if path else None for path in (of_halves, of_added)),
     )  # fmt: skip
     for path, tensors in aside:
         if path is not None:

@@ -35,6 +35,7 @@ from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble, check_fits
 from splitfed.split.auxiliary import Auxiliary, align
+from splitfed.split.client_part import ClientPart
 from splitfed.split.computing.rehearsal import RandomBatch
 from splitfed.split.cut import Cut
 
@@ -107,6 +108,7 @@ def count_step(parts: Parts, cut: Cut, scenario: Scenario, examples: int, key: K
     """Count a step of `examples` images between a model's parts, or of a client that trains all of it, on their device;
     leaves no gradients."""
     size = scenario.model.image_size
+    ClientPart.of(scenario, parts).turn_to(1)
     if not scenario.federation.splits:
         return _count_whole(parts, cut, size, examples, key)
     found = _count_split(parts, cut, size, examples, key)

@@ -15,8 +15,8 @@ from splitfed.split.weights.wire import WeightWire
 
 
 class Turns:
-    """Which parts of what an adapter adds to a `part` go to a client, and how; with `sl`, where each client goes on with
-    what the one before it made of the round's part, also that."""
+    """Which parts of what an adapter adds to a `part` of the model go to a client, and how. With `sl` each client goes
+    on with what the one before it made of the round's part, so that goes too."""
 
     def __init__(self, scenario: Scenario, part: ClientPart) -> None:
         self.part, self._compression = part, scenario.compression
@@ -24,8 +24,8 @@ class Turns:
         self._wires: dict[frozenset[int], WeightWire] = {}
 
     def lacking(self, since: int | None, round: int) -> frozenset[int]:
-        """Return the parts that a client lacks at the begin of a round, if it was last trained in that of `since` (None:
-        in none)."""
+        """Return the parts that a client lacks as a round begins, if it was last trained in that of `since` (None: in
+        none)."""
         if since is None:
             return frozenset(range(self.part.turns))
         rounds = range(max(since, round - self.part.turns), round + self._handed_on)
