@@ -99,11 +99,13 @@ class ClientState:
         path = self._newest(round, trained, _WEIGHTS)
         return _under(_RESIDUAL, _weights(path)) if path else {}
 
-    def save_weights(self, round: int, known: dict[str, Tensor], residual: dict[str, Tensor]) -> None:
+    def save_weights(
+        self, round: int, known: dict[str, Tensor], residual: dict[str, Tensor], spared: int | None = None
+    ) -> None:  # fmt: skip
         """Store the weights that came in a round and what those that went back lack, and delete those that no
-        checkpoint needs. Raises WriteError."""
+        checkpoint needs, nor whoever counts from the round that is `spared`. Raises WriteError."""
         tensors = {_KNOWN + name: tensor for name, tensor in known.items()}
-        self._save(round, tensors | {_RESIDUAL + name: tensor for name, tensor in residual.items()}, _WEIGHTS)
+        self._save(round, tensors | {_RESIDUAL + name: tensor for name, tensor in residual.items()}, _WEIGHTS, spared)
 
     def copies(self, trained: int) -> dict[int, Entry]:
         """Return the copies of this client's samples as the round left them in which it was last `trained`. Raises

@@ -10,6 +10,7 @@ from splitfed.federation.phases import Phase
 from splitfed.seeds import Key
 from splitfed.split.weights.differences import Base, Weights, base_of, fits, restored, send
 from splitfed.split.weights.initial import Initial
+from splitfed.split.weights.turns import Turns
 from splitfed.split.weights.wire import WeightWire
 from splitfed.wire.frame import Packed
 from splitfed.wire.messages import Weights as Sent
@@ -17,12 +18,13 @@ from splitfed.wire.messages import Weights as Sent
 
 @dataclass(frozen=True, slots=True)
 class Wires:
-    """What weights cross by at a client: each round, and `once` what is never trained; and the `initial` weights, where
-    the client has loaded them itself."""
+    """What weights cross by at a client: each round, and `once` what is never trained; the `initial` weights, where the
+    client has loaded them itself; and the `turns` of an adapter's parts, where these take turns."""
 
     each_round: WeightWire
     once: WeightWire
     initial: Initial | None = None
+    turns: Turns | None = None
 
 
 class RoundWeights:
@@ -33,6 +35,7 @@ class RoundWeights:
         self, wires: Wires, state: ClientState, round: int, client: int, phase: Phase, trained: int | None = None
     ) -> None:  # fmt: skip
         self._wire, self._once, self._initial = wires.each_round, wires.once, wires.initial
+        self._turns = wires.turns
         self._state, self._round, self._client, self._phase = state, round, client, phase
         self._trained = trained
         self._known: Weights = {}
@@ -43,7 +46,7 @@ class RoundWeights:
         that comes once, and then from where they are kept. In a frozen phase the former are kept too. Raises WireError
         for what is no such message, and Lacking where it builds on weights that this client has not."""
         frozen = self.frozen(sent.once)
-        self._known = weights = self._told(sent)
+        self._known = weights = self._told(sent) if self._turns is None else self._in_turn(self._turns, sent)
         if self._phase.frozen:
             if sent.weights or sent.loaded:
                 self._state.save_settled(self._phase.first, weights)
@@ -75,6 +78,17 @@ class RoundWeights:
             raise WireError("the message to evaluate has differences, not weights")
         return restored(self._base(base), weights)
 
+    def _in_turn(self, turns: Turns, sent: Sent) -> Weights:
+        """Return all that travels in some round, from what came and what is kept of parts that did not."""
+        weights, frame = turns.wire(turns.lacking(self._trained, self._round)).unpack(sent.weights)
+        same_round(frame.round, self._round)
+        if self._trained is None:
+            return weights
+        kept = self._state.known(self._trained)
+        if kept is None or not turns.fit(kept):
+            raise Lacking(f"the parts of the adapter that round {self._trained} began with are not here")
+        return {**kept, **weights}
+
     def _settled(self) -> Weights:
         if not self._phase.frozen:
             raise WireError("the message has no weights, in a round in which they change")
@@ -86,6 +100,8 @@ class RoundWeights:
     def up(self, weights: dict[str, Tensor], key: Key) -> Packed:
         """Return the frame of these weights, and keep what the next round needs."""
         wire, round, client = self._wire, self._round, self._client
+        if self._turns is not None:
+            self._state.save_weights(round, self._turns.kept(self._known), {}, spared=self._trained)
         if not wire.delta:
             return wire.pack(weights, key, round, client)
         if self._missing and not fits(wire, self._missing):

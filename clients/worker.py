@@ -48,6 +48,7 @@ from splitfed.split.copies import Copies, Visit
 from splitfed.split.cut import Cut
 from splitfed.split.ending import pack_end, unpack_done
 from splitfed.split.weights.initial import HeldByPhase
+from splitfed.split.weights.turns import Turns
 from splitfed.split.weights.wire import WeightWire
 from splitfed.wire.channel import Invitation, Stream
 from splitfed.wire.frame import Place
@@ -91,7 +92,9 @@ class Worker:
             Cuts(scenario, self.geometry, self.device, once=once) for once in (False, True)
         )
         self.cut = self.cuts.plain
-        self._once = WeightWire({} if loads else self.part.frozen(), scenario.compression)
+        none = WeightWire({}, scenario.compression)
+        self._once = none if loads else WeightWire.of_frozen(self.part, scenario.compression)
+        self._turns = Turns(scenario, self.part)
         self.fitting = scenario.compression.reducer.alignment()
         self.alignment_wires = WeightWire.of_alignment(self.front, self.decoder, scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)
@@ -125,6 +128,7 @@ class Worker:
         learner = None if frozen else self._learner(part, client, round, states, proximal, trained)
         step = self._step(round, part, stored, terms)
         part.train(not frozen)
+        part.turn_to(round)
         rows = self.holding.rows(client)
         losses, number, up, down = 0.0, 0, 0, 0
         with self.stream(invitation, client, round, reach, by) as opened:
@@ -151,7 +155,7 @@ class Worker:
         whole = step.loss if isinstance(step, LocalStep) else None
         loss = losses / max(1, number) if whole is None else whole
         pace = stream.throughput if isinstance(stream, Measured) else None
-        return Trained(part.travelling(), loss, crossed, len(rows), pace)
+        return Trained(part.travelling(round), loss, crossed, len(rows), pace)
 
     def _step(self, round: int, part: ClientPart, stored: int | None, terms: Terms) -> Step:
         phase, step = self.scenario.phase(round), self._across(self.cuts.under(terms))
@@ -212,7 +216,8 @@ class Worker:
     def wires(self, round: int | None = None, terms: Terms = COMMON) -> Wires:
         """Return what weights cross by in a round, under these terms; without one, to be evaluated."""
         held = self.held.plain if round is None else self.held.at(round)
-        return Wires(held.wire.under(self.scenario.compression_under(terms)), self._once, held.initial)
+        turns = None if round is None or self.part.turns == 1 else self._turns
+        return Wires(held.wire.under(self.scenario.compression_under(terms)), self._once, held.initial, turns)
 
     def _learner(
         self, part: ClientPart, client: int, round: int, states: Path, proximal: float, trained: int | None

@@ -48,14 +48,14 @@ class Model:
         return whole_state(*self.parts)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over all weights, by copy. Raises RunError where what is frozen of the front is other than it was, for
-        clients have that already."""
+        """Take over all weights, by copy. Raises RunError where what is frozen of the clients' part is other than it
+        was, for they have that already."""
         frozen = {name: tensor.clone() for name, tensor in self.client_part.frozen().items()}
         for part in self.parts:
             part.load_state_dict({name: state[name] for name in part.state_dict()})
         if any(not tensor.equal(frozen[name]) for name, tensor in self.client_part.frozen().items()):
             raise RunError(
-                "model.adapter: what is frozen of the front is not what this run began with, and clients have that: "
+                "model.adapter: what is frozen of it is not what this run began with, and clients have that: "
                 "bring the file of model.weights back as it was, or start a new run"
             )
 
@@ -68,7 +68,7 @@ class Model:
         """Return the weights that clients are handed out in a round, or without one to evaluate, for a message of
         Flower's."""
         part = self.client_part if round is None else self.auxiliary.open(round)
-        return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in part.travelling().items()})
+        return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in part.travelling(round).items()})
 
     def load_part(self, round: int, weights: dict[str, Tensor]) -> None:
         """Take over what came back from the clients in a round, by copy."""

@@ -43,6 +43,7 @@ SHORT = {
     "splitfed/reports/live/log.py": "the one place that joins console and curves to a run folder",
     "splitfed/reports/sweep/point.py": "is started by its name, in a process of its own",
     "splitfed/data/stratify.py": "below all that divides images",
+    "splitfed/model/adapters/registry.py": "the union, apart from the contract",
     "splitfed/model/_torchvision.py": "is imported for its effect, before timm",
 }
 HOUSE = House(ROOT)

@@ -13,6 +13,7 @@ from splitfed.server.weights.differences import WeightDifferences
 from splitfed.server.weights.exchange import Coded, Packs, WeightExchange, WholeWeights, all_alike
 from splitfed.server.weights.guard import Guard
 from splitfed.server.weights.settled import Kept, Settled
+from splitfed.server.weights.turns import InTurns
 from splitfed.split.weights.initial import HeldByPhase
 from splitfed.split.weights.wire import WeightWire
 
@@ -82,6 +83,8 @@ def exchanges_of(
     compression, guard = scenario.compression, Guard(scenario.federation.clip.front_weights)
     part, wire, initial = held.plain.part, held.plain.wire, held.plain.initial
     each_round: WeightExchange = WholeWeights(wire, guard=guard, initial=initial, held=held, packs=packs)
+    if part.turns > 1:
+        each_round = InTurns(scenario, held, guard, packs)
     if wire.delta:
         in_turn = scenario.federation.mode == "sl"
         each_round = WeightDifferences(wire, guard, initial, held, in_turn=in_turn)
@@ -92,6 +95,6 @@ def exchanges_of(
     frozen = {} if initial else {name: tensor.cpu().clone() for name, tensor in part.frozen().items()}
     if not frozen:
         return each_round, evaluation
-    has, once, key = set[int](), WeightWire(frozen, compression), key.at("once")
+    has, once, key = set[int](), WeightWire.of_frozen(part, compression), key.at("once")
     part.load_frozen(once.unpack(once.pack(frozen, key, 0, -1).buffer)[0])
     return FrozenOnce(each_round, once, frozen, key, has), FrozenOnce(evaluation, once, frozen, key, has)

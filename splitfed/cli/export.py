@@ -37,6 +37,8 @@ def export(
     print(f"{made.config}: its config, as timm reads it on the Hub")
     if made.halves is not None:
         print(f"{made.halves}: the reducer's own layers: timm's model is without them, and not what the run evaluated")
+    if made.added is not None:
+        print(f"{made.added}: what the adapter has added: timm's model is without it, and not what the run evaluated")
     print(made.create)
 
 

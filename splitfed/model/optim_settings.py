@@ -26,8 +26,8 @@ class Adam(Config):
     decoupled: bool = False
     """Whether weight decay does not pass through the moments, which makes it AdamW."""
 
-    def build(self, parameters: "list[nn.Parameter]", weight_decay: float) -> "Optimizer":
-        """Return the optimiser of these parameters."""
+    def build(self, parameters: "list[dict[str, list[nn.Parameter]]]", weight_decay: float) -> "Optimizer":
+        """Return the optimiser of these groups of parameters."""
         import torch
 
         kind = torch.optim.AdamW if self.decoupled else torch.optim.Adam
@@ -46,8 +46,8 @@ class Sgd(Config):
     nesterov: bool = False
     """Whether momentum is Nesterov's."""
 
-    def build(self, parameters: "list[nn.Parameter]", weight_decay: float) -> "Optimizer":
-        """Return the optimiser of these parameters."""
+    def build(self, parameters: "list[dict[str, list[nn.Parameter]]]", weight_decay: float) -> "Optimizer":
+        """Return the optimiser of these groups of parameters."""
         import torch
 
         return torch.optim.SGD(
@@ -107,8 +107,9 @@ class SideConfig(Config):
     nothing (`disjoint`) are measured by themselves."""
 
     def optimiser_for(self, module: "nn.Module") -> "Optimizer":
-        """Build the optimiser of all trained parameters of a module."""
-        return self.optimiser.build([p for p in module.parameters() if p.requires_grad], self.weight_decay)
+        """Build the optimiser of all trained parameters of a module; there may be none."""
+        trained = [p for p in module.parameters() if p.requires_grad]
+        return self.optimiser.build([{"params": trained}], self.weight_decay)
 
     def lr(self, round: int, rounds: int) -> float:
         """Return the learning rate of a round, counted from 1."""

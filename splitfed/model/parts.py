@@ -90,10 +90,12 @@ def check(vit: nn.Module, cut: int, tail: int | None = None) -> None:
         raise ModelError(f"{key}: {why}")
 
 
-class _Part(VisionTransformer):
+class Part(VisionTransformer):
     """Some parts of a built VisionTransformer under their own names, run by timm's own forward code. `exits` are those
-    after its blocks that are trained with it, None where there are none; the forward pass leaves them out."""
+    after its blocks that are trained with it, None where there are none; the forward pass leaves them out. `side` says
+    on which side of the cut it is: `front`, or `back` whatever follows it."""
 
+    side = "back"
     exits: Exits | None
 
     def __init__(self, vit: VisionTransformer, parts: list[str], first: int, last: int) -> None:
@@ -105,11 +107,29 @@ class _Part(VisionTransformer):
         for name in parts:
             setattr(self, name, nn.Sequential(OrderedDict(numbered)) if name == "blocks" else getattr(vit, name))
         self.exits = None
+        self._frozen: frozenset[str] = frozenset()
         self.train(vit.training)
 
     def after(self, block: int) -> nn.Module:
         """Return what makes the output of a block, whose number is the whole model's, from 1 on."""
         return self.blocks.get_submodule(str(block - 1))
+
+    def freeze(self) -> None:
+        """Let all that is not trained travel no more; before exits and a reducer's layers are attached."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        self._frozen = frozenset(self.state_dict()) - trained
+
+    def frozen(self) -> dict[str, Tensor]:
+        """Return what an adapter has frozen: it is the same in all rounds."""
+        return {name: tensor for name, tensor in self.state_dict().items() if name in self._frozen}
+
+    def travelling(self) -> dict[str, Tensor]:
+        """Return the tensors that a round may change, and that go out and come back where a client holds this."""
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in self._frozen}
+
+    def load_travelling(self, weights: dict[str, Tensor]) -> None:
+        """Take over, by copy, what came; the rest stays as it is."""
+        self.load_state_dict({**self.state_dict(), **weights})
 
     def learning(self, round: int, targets: Tensor, *given: Any) -> tuple[Tensor, Tensor | None]:
         """Return what a forward pass makes of what is given, and the loss of the exits on it that joins the model's in
@@ -132,7 +152,7 @@ class _Again(nn.Module):
         return checkpoint(self.block, tokens, attn_mask, use_reentrant=False)
 
 
-class Front(_Part):
+class Front(Part):
     """The client's half: patch embedding, prefix tokens and the first blocks, images to activations `[B, n, D]`.
 
     `encoder`, which the forward pass leaves out, is the client's half of a reducer with layers of its own, else the
@@ -140,6 +160,7 @@ class Front(_Part):
     computed again on the way back.
     """
 
+    side = "front"
     gates: Gates | None
 
     def __init__(self, vit: VisionTransformer, cut: int) -> None:
@@ -148,7 +169,6 @@ class Front(_Part):
         self.encoder: nn.Module = nn.Identity()
         self.gates = None
         self._encoder_travels = True
-        self._frozen: frozenset[str] = frozenset()
 
     def forward(self, images: Tensor, budget: float | Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Turn images `[B, 3, H, W]` into activations at the cut, `[B, n, D]`. With `gates`, the rows of tokens that
@@ -179,25 +199,11 @@ class Front(_Part):
     def travelling(self) -> dict[str, Tensor]:
         """Return the tensors that go out and come back in each round: all but an encoder that is frozen or a client's
         own, and what an adapter has frozen."""
-        state = self.state_dict()
-        stays = {name for name in state if name.startswith((ENCODER, GATES))} if not self._encoder_travels else set()
-        return {name: t for name, t in state.items() if name not in stays and name not in self._frozen}
-
-    def freeze(self) -> None:
-        """Let all that is not trained travel no more; before a reducer's encoder is attached."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        self._frozen = frozenset(self.state_dict()) - trained
-
-    def frozen(self) -> dict[str, Tensor]:
-        """Return what an adapter has frozen: it is the same in all rounds."""
-        return {name: tensor for name, tensor in self.state_dict().items() if name in self._frozen}
-
-    def load_travelling(self, weights: dict[str, Tensor]) -> None:
-        """Take over, by copy, what came; what does not travel stays as it is."""
-        self.load_state_dict({**self.state_dict(), **weights})
+        stays = (ENCODER, GATES) if not self._encoder_travels else ()
+        return {name: tensor for name, tensor in super().travelling().items() if not name.startswith(stays)}
 
 
-class Later(_Part):
+class Later(Part):
     """Blocks that go on with another part's activations; those that end the model have its final norm and head."""
 
     def __init__(self, vit: VisionTransformer, first: int, last: int, ends: bool) -> None:

@@ -3,7 +3,7 @@
 from pydantic import Field, field_validator
 
 from splitfed.config import Config
-from splitfed.model.adapters import AdapterConfig
+from splitfed.model.adapters.registry import AdapterConfig
 from splitfed.model.exits.settings import ExitsConfig
 
 # Arguments of timm's that follow from something else, and from what.
@@ -41,9 +41,10 @@ class ModelConfig(Config):
     args: dict[str, int | float | bool | str] = {}
     """Arguments that go to timm as they are, such as `depth` or `drop_path_rate`."""
     adapter: AdapterConfig = Field("none", validate_default=True)
-    """What of the front is trained. With an adapter most of it stays as it is and crosses once for each client: only
-    its LayerNorms (`norms`), low-rank additions (`lora`) or the layers of a reducer alone (`frozen`) are trained and
-    cross each round. What follows the front is trained whole."""
+    """What of the model is trained. With an adapter most of it stays as it is, and crosses once for each client that
+    holds it: only LayerNorms (`norms`), `attention`, small additions (`lora`, `bottleneck`, `hydra`), the `head`, or
+    the layers of a reducer (`frozen`) are trained and cross each round. `on` says on which side of the cut; the other
+    is trained whole."""
     exits: ExitsConfig | None = None
     """Heads that are trained with the model, such as `{blocks: [1, 3]}`; null is none: `splitfed exits` trains some
     afterwards."""

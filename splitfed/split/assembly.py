@@ -3,18 +3,23 @@ client has it."""
 
 from collections.abc import Iterator
 
+import splitfed.model._torchvision  # noqa: F401  before timm, which imports torchvision
+
+# isort: split
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.trained.layers import Halves
 from splitfed.errors import ModelError
 from splitfed.federation.phases import misfit
-from splitfed.model.adapters import Fixed
+from splitfed.model.adapters.subsets import Fixed
 from splitfed.model.build import build
 from splitfed.model.exits.heads import Exits
 from splitfed.model.mistakes import blank, mistakes
-from splitfed.model.parts import Back, Front, Later, Parts, split, split_twice
+from splitfed.model.parts import Back, Front, Later, Part, Parts, split, split_twice
+from splitfed.model.settings import ModelConfig
 from splitfed.scenario import Scenario
 from splitfed.scenario.sections import COMMON, Terms
 from splitfed.seeds import Key
@@ -27,12 +32,16 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
     loaded, as `check_fits` does."""
     key = Key(scenario.seed)
     vit = build(scenario.model, classes, pretrained=pretrained, key=key.at("model"))
+    if problem := adapter_misfit(scenario.model, vit):
+        raise ModelError(f"model.adapter: {problem}")
     if scenario.tail is None:
         parts = Parts(*split(vit, scenario.model.cut), nn.Identity())
     else:
         parts = Parts(*split_twice(vit, scenario.model.cut, scenario.tail))
     front, back, _ = parts
-    scenario.model.adapter.apply(front, key.at("adapter"))
+    for part in parts:
+        if isinstance(part, Part):
+            scenario.model.adapter.apply(part, key.at("adapter"))
     geometry = front.geometry(scenario.training.batch_size, classes)
     _attach_exits(scenario, front, back, classes)
     reducer = scenario.compression.reducer
@@ -110,6 +119,13 @@ def _layers(halves: Halves | None) -> dict[str, torch.Size] | None:
     return None if halves is None else {name: tensor.shape for name, tensor in halves.state().items()}
 
 
+def adapter_misfit(model: ModelConfig, vit: VisionTransformer) -> str | None:
+    """Return why a model cannot be trained by its adapter, or None."""
+    adapter = model.adapter
+    sides = (Front(vit, model.cut), Back(vit, model.cut))
+    return next((problem for one in sides if one.side in adapter.sides and (problem := adapter.misfit(one))), None)
+
+
 class Cuts:
     """The cut of a scenario's model under all terms, each made when it is first asked for. A frame says its codecs and
     not its reducer, so both ends go by the terms; `most_bytes` is what no frame of any exceeds."""
@@ -141,6 +157,6 @@ def check_model(scenario: Scenario) -> None:
     front = Front(vit, scenario.model.cut)
     if problem := misfit(scenario.phases, len(vit.blocks) - scenario.model.cut):
         raise ModelError(f"phases: {problem}")
-    if problem := scenario.model.adapter.misfit(front):
+    if problem := adapter_misfit(scenario.model, vit):
         raise ModelError(f"model.adapter: {problem}")
     check_fits(scenario, front)

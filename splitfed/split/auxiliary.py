@@ -26,6 +26,7 @@ class Auxiliary(nn.Module):
         net = deepcopy(back)
         net.blocks = nn.Sequential(OrderedDict(list(net.blocks.named_children())[:blocks]))
         net.decoder, net.exits = nn.Identity(), None
+        net.requires_grad_(True)  # whatever an adapter has frozen of the back
         self._name = f"{AUXILIARY}{first}"
         self.add_module(self._name, net.train())
 

@@ -33,6 +33,7 @@ def of_the_model(scenario: Scenario) -> Found:
     with waiting("loading torch and timm"):
         from splitfed.model.mistakes import blank, mistakes
         from splitfed.model.parts import Front
+        from splitfed.split.assembly import adapter_misfit
 
     tail = None
     with suppress(AttributeError):
@@ -41,7 +42,7 @@ def of_the_model(scenario: Scenario) -> Found:
     yield from found
     if all(key in ("model.pretrained", "model.weights") for key, _ in found):
         front = Front(blank(model), model.cut)
-        if problem := model.adapter.misfit(front):
+        if problem := adapter_misfit(model, blank(model)):
             yield "model.adapter", problem
         with suppress(AttributeError):
             if problem := misfit(scenario.phases, len(blank(model).blocks) - model.cut):

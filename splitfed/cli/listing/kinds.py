@@ -269,6 +269,6 @@ _SORTS: dict[str, tuple[Callable[[str], Iterator[Listed]], str]] = {
     "engines": (_of_scenario("engine"), "Where clients run."),
     "scenarios": (_scenarios, "The scenarios that ship."),
     "models": (_models, "The models of timm that can be split."),
-    "adapters": (_adapters, "What of the front is trained."),
+    "adapters": (_adapters, "What of the model is trained."),
 }
 SORTS = {what: found for what, (found, _) in _SORTS.items()}

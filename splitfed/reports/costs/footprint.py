@@ -39,6 +39,7 @@ def measure(parts: Parts, cut: Cut, scenario: Scenario, batch: int, key: Key) ->
     training, size = scenario.training, scenario.model.image_size
     images = torch.randn(batch, 3, size, size, generator=key.at("estimate", "images").generator()).to(cut.device)
     part, splits = ClientPart.of(scenario, parts), scenario.federation.splits
+    part.turn_to(1)
     sides = (part, parts.back) if splits else (part,)
     settings = (training.client, training.server)[: len(sides)]
     optimisers = [config.optimiser_for(side) for config, side in zip(settings, sides, strict=True)]
@@ -138,18 +139,17 @@ class _Split:
         plan, targets = cut.plan(activations, labels, self.key, read, front.encoder)
         with count[0]:
             reduced = plan.reduce(activations)
-        smashed = reduced.detach().requires_grad_()
+        smashed = reduced.detach().requires_grad_(reduced.requires_grad)
         with count[1], autocast(self.precision, cut.device):
             restored = cut.reducer.restore(smashed, plan.side, plan.meta, back.decoder)
             features = _learning(back, self.round, targets, restored)
-        arrived = features.detach().requires_grad_()
+        arrived = features.detach().requires_grad_(features.requires_grad)
         with count[0 if isinstance(tail, Tail) else 1], autocast(self.precision, cut.device):
             loss = nn.functional.cross_entropy(tail(arrived), targets)
         loss.backward()
-        assert arrived.grad is not None
-        features.backward(arrived.grad)
-        assert smashed.grad is not None
-        reduced.backward(smashed.grad)
+        for made, gradient in ((features, arrived.grad), (reduced, smashed.grad)):
+            if gradient is not None:  # else nothing before it learns
+                made.backward(gradient)
         return loss
 
 

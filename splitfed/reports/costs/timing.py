@@ -36,7 +36,7 @@ def seconds_of_a_round(
     work.classes = classes
     every = phase.upload_every if federation.splits else None
     sends = set(range(0, steps, every)) if every else set()
-    wire = WeightWire.of(ClientPart.of(scenario, parts), scenario.compression)
+    wire = WeightWire.of(ClientPart.of(scenario, parts), scenario.compression, phase.first)
     ((up, down),) = pairs(ending.rehearse())
     end = Exchange(0.0, up, 0.0, down) if federation.splits else None
     found: dict[Terms, list[float]] = {}

@@ -18,6 +18,7 @@ from splitfed.split.client_part import ClientPart
 from splitfed.split.computing.rehearsal import Crossed, RandomBatch
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import EvaluationCut
+from splitfed.split.weights.turns import Turns
 from splitfed.split.weights.wire import WeightWire
 
 
@@ -96,8 +97,8 @@ class Traffic:
         found, scenario, (front, back, _) = _Sum(), self.scenario, self.parts
         clients = len(self.shares.trained)
         loads = scenario.compression.front_weights.initial == "load"
-        if (frozen := front.frozen()) and not loads:
-            wire = WeightWire(frozen, scenario.compression)
+        wire = WeightWire.of_frozen(ClientPart.of(scenario, self.parts), scenario.compression)
+        if wire.shapes and not loads:
             found.add("control", ("down", wire.rehearse(self.key)), clients)
         if fitting := scenario.compression.reducer.alignment():
             down, up = WeightWire.of_alignment(front, back.decoder, scenario.compression)
@@ -171,6 +172,9 @@ class Traffic:
 
     def _add_weights(self, found: _Sum, phase: Phase, share: float) -> None:
         part, plain = ClientPart.of(self.scenario, self.parts), self._wire
+        if part.turns > 1:
+            self._add_turns(found, part)
+            return
         if local := phase.local:
             part = part.with_auxiliary(Auxiliary(self.parts.back, local.blocks, phase.first))
         wire, cohort = WeightWire.of(part, self.scenario.compression), self.shares.cohort(self.scenario)
@@ -196,6 +200,20 @@ class Traffic:
         if anew:
             found.add("control", ("down", wire.rehearse(self.key, True, plain.shapes)), anew / rounds)
         found.add("control", ("down", wire.rehearse(self.key, difference=True)), (differences - anew) / rounds)
+
+    def _add_turns(self, found: _Sum, part: ClientPart) -> None:
+        """Add the parts of an adapter that take turns: all to who is there for the first time, later what it lacks."""
+        turns, rounds = Turns(self.scenario, part), self.scenario.federation.rounds
+        clients, drawn = len(self.shares.trained), self.shares.drawn(self.scenario)
+        up = WeightWire.of(part, self.scenario.compression, 1)
+        found.add("control", ("up", up.rehearse(self.key)), self.shares.cohort(self.scenario))
+        often = Counter[frozenset[int]]()
+        for round in range(1, rounds + 1):
+            often[turns.lacking(None, round)] += drawn * (1 - drawn) ** (round - 1)  # type: ignore[assignment]
+            for since in range(1, round):
+                often[turns.lacking(since, round)] += drawn**2 * (1 - drawn) ** (round - since - 1)  # type: ignore[assignment]
+        for parts, times in often.items():
+            found.add("control", ("down", turns.wire(parts).rehearse(self.key)), clients * times / rounds)
 
     def _settling(self, phase: Phase, share: float) -> float:
         """Return how many clients are drawn at least once in a phase."""

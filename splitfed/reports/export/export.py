@@ -1,11 +1,12 @@
 """A run's model as one timm checkpoint: front and back together, with a card that says where it comes from.
 
-What a reducer's own layers have learnt is no part of a timm model. They are written beside it. Exits are left out: they
-lie in the run's folder.
+What a reducer's own layers have learnt is no part of a timm model, and neither is what an adapter has added that cannot
+be folded in. They are written beside it. Exits are left out: they lie in the run's folder.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from splitfed.compression.reducers.trained.layers import DECODER, ENCODER, GATES
 from splitfed.data.dataset import FederatedData, load
 from splitfed.errors import RunError
 from splitfed.files import replace_with
+from splitfed.model.adapters.layers import split_name
 from splitfed.model.build import build
 from splitfed.model.exits.heads import EXITS
+from splitfed.model.mistakes import blank
 from splitfed.reports.export.model_card import Provenance, card
 from splitfed.reports.export.recipe import create_line, hub_config
 from splitfed.run.checkpoint import Checkpoints
@@ -29,14 +32,15 @@ from splitfed.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written: the weights, their card, their config as timm has it on the Hub, and the reducer's own layers,
-    if it has some; after which round, and the line of Python (`create`) by which timm loads the weights. `sha256` is
-    that of the weights' file, in hex."""
+    """What was written: the weights, their card, their config as timm has it on the Hub, the reducer's own layers, if
+    it has some, and what the adapter has added, if that is no part of the weights; after which round, and the line of
+    Python (`create`) by which timm loads the weights. `sha256` is that of the weights' file, in hex."""
 
     weights: Path
     card: Path
     config: Path
     halves: Path | None
+    added: Path | None
     round: int
     create: str
     sha256: str
@@ -60,32 +64,49 @@ def export(
     scenario = Scenario.load(run / "scenario.yaml", overrides)
     round, state = Checkpoints(run).choose(round)
     halves = {name: tensor for name, tensor in state.items() if name.startswith((ENCODER, DECODER, GATES))}
-    beside = out.with_suffix(".halves.safetensors") if halves else None
-    files = (out, out.with_suffix(".md"), out.with_suffix(".json"), beside)
+    adapter, vit = scenario.model.adapter, blank(scenario.model)
+    folds = adapter.folds(vit)
+    added = {} if folds else {name: tensor for name, tensor in state.items() if split_name(name)}
+    aside = [
+        (out.with_suffix(f".{kind}.safetensors") if tensors else None, tensors)
+        for kind, tensors in (("halves", halves), ("added", added))
+    ]
+    of_halves, of_added = (path for path, _ in aside)
+    files = (out, out.with_suffix(".md"), out.with_suffix(".json"), of_halves, of_added)
     if not force and (there := [path for path in files if path is not None and path.exists()]):
         raise RunError(f"{there[0]}: exists; name another file, or replace it with --force")
     classes = _data(scenario, state, run).classes
     plain = {name: tensor for name, tensor in state.items() if name not in halves and not name.startswith(EXITS)}
-    model = scenario.model.adapter.merged(plain)
-    _check(scenario, model, len(classes), run)
+    model = adapter.merged(plain) if folds else {name: t for name, t in plain.items() if name not in added}
+    left = _left(scenario, adapter.args(vit) if folds else {})
+    _check(left, model, len(classes), run)
     about = {
         "format": "pt", "splitfed_version": __version__, "scenario": scenario.name, "round": str(round),
         "model": scenario.model.name, "classes": json.dumps(classes),
     }  # fmt: skip
     weights = packed(model, about)
     made = Exported(
-        out, out.with_suffix(".md"), out.with_suffix(".json"), beside, round,
-        create_line(scenario, len(classes), out.name), hashlib.sha256(weights).hexdigest(),
+        out, out.with_suffix(".md"), out.with_suffix(".json"), of_halves, of_added, round,
+        create_line(left, len(classes), out.name), hashlib.sha256(weights).hexdigest(),
     )  # fmt: skip
     parameters = sum(tensor.numel() for tensor in model.values())
-    text = card(Provenance.read(run, scenario, round), classes, made.create, out.name, parameters, made.sha256,
-                beside.name if beside else None)  # fmt: skip
-    if beside is not None:
-        _write(beside, packed(halves, about))
+    text = card(
+        Provenance.read(run, scenario, round), classes, made.create, out.name, parameters, made.sha256,
+        *(path.name if path else None for path in (of_halves, of_added)),
+    )  # fmt: skip
+    for path, tensors in aside:
+        if path is not None:
+            _write(path, packed(tensors, about))
     _write(made.card, text.encode())
-    _write(made.config, (json.dumps(hub_config(scenario, classes), indent=2) + "\n").encode())
+    _write(made.config, (json.dumps(hub_config(left, classes), indent=2) + "\n").encode())
     _write(out, weights)
     return made
+
+
+def _left(scenario: Scenario, args: Mapping[str, float]) -> Scenario:
+    """Return a scenario whose model has other arguments of timm's, as is left once an adapter is folded in."""
+    model = scenario.model.model_copy(update={"args": {**scenario.model.args, **args}})
+    return scenario.model_copy(update={"model": model})
 
 
 def packed(tensors: dict[str, Tensor], about: dict[str, str]) -> bytes:

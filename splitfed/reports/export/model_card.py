@@ -44,14 +44,16 @@ class Provenance:
 
 
 def card(
-    origin: Provenance, classes: list[str], create: str, file: str, parameters: int, sha256: str, halves: str | None
-) -> str:
-    """Return the text of a card: YAML for the Hub, then Markdown; `halves` names the file of a reducer's own layers."""
+    origin: Provenance, classes: list[str], create: str, file: str, parameters: int, sha256: str, halves: str | None,
+    added: str | None = None,
+) -> str:  # fmt: skip
+    """Return the text of a card: YAML for the Hub, then Markdown; `halves` names the file of a reducer's own layers,
+    and `added` that of what an adapter has added."""
     scenario = origin.scenario
     model = scenario.model
     mean, std = (", ".join(f"{value:g}" for value in values) for values in pixel_stats(model))
     parts = [
-        f"---\n{write(_front_matter(origin, halves))}---",
+        f"---\n{write(_front_matter(origin, whole=not (halves or added)))}---",
         f"# {markdown(scenario.name)}: {markdown(model.name)}",
         f"An image classifier of {len(classes)} classes, trained by federated {_learning(scenario)} What crossed "
         f"between them was counted. Made by splitfed {__version__}.",
@@ -63,6 +65,7 @@ def card(
         '`timm.create_model("local-dir:FOLDER", pretrained=True)`.',
         f"{code(file)} holds {parameters:,} parameters under timm's names. Its SHA-256 is `{sha256}`.",
         _left_out(scenario, halves) if halves else "",
+        _not_folded(scenario, added) if added else "",
         "## Classes\n\n" + _classes(classes),
         "## Training\n\n" + _table(("", ""), _facts(origin)),
         "## Accuracy\n\n" + _table(("split", "accuracy"), _accuracy(origin)),
@@ -106,7 +109,7 @@ def _learning(scenario: Scenario) -> str:
     )
 
 
-def _front_matter(origin: Provenance, halves: str | None) -> dict[str, Any]:
+def _front_matter(origin: Provenance, *, whole: bool) -> dict[str, Any]:
     scenario = origin.scenario
     found: dict[str, Any] = {
         "library_name": "timm",
@@ -126,8 +129,8 @@ def _front_matter(origin: Provenance, halves: str | None) -> dict[str, Any]:
     if scenario.model.pretrained and scenario.model.weights is None:
         found["base_model"] = f"timm/{scenario.model.name}"
     found["metrics"] = ["accuracy"]
-    # With layers of its own left out, the accuracy is not that of the file.
-    if origin.summary is not None and halves is None:
+    # With layers left out, the accuracy is not that of the file.
+    if origin.summary is not None and whole:
         metric = {"type": "accuracy", "name": "test accuracy", "value": origin.summary.test_accuracy}
         of = {"type": data if on_the_hub else "image-folder", "name": data, "split": scenario.data.test_split}
         result = {"task": {"type": "image-classification"}, "dataset": of, "metrics": [metric]}
@@ -140,6 +143,14 @@ def _left_out(scenario: Scenario, halves: str) -> str:
         f"**The layers of the reducer `{scenario.compression.reducer.kind}` are not in it.** The run trained and "
         "evaluated front, encoder, decoder, back; timm's model is front and back alone, and the accuracy below not its "
         f"own. The layers are in {code(halves)}, as `encoder.*`, `decoder.*` and `gates.*`."
+    )
+
+
+def _not_folded(scenario: Scenario, added: str) -> str:
+    return (
+        f"**What the adapter `{scenario.model.adapter.kind}` has added is not in it**, for no layers of timm's model "
+        "compute the same. The run trained and evaluated it with the rest, and the accuracy below is not that of "
+        f"timm's model. It is in {code(added)}, by the names of the layers that it is added to."
     )
 
 

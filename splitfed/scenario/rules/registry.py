@@ -9,7 +9,7 @@ from inspect import signature
 
 from pydantic import BaseModel
 
-from splitfed.scenario.rules import crossing, exits, federation, phases, time, varying
+from splitfed.scenario.rules import adapters, crossing, exits, federation, phases, time, varying
 from splitfed.scenario.rules.base import Found, Rule
 
 RULES: tuple[Rule, ...] = (
@@ -44,6 +44,10 @@ RULES: tuple[Rule, ...] = (
     exits.exits_see_whole_tokens,
     exits.exits_learn_in_some_round,
     exits.disjoint_exits_change_nothing_else,
+    adapters.heads_learn_alone_where_fronts_rest,
+    adapters.parts_take_turns_where_they_cross,
+    adapters.parts_are_sent_whole,
+    adapters.parts_are_made_of_one_round,
     crossing.tail_is_of_private_labels,
     crossing.server_trains_what_it_holds,
     crossing.reducer_takes_the_batches,

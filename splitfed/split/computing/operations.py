@@ -35,6 +35,7 @@ from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble, check_fits
 from splitfed.split.auxiliary import Auxiliary, align
+from splitfed.split.client_part import ClientPart
 from splitfed.split.computing.rehearsal import RandomBatch
 from splitfed.split.cut import Cut
 
@@ -107,6 +108,7 @@ def count_step(parts: Parts, cut: Cut, scenario: Scenario, examples: int, key: K
     """Count a step of `examples` images between a model's parts, or of a client that trains all of it, on their device;
     leaves no gradients."""
     size = scenario.model.image_size
+    ClientPart.of(scenario, parts).turn_to(1)
     if not scenario.federation.splits:
         return _count_whole(parts, cut, size, examples, key)
     found = _count_split(parts, cut, size, examples, key)
@@ -133,7 +135,8 @@ def _taught(found: Operations, phase: Phase, parts: Parts, cut: Cut, key: Key) -
 def _count_whole(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key) -> Operations:
     with keyed_rng(key.at("operations", "sample"), cut.device):
         front, front_forward = _sample(parts.front, (3, image_size, image_size), cut.device, inner=False)
-        back, back_forward = _sample(parts.back, (cut.geometry.tokens, cut.geometry.width), cut.device, inner=True)
+        shape, asked = (cut.geometry.tokens, cut.geometry.width), _learns(parts.front)
+        back, back_forward = _sample(parts.back, shape, cut.device, inner=asked)
     for part in parts:
         part.zero_grad(set_to_none=True)
     return Operations(front, 0, 0, 0, 0, examples, back, back, front_forward, back_forward)
@@ -143,13 +146,13 @@ def _count_split(parts: Parts, cut: Cut, image_size: int, examples: int, key: Ke
     (front, back, tail), geometry = parts, cut.geometry
     _crossing(cut, front.encoder, back.decoder, examples, key)  # the first does what a run does once, as drawing keys
     reducing, restoring, restored = _crossing(cut, front.encoder, back.decoder, examples, key)
-    whole = (geometry.tokens, geometry.width)
+    whole, asked = (geometry.tokens, geometry.width), _learns(front) or _learns(back.decoder)
     with keyed_rng(key.at("operations", "sample"), cut.device):
         at_front, front_forward = _sample(front, (3, image_size, image_size), cut.device, inner=False)
-        plain = [_sample(part, whole, cut.device, inner=True) for part in (back, tail)]
+        plain = [_sample(part, whole, cut.device, inner=asked) for part in (back, tail)]
         left = plain
         if restored[1:] != whole:
-            left = [_sample(part, restored[1:], cut.device, inner=True) for part in (back, tail)]
+            left = [_sample(part, restored[1:], cut.device, inner=asked) for part in (back, tail)]
     for part in parts:
         part.zero_grad(set_to_none=True)
     share = restored[0] / examples
@@ -176,8 +179,13 @@ def _sample(module: nn.Module, shape: tuple[int, ...], device: torch.device, *, 
         forward = counter.get_total_flops()
         label = torch.zeros(1, dtype=torch.int64, device=device)
         losses = [exits.loss(seen, label) for exits in exits_of(module)]
-        torch.autograd.backward([made, *losses], [torch.ones_like(made), *map(torch.ones_like, losses)])
+        ends = [one for one in (made, *losses) if one.requires_grad]  # of what is frozen nothing goes back
+        torch.autograd.backward(ends, [torch.ones_like(one) for one in ends])
     return counter.get_total_flops(), forward
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _crossing(

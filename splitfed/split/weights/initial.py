@@ -55,12 +55,13 @@ class Held:
 
 class HeldByPhase:
     """What a client holds of a scenario's model in its `parts`: the same in all phases, `plain`, but for those in which
-    an auxiliary net teaches the front. Both sides have one of their own."""
+    an auxiliary net teaches the front, or where what an adapter adds takes turns. Both sides have one of their own."""
 
     def __init__(self, scenario: Scenario, parts: Parts) -> None:
         self._scenario, self._back = scenario, parts.back
         part, loads = ClientPart.of(scenario, parts), scenario.compression.front_weights.initial == "load"
         self.plain = self._held(part, Initial.of(part) if loads else None)
+        self._in_turn: dict[int, Held] = {}
         self._taught: tuple[int, Held] | None = None  # the phase, by its first round, and what is held in it
         # An auxiliary net of the first phase belongs to what the run begins with.
         self._first = self.plain.initial
@@ -74,11 +75,19 @@ class HeldByPhase:
         phase = self._scenario.phase(round)
         if (local := phase.local) is None:
             self._taught = None
-            return self.plain
+            return self._whose_turn(round)
         if self._taught is None or self._taught[0] != phase.first:
             part = self.plain.part.with_auxiliary(Auxiliary(self._back, local.blocks, phase.first))
             self._taught = phase.first, self._held(part, self._first if phase.first == 1 else self.plain.initial)
         return self._taught[1]
+
+    def _whose_turn(self, round: int) -> Held:
+        part = self.plain.part
+        if part.turns == 1:
+            return self.plain
+        if (turn := part.turn(round)) not in self._in_turn:
+            self._in_turn[turn] = Held(part, WeightWire.of(part, self._scenario.compression, round), None)
+        return self._in_turn[turn]
 
     def forget(self) -> None:
         """Drop an auxiliary net, so that the next one is made of the back as it is then."""

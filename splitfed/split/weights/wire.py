@@ -119,9 +119,14 @@ class WeightWire:
         return {name: weights[name] for name in self.shapes}, frame  # in one order: some strategies go by it
 
     @classmethod
-    def of(cls, part: ClientPart, compression: "Compression") -> Self:
-        """Return what carries the weights that a client holds."""
-        return cls(part.travelling(), compression, roles=part.roles())
+    def of(cls, part: ClientPart, compression: "Compression", round: int | None = None) -> Self:
+        """Return what carries the weights that a client holds and that come back from it in a round, or in some."""
+        return cls(part.travelling(round), compression, roles=part.roles())
+
+    @classmethod
+    def of_frozen(cls, part: ClientPart, compression: "Compression") -> Self:
+        """Return what carries, once, the weights that a client holds and that are never trained."""
+        return cls(part.frozen(), compression, roles=part.roles())
 
     @classmethod
     def of_alignment(cls, front: "Front", decoder: nn.Module, compression: "Compression") -> tuple[Self, Self]:

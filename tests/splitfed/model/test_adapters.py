@@ -190,7 +190,7 @@ def test_what_cannot_be_is_refused_in_a_line(monkeypatch):
         with pytest.raises(ScenarioError, match=text):
             small(f"model.adapter={adapter}")
     find = importlib.util.find_spec
-    monkeypatch.setattr("splitfed.model.adapters.find_spec", lambda name: None if name == "peft" else find(name))
+    monkeypatch.setattr("splitfed.model.adapters.lora.find_spec", lambda name: None if name == "peft" else find(name))
     ((key, why),) = of_the_model(small(LORA))
     assert key == "model.adapter"
     assert "pip install 'splitfed[adapters]'" in why

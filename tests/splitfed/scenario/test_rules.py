@@ -35,6 +35,11 @@ def exits(keys: str, why: str = "", key: str = "blocks") -> str:
     return SMALL.replace("image_size: 8}", f"image_size: 8, exits: {{{keys}}}}}{problem}")
 
 
+def adapter(settings: str, why: str) -> str:
+    return SMALL.replace("8}", f"8, adapter: {settings}}}  # model.{why}")
+
+
+PARTS = adapter("{kind: hydra, parts: 2}", "adapter.parts: is 2: parts cross in turn")
 # What follows, for each rule. A comment is the beginning of the problem that its line has.
 BREAKS = {
     "cohort_is_of_the_clients": [
@@ -217,6 +222,15 @@ BREAKS = {
         + "  clip: {front_weights: 1.0}  # federation.clip.front_weights: with disjoint exits an update's norm",
         exits("blocks: [1], regime: disjoint")
         + "  strategy: {kind: Krum, num_malicious_nodes: 1}  # federation.strategy: Krum measures clients by heads and",
+    ],
+    "heads_learn_alone_where_fronts_rest": [adapter("head", "adapter: head: nothing learns at the clients")],
+    "parts_take_turns_where_they_cross": [
+        adapter("{kind: hydra, parts: 2, on: both}", "adapter.parts: is 2, and of what follows the front nothing"),
+        adapter("{kind: hydra, parts: 4}", "adapter.parts: is 4 of 3 rounds, so some never learn"),
+    ],
+    "parts_are_sent_whole": [PARTS + "compression: {front_weights: {delta: true}}", PARTS + "phases: [frozen]"],
+    "parts_are_made_of_one_round": [
+        PARTS.partition("  #")[0] + SMALL.partition("8}")[2] + "  strategy: FedAdam  # federation.strategy: FedAdam",
     ],
     "tail_is_of_private_labels": [
         "model: {name: m, cut: 1, tail: 2, image_size: 8}\n"
