@@ -82,7 +82,7 @@ class Worker:
         # Weights come from the server, so none are loaded here unless that is asked for.
         loads = scenario.compression.front_weights.initial == "load"
         parts = assemble(settings.with_weights(scenario) if loads else scenario, classes, pretrained=loads or False)
-        parts = parts.to(self.device)
+        parts = parts.to(self.device, scenario.training.precision)
         self.held = HeldByPhase(scenario, parts)
         self.part = self.held.plain.part.train()
         self.front, self.decoder = self.part.front, parts.back.decoder

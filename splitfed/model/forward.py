@@ -1,4 +1,5 @@
-"""Dropout by key: torch draws it from global state, so that state is set for one forward pass and put back."""
+"""Forward passes: dropout by key, which torch draws from global state, so that this is set for one pass and put back;
+the precision; and so many samples at a time."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -43,3 +44,13 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, precision))
+
+
+def suit_attention(module: nn.Module, precision: str, device: torch.device) -> None:
+    """Have timm's attention computed the way that is quicker in this precision: on a CPU in bfloat16, where the fused
+    kernel takes up to twice as long, as two products."""
+    if precision == "float32" or device.type != "cpu":
+        return
+    for part in module.modules():
+        if getattr(part, "fused_attn", False):
+            part.fused_attn = False  # type: ignore[assignment]

@@ -21,6 +21,7 @@ from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.trained.layers import ENCODER, GATES, Gates, Halves
 from splitfed.errors import ModelError
 from splitfed.model.exits.heads import Exits, watching
+from splitfed.model.forward import suit_attention
 
 _FRONT_PARTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "pos_drop", "patch_drop", "norm_pre")
 
@@ -280,8 +281,10 @@ class Parts(NamedTuple):
         """Return the model in one piece, images to logits, through a reducer's own layers."""
         return Whole(self.front, self.front.encoder, self.back.decoder, self.back, self.tail)
 
-    def to(self, device: torch.device) -> "Parts":
-        """Move the parameters to a device, in place."""
+    def to(self, device: torch.device, precision: str = "float32") -> "Parts":
+        """Move the parameters to a device, in place, to be computed with in this precision there."""
+        for part in self:
+            suit_attention(part, precision, device)
         return Parts(self.front.to(device), self.back.to(device), self.tail.to(device))
 
 

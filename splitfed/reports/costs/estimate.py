@@ -74,7 +74,7 @@ def estimate(scenario: Scenario) -> Estimate:
     shares = Shares.of(scenario, key)
     device = pick_device(training.client.device)
     with waiting("building the model"):
-        parts = assemble(scenario, shares.classes, pretrained=False).to(device)
+        parts = assemble(scenario, shares.classes, pretrained=False).to(device, training.precision)
     check_fits(scenario, parts.front)
     cuts = Cuts(scenario, parts.front.geometry(training.batch_size, shares.classes), device)
     cut, traffic = cuts.plain, Traffic(scenario, shares, parts, cuts, key)
