@@ -95,7 +95,8 @@ class Worker:
         self.fitting = scenario.compression.reducer.alignment()
         self.alignment_wires = WeightWire.of_alignment(self.front, self.decoder, scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)
-        self.step = step_of(scenario.federation)(self.part, self.cut, scenario.training.precision)
+        self.chunk = scenario.training.client.chunk
+        self.step = step_of(scenario.federation)(self.part, self.cut, scenario.training.precision, self.chunk)
         self._steps: dict[Cut, WholeStep | SplitStep] = {self.cut: self.step}
         self._deployed = isinstance(scenario.engine, Deployment)
         said = settings.profile or ""
@@ -268,7 +269,10 @@ class Worker:
         parts = {name.removeprefix(DECODER): t for name, t in weights.items() if name.startswith(DECODER)}
         self.decoder.load_state_dict(parts)
         rows, training = self.holding.rows(client), self.scenario.training
-        aligner = Aligner(self.front, self.front.encoder, self.decoder, self.fitting.lr, training.precision, both=both)
+        aligner = Aligner(
+            self.front, self.front.encoder, self.decoder, self.fitting.lr, training.precision, both=both,
+            chunk=self.chunk,
+        )  # fmt: skip
         aligner.fit(
             batches(
                 self.holding.images, rows, training.batch_size, self.key.at("align", client),

@@ -1,19 +1,22 @@
 """Forward passes: dropout by key, which torch draws from global state, so that this is set for one pass and put back;
 the precision; and so many samples at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import RLock
+from typing import TypeVar
 
 import splitfed.model._torchvision  # noqa: F401  before timm, which imports torchvision
 
 # isort: split
 import torch
 from timm.layers import DropPath, PatchDropout
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from splitfed.seeds import Key
 
+T = TypeVar("T")
 _generators = RLock()
 
 
@@ -54,3 +57,19 @@ def suit_attention(module: nn.Module, precision: str, device: torch.device) -> N
     for part in module.modules():
         if getattr(part, "fused_attn", False):
             part.fused_attn = False  # type: ignore[assignment]
+
+
+def in_chunks(run: Callable[..., T], most: int | None, *given: Tensor) -> Iterator[T]:
+    """Yield what `run` makes of tensors, of at most so many of their samples at a time; None is all at once. Of several
+    chunks each is computed again on the way back, with the same random numbers, so that what one saves is all there is
+    at a time."""
+    if most is None or len(given[0]) <= most:
+        yield run(*given)
+        return
+    for chunk in zip(*(one.split(most) for one in given), strict=True):
+        yield checkpoint(run, *chunk, use_reentrant=False) if torch.is_grad_enabled() else run(*chunk)
+
+
+def join_chunks(chunks: list[Tensor]) -> Tensor:
+    """Return chunks as the whole that they are of."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
