@@ -41,7 +41,7 @@ from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment
 from splitfed.scenario.sections import COMMON, Terms
 from splitfed.seeds import Key
-from splitfed.split.assembly import Cuts, assemble
+from splitfed.split.assembly import Cuts, assemble, check_fits
 from splitfed.split.autoencoder import Aligner
 from splitfed.split.client_part import ClientPart
 from splitfed.split.copies import Copies, Visit
@@ -75,6 +75,7 @@ class Worker:
     def __init__(
         self, scenario: Scenario, settings: Settings, told: Sequence[str] = (), holding: Holding | None = None
     ) -> None:  # fmt: skip
+        scenario = settings.with_chunk(scenario)
         self.scenario, self.key = scenario, Key(scenario.seed)
         self.holding = holding or hold(scenario, settings, told)
         classes = len(self.holding.classes)
@@ -82,7 +83,9 @@ class Worker:
         # Weights come from the server, so none are loaded here unless that is asked for.
         loads = scenario.compression.front_weights.initial == "load"
         parts = assemble(settings.with_weights(scenario) if loads else scenario, classes, pretrained=loads or False)
-        parts = parts.to(self.device, scenario.training.precision)
+        self.parts = parts = parts.to(self.device, scenario.training.precision)
+        if settings.chunk is not None:
+            check_fits(scenario, parts.front)
         self.held = HeldByPhase(scenario, parts)
         self.part = self.held.plain.part.train()
         self.front, self.decoder = self.part.front, parts.back.decoder
