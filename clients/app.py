@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from splitfed.clients.connect import probe
+from splitfed.clients.deployment.memory import check_memory
 from splitfed.clients.evaluate import evaluate_held_out
 from splitfed.clients.settings import Settings
 from splitfed.clients.state import ClientState
@@ -72,6 +73,8 @@ def _prepare(question: Question, context: Context, settings: Settings) -> Identi
         held_out = len(holding.held_out(client)) if worker.scenario.evaluation.held_out else None
         # In a simulation the server has all images, and weighs them itself.
         told = isinstance(worker.scenario.engine, Deployment)
+        if told:
+            check_memory(worker, settings, len(holding.rows(client)))
         weight = holding.stored_bytes(client) if told else None
         return Identity(
             client, len(holding.rows(client)), held_out, images_bytes=weight, profile=settings.profile if told else None

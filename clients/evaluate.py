@@ -13,7 +13,7 @@ from splitfed.clients.connect import Reach
 from splitfed.clients.worker import Worker, end
 from splitfed.data.batches import Batch, batches
 from splitfed.errors import WireError
-from splitfed.model.forward import autocast
+from splitfed.model.forward import autocast, in_chunks, join_chunks
 from splitfed.split.evaluation import Evaluated, EvaluationCut, evaluated, mean
 from splitfed.wire.channel import Invitation, Stream
 from splitfed.wire.frame import Place
@@ -64,7 +64,7 @@ def _one(
     @torch.no_grad()
     def run(module: nn.Module, inputs: Tensor) -> Tensor:
         with autocast(worker.scenario.training.precision, worker.device):
-            return module(inputs)
+            return join_chunks([*in_chunks(module, worker.chunk, inputs)])
 
     smashed = run(worker.front.encoder, run(worker.front, batch.images))
     if stream is None:

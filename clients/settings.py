@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from splitfed.clients.connect import Reach
-from splitfed.errors import RunError
+from splitfed.errors import RunError, ScenarioError
 from splitfed.files import expanded
 from splitfed.model.build import fingerprint
 from splitfed.scenario import Scenario
@@ -17,6 +17,7 @@ from splitfed.wire.records import shown
 
 _KEYS: dict[str, type] = {
     "splitfed-data": str, "splitfed-data-path": str, "splitfed-device": str, "splitfed-threads": int,
+    "splitfed-chunk": int,
     "splitfed-states": str, "splitfed-host": str, "splitfed-ca": str, "splitfed-weights": str,
     "splitfed-profile": str,
 }  # fmt: skip
@@ -27,10 +28,10 @@ class Settings:
     """One client's own settings; all but `partition`, its number from 0 on, may be left out.
 
     With `data`, the images there are this client's; without it, it takes its share of the scenario's data set, which
-    lies at `data_path` if that is given. `device` and `threads` (torch's) stand in for the scenario's. `states` is the
-    folder of what it keeps between rounds (None: in the run's folder), `host` the one that it joined, `ca` what that
-    host proves itself by. `weights` is where this machine has the file of the scenario's weights, if clients load them.
-    `profile` is which of the scenario's this client is, in a deployment.
+    lies at `data_path` if that is given. `device`, `threads` (torch's) and `chunk` stand in for the scenario's.
+    `states` is the folder of what it keeps between rounds (None: in the run's folder), `host` the one that it joined,
+    `ca` what that host proves itself by. `weights` is where this machine has the file of the scenario's weights, if
+    clients load them. `profile` is which of the scenario's this client is, in a deployment.
     """
 
     partition: int
@@ -43,6 +44,7 @@ class Settings:
     ca: Path | None = None
     weights: Path | None = None
     profile: str | None = None
+    chunk: int | None = None
 
     @classmethod
     def read(cls, node_config: Mapping[str, Any]) -> Self:
@@ -80,6 +82,15 @@ class Settings:
                 "and clients load them themselves: say with --weights where it lies here"
             )
         return scenario
+
+    def with_chunk(self, scenario: Scenario) -> Scenario:
+        """Return the scenario with the chunk in which this machine computes. Raises RunError where it has no place."""
+        if self.chunk is None:
+            return scenario
+        try:
+            return scenario.with_([f"training.client.chunk={self.chunk}"])
+        except ScenarioError as error:
+            raise RunError(f"--chunk {self.chunk}: {error.problems[0]}") from None
 
     def check_profile(self, scenario: Scenario) -> None:
         """Raise RunError where this client is of no profile that a deployment's scenario has, though it has some."""

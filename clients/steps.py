@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from splitfed.federation.phases import Phase
 from splitfed.model.attention import ClsAttention
 from splitfed.model.exits.heads import beside
-from splitfed.model.forward import autocast, draws, keyed_rng
+from splitfed.model.forward import autocast, draws, in_chunks, join_chunks, keyed_rng
 from splitfed.scenario.sections import Federation
 from splitfed.seeds import Key
 from splitfed.split.auxiliary import align
@@ -26,13 +26,37 @@ from splitfed.wire.channel import Stream
 from splitfed.wire.frame import Frame, Packed, Place
 
 
-def front(part: ClientPart, images: Tensor, labels: Tensor, place: Place, budget: float | None = None) -> Tensor:
-    """Return what a client's front makes of images. Whoever goes back through it goes through its exits as well, if
-    they learn with it. Raises Diverged for a loss of these that is not finite."""
-    if not torch.is_grad_enabled():
-        return part.front(images, budget)
-    activations, loss = part.front.learning(place.round, labels, images, budget)
-    return activations if loss is None else beside(activations, checked(loss, place))
+def front(
+    part: ClientPart, images: Tensor, labels: Tensor, place: Place, budget: float | None = None,
+    chunk: int | None = None, attention: ClsAttention | None = None, share: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Return what a client's front makes of images, of a `chunk` at a time, of each of which `attention` is read.
+    Whoever goes back through it goes through its exits as well, if they learn with it, by this `share` of their loss.
+    Raises Diverged for a loss of these that is not finite."""
+
+    def run(some: Tensor, their: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not torch.is_grad_enabled():
+            return part.front(some, budget), None
+        return part.front.learning(place.round, their, some, budget)
+
+    made, losses, read = [], [], []
+    for activations, loss in in_chunks(run, chunk, images, labels):
+        made.append(activations)
+        if loss is not None:
+            losses.append(loss * (share * len(activations) / len(images)))
+        if chunk and attention:
+            read.append(attention.read())
+    if read and attention:
+        attention.keep(read)
+    whole = join_chunks(made)
+    return beside(whole, checked(torch.stack(losses).sum(), place)) if losses else whole
+
+
+def portions(key: Key, chunk: int | None, *given: Tensor) -> Iterator[tuple[float, Key, tuple[Tensor, ...]]]:
+    """Give a mini-batch a `chunk` at a time: its share of the samples, what it draws by, its part of each tensor."""
+    count = len(given[0])
+    for number, some in enumerate(zip(*(one.split(chunk or count) for one in given), strict=True)):
+        yield len(some[0]) / count, key.at(number) if number else key, some
 
 
 def checked(loss: Tensor, place: Place) -> Tensor:
@@ -44,29 +68,32 @@ def checked(loss: Tensor, place: Place) -> Tensor:
 class WholeStep:
     """A client that holds the whole model needs nobody."""
 
-    def __init__(self, part: ClientPart, cut: Cut, precision: str) -> None:
-        self.part, self.device, self.precision = part, cut.device, precision
+    def __init__(self, part: ClientPart, cut: Cut, precision: str, chunk: int | None = None) -> None:
+        self.part, self.device, self.precision, self.chunk = part, cut.device, precision, chunk
         self.draws = draws(part)
 
     def __call__(
         self, stream: Stream | None, images: Tensor, labels: Tensor, key: Key, place: Place, visit: Visit | None = None
     ) -> tuple[float, int, int]:  # fmt: skip
         """Return the loss, and that no bytes went up or down. Raises Diverged for a loss that is not finite."""
-        with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
-            activations = front(self.part, images, labels, place)
-            logits, exits = self.part.beside.learning(place.round, labels, activations)  # type: ignore[operator]
-            loss = nn.functional.cross_entropy(logits, labels)
-        check_bounds("the loss", loss, place, sides=("client",))
-        (loss if exits is None else loss + checked(exits, place)).backward()
-        return float(loss.detach()), 0, 0
+        told = 0.0
+        for share, draw, (some, their) in portions(key.at("dropout"), self.chunk, images, labels):
+            with keyed_rng(draw, self.device, self.draws), autocast(self.precision, self.device):
+                activations = front(self.part, some, their, place, share=share)
+                logits, exits = self.part.beside.learning(place.round, their, activations)  # type: ignore[operator]
+                loss = nn.functional.cross_entropy(logits, their)
+            check_bounds("the loss", loss, place, sides=("client",))
+            (share * (loss if exits is None else loss + checked(exits, place))).backward()
+            told += share * float(loss.detach())
+        return told, 0, 0
 
 
 class SplitStep:
     """One exchange: smashed data and targets go up, the gradient at the cut comes down. Where both ends keep copies of
     samples, each mini-batch is a `visit`."""
 
-    def __init__(self, part: ClientPart, cut: Cut, precision: str) -> None:
-        self.part, self.cut, self.device, self.precision = part, cut, cut.device, precision
+    def __init__(self, part: ClientPart, cut: Cut, precision: str, chunk: int | None = None) -> None:
+        self.part, self.cut, self.device, self.precision, self.chunk = part, cut, cut.device, precision, chunk
         self.attention = ClsAttention(part.front) if cut.reducer.needs_attention else None
         self.draws = draws(part)
 
@@ -95,7 +122,7 @@ class SplitStep:
     ) -> tuple[Tensor, Tensor, Packed]:  # fmt: skip
         """Return the smashed tensor, its targets, and the frame that carries them."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
-            activations = front(self.part, images, labels, place, self.budget(key))
+            activations = front(self.part, images, labels, place, self.budget(key), self.chunk, self.attention)
         return self.reduced(activations, labels, key, place, visit)
 
     def budget(self, key: Key) -> float | None:
@@ -149,8 +176,9 @@ class LocalStep:
     ) -> tuple[float, int, int]:  # fmt: skip
         """Take a mini-batch; return the loss here and the bytes up and down. Raises as `SplitStep` does."""
         with self._forward(key.at("dropout")):
-            activations = front(self._part, images, labels, place, self._step.budget(key))
-            loss = nn.functional.cross_entropy(self._part.beside(activations), labels)
+            step = self._step
+            activations = front(self._part, images, labels, place, step.budget(key), step.chunk, step.attention)
+            loss = self._taught(activations, labels)
         check_bounds("the loss", loss, place, sides=("client",))
         up = down = 0
         if self._every is not None and self._seen % self._every == 0:
@@ -167,6 +195,14 @@ class LocalStep:
         if self._answer_every:
             self._part.beside.zero_grad(set_to_none=True)
         return float(loss.detach()), up, down
+
+    def _taught(self, activations: Tensor, labels: Tensor) -> Tensor:
+        """Return the net's mean loss on what the front made."""
+
+        def summed(some: Tensor, their: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(self._part.beside(some), their) * (len(some) / len(labels))
+
+        return torch.stack([*in_chunks(summed, self._step.chunk, activations, labels)]).sum()
 
     @contextmanager
     def _forward(self, key: Key) -> Iterator[None]:
@@ -266,15 +302,18 @@ class PrivateStep(SplitStep):
         down = stream.exchange(packed.buffer)
         lengths = self.cut.lengths(packed)
         features = self.cut.unpack_features(down, len(targets), lengths).requires_grad_()
-        with keyed_rng(key.at("tail"), self.device, self.draws), autocast(self.precision, self.device):
-            loss = nn.functional.cross_entropy(self.part.beside(features), targets)
-        check_bounds("the loss", loss, place)
-        loss.backward()
+        told = 0.0
+        for share, draw, (some, meant) in portions(key.at("tail"), self.chunk, features, targets):
+            with keyed_rng(draw, self.device, self.draws), autocast(self.precision, self.device):
+                loss = nn.functional.cross_entropy(self.part.beside(some), meant)
+            check_bounds("the loss", loss, place)
+            (share * loss).backward()
+            told += share * float(loss.detach())
         assert features.grad is not None
         answer = self.cut.pack_backward(features.grad, key.at("rounding"), place, lengths)
         reply = stream.exchange(answer.buffer)
         self._backward(reply, smashed, packed, visit)
-        return float(loss.detach()), packed.total + answer.total, len(down) + len(reply)
+        return told, packed.total + answer.total, len(down) + len(reply)
 
 
 def step_of(federation: Federation) -> type[WholeStep] | type[SplitStep]:

@@ -41,7 +41,7 @@ from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment
 from splitfed.scenario.sections import COMMON, Terms
 from splitfed.seeds import Key
-from splitfed.split.assembly import Cuts, assemble
+from splitfed.split.assembly import Cuts, assemble, check_fits
 from splitfed.split.autoencoder import Aligner
 from splitfed.split.client_part import ClientPart
 from splitfed.split.copies import Copies, Visit
@@ -76,6 +76,7 @@ class Worker:
     def __init__(
         self, scenario: Scenario, settings: Settings, told: Sequence[str] = (), holding: Holding | None = None
     ) -> None:  # fmt: skip
+        scenario = settings.with_chunk(scenario)
         self.scenario, self.key = scenario, Key(scenario.seed)
         self.holding = holding or hold(scenario, settings, told)
         classes = len(self.holding.classes)
@@ -83,7 +84,9 @@ class Worker:
         # Weights come from the server, so none are loaded here unless that is asked for.
         loads = scenario.compression.front_weights.initial == "load"
         parts = assemble(settings.with_weights(scenario) if loads else scenario, classes, pretrained=loads or False)
-        parts = parts.to(self.device)
+        self.parts = parts = parts.to(self.device, scenario.training.precision)
+        if settings.chunk is not None:
+            check_fits(scenario, parts.front)
         self.held = HeldByPhase(scenario, parts)
         self.part = self.held.plain.part.train()
         self.front, self.decoder = self.part.front, parts.back.decoder
@@ -98,7 +101,8 @@ class Worker:
         self.fitting = scenario.compression.reducer.alignment()
         self.alignment_wires = WeightWire.of_alignment(self.front, self.decoder, scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)
-        self.step = step_of(scenario.federation)(self.part, self.cut, scenario.training.precision)
+        self.chunk = scenario.training.client.chunk
+        self.step = step_of(scenario.federation)(self.part, self.cut, scenario.training.precision, self.chunk)
         self._steps: dict[Cut, WholeStep | SplitStep] = {self.cut: self.step}
         self._deployed = isinstance(scenario.engine, Deployment)
         said = settings.profile or ""
@@ -273,7 +277,10 @@ class Worker:
         parts = {name.removeprefix(DECODER): t for name, t in weights.items() if name.startswith(DECODER)}
         self.decoder.load_state_dict(parts)
         rows, training = self.holding.rows(client), self.scenario.training
-        aligner = Aligner(self.front, self.front.encoder, self.decoder, self.fitting.lr, training.precision, both=both)
+        aligner = Aligner(
+            self.front, self.front.encoder, self.decoder, self.fitting.lr, training.precision, both=both,
+            chunk=self.chunk,
+        )  # fmt: skip
         aligner.fit(
             batches(
                 self.holding.images, rows, training.batch_size, self.key.at("align", client),

@@ -36,7 +36,7 @@ class Model:
     def __init__(self, scenario: Scenario, data: FederatedData) -> None:
         self.scenario, self.data = scenario, data
         self.device = pick_device(scenario.training.server.device)
-        self.parts = assemble(scenario, len(data.classes)).to(self.device)
+        self.parts = assemble(scenario, len(data.classes)).to(self.device, scenario.training.precision)
         self.front, self.back = self.parts.front, self.parts.back.train()
         self.held = HeldByPhase(scenario, self.parts)
         self.client_part, self.auxiliary = self.held.plain.part, AuxiliaryNet(scenario, self.held)

@@ -54,8 +54,8 @@ _LEAVE_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """What a client machine decides for itself: its number, where its images are, what it trains on and writes to, and
-    which of the scenario's profiles it is of.
+    """What a client machine decides for itself: its number, where its images are, what it trains on and writes to,
+    which of the scenario's profiles it is of, and of how many images at a time its memory holds what is computed.
 
     With `own`, the images at `data` are this client's; otherwise it takes its share of the scenario's data set, which
     lies at `data` if that is given. `weights` is the file that it loads, where the scenario has clients load theirs.
@@ -69,6 +69,7 @@ class Joining:
     state: Path = Path("splitfed-client")
     weights: Path | None = None
     profile: str | None = None
+    chunk: int | None = None
 
     def node_config(self, host: str, ca: Path | None) -> dict[str, Any]:
         """Return what the ClientApp reads as `Settings`."""
@@ -82,6 +83,7 @@ class Joining:
             "splitfed-ca": ca,
             "splitfed-weights": self.weights,
             "splitfed-profile": self.profile,
+            "splitfed-chunk": self.chunk,
         }
         kept = {key: value for key, value in settings.items() if value is not None}
         texts = {key: value if isinstance(value, int) else str(value) for key, value in kept.items()}
@@ -92,7 +94,7 @@ def join(
     server: str, *, tls: Path | None = None, insecure: bool = False, client: int | None = None,
     partition: int | None = None, data: Path | None = None, device: str | None = None, threads: int | None = None,
     state: Path = Path("splitfed-client"), stay: bool = False, say: Callable[[str], None] = print,
-    weights: Path | None = None, profile: str | None = None,
+    weights: Path | None = None, profile: str | None = None, chunk: int | None = None,
 ) -> None:  # fmt: skip
     """Train for the server at `server` (host or host:port) until its run is over; with `stay`, for the next one too.
 
@@ -123,7 +125,9 @@ def join(
         raise RunError(f"--weights {weights}: there is no such file")
     if profile == "":
         raise RunError("--profile: is empty: name one of the scenario's, or leave it out")
-    joining = Joining(number, partition is None, data, device, threads, state, weights, profile)
+    if chunk is not None and chunk < 1:
+        raise RunError(f"--chunk {chunk}: must be a number from 1 on")
+    joining = Joining(number, partition is None, data, device, threads, state, weights, profile, chunk)
     _Client(host, port, files, joining, stay, say).run()
 
 

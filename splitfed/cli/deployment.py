@@ -108,6 +108,9 @@ def join(
     client: Annotated[int | None, typer.Option(help="This client's number, from 0; a key says it too.")] = None,
     device: Annotated[str | None, typer.Option(help="Train the front there: auto, cpu, cuda, cuda:1, mps.")] = None,
     threads: Annotated[int | None, typer.Option(help="Torch's threads; the scenario's when left out.")] = None,
+    chunk: Annotated[
+        int | None, typer.Option(help="Images to compute at a time, for a small memory; the scenario's when left out.")
+    ] = None,
     state: Annotated[Path, typer.Option(help="The folder for what this client keeps between rounds.")] = Path(
         "splitfed-client"
     ),
@@ -128,5 +131,5 @@ def join(
     join(
         server, tls=tls, insecure=insecure, client=client, partition=partition, data=data, device=device,
         threads=threads, state=state, stay=stay, say=lambda line: print(line, flush=True),
-        weights=weights, profile=profile,
+        weights=weights, profile=profile, chunk=chunk,
     )  # fmt: skip

@@ -61,7 +61,8 @@ class RunModel:
             part.eval().requires_grad_(False)
         where = pick_device(device or scenario.training.server.device)
         mean, std = pixel_stats(scenario.model)
-        return cls(folder, scenario, round, parts.to(where), classes, mean, std, where)
+        parts = parts.to(where, scenario.training.precision)
+        return cls(folder, scenario, round, parts, classes, mean, std, where)
 
     @property
     def trunk(self) -> "Trunk":

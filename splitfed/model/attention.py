@@ -1,5 +1,7 @@
 """What the class token looks at: the attention of the front's last block, read without unfusing it."""
 
+from collections.abc import Sequence
+
 import splitfed.model._torchvision  # noqa: F401  before timm, which imports torchvision
 
 # isort: split
@@ -23,6 +25,7 @@ class ClsAttention:
     def __init__(self, front: Front, block: int = 0) -> None:
         self.enabled = True
         self._qkv: Tensor | None = None
+        self._of_chunks: Tensor | None = None
         self._attn = attn = check_readable(front, block)
         self._hook = attn.qkv.register_forward_hook(self._keep)
 
@@ -30,10 +33,17 @@ class ClsAttention:
         if self.enabled:
             self._qkv = output.detach()
 
+    def keep(self, chunks: Sequence[Tensor]) -> None:
+        """Take what was read of chunks, for the next reading to be of them all, whatever passes until then."""
+        self._of_chunks = torch.cat([*chunks])
+
     @torch.no_grad()
     def read(self) -> Tensor:
         """Return the attention of the last batch, `[B, n]` float32, averaged over heads, rows summing to 1; and let go
         of what was kept. Raises RuntimeError when no batch passed since the last reading."""
+        if (known := self._of_chunks) is not None:
+            self._of_chunks = None
+            return known
         if self._qkv is None:
             raise RuntimeError("no batch passed through the front since the attention was last read")
         attn, qkv = self._attn, self._qkv

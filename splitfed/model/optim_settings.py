@@ -4,7 +4,7 @@ methods import torch, so that a scenario is read without it."""
 import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from splitfed.config import Config, kind_shorthand
 
@@ -26,6 +26,11 @@ class Adam(Config):
     decoupled: bool = False
     """Whether weight decay does not pass through the moments, which makes it AdamW."""
 
+    @property
+    def moments(self) -> int:
+        """How many numbers it keeps of each parameter from one step to the next."""
+        return 2
+
     def build(self, parameters: "list[dict[str, list[nn.Parameter]]]", weight_decay: float) -> "Optimizer":
         """Return the optimiser of these groups of parameters."""
         import torch
@@ -45,6 +50,11 @@ class Sgd(Config):
     """Share of the last step's direction that a step goes on with; 0 is none."""
     nesterov: bool = False
     """Whether momentum is Nesterov's."""
+
+    @property
+    def moments(self) -> int:
+        """How many numbers it keeps of each parameter from one step to the next."""
+        return 1 if self.momentum else 0
 
     def build(self, parameters: "list[dict[str, list[nn.Parameter]]]", weight_decay: float) -> "Optimizer":
         """Return the optimiser of these groups of parameters."""
@@ -135,3 +145,9 @@ class ClientSide(SideConfig):
     """Whether the front's blocks are computed again on the way back, instead of keeping what they have computed: of a
     mini-batch stay what goes into each block, and what one block saves at a time. It takes the front's forward pass
     once more, and changes no number. What is beside the front, a tail or with `fl` the back, keeps all."""
+    chunk: PositiveInt | None = None
+    """How many images of a mini-batch are computed at a time, so that a small memory trains a large mini-batch: what
+    crosses is still one frame of the whole of it. The front keeps only what it made, and computes each chunk again when
+    the gradient is there, which takes its forward pass once more; a tail, or with `fl` the whole model, sums gradients
+    chunk by chunk. Weights come out the same but for the order in which floats are summed, and dropout draws for each
+    chunk. A client's own machine may say otherwise (`splitfed join --chunk`). Null is all at once."""

@@ -21,6 +21,7 @@ from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.trained.layers import ENCODER, GATES, Gates, Halves
 from splitfed.errors import ModelError
 from splitfed.model.exits.heads import Exits, watching
+from splitfed.model.forward import suit_attention
 
 _FRONT_PARTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "pos_drop", "patch_drop", "norm_pre")
 
@@ -136,9 +137,10 @@ class Part(VisionTransformer):
         a round; None where there are none, or they learn nothing yet."""
         if self.exits is None or not self.exits.learn(round):
             return self(*given), None
-        with watching(self) as seen:
+        # Looked at afterwards: a block that is computed again, when nobody watches, saves what it saved before.
+        with watching(self, whole=True) as seen:
             made = self(*given)
-        return made, self.exits.loss(seen, targets)
+        return made, self.exits.loss({block: self.exits.look(one) for block, one in seen.items()}, targets)
 
 
 class _Again(nn.Module):
@@ -286,8 +288,10 @@ class Parts(NamedTuple):
         """Return the model in one piece, images to logits, through a reducer's own layers."""
         return Whole(self.front, self.front.encoder, self.back.decoder, self.back, self.tail)
 
-    def to(self, device: torch.device) -> "Parts":
-        """Move the parameters to a device, in place."""
+    def to(self, device: torch.device, precision: str = "float32") -> "Parts":
+        """Move the parameters to a device, in place, to be computed with in this precision there."""
+        for part in self:
+            suit_attention(part, precision, device)
         return Parts(self.front.to(device), self.back.to(device), self.tail.to(device))
 
 

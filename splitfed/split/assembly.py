@@ -84,10 +84,18 @@ def check_fits(scenario: Scenario, front: Front) -> None:
 
 
 def misfits(scenario: Scenario, front: Front) -> Iterator[tuple[str, str]]:
-    """Yield the keys of reducers that do not go with the model, or not beside that of all, each with the reason; and
-    that of an adapter which leaves clients nothing to learn."""
+    """Yield the keys of reducers that do not go with the model, or not beside that of all, each with the reason; that
+    of an adapter which leaves clients nothing to learn, and of chunks through which gates do not see."""
     geometry = front.geometry(scenario.training.batch_size, 2)
     common = scenario.compression.reducer
+    if scenario.training.client.chunk:
+        halves = common.build().halves(geometry, Key(0))
+        if halves is not None and halves.gates is not None:
+            yield (
+                "training.client.chunk",
+                f"the gates of the reducer {common.kind} open by all tokens of a mini-batch together: leave one of "
+                "them out, or lower training.batch_size",
+            )
     if isinstance(scenario.model.adapter, Fixed) and scenario.federation.splits and not scenario.federation.private:
         halves = common.build().halves(geometry, Key(0))
         if halves is None or not halves.encoder_travels:

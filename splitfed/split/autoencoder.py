@@ -18,7 +18,7 @@ from splitfed.data.sources.base import Source, open_digits
 from splitfed.data.sources.opening import open_unlabelled
 from splitfed.errors import DataError, RunError
 from splitfed.model.build import Front, build, pixel_stats, split
-from splitfed.model.forward import autocast
+from splitfed.model.forward import autocast, in_chunks, join_chunks
 from splitfed.model.optim import pick_device
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
@@ -126,13 +126,15 @@ def _front(scenario: Scenario) -> Front:
 class Aligner:
     """Trains an encoder, and with `both` the decoder, to reconstruct the activations of `front` with Adam at `lr`.
 
-    The front is in evaluation mode and takes no gradient while this works.
+    The front is in evaluation mode, takes no gradient while this works, and sees a `chunk` of images at a time.
     """
 
     def __init__(
-        self, front: Front, encoder: nn.Module, decoder: nn.Module, lr: float, precision: str, *, both: bool = True
-    ) -> None:
+        self, front: Front, encoder: nn.Module, decoder: nn.Module, lr: float, precision: str, *, both: bool = True,
+        chunk: int | None = None,
+    ) -> None:  # fmt: skip
         self.front, self.encoder, self.decoder, self.precision = front, encoder, decoder, precision
+        self._chunk = chunk
         self.device = next(front.parameters()).device
         self._learning = [*encoder.parameters(), *(decoder.parameters() if both else ())]
         self._optimiser = torch.optim.Adam(self._learning, lr=lr, fused=True)
@@ -171,6 +173,6 @@ class Aligner:
         training = self.front.training
         self.front.eval()
         with autocast(self.precision, self.device):
-            activations = self.front(batch.images.to(self.device))
+            activations = join_chunks([*in_chunks(self.front, self._chunk, batch.images.to(self.device))])
         self.front.train(training)
         return activations.float()

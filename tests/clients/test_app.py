@@ -207,10 +207,10 @@ def test_settings_are_checked(node, why):
 def test_settings_are_read():
     node = {
         "partition-id": 4, "num-partitions": 9, "splitfed-data": "a", "splitfed-device": "cpu", "splitfed-threads": 2,
-        "splitfed-states": "s", "splitfed-host": "h", "splitfed-ca": "c",
+        "splitfed-states": "s", "splitfed-host": "h", "splitfed-ca": "c", "splitfed-chunk": 8,
     }  # fmt: skip
     found = Settings.read(node)
-    assert found == Settings(4, "a", None, "cpu", 2, Path("s"), "h", Path("c"))
+    assert found == Settings(4, "a", None, "cpu", 2, Path("s"), "h", Path("c"), chunk=8)
     assert found.reach(Deployment(grace=3.0, deadline=5.0)) == Reach("h", Path("c"), 5.0, 3.0)
     assert Settings.read({"partition-id": 0, "num-partitions": 2}).reach(DIGITS.engine) == Reach()
 

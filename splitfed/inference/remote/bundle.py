@@ -21,7 +21,7 @@ from splitfed.inference.exits import Exits, Judged
 from splitfed.inference.rates import Rate
 from splitfed.inference.run_model import RunModel, Trunk
 from splitfed.model.build import pixel_stats
-from splitfed.model.forward import autocast
+from splitfed.model.forward import autocast, suit_attention
 from splitfed.model.optim import pick_device
 from splitfed.model.parts import Tail
 from splitfed.scenario import Scenario
@@ -127,6 +127,7 @@ def read_bundle(path: Path, device: str | None = None) -> Bundle:
         parts.back.to("meta")  # it computes elsewhere, and takes no memory here
         where = pick_device(device or scenario.training.client.device)
         for part in (parts.front, parts.tail):
+            suit_attention(part, scenario.training.precision, where)
             part.to(where).eval().requires_grad_(False)
         trunk = Trunk(parts, lambda: autocast(scenario.training.precision, where))
         exits, judged = _exits(about.get("exits"), tensors, trunk, len(classes))

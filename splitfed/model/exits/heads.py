@@ -122,14 +122,14 @@ def joined(parts: Sequence[Exits], width: int, prefix: int) -> Exits:
 
 
 @contextmanager
-def watching(*parts: Any) -> Iterator[dict[int, Tensor]]:
-    """Note, by block, what the exits of these parts see of the forward pass that is made meanwhile. A part tells by
-    `after(block)` which of its modules makes that."""
+def watching(*parts: Any, whole: bool = False) -> Iterator[dict[int, Tensor]]:
+    """Note, by block, what the exits of these parts see of the forward pass that is made meanwhile, or the `whole` of
+    what they look at. A part tells by `after(block)` which of its modules makes that."""
     seen: dict[int, Tensor] = {}
 
     def note(exits: Exits, block: int) -> Callable:
         def look(module: nn.Module, given: object, made: Tensor) -> None:
-            seen[block] = exits.look(made)
+            seen[block] = made if whole else exits.look(made)
 
         return look
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from splitfed.model.optim import pick_device
-from splitfed.reports.costs.footprint import Side, measure
 from splitfed.reports.costs.shares import Shares
 from splitfed.reports.costs.timing import seconds_of_a_round, used_terms
 from splitfed.reports.costs.traffic import Traffic
@@ -21,7 +20,9 @@ from splitfed.scenario.engine import Remote
 from splitfed.scenario.sections import Terms
 from splitfed.seeds import Key
 from splitfed.split.assembly import Cuts, assemble, check_fits
+from splitfed.split.computing.footprint import Side, measure
 from splitfed.split.computing.operations import Operations, count_step
+from splitfed.split.computing.room import Need
 from splitfed.split.cut import Cut
 from splitfed.waiting import waiting
 
@@ -46,6 +47,7 @@ class Estimate:
     limit: int | None
     images_bytes: int | None
     client: Side
+    need: Need
     server: Side
     operations: Operations
     images: int
@@ -74,7 +76,7 @@ def estimate(scenario: Scenario) -> Estimate:
     shares = Shares.of(scenario, key)
     device = pick_device(training.client.device)
     with waiting("building the model"):
-        parts = assemble(scenario, shares.classes, pretrained=False).to(device)
+        parts = assemble(scenario, shares.classes, pretrained=False).to(device, training.precision)
     check_fits(scenario, parts.front)
     cuts = Cuts(scenario, parts.front.geometry(training.batch_size, shares.classes), device)
     cut, traffic = cuts.plain, Traffic(scenario, shares, parts, cuts, key)
@@ -97,10 +99,13 @@ def estimate(scenario: Scenario) -> Estimate:
     images = round(sum(shares.trained) / len(shares.trained))
     simulated = seconds_of_a_round(scenario, images, shares.classes, parts, cuts, key)
     server, kept = _of_all(server, scenario, shares), _kept_copies(cut, scenario, shares)
+    client = replace(client, copies=max(kept))
+    need = Need.of(scenario, parts, cut.geometry).as_measured(client, batch)
+    client = replace(client, activations=need.activations(batch, training.client.chunk))
     evaluation = forward_seconds / batch * _evaluated(scenario, shares, traffic)
     return Estimate(
         scenario, sum(shares.trained), shares.classes, steps, batch, round_bytes, once_bytes, rounds, limit,
-        shares.images_bytes, replace(client, copies=max(kept)), replace(server, copies=sum(kept)), operations,
+        shares.images_bytes, client, need, replace(server, copies=sum(kept)), operations,
         _kept_images(scenario, shares), step_seconds, steps * step_seconds + evaluation, shares.assumed, of_each,
         simulated, shares.notes,
     )  # fmt: skip

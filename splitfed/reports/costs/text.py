@@ -7,11 +7,12 @@ import rich.console
 
 from splitfed.reports import units
 from splitfed.reports.costs.estimate import Estimate
-from splitfed.reports.costs.footprint import Side
 from splitfed.reports.live.console import breakdown, print_whole
 from splitfed.scenario import Scenario
 from splitfed.scenario.sections import Terms
+from splitfed.split.computing.footprint import Side
 from splitfed.split.computing.operations import Operations
+from splitfed.split.computing.room import ways
 
 
 def text(found: Estimate) -> str:
@@ -95,17 +96,15 @@ def _room(found: Estimate) -> Iterator[tuple[str, str]]:
 
 
 def _enough(found: Estimate, memory: int) -> str:
-    """Say whether so many bytes hold what a client needs, and else with which mini-batches they would: what a step
-    saves for backward grows with these, and nothing else does."""
-    client, scenario = found.client, found.scenario
-    fixed = client.state + client.copies
-    if fixed + client.activations <= memory:
+    """Say whether so many bytes hold what a client needs, and else with which chunk, mini-batch or cut they would."""
+    needed = found.client.state + found.client.activations + found.client.copies
+    if needed <= memory:
         return "enough"
-    needs = f"less than the {units.size(fixed + client.activations)} that a client needs"
-    if fits := max(0, memory - fixed) * found.batch // client.activations:
-        return f"{needs}: training.batch_size {fits} fits"
-    smaller = "lower model.cut" if scenario.federation.splits and scenario.model.cut > 1 else "take a smaller model"
-    return f"{needs}, also for mini-batches of one image: {smaller}"
+    needs = f"less than the {units.size(needed)} that a client needs"
+    fitting = ways(found.scenario, found.classes, found.need, found.batch, memory, found.client.copies)
+    if ones := [f"{key} {value}" for key, value in fitting]:
+        return f"{needs}: {' or '.join(ones)} fits"
+    return f"{needs}, also for mini-batches of one image and a lower cut: take a smaller model"
 
 
 def _times(found: Estimate) -> str:

@@ -101,12 +101,13 @@ def ahead_is_of_gradients_on_their_way(
 
 def checkpointing_is_of_weights_that_stay(training: Training) -> Found:
     """What is computed again must go through the weights that it went through."""
-    if training.client.checkpointing and training.ahead:
-        yield (
-            "training.client.checkpointing",
-            "with training.ahead a mini-batch is gone back through when the weights are others already: leave one of "
-            "them out",
-        )
+    for key in ("checkpointing", "chunk"):
+        if getattr(training.client, key) and training.ahead:
+            yield (
+                f"training.client.{key}",
+                "with training.ahead a mini-batch is gone back through when the weights are others already: leave one "
+                "of them out",
+            )
 
 
 def steps_or_epochs(federation: Federation) -> Found:

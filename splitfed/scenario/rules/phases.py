@@ -7,7 +7,7 @@ from splitfed.federation.memory import Memory
 from splitfed.federation.phases import Frozen, Gradient, Local, Phase, Settings
 from splitfed.scenario.compression import Compression
 from splitfed.scenario.rules.base import Found
-from splitfed.scenario.sections import Federation
+from splitfed.scenario.sections import Federation, Training
 
 Phases = Sequence[Settings]
 
@@ -56,6 +56,16 @@ def phases_teach_the_back(phases: Phases) -> Found:
             "phases",
             "with upload_every: null throughout nothing goes up, and the back learns nothing: set upload_every, or "
             "add a phase in which it learns, such as frozen",
+        )
+
+
+def chunks_are_of_nets_that_learn_by_themselves(phases: Phases, training: Training) -> Found:
+    """A net is fitted to the server's gradient of a whole mini-batch, all of which it keeps for that."""
+    if training.client.chunk and any(isinstance(phase, Local) and phase.align_every for phase in phases):
+        yield (
+            "training.client.chunk",
+            "with align_every in phases the auxiliary net is fitted to whole mini-batches: leave one of them out, or "
+            "lower training.batch_size",
         )
 
 

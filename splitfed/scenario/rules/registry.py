@@ -33,6 +33,7 @@ RULES: tuple[Rule, ...] = (
     phases.phases_fill_the_rounds,
     phases.phases_are_of_a_front,
     phases.phases_teach_the_back,
+    phases.chunks_are_of_nets_that_learn_by_themselves,
     phases.memory_is_of_a_frozen_front,
     phases.memory_is_of_fixed_images,
     phases.memory_alters_what_is_alike,

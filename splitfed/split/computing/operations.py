@@ -112,24 +112,27 @@ def count_step(parts: Parts, cut: Cut, scenario: Scenario, examples: int, key: K
     if not scenario.federation.splits:
         return _count_whole(parts, cut, size, examples, key)
     found = _count_split(parts, cut, size, examples, key)
+    if again := (scenario.training.client.chunk or examples) < examples:
+        found = replace(found, front=found.front + found.front_forward)
     phases = [phase for phase, _ in spans(scenario.phases, scenario.federation.rounds) if phase.local]
-    return replace(found, taught=max((_taught(found, phase, parts, cut, key) for phase in phases), default=0.0))
+    return replace(found, taught=max((_taught(found, phase, parts, cut, key, again) for phase in phases), default=0.0))
 
 
-def _taught(found: Operations, phase: Phase, parts: Parts, cut: Cut, key: Key) -> float:
-    """Return what a client computes for an image in a phase in which an auxiliary net teaches its front."""
+def _taught(found: Operations, phase: Phase, parts: Parts, cut: Cut, key: Key, again: bool) -> float:
+    """Return what a client computes for an image in a phase in which an auxiliary net teaches its front, and is passed
+    `again` on the way back."""
     assert phase.local is not None
     shape = cut.geometry.tokens, cut.geometry.width
     net = Auxiliary(parts.back, phase.local.blocks, phase.first).to(cut.device)
     sent = 1 / phase.upload_every if phase.upload_every else 0.0
     with keyed_rng(key.at("operations", "net"), cut.device):
-        (beside, _), fit = _sample(net, shape, cut.device, inner=True), 0
+        (beside, forward), fit = _sample(net, shape, cut.device, inner=True), 0
         if answered := (sent / phase.answer_every if phase.answer_every else 0.0):
             made, labels = torch.randn(1, *shape, device=cut.device), torch.zeros(1, dtype=torch.int64)
             with _counting() as counter:
                 align(net, made, labels.to(cut.device), torch.randn_like(made), lambda _: nullcontext())
             fit = counter.get_total_flops()
-    return found.front + beside + found.reducing * sent + fit * answered
+    return found.front + beside + again * forward + found.reducing * sent + fit * answered
 
 
 def _count_whole(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key) -> Operations:
@@ -163,10 +166,12 @@ def _count_split(parts: Parts, cut: Cut, image_size: int, examples: int, key: Ke
     )  # fmt: skip
 
 
-def count_net(net: nn.Module, cut: Cut, key: Key) -> tuple[int, int]:
-    """Count a step of a net that takes one image's activations at the cut, and its forward pass alone."""
+def count_net(net: nn.Module, cut: Cut, key: Key, again: bool = False) -> tuple[int, int]:
+    """Count a step of a net that takes one image's activations at the cut, and is passed `again` on the way back, and
+    its forward pass alone."""
     with keyed_rng(key.at("operations", "net"), cut.device):
-        return _sample(net, (cut.geometry.tokens, cut.geometry.width), cut.device, inner=True)
+        step, forward = _sample(net, (cut.geometry.tokens, cut.geometry.width), cut.device, inner=True)
+    return step + again * forward, forward
 
 
 def _sample(module: nn.Module, shape: tuple[int, ...], device: torch.device, *, inner: bool) -> tuple[int, int]:

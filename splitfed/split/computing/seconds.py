@@ -111,8 +111,9 @@ class Work:
         parts = assemble(scenario, self.classes, pretrained=False)
         batch = scenario.training.batch_size
         cut = Cut.of(scenario, parts.front.geometry(batch, self.classes), cpu)
+        again = (scenario.training.client.chunk or batch) < batch
         nets = {
-            phase.local.blocks: count_net(Auxiliary(parts.back, phase.local.blocks, 1), cut, self._key)
+            phase.local.blocks: count_net(Auxiliary(parts.back, phase.local.blocks, 1), cut, self._key, again)
             for phase, _ in spans(scenario.phases, scenario.federation.rounds)
             if phase.local
         }

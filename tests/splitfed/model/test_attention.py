@@ -9,6 +9,7 @@ from torch import nn
 from splitfed.errors import ModelError
 from splitfed.model.attention import ClsAttention
 from splitfed.model.build import build, split
+from splitfed.model.forward import autocast, suit_attention
 from splitfed.model.settings import ModelConfig
 from splitfed.seeds import Key
 
@@ -137,3 +138,19 @@ def test_other_attention_is_refused():
     for model, kind in ((custom, "Mine"), (bare, "Identity"), (front(attn_layer="diff"), "DiffAttention")):
         with pytest.raises(ModelError, match=kind):
             ClsAttention(model)
+
+
+def test_in_bfloat16_a_cpu_computes_it_as_two_products(images):
+    """Where the fused kernel is slower; the same but for rounding, also of tokens that are not attended to."""
+    cpu, model = torch.device("cpu"), front(1)
+    attn, around = model.blocks[0].attn, torch.rand(6, 1, 1, 17, generator=Key(3).generator()) < 0.5
+    around[..., 0], tokens = True, torch.randn(6, 17, 24, generator=Key(4).generator())
+
+    def made(precision):
+        suit_attention(model, precision, cpu)
+        with autocast(precision, cpu), torch.no_grad():
+            return attn.fused_attn, attn(tokens, attn_mask=around).float()
+
+    (fused, exact), (apart, half) = made("float32"), made("bfloat16")
+    assert (fused, apart) == (True, False)
+    torch.testing.assert_close(half, exact, rtol=0.02, atol=0.02 * float(exact.abs().max()))

@@ -90,6 +90,7 @@ BREAKS = {
     ],
     "checkpointing_is_of_weights_that_stay": [
         "training: {ahead: 1, client: {checkpointing: true}}  # training.client.checkpointing: with training.ahead a",
+        "training: {ahead: 1, client: {chunk: 4}}  # training.client.chunk: with training.ahead a mini-batch is gone",
     ],
     "steps_or_epochs": [
         "  local_steps: 3  # federation.local_steps: local_epochs is set too: keep one of them and set the other\n"
@@ -156,6 +157,10 @@ BREAKS = {
     ],
     "phases_teach_the_back": [
         "phases: [{kind: local, upload_every: null}]  # phases: with upload_every: null throughout nothing goes",
+    ],
+    "chunks_are_of_nets_that_learn_by_themselves": [
+        "training: {client: {chunk: 4}}  # training.client.chunk: with align_every in phases the auxiliary net is\n"
+        "phases: [{kind: local, align_every: 2}]",
     ],
     "memory_is_of_a_frozen_front": [
         "memory: {disk: 1GB}  # memory: is of a front that stays as it is to the end: let the last of phases be froz",

@@ -4,14 +4,16 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from splitfed.compression.expect import Geometry
 from splitfed.federation.phases import spans
 from splitfed.model.attention import ClsAttention
 from splitfed.model.exits.heads import beside, exits_of
-from splitfed.model.forward import autocast, keyed_rng
+from splitfed.model.forward import autocast, in_chunks, join_chunks, keyed_rng
 from splitfed.model.parts import Back, Front, Parts, Tail
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
@@ -35,7 +37,8 @@ class Side:
 
 def measure(parts: Parts, cut: Cut, scenario: Scenario, batch: int, key: Key) -> tuple[Side, Side, float, float]:
     """Time a step of `batch` random images at both sides and count what it keeps; return the client's and the server's
-    memory, the seconds of a step, and those of a forward pass alone."""
+    memory, the seconds of a step, and those of a forward pass alone. The memory is that of a client which computes a
+    mini-batch at once; the seconds are the scenario's."""
     training, size = scenario.training, scenario.model.image_size
     images = torch.randn(batch, 3, size, size, generator=key.at("estimate", "images").generator()).to(cut.device)
     part, splits = ClientPart.of(scenario, parts), scenario.federation.splits
@@ -52,7 +55,7 @@ def measure(parts: Parts, cut: Cut, scenario: Scenario, batch: int, key: Key) ->
             # The first step counts, which takes time, and warms up; the others are timed.
             count = saved if number == 0 else [nullcontext() for _ in sides]
             began = time.perf_counter()
-            loss = step(images, count)
+            loss = step(images, count, training.client.chunk if number else None)
             for config, optimiser, side in zip(settings, optimisers, sides, strict=True):
                 config.step(optimiser, side)
             float(loss.detach())  # waits for the device
@@ -74,6 +77,46 @@ def measure(parts: Parts, cut: Cut, scenario: Scenario, batch: int, key: Key) ->
         numbers = sum(p.numel() for p in part.parameters())
         measured.append(Side(numbers, 4 * numbers, 0))
     return measured[0], measured[1], min(seconds[1:]), forward
+
+
+def foresee(scenario: Scenario, parts: Parts, images: int) -> Side:
+    """Return a client's memory with mini-batches of so few images, computed at once, from forward passes alone, which
+    take little and change no weight; what its reducer saves is left out."""
+    client, part, size = scenario.training.client, ClientPart.of(scenario, parts), scenario.model.image_size
+    device = next(parts.front.parameters()).device
+    phases = [phase for phase, _ in spans(scenario.phases, scenario.federation.rounds)]
+    nets = [
+        (part.with_auxiliary(Auxiliary(parts.back, local.blocks, phase.first).to(device)), local.align_every > 0)
+        for phase in phases
+        if (local := phase.local)
+    ]
+    found, given = list[Side](), torch.zeros(images, 3, size, size, device=device)
+    labels, key = torch.zeros(images, dtype=torch.int64, device=device), Key(scenario.seed).at("foreseen")
+    for one, fits in [(part, False), *nets]:
+        saved = _Saved(one)
+        with keyed_rng(key, device), saved, autocast(scenario.training.precision, device):
+            made = _learning(one.front, scenario.federation.rounds, labels, given)
+            _learning(one.beside, scenario.federation.rounds, labels, made)
+        numbers, learned = _numbers(one)
+        state = 4 * (numbers + learned * (1 + client.optimiser.moments))
+        state += 2 * 4 * _numbers(one.beside)[0] if fits else 0
+        found.append(Side(numbers, state, saved.bytes))
+    if ahead := max(scenario.ahead(phase.first) for phase in phases):
+        found.append(_waiting(found[0], part, ahead + 1))
+    return max(found, key=_bytes)
+
+
+def carried(scenario: Scenario, geometry: Geometry) -> int:
+    """Return how many bytes there are of each image of a mini-batch however few are computed at a time: the image, what
+    the front made of it and the gradient of that, and where labels are private the same at the second cut."""
+    image, tokens = 3 * scenario.model.image_size**2, geometry.tokens * geometry.width
+    cuts = 0 if not scenario.federation.splits else 2 if scenario.federation.private else 1
+    return 4 * (image + 2 * cuts * tokens)
+
+
+def _numbers(module: nn.Module) -> tuple[int, int]:
+    """Return how many numbers a module has, and how many of them are learned."""
+    return sum(p.numel() for p in module.parameters()), sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def _bytes(side: Side) -> int:
@@ -114,12 +157,15 @@ class _Whole:
     def __init__(self, part: ClientPart, cut: Cut, precision: str, round: int) -> None:
         self.part, self.cut, self.precision, self.round = part, cut, precision, round
 
-    def __call__(self, images: Tensor, count: Sequence[AbstractContextManager]) -> Tensor:
-        labels = torch.zeros(len(images), dtype=torch.int64, device=self.cut.device)
-        with count[0], autocast(self.precision, self.cut.device):
-            activations = _learning(self.part.front, self.round, labels, images)
-            loss = nn.functional.cross_entropy(_learning(self.part.beside, self.round, labels, activations), labels)
-        loss.backward()
+    def __call__(
+        self, images: Tensor, count: Sequence[AbstractContextManager], chunk: int | None = None
+    ) -> Tensor:  # fmt: skip
+        for some in images.split(chunk or len(images)):
+            labels = torch.zeros(len(some), dtype=torch.int64, device=self.cut.device)
+            with count[0], autocast(self.precision, self.cut.device):
+                activations = _learning(self.part.front, self.round, labels, some)
+                loss = nn.functional.cross_entropy(_learning(self.part.beside, self.round, labels, activations), labels)
+            loss.backward()
         return loss
 
 
@@ -130,11 +176,13 @@ class _Split:
         self.parts, self.cut, self.precision, self.key, self.round = parts, cut, precision, key, round
         self.attention = ClsAttention(parts.front) if cut.reducer.needs_attention else None
 
-    def __call__(self, images: Tensor, count: Sequence[AbstractContextManager]) -> Tensor:
+    def __call__(
+        self, images: Tensor, count: Sequence[AbstractContextManager], chunk: int | None = None
+    ) -> Tensor:  # fmt: skip
         (front, back, tail), cut = self.parts, self.cut
         labels = torch.zeros(len(images), dtype=torch.int64, device=cut.device)
         with count[0], autocast(self.precision, cut.device):
-            activations = _learning(front, self.round, labels, images)
+            activations = self._front(images, labels, chunk)
         read = self.attention.read if self.attention else None
         plan, targets = cut.plan(activations, labels, self.key, read, front.encoder)
         with count[0]:
@@ -152,6 +200,17 @@ class _Split:
                 made.backward(gradient)
         return loss
 
+    def _front(self, images: Tensor, labels: Tensor, chunk: int | None) -> Tensor:
+        made, read = [], []
+        learning = partial(_learning, self.parts.front, self.round)
+        for one in in_chunks(learning, chunk, labels, images):
+            made.append(one)
+            if chunk and self.attention:
+                read.append(self.attention.read())
+        if read and self.attention:
+            self.attention.keep(read)
+        return join_chunks(made)
+
 
 def _learning(part: nn.Module, round: int, targets: Tensor, given: Tensor) -> Tensor:
     """Return what a part of a model makes, through which its exits are learnt from as well."""
@@ -163,8 +222,7 @@ def _learning(part: nn.Module, round: int, targets: Tensor, given: Tensor) -> Te
 
 
 def _side(module: nn.Module, optimiser: torch.optim.Optimizer, saved: "_Saved") -> Side:
-    numbers = sum(p.numel() for p in module.parameters())
-    learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    numbers, learned = _numbers(module)
     moments = sum(t.nbytes for s in optimiser.state.values() for t in s.values() if isinstance(t, Tensor))
     return Side(numbers, 4 * (numbers + learned) + moments, saved.bytes)
 
