@@ -17,7 +17,6 @@ from splitfed.model.optim_settings import SideConfig
 from splitfed.model.parts import Back, block_of
 from splitfed.split.bounds import check_number, most_norm
 
-
 # Tells how many blocks a client's front has.
 Fronts = Callable[[int], int]
 
@@ -42,14 +41,16 @@ class Trainer:
         return self.back.since(cut)
 
     def passed(self, client: int) -> dict[str, Tensor]:
-        """Return what a client's mini-batches go through of the back, as `back/<name>`, and of its optimiser's state, as
+        """Return what a client's mini-batches go through: of the back as `back/<name>`, and of its optimiser's state as
         `optimiser/<parameter number>/<moment>`."""
         skipped = set[str]()
         if (cut := self.enters(client)) is not None:
             blocks = {name: block_of(name) for name in self.back.state_dict()}
             skipped = {name for name, block in blocks.items() if block is not None and block <= cut}
         learned = [name for name, parameter in self.back.named_parameters() if parameter.requires_grad]
-        state = {number: one for number, one in read_optimiser(self.optimiser).items() if learned[number] not in skipped}
+        state = {
+            number: one for number, one in read_optimiser(self.optimiser).items() if learned[number] not in skipped
+        }
         found = {f"back/{name}": one for name, one in self.back.state_dict().items() if name not in skipped}
         return found | {f"optimiser/{name}": one for name, one in flatten(state).items()}
 
@@ -146,8 +147,8 @@ class Together(Shared):
 
 
 class PerClient(BackPool):
-    """A copy of the back for each client, averaged at the round's end by the clients' examples (`sfl-v1`): of each block
-    the copies of those whose mini-batches have gone through it.
+    """A copy of the back for each client, averaged at the round's end by the clients' examples (`sfl-v1`): each block
+    over those whose mini-batches went through it.
 
     Copies are summed in float64 in the clients' order, whoever finishes first: one that comes early waits for those
     before it. So memory holds one sum, and as many copies as clients train at once or wait.

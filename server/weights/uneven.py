@@ -55,9 +55,9 @@ class ByFront(WeightExchange):
 
 
 def filled(reply: Message, server: ArrayRecord) -> Message:
-    """Return a trained client's reply with all the arrays that the `server` has of the deepest front, in its order: what
-    the client's own front lacks is the server's, which has trained on what that front made. So the mean of all replies,
-    by images, is that of all places in which a block was trained."""
+    """Return a trained client's reply with all the arrays that the `server` has of the deepest front, in its order:
+    what the client's own front lacks is the server's, which has trained on what that front made. So the mean of all
+    replies, by images, is that of all places in which a block was trained."""
     own = reply.content.array_records[ARRAYS]
     if len(own) == len(server):
         return reply

@@ -147,6 +147,13 @@ class Scenario(Config):
         """Whether some fronts have more blocks than others."""
         return len(self.fronts) > 1
 
+    @property
+    def cut_in_words(self) -> str:
+        """After which block the model is cut, of each profile where fronts have different numbers."""
+        if not self.uneven:
+            return str(self.model.cut)
+        return ", ".join(f"{self.cut_of(name)} ({name})" for name in self.federation.profiles)
+
     def cut_as(self, profile: str) -> Self:
         """Return the scenario as a client of this profile has it, cut where its front ends."""
         if (cut := self.cut_of(profile)) == self.model.cut:

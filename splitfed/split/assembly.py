@@ -100,8 +100,8 @@ def misfits(scenario: Scenario, front: Front) -> Iterator[tuple[str, str]]:
         if scenario.uneven and reducer.build().halves(geometry, Key(0)) is not None:
             yield (
                 key,
-                f"{reducer.kind} has layers that learn what one cut makes, and the profiles' fronts end after "
-                f"{scenario.cuts[0]} to {scenario.cuts[1]} blocks: set another, or the same cut for all",
+                f"its layers learn what one cut makes, and fronts have {scenario.cuts[0]} to {scenario.cuts[1]} "
+                "blocks: set another, or the same cut for all",
             )
             continue
         if problem := reducer.misfit(scenario.model, geometry):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from splitfed.model.optim import pick_device
+from splitfed.model.parts import Parts
 from splitfed.reports.costs.footprint import Side, measure
 from splitfed.reports.costs.shares import Shares
 from splitfed.reports.costs.timing import seconds_of_a_round, used_terms
@@ -33,7 +34,9 @@ class Estimate:
     of all as the scenario counts; what the images weigh that clients hold, as they are stored (None where nothing was
     loaded); memory and operations of each side with mini-batches of `batch` images, bytes of decoded images, and
     seconds. By profile and operating point, `each` is the bytes of a round of one client, and `simulated` the seconds
-    that the fastest and the slowest take for it. `notes` are what a user should know of the data."""
+    that the fastest and the slowest take for it. Where fronts have different numbers of blocks, what is said of memory
+    and operations is of the model as it is evaluated, and `kinds` says it of each profile. `notes` are what a user
+    should know of the data."""
 
     scenario: Scenario
     examples: int
@@ -54,7 +57,12 @@ class Estimate:
     assumed: bool
     each: Mapping[Terms, int]
     simulated: Mapping[Terms, tuple[float, float]]
+    kinds: Mapping[str, tuple[Side, Operations]]
     notes: tuple[str, ...] = ()
+
+    def client_of(self, profile: str) -> Side:
+        """Return the memory of a client of this profile."""
+        return self.kinds[profile][0] if profile in self.kinds else self.client
 
     @property
     def total_sent(self) -> int:
@@ -74,10 +82,11 @@ def estimate(scenario: Scenario) -> Estimate:
     shares = Shares.of(scenario, key)
     device = pick_device(training.client.device)
     with waiting("building the model"):
-        parts = assemble(scenario, shares.classes, pretrained=False).to(device)
+        all_parts = assemble(scenario, shares.classes, pretrained=False, cuts=scenario.cuts).to(device)
+    parts = all_parts.at(scenario.model.cut)
     check_fits(scenario, parts.front)
     cuts = Cuts(scenario, parts.front.geometry(training.batch_size, shares.classes), device)
-    cut, traffic = cuts.plain, Traffic(scenario, shares, parts, cuts, key)
+    cut, traffic = cuts.plain, Traffic(scenario, shares, all_parts, cuts, key)
     with waiting("packing random activations, to count their bytes"):
         round_bytes, once_bytes = traffic.round(), traffic.once()
         of_each = {terms: traffic.under(terms).of_a_client() for terms in used_terms(scenario)}
@@ -86,6 +95,7 @@ def estimate(scenario: Scenario) -> Estimate:
         operations = count_step(parts, cut, scenario, batch, key)
     with waiting(f"measuring some steps of {batch} random images"):
         client, server, step_seconds, forward_seconds = measure(parts, cut, scenario, batch, key)
+        by_front = _by_front(scenario, all_parts, cut, batch, key)
     steps = round(sum(shares.batches(scenario).values()) * shares.drawn(scenario))
     budget = scenario.budget
     limit = budget.limit(Basis(sum(shares.trained), cut.geometry, federation.private, shares.images_bytes or 0))
@@ -95,15 +105,37 @@ def estimate(scenario: Scenario) -> Estimate:
         each = round_bytes.cut if budget.of == "cut" else round_bytes.total
         rounds = min(rounds, -(-left // max(1, each.sent)))
     images = round(sum(shares.trained) / len(shares.trained))
-    simulated = seconds_of_a_round(scenario, images, shares.classes, parts, cuts, key)
+    simulated = seconds_of_a_round(scenario, images, shares.classes, all_parts, cuts, key)
+    if by_front:  # the back begins after the smallest cut
+        server = by_front[scenario.cuts[0]][1]
     server, kept = _of_all(server, scenario, shares), _kept_copies(cut, scenario, shares)
+    kinds = {
+        name: (replace(found[0], copies=max(kept)), found[2])
+        for name in federation.profiles
+        if (found := by_front.get(scenario.cut_of(name)))
+    }
     evaluation = forward_seconds / batch * _evaluated(scenario, shares, traffic)
     return Estimate(
         scenario, sum(shares.trained), shares.classes, steps, batch, round_bytes, once_bytes, rounds, limit,
         shares.images_bytes, replace(client, copies=max(kept)), replace(server, copies=sum(kept)), operations,
         _kept_images(scenario, shares), step_seconds, steps * step_seconds + evaluation, shares.assumed, of_each,
-        simulated, shares.notes,
+        simulated, kinds, shares.notes,
     )  # fmt: skip
+
+
+def _by_front(
+    scenario: Scenario, parts: Parts, cut: Cut, batch: int, key: Key
+) -> dict[int, tuple[Side, Side, Operations]]:  # fmt: skip
+    """Return the memory of a client and of the server, and the operations of a step, by the blocks of the front;
+    nothing where all fronts have as many."""
+    found = {}
+    for profile in scenario.federation.profiles if scenario.uneven else ():
+        own = scenario.cut_as(profile)
+        if own.model.cut not in found:
+            mine = parts.at(own.model.cut)
+            client, server, *_ = measure(mine, cut, own, batch, key)
+            found[own.model.cut] = client, server, count_step(mine, cut, own, batch, key)
+    return found
 
 
 def _of_all(server: Side, scenario: Scenario, shares: Shares) -> Side:

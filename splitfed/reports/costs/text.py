@@ -36,10 +36,11 @@ def text(found: Estimate) -> str:
         ("cut bytes", f"{units.size(found.rounds * found.round.cut.sent)} at most"),
         ("total bytes", f"{units.size(found.total_sent)} at most{_times(found)}"),
         ("images", _weight(found)),
-        ("client memory", _memory(found.client)),
+        *([] if found.kinds else [("client memory", _memory(found.client))]),
         ("server memory", _memory(found.server)),
-        ("operations", _operations(found.operations)),
+        *([] if found.kinds else [("operations", _operations(found.operations))]),
         *([("in local phases", _taught(found.operations))] if found.operations.taught else []),
+        *_kinds(found),
         ("images in memory", units.size(found.images) if found.images else "none kept"),
         (
             "time of a step",
@@ -74,6 +75,13 @@ def text(found: Estimate) -> str:
     return out.getvalue().rstrip("\n")
 
 
+def _kinds(found: Estimate) -> Iterator[tuple[str, str]]:
+    """Say what clients of each profile hold and compute, where their fronts have different numbers of blocks."""
+    for name, (client, operations) in found.kinds.items():
+        yield f"client memory, {name}", _memory(client)
+        yield f"operations, {name}", _operations(operations)
+
+
 def _named(what: str, terms: Terms) -> str:
     """Say whose figures these are."""
     return ", ".join(filter(None, (what, *terms)))
@@ -91,20 +99,22 @@ def _room(found: Estimate) -> Iterator[tuple[str, str]]:
     """Say whether the memory of each profile is enough for what a client needs."""
     for name, profile in found.scenario.federation.profiles.items():
         if (memory := profile.device.memory) is not None:
-            yield f"memory, {name}", f"{units.size(memory)}, {_enough(found, memory)}"
+            yield f"memory, {name}", f"{units.size(memory)}, {_enough(found, memory, name)}"
 
 
-def _enough(found: Estimate, memory: int) -> str:
+def _enough(found: Estimate, memory: int, profile: str) -> str:
     """Say whether so many bytes hold what a client needs, and else with which mini-batches they would: what a step
     saves for backward grows with these, and nothing else does."""
-    client, scenario = found.client, found.scenario
+    client, scenario = found.client_of(profile), found.scenario
     fixed = client.state + client.copies
     if fixed + client.activations <= memory:
         return "enough"
     needs = f"less than the {units.size(fixed + client.activations)} that a client needs"
     if fits := max(0, memory - fixed) * found.batch // client.activations:
         return f"{needs}: training.batch_size {fits} fits"
-    smaller = "lower model.cut" if scenario.federation.splits and scenario.model.cut > 1 else "take a smaller model"
+    smaller = "take a smaller model"
+    if scenario.federation.splits and scenario.cut_of(profile) > 1:
+        smaller = "lower model.cut" if scenario.federation.profiles[profile].cut is None else "lower its cut"
     return f"{needs}, also for mini-batches of one image: {smaller}"
 
 
@@ -122,7 +132,7 @@ def _weight(found: Estimate) -> str:
 def _place(scenario: Scenario) -> str:
     if not scenario.federation.splits:
         return "whole at each client"
-    cut = f"cut after block {scenario.model.cut}"
+    cut = f"cut after block {scenario.cut_in_words}"
     return cut if scenario.tail is None else f"{cut} and before the last {scenario.tail}"
 
 

@@ -37,8 +37,8 @@ def whole_model_is_cut_as_some_are(model: ModelConfig, federation: Federation) -
     """Where the whole model is cut, to be evaluated and to answer, is among where clients cut it."""
     least, most = _span(model, federation)
     if federation.splits and not least <= model.cut <= most:
-        are = f"the profiles' are {least} to {most}" if least < most else f"all profiles have {least}"
-        yield "model.cut", f"is {model.cut}, where the whole model is evaluated, and {are}: set one of these"
+        which = f"{least} to {most}: set one of these" if least < most else f"{least}: set that"
+        yield "model.cut", f"is {model.cut}, where the whole model is evaluated, and the profiles' cuts are {which}"
 
 
 def uneven_fronts_have_a_mean(
@@ -78,8 +78,8 @@ def uneven_fronts_have_a_mean(
     if type(model.adapter) is not Whole:
         yield (
             "model.adapter",
-            f"{model.adapter.kind}: {which}, and what it freezes in a deeper front the back trains whole: leave it out, "
-            f"or {_SAME}",
+            f"{model.adapter.kind}: {which}, and what it freezes in a deeper front the back trains whole: leave it "
+            f"out, or {_SAME}",
         )
 
 
