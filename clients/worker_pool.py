@@ -1,5 +1,6 @@
 """The workers of this process: one, or as many as train at the same time; they share what the process holds."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -7,6 +8,7 @@ from threading import Lock
 
 import torch
 
+from splitfed.clients.images import Holding
 from splitfed.clients.settings import Settings
 from splitfed.clients.worker import Worker
 from splitfed.errors import RunError, ScenarioError
@@ -16,15 +18,34 @@ from splitfed.version import __version__
 
 
 class _Workers:
-    """Workers for one scenario and one client's settings; `free` are those that nobody has leased."""
+    """Workers for one scenario and one client's settings; `free` are those that nobody has leased, by the blocks of
+    their fronts."""
 
     def __init__(self, scenario: Scenario, settings: Settings, told: Sequence[str]) -> None:
-        first = Worker(scenario, settings, told)
-        self.scenario, self.settings, self.holding, self.free = scenario, settings, first.holding, [first]
+        self.scenario, self.settings, self._told = scenario, settings, told
+        self.free: dict[int, list[Worker]] = defaultdict(list)
+        self._holding: Holding | None = None
+        self._profiles = scenario.dealt_profiles()
 
-    def take(self) -> Worker:
-        """Return a worker that is free, or a new one."""
-        return self.free.pop() if self.free else Worker(self.scenario, self.settings, holding=self.holding)
+    def take(self, client: int) -> Worker:
+        """Return a worker with a client's front that is free, or a new one."""
+        own = self.scenario.cut_as(self._profile(client))
+        if free := self.free[own.model.cut]:
+            return free.pop()
+        worker = Worker(own, self.settings, self._told, self._holding)
+        self._holding = worker.holding
+        return worker
+
+    def give(self, worker: Worker) -> None:
+        """Take a worker back."""
+        self.free[worker.scenario.model.cut].append(worker)
+
+    def _profile(self, client: int) -> str:
+        """Return a client's profile; none for a client that the run has not, which is told so by its worker."""
+        if isinstance(self.scenario.engine, Deployment):
+            said = self.settings.profile or ""
+            return said if said in self.scenario.federation.profiles else ""
+        return self._profiles[client] if client < len(self._profiles) else ""
 
 
 # The workers for the latest scenario; none in a process that has just started.
@@ -47,7 +68,7 @@ def leased(text: str, settings: Settings, told: Sequence[str] = ()) -> Iterator[
             kept.clear()
             kept[wanted] = _Workers(_parse(text), settings, told)
         workers = kept[wanted]
-        worker = workers.take()
+        worker = workers.take(settings.partition)
         engine = worker.scenario.engine
         # In other engines whoever started this process has set them.
         if threads := settings.threads or (engine.threads if isinstance(engine, Deployment) else None):
@@ -56,7 +77,7 @@ def leased(text: str, settings: Settings, told: Sequence[str] = ()) -> Iterator[
         yield worker
     finally:
         with _lock:
-            workers.free.append(worker)
+            workers.give(worker)
 
 
 def _parse(text: str) -> Scenario:

@@ -45,6 +45,7 @@ from splitfed.server.weights.exchange import WeightExchange, WholeWeights
 from splitfed.server.weights.frozen import exchanges_of
 from splitfed.server.weights.grid import WireGrid
 from splitfed.server.weights.strategy import Aggregation
+from splitfed.server.weights.uneven import ByFront
 from splitfed.split.assembly import Cuts
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import EvaluationCut
@@ -82,7 +83,8 @@ def main(grid: Grid, context: Context) -> None:
     split: SplitServer | Unsplit = Unsplit(progress.step)
     listener: Listener = Unheard()
     if federation.splits:
-        pool = POOLS[federation.mode](Trainer(model.back, scenario.training.server))
+        fronts = terms.front if scenario.uneven else None
+        pool = POOLS[federation.mode](Trainer(model.back, scenario.training.server, fronts))
         checkpoints.register(optimiser=pool.trainer)
         split = _split_server(scenario, model, pool, cuts, ledger, key.at("server"), progress)
         checkpoints.register(cache=split.caches)
@@ -133,7 +135,12 @@ def main(grid: Grid, context: Context) -> None:
 def _exchanges(scenario: Scenario, model: Model, key: Key, terms: ClientTerms) -> dict[str, WeightExchange]:
     """Return how the weights in messages of each type cross."""
     compression = scenario.compression
-    each_round, evaluation = exchanges_of(scenario, model.held, key, terms.packs)
+    by_front = {cut: exchanges_of(scenario, held, key, terms.packs) for cut, held in model.held_by.items()}
+    each_round, evaluation = by_front[scenario.cuts[1]]
+    if scenario.uneven:
+        each_round, evaluation = (
+            ByFront({cut: both[kind] for cut, both in by_front.items()}, terms.front) for kind in (0, 1)
+        )
     exchanges = {MessageType.TRAIN: each_round, MessageType.EVALUATE: evaluation}
     if compression.reducer.alignment():
         exchanges[ALIGN] = WholeWeights(*WeightWire.of_alignment(model.front, model.back.decoder, compression))

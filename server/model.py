@@ -30,15 +30,21 @@ from splitfed.split.weights.initial import HeldByPhase
 
 
 class Model:
-    """The parts of a scenario's model on the server's device, with the reducer's own layers in them; `held` is what
-    each client has of them. Raises ModelError where the model cannot be built or the reducer does not go with it."""
+    """The parts of a scenario's model on the server's device, with the reducer's own layers in them, and `whole`, the
+    same as it is evaluated. Where clients' cuts differ, `parts` share the blocks between the first cut and the last, so
+    that what is loaded into the front is in the back too. `held` is what each client has of them, or who has most;
+    `held_by` says it for each cut. Raises ModelError where the model cannot be built or the reducer does not go with
+    it."""
 
     def __init__(self, scenario: Scenario, data: FederatedData) -> None:
         self.scenario, self.data = scenario, data
         self.device = pick_device(scenario.training.server.device)
-        self.parts = assemble(scenario, len(data.classes)).to(self.device, scenario.training.precision)
+        self.parts = assemble(scenario, len(data.classes), cuts=scenario.cuts)
+        self.parts = self.parts.to(self.device, scenario.training.precision)
         self.front, self.back = self.parts.front, self.parts.back.train()
-        self.held = HeldByPhase(scenario, self.parts)
+        self.whole = self.parts.at(scenario.model.cut)
+        self.held_by = {cut: HeldByPhase(scenario, self.parts.at(cut)) for cut in scenario.fronts}
+        self.held = self.held_by[scenario.cuts[1]]
         self.client_part, self.auxiliary = self.held.plain.part, AuxiliaryNet(scenario, self.held)
         self.geometry = self.front.geometry(scenario.training.batch_size, len(data.classes))
         self.mean, self.std = pixel_stats(scenario.model)
@@ -85,7 +91,7 @@ class Model:
     def _evaluate(self, images: Images) -> "Seen":
         training = self.scenario.training
         return evaluate(
-            self.parts, images, training.eval_batch_size, self.mean, self.std, self.device,
+            self.whole, images, training.eval_batch_size, self.mean, self.std, self.device,
             training.precision, self.scenario.data.workers,
         )  # fmt: skip
 
@@ -97,16 +103,17 @@ class Model:
         (batch,) = batches(
             images, rows, len(rows), Key(0), augment="none", mean=self.mean, std=self.std, epochs=1, shuffle=False
         )
+        front, back, tail = self.whole
         with evaluating(self.parts), autocast(training.precision, self.device):
             with torch.no_grad():
-                smashed = self.front.encoder(self.front(batch.images.to(self.device)))
-            logits = self.parts.tail(self.back(self.back.decoder(smashed)))
+                smashed = front.encoder(front(batch.images.to(self.device)))
+            logits = tail(back(back.decoder(smashed)))
             loss = nn.functional.cross_entropy(logits.float(), batch.labels.to(self.device))
         check_number("the loss on validation images", float(loss.detach()), where)
         if not self.scenario.federation.splits:
             return
         check_bounds("smashed", smashed, where)
-        learns = [one for one in self.back.parameters() if one.requires_grad]
+        learns = [one for one in back.parameters() if one.requires_grad]
         gradients = torch.autograd.grad(loss, learns, allow_unused=True) if learns else ()
         norm = float(get_total_norm([one for one in gradients if one is not None]))
         check_number("the norm of the gradient", norm, where, most_norm(training.server.clip))
@@ -128,7 +135,7 @@ class Model:
         from splitfed.inference.run_model import RunModel
 
         classes = list(self.data.classes)
-        model = RunModel(folder, self.scenario, round, self.parts, classes, self.mean, self.std, self.device)
+        model = RunModel(folder, self.scenario, round, self.whole, classes, self.mean, self.std, self.device)
         with evaluating(self.parts):
             keep(model, self.data.validation)
 

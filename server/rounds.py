@@ -204,7 +204,7 @@ class Rounds:
             outcome.taken, outcome.seen = len(taken), sum(cohort.weights[client] for client in taken)
         try:
             if taken and memory is None:
-                arrays, outcome.loss = self.calls.train.aggregate(round, cohort, replies, before)
+                arrays, outcome.loss = self.calls.train.aggregate(round, cohort, replies, before, self.model.arrays)
                 if arrays is not None:
                     self.model.load_part(
                         round, {name: torch.from_numpy(a.numpy()).float() for name, a in arrays.items()}

@@ -32,7 +32,7 @@ def check_memory(worker: Worker, settings: Settings, examples: int) -> None:
     for memory, there, whose in rooms:
         if total <= memory:
             continue
-        fitting = ways(scenario, len(worker.holding.classes), need, batch, memory, copies)
+        fitting = ways(scenario, len(worker.holding.classes), need, batch, memory, copies, settings.profile or "")
         found = [f"--chunk {value} here" if key == _HERE else f"the server's {key} {value}" for key, value in fitting]
         way = f"{' or '.join(found)} fits" if found else "it would take a smaller model"
         raise RunError(

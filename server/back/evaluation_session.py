@@ -7,6 +7,7 @@ from torch import nn
 
 from splitfed.errors import Refused, WireError
 from splitfed.run.ledger import Row, Sizes
+from splitfed.server.back.pools import Trainer
 from splitfed.server.back.round_context import RoundContext
 from splitfed.server.back.session import ClientSession, away
 from splitfed.split.evaluation import Evaluated, EvaluationCut, evaluated
@@ -17,8 +18,9 @@ class EvaluationRound:
     """One evaluation, of the back as the last round left it, for clients who hold out so many images each. The back is
     in evaluation mode from when this is made until it is closed. Safe to call from threads."""
 
-    def __init__(self, context: RoundContext, cut: EvaluationCut, back: nn.Module, images: Mapping[int, int]) -> None:
-        self._context, self._cut, self._back, self._images = context, cut, back.eval(), dict(images)
+    def __init__(self, context: RoundContext, cut: EvaluationCut, trainer: Trainer, images: Mapping[int, int]) -> None:
+        self._context, self._cut, self._trainer, self._images = context, cut, trainer, dict(images)
+        trainer.back.eval()
         self._sessions: dict[int, EvaluationSession] = {}
         self.refused: dict[int, Refused | WireError] = {}  # clients that were settled, and had been refused
         self._lock = Lock()
@@ -30,8 +32,8 @@ class EvaluationRound:
             if round != self._context.round or client not in self._images:
                 raise WireError(f"client {client} has no part in the evaluation of round {round}, or not any more")
             if client not in self._sessions:
-                images = self._images[client]
-                self._sessions[client] = EvaluationSession(self._context, client, self._cut, self._back, images)
+                images, back = self._images[client], self._trainer.behind(client)
+                self._sessions[client] = EvaluationSession(self._context, client, self._cut, back, images)
             session = self._sessions[client]
             session.attach()
             return session
@@ -63,7 +65,7 @@ class EvaluationRound:
         """Let the back train again, and nobody in."""
         for client in list(self._images):
             self.settle(client)
-        self._back.train()
+        self._trainer.back.train()
 
 
 class EvaluationSession(ClientSession):

@@ -98,7 +98,7 @@ class Passes:
             if alter is not None:
                 inputs[0], targets[0] = alter(inputs[0], targets[0], key.at("alter"))
             exits = next((one for one in exits_of(trainer.back) if one.learn(self._round)), None)
-            found = _through(trainer.back, inputs, watch=exits is not None)
+            found = _through(trainer, [one.frame.client for one in batches], inputs, watch=exits is not None)
             losses = [nn.functional.cross_entropy(one.logits, meant) for one, meant in zip(found, targets, strict=True)]
             more = [exits.loss(one.seen, meant) for one, meant in zip(found, targets, strict=True)] if exits else []
         told = [float(loss.detach()) for loss in losses]
@@ -125,7 +125,7 @@ class Passes:
         """Run a back on a mini-batch whose loss is the client's to tell, and return what it makes of it. Raises
         Diverged where that is absurd."""
         with self._train_turns, self._forward(key):
-            features = trainer.back(self._restored(trainer, batch))
+            features = trainer.behind(batch.frame.client)(self._restored(trainer, batch))
         check_bounds("tail_smashed", features, batch.frame.place)
         return features
 
@@ -169,16 +169,17 @@ class _Made:
     seen: Mapping[int, Tensor]
 
 
-def _through(back: nn.Module, inputs: list[Tensor], *, watch: bool) -> list[_Made]:
-    """Run the back on inputs `[B_i, k_i, d]`, those of one shape but for the number of samples in one batch, and return
-    what it makes of each."""
+def _through(trainer: Trainer, clients: list[int], inputs: list[Tensor], *, watch: bool) -> list[_Made]:
+    """Run the back on these clients' inputs `[B_i, k_i, d]`, in one batch those that enter it at one place and are of
+    one shape but for the number of samples, and return what it makes of each."""
     if len(inputs) == 1:
-        return [_run(back, inputs[0], watch=watch)]
+        return [_run(trainer.behind(clients[0]), inputs[0], watch=watch)]
     groups: dict[tuple, list[int]] = {}
-    for place, restored in enumerate(inputs):
-        groups.setdefault((restored.shape[1:], restored.dtype), []).append(place)
+    for place, (client, restored) in enumerate(zip(clients, inputs, strict=True)):
+        groups.setdefault((trainer.enters(client), restored.shape[1:], restored.dtype), []).append(place)
     made: dict[int, _Made] = {}
     for places in groups.values():
+        back = trainer.behind(clients[places[0]])
         whole = _run(back, torch.cat([inputs[place] for place in places]), watch=watch)
         sizes = [len(inputs[place]) for place in places]
         logits, seen = whole.logits.split(sizes), {block: one.split(sizes) for block, one in whole.seen.items()}

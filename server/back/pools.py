@@ -5,7 +5,7 @@ the client was lost, and settles the round in `close_round`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 from torch import Tensor, nn
@@ -14,15 +14,45 @@ from torch.nn.utils import get_total_norm
 from splitfed.errors import Diverged
 from splitfed.model.optim import OptimiserState, flatten, read_optimiser, set_lr, unflatten, write_optimiser
 from splitfed.model.optim_settings import SideConfig
+from splitfed.model.parts import Back, block_of
 from splitfed.split.bounds import check_number, most_norm
+
+# Tells how many blocks a client's front has.
+Fronts = Callable[[int], int]
 
 
 class Trainer:
-    """A back with its optimiser."""
+    """A back with its optimiser. Where `fronts` differ a client's mini-batches enter it after as many blocks as its
+    front has; without them all enter at its first."""
 
-    def __init__(self, back: nn.Module, side: SideConfig) -> None:
-        self.back, self.side = back, side
+    def __init__(self, back: nn.Module, side: SideConfig, fronts: Fronts | None = None) -> None:
+        self.back, self.side, self.fronts = back, side, fronts
         self.optimiser = side.optimiser_for(back)
+
+    def enters(self, client: int) -> int | None:
+        """Return after how many blocks a client's mini-batches enter; None where all enter at the first."""
+        return None if self.fronts is None else self.fronts(client)
+
+    def behind(self, client: int) -> nn.Module:
+        """Return what of the back follows a client's front."""
+        if (cut := self.enters(client)) is None:
+            return self.back
+        assert isinstance(self.back, Back)
+        return self.back.since(cut)
+
+    def passed(self, client: int) -> dict[str, Tensor]:
+        """Return what a client's mini-batches go through: of the back as `back/<name>`, and of its optimiser's state as
+        `optimiser/<parameter number>/<moment>`."""
+        skipped = set[str]()
+        if (cut := self.enters(client)) is not None:
+            blocks = {name: block_of(name) for name in self.back.state_dict()}
+            skipped = {name for name, block in blocks.items() if block is not None and block <= cut}
+        learned = [name for name, parameter in self.back.named_parameters() if parameter.requires_grad]
+        state = {
+            number: one for number, one in read_optimiser(self.optimiser).items() if learned[number] not in skipped
+        }
+        found = {f"back/{name}": one for name, one in self.back.state_dict().items() if name not in skipped}
+        return found | {f"optimiser/{name}": one for name, one in flatten(state).items()}
 
     def check(self, where: object, sent: Sequence[Tensor]) -> None:
         """Raise Diverged, and drop the gradients that were accumulated, where these and those of what was `sent` are
@@ -117,7 +147,8 @@ class Together(Shared):
 
 
 class PerClient(BackPool):
-    """A copy of the back for each client, averaged at the round's end by the clients' examples (`sfl-v1`).
+    """A copy of the back for each client, averaged at the round's end by the clients' examples (`sfl-v1`): each block
+    over those whose mini-batches went through it.
 
     Copies are summed in float64 in the clients' order, whoever finishes first: one that comes early waits for those
     before it. So memory holds one sum, and as many copies as clients train at once or wait.
@@ -129,7 +160,7 @@ class PerClient(BackPool):
         super().__init__(trainer)
         self._free: list[Trainer] = []
         self._sum: dict[str, Tensor] = {}
-        self._examples = 0
+        self._examples: dict[str, int] = {}
         self._lr = 0.0
         self._order: list[int] = []
         self._settled: dict[int, tuple[Trainer, int] | None] = {}
@@ -137,12 +168,13 @@ class PerClient(BackPool):
     def open_round(self, lr: float, clients: Sequence[int]) -> None:
         """Begin a round of these clients at this learning rate."""
         super().open_round(lr, clients)
-        self._lr, self._sum, self._examples = lr, {}, 0
+        self._lr, self._sum, self._examples = lr, {}, {}
         self._order, self._settled = list(clients), {}
 
     def open(self, client: int) -> Trainer:
         """Hand out a copy of what the last round left."""
-        copy = self._free.pop() if self._free else Trainer(deepcopy(self.trainer.back), self.trainer.side)
+        common = self.trainer
+        copy = self._free.pop() if self._free else Trainer(deepcopy(common.back), common.side, common.fronts)
         copy.load(self.trainer.back.state_dict(), read_optimiser(self.trainer.optimiser))
         set_lr(copy.optimiser, self._lr)
         return copy
@@ -161,16 +193,16 @@ class PerClient(BackPool):
 
     def _advance(self) -> None:
         while self._order and self._order[0] in self._settled:
-            settled = self._settled.pop(self._order.pop(0))
-            if settled is not None:
-                self._add(*settled)
+            client = self._order.pop(0)
+            if (settled := self._settled.pop(client)) is not None:
+                self._add(client, *settled)
 
-    def _add(self, trainer: Trainer, examples: int) -> None:
-        for name, tensor in _flat(trainer).items():
+    def _add(self, client: int, trainer: Trainer, examples: int) -> None:
+        for name, tensor in trainer.passed(client).items():
             # Sums bear the float64 that the device may lack, and must not depend on its order of addition.
             share = tensor.detach().cpu().double() * examples
             self._sum[name] = self._sum[name].add_(share) if name in self._sum else share
-        self._examples += examples
+            self._examples[name] = self._examples.get(name, 0) + examples
         self._free.append(trainer)
 
     def close_round(self) -> None:
@@ -180,17 +212,14 @@ class PerClient(BackPool):
         self._advance()
         if not self._examples:
             return
-        means = {name: (total / self._examples).float() for name, total in self._sum.items()}
+        means = {name: (total / self._examples[name]).float() for name, total in self._sum.items()}
         weights = {name.removeprefix("back/"): t for name, t in means.items() if name.startswith("back/")}
         moments = {name.removeprefix("optimiser/"): t for name, t in means.items() if name.startswith("optimiser/")}
+        if self.trainer.fronts is not None:  # what nobody's mini-batches have gone through stays as it was
+            weights = self.trainer.back.state_dict() | weights
+            moments = self.trainer.state_dict() | moments
         self.trainer.load(weights, unflatten(moments))
-        self._sum, self._examples = {}, 0
-
-
-def _flat(trainer: Trainer) -> dict[str, Tensor]:
-    flat = {f"back/{name}": tensor for name, tensor in trainer.back.state_dict().items()}
-    moments = flatten(read_optimiser(trainer.optimiser))
-    return flat | {f"optimiser/{name}": tensor for name, tensor in moments.items()}
+        self._sum, self._examples = {}, {}
 
 
 POOLS: dict[str, type[BackPool]] = {"sl": Shared, "sfl-v1": PerClient, "sfl-v2": Shared, "psl": Together}

@@ -208,7 +208,7 @@ class SplitServer:
         others while the `with` block lasts."""
         assert self._evaluation_cut is not None
         context = self._context(round, self._key.at("evaluation", round))
-        self._evaluation = EvaluationRound(context, self._evaluation_cut, self._pool.trainer.back, images)
+        self._evaluation = EvaluationRound(context, self._evaluation_cut, self._pool.trainer, images)
         try:
             yield self._evaluation
         finally:

@@ -118,7 +118,8 @@ class Foreseen:
         if phase.frozen:
             return 0
         if (phase.first, terms) not in self._weights:
-            wire = self._model.held.at(phase.first).wire.under(self._scenario.compression_under(terms))
+            held = self._model.held_by[self._scenario.cut_of(terms.profile)]
+            wire = held.at(phase.first).wire.under(self._scenario.compression_under(terms))
             self._weights[phase.first, terms] = size(wire.rehearse(self._key))
         return self._weights[phase.first, terms]
 

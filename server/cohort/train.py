@@ -3,7 +3,7 @@ the strategy makes of them."""
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
@@ -27,6 +27,7 @@ from splitfed.server.control.terms import ClientTerms
 from splitfed.server.memory.store import Store
 from splitfed.server.weights.exchange import WeightExchange
 from splitfed.server.weights.strategy import Aggregation
+from splitfed.server.weights.uneven import filled
 from splitfed.wire.channel import Listener
 from splitfed.wire.messages import (
     ABSURD,
@@ -164,10 +165,11 @@ class TrainCall:
         return self._taken.pop(client, None) is not None or sent_again
 
     def aggregate(
-        self, round: int, cohort: Cohort, replies: Replies, before: ArrayRecord
+        self, round: int, cohort: Cohort, replies: Replies, before: ArrayRecord, now: Callable[[int], ArrayRecord]
     ) -> tuple[ArrayRecord | None, float]:
         """Return the round's new weights, None where they stay as they were, as in a frozen phase, and the mean loss,
-        by examples, of all who trained, whichever of them the strategy selects."""
+        by examples, of all who trained, whichever of them the strategy selects. `before` is what the round began with,
+        and `now` what the server has, having trained some of it itself where fronts are uneven."""
         taken = trained(replies)
         arrays: ArrayRecord | None
         if self._scenario.phase(round).frozen:
@@ -175,7 +177,11 @@ class TrainCall:
         elif self._hands_on:
             arrays = self._handed_on(cohort, replies)
         else:
-            arrays = self.strategy.aggregate(round, list(taken.values()), before)
+            found = list(taken.values())
+            if self._scenario.uneven:
+                here = now(round)
+                found = [filled(reply, here) for reply in found]
+            arrays = self.strategy.aggregate(round, found, before)
         losses = {client: TrainMetrics.read(reply.content).loss for client, reply in taken.items()}
         seen = sum(cohort.weights[client] for client in taken)
         return arrays, math.fsum(cohort.weights[client] / seen * losses[client] for client in taken)

@@ -28,6 +28,10 @@ class ClientTerms:
         """Return a client's terms."""
         return Terms(self._profiles.get(client, ""), self.points.get(client, ""))
 
+    def front(self, client: int) -> int:
+        """Return how many blocks a client's front has."""
+        return self._scenario.cut_of(self.of(client).profile)
+
     def packs(self, client: int) -> tuple[Terms, Compression] | None:
         """Return what packs a client's weights, and under which terms; None where they are packed as those of all."""
         own, common = self._packed[terms := self.of(client)], self._scenario.compression

@@ -85,7 +85,9 @@ class WholeWeights(WeightExchange):
         known = self._coded.get(terms)
         # A strategy hands the same weights to all clients of a round, so the last ones are most often the next.
         if known is None or known[0] is not arrays or known[1] != round:
-            known = arrays, round, *self._made(plain(arrays), compression, round, key)
+            weights = plain(arrays)
+            mine = {name: weights[name] for name in self._down.shapes}  # of a front of fewer blocks these are not all
+            known = arrays, round, *self._made(mine, compression, round, key)
             self._coded[terms] = known
         _, _, coded, self._given[client] = known
         return coded

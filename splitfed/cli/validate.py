@@ -45,7 +45,7 @@ def _checked(file: str, overrides: list[str], data: bool) -> str:
         runs = len(Sweep.load(file, overrides, also=rules).points)
         return f"{name}: valid (a sweep of {runs} {'run' if runs == 1 else 'runs'})"
     loaded = splitfed.Scenario.load(file, overrides, also=rules)
-    said = f"{name}: valid ({loaded.name}: {loaded.model.name} cut after block {loaded.model.cut})"
+    said = f"{name}: valid ({loaded.name}: {loaded.model.name} cut after block {loaded.cut_in_words})"
     if not data:
         return said
     from splitfed.reports.dataset.text import head

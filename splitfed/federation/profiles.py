@@ -39,6 +39,10 @@ class Profile(Config):
     """The link of such clients; null is the scenario's `link`."""
     device: ClientDevice = ClientDevice()
     """What such clients compute with."""
+    cut: int | None = Field(None, ge=1)
+    """Blocks of the front that such clients hold, a few where they are weak; null is `model.cut`. The back begins after
+    the smallest cut, and what a client sends enters it where its front ends. A block that is in some fronts and in the
+    back becomes their mean, by the images that went through each."""
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,30}$")]

@@ -104,7 +104,7 @@ class Part(VisionTransformer):
         for name, value in vit.__dict__.items():
             if name not in self.__dict__:
                 setattr(self, name, value)
-        numbered = [(str(i), block) for i, block in enumerate(vit.blocks)][first:last]
+        numbered = [(name, block) for name, block in vit.blocks.named_children() if first <= int(name) < last]
         for name in parts:
             setattr(self, name, nn.Sequential(OrderedDict(numbered)) if name == "blocks" else getattr(vit, name))
         self.exits = None
@@ -186,6 +186,15 @@ class Front(Part):
         """Return what makes the output of a block; of the last one it is the front, as gates may stand behind it."""
         return self if block == len(self.blocks) else super().after(block)
 
+    def upto(self, cut: int) -> "Front":
+        """Return the front of so many blocks, which has its parameters from this one, of as many or more."""
+        if cut == len(self.blocks):
+            return self
+        front = Front(self, cut)
+        front.exits, front.encoder, front.gates = self.exits, self.encoder, self.gates
+        front._encoder_travels, front._frozen = self._encoder_travels, self._frozen
+        return front
+
     def geometry(self, batch: int, classes: int) -> Geometry:
         """Return the sizes at the cut for batches of up to `batch` images."""
         tokens = self.patch_embed.num_patches + self.num_prefix_tokens
@@ -250,8 +259,17 @@ class Back(Later):
     """
 
     def __init__(self, vit: VisionTransformer, cut: int, tail: int | None = None) -> None:
-        super().__init__(vit, cut, len(vit.blocks) - (tail or 0), ends=tail is None)
+        last = _numbers(vit)[-1] + 1
+        super().__init__(vit, cut, last - (tail or 0), ends=tail is None)
         self.decoder: nn.Module = nn.Identity()
+
+    def since(self, cut: int) -> "Back":
+        """Return what of the back follows a front of so many blocks, with its parameters from this one."""
+        if cut == _numbers(self)[0]:
+            return self
+        back = Back(self, cut, None if self._ends else 0)
+        back.exits, back.decoder, back.ragged = self.exits, self.decoder, self.ragged
+        return back
 
     def attach(self, halves: Halves) -> None:
         """Take a reducer's decoder in."""
@@ -293,6 +311,22 @@ class Parts(NamedTuple):
         for part in self:
             suit_attention(part, precision, device)
         return Parts(self.front.to(device), self.back.to(device), self.tail.to(device))
+
+    def at(self, cut: int) -> "Parts":
+        """Return the model cut after so many blocks, with its parameters from these parts: where front and back have
+        some blocks both, as clients' cuts differ, they then have each block once."""
+        return Parts(self.front.upto(cut), self.back.since(cut), self.tail)
+
+
+def block_of(name: str) -> int | None:
+    """Return the number, from 1 on, of the block that a tensor of this name belongs to; None for one of no block."""
+    section, _, rest = name.partition(".")
+    return int(rest.partition(".")[0]) + 1 if section == "blocks" else None
+
+
+def _numbers(vit: VisionTransformer) -> list[int]:
+    """Return the numbers of the blocks that a model or a part of one has, as timm names them, from 0 on."""
+    return [int(name) for name, _ in vit.blocks.named_children()]
 
 
 def split(vit: VisionTransformer, cut: int) -> tuple[Front, Back]:

@@ -126,6 +126,40 @@ class Scenario(Config):
         found = self.compression if part is None else part.over(self.compression)
         return self.points[terms.point].compression.over(found) if terms.point else found
 
+    def cut_of(self, profile: str) -> int:
+        """Return how many blocks the front of a client of this profile has; the empty name is none. Raises KeyError for
+        a name that is not here."""
+        own = self.federation.profiles[profile].cut if profile else None
+        return self.model.cut if own is None else own
+
+    @property
+    def fronts(self) -> list[int]:
+        """How many blocks fronts have, each number once, ascending."""
+        return sorted({self.cut_of(profile) for profile in self.federation.profiles or ("",)})
+
+    @property
+    def cuts(self) -> tuple[int, int]:
+        """How many blocks a client's front has, at least and at most."""
+        return self.fronts[0], self.fronts[-1]
+
+    @property
+    def uneven(self) -> bool:
+        """Whether some fronts have more blocks than others."""
+        return len(self.fronts) > 1
+
+    @property
+    def cut_in_words(self) -> str:
+        """After which block the model is cut, of each profile where fronts have different numbers."""
+        if not self.uneven:
+            return str(self.model.cut)
+        return ", ".join(f"{self.cut_of(name)} ({name})" for name in self.federation.profiles)
+
+    def cut_as(self, profile: str) -> Self:
+        """Return the scenario as a client of this profile has it, cut where its front ends."""
+        if (cut := self.cut_of(profile)) == self.model.cut:
+            return self
+        return self.model_copy(update={"model": self.model.model_copy(update={"cut": cut})})
+
     def dealt_profiles(self) -> tuple[str, ...]:
         """Return the profile of each client of a simulation; without profiles all have the empty name."""
         return dealt(self.federation.profiles, self.federation.clients, Key(self.seed).at("profile"))

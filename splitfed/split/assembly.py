@@ -18,7 +18,7 @@ from splitfed.model.adapters.subsets import Fixed
 from splitfed.model.build import build
 from splitfed.model.exits.heads import Exits
 from splitfed.model.mistakes import blank, mistakes
-from splitfed.model.parts import Back, Front, Later, Part, Parts, split, split_twice
+from splitfed.model.parts import Back, Front, Later, Part, Parts, check, split, split_twice
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario import Scenario
 from splitfed.scenario.sections import COMMON, Terms
@@ -26,24 +26,29 @@ from splitfed.seeds import Key
 from splitfed.split.cut import Cut
 
 
-def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None) -> Parts:
+def assemble(
+    scenario: Scenario, classes: int, *, pretrained: bool | None = None, cuts: tuple[int, int] | None = None
+) -> Parts:  # fmt: skip
     """Build the parts for `classes`; whatever is not loaded is drawn from the scenario's seed. `pretrained=False`
-    skips the weights that the scenario asks for, the reducer's too. Raises ModelError as `build` and, where these are
-    loaded, as `check_fits` does."""
-    key = Key(scenario.seed)
+    skips the weights that the scenario asks for, the reducer's too. With `cuts` other than one the back begins after
+    the first of them and the front ends after the last, and they share the blocks between: `Parts.at` cuts them.
+    Raises ModelError as `build` and, where these are loaded, as `check_fits` does."""
+    key, (least, most) = Key(scenario.seed), cuts or (scenario.model.cut,) * 2
     vit = build(scenario.model, classes, pretrained=pretrained, key=key.at("model"))
     if problem := adapter_misfit(scenario.model, vit):
         raise ModelError(f"model.adapter: {problem}")
     if scenario.tail is None:
-        parts = Parts(*split(vit, scenario.model.cut), nn.Identity())
+        parts = Parts(*split(vit, most), nn.Identity())
     else:
-        parts = Parts(*split_twice(vit, scenario.model.cut, scenario.tail))
+        parts = Parts(*split_twice(vit, most, scenario.tail))
+    if least < most:
+        parts = parts._replace(back=Back(vit, least, scenario.tail))
     front, back, _ = parts
     for part in parts:
         if isinstance(part, Part):
             scenario.model.adapter.apply(part, key.at("adapter"))
     geometry = front.geometry(scenario.training.batch_size, classes)
-    _attach_exits(scenario, front, back, classes)
+    _attach_exits(scenario, front, back, classes, least)
     reducer = scenario.compression.reducer
     if pretrained is not False:
         check_fits(scenario, front)
@@ -60,11 +65,11 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
     return parts
 
 
-def _attach_exits(scenario: Scenario, front: Front, back: Back, classes: int) -> None:
-    """Give each side the heads that learn with the model after its own blocks."""
+def _attach_exits(scenario: Scenario, front: Front, back: Back, classes: int, cut: int) -> None:
+    """Give each side the heads that learn with the model after its own blocks: up to the cut, and after it."""
     if (settings := scenario.model.exits) is None:
         return
-    cut, key = scenario.model.cut, Key(scenario.seed).at("exits")
+    key = Key(scenario.seed).at("exits")
     sides = (front, [block for block in settings.blocks if block <= cut]), (
         back, [block for block in settings.blocks if block > cut]
     )  # fmt: skip
@@ -109,6 +114,13 @@ def misfits(scenario: Scenario, front: Front) -> Iterator[tuple[str, str]]:
         if terms != COMMON and reducer == common:
             continue
         key = f"{scenario.place_of(terms)}.reducer"
+        if scenario.uneven and reducer.build().halves(geometry, Key(0)) is not None:
+            yield (
+                key,
+                f"its layers learn what one cut makes, and fronts have {scenario.cuts[0]} to {scenario.cuts[1]} "
+                "blocks: set another, or the same cut for all",
+            )
+            continue
         if problem := reducer.misfit(scenario.model, geometry):
             yield key, problem
         elif terms != COMMON and not common.misfit(scenario.model, geometry):
@@ -162,6 +174,8 @@ def check_model(scenario: Scenario) -> None:
     for key, why in mistakes(scenario.model, scenario.tail):
         raise ModelError(f"{key}: {why}")
     vit = blank(scenario.model)
+    for cut in scenario.fronts:
+        check(vit, cut, scenario.tail)
     front = Front(vit, scenario.model.cut)
     if problem := misfit(scenario.phases, len(vit.blocks) - scenario.model.cut):
         raise ModelError(f"phases: {problem}")

@@ -20,6 +20,8 @@ from splitfed.seeds import Key
 from splitfed.waiting import waiting
 
 if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
     from splitfed.model.parts import Front
 
 Found = Iterator[tuple[str, str]]
@@ -41,6 +43,8 @@ def of_the_model(scenario: Scenario) -> Found:
     found = list(mistakes(model, tail))
     yield from found
     if all(key in ("model.pretrained", "model.weights") for key, _ in found):
+        with suppress(AttributeError):
+            yield from _of_the_cuts(scenario, blank(model), tail)
         front = Front(blank(model), model.cut)
         if problem := adapter_misfit(model, blank(model)):
             yield "model.adapter", problem
@@ -49,6 +53,16 @@ def of_the_model(scenario: Scenario) -> Found:
                 yield "phases", problem
         with suppress(AttributeError):
             yield from _of_the_reducer(scenario, front)
+
+
+def _of_the_cuts(scenario: Scenario, vit: "VisionTransformer", tail: int | None) -> Found:
+    """Yield which profiles' fronts leave the server no block, or are of more than there are."""
+    from splitfed.model.parts import misfits
+
+    for name, profile in scenario.federation.profiles.items():
+        if profile.cut is not None and profile.cut != scenario.model.cut:
+            found = misfits(vit, profile.cut, tail)
+            yield from ((f"federation.profiles.{name}.cut", why) for key, why in found if key == "model.cut")
 
 
 def _of_the_reducer(scenario: Scenario, front: "Front") -> Found:

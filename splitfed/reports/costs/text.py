@@ -37,10 +37,11 @@ def text(found: Estimate) -> str:
         ("cut bytes", f"{units.size(found.rounds * found.round.cut.sent)} at most"),
         ("total bytes", f"{units.size(found.total_sent)} at most{_times(found)}"),
         ("images", _weight(found)),
-        ("client memory", _memory(found.client)),
+        *([] if found.kinds else [("client memory", _memory(found.client))]),
         ("server memory", _memory(found.server)),
-        ("operations", _operations(found.operations)),
+        *([] if found.kinds else [("operations", _operations(found.operations))]),
         *([("in local phases", _taught(found.operations))] if found.operations.taught else []),
+        *_kinds(found),
         ("images in memory", units.size(found.images) if found.images else "none kept"),
         (
             "time of a step",
@@ -75,6 +76,13 @@ def text(found: Estimate) -> str:
     return out.getvalue().rstrip("\n")
 
 
+def _kinds(found: Estimate) -> Iterator[tuple[str, str]]:
+    """Say what clients of each profile hold and compute, where their fronts have different numbers of blocks."""
+    for name, kind in found.kinds.items():
+        yield f"client memory, {name}", _memory(kind.client)
+        yield f"operations, {name}", _operations(kind.operations)
+
+
 def _named(what: str, terms: Terms) -> str:
     """Say whose figures these are."""
     return ", ".join(filter(None, (what, *terms)))
@@ -92,16 +100,18 @@ def _room(found: Estimate) -> Iterator[tuple[str, str]]:
     """Say whether the memory of each profile is enough for what a client needs."""
     for name, profile in found.scenario.federation.profiles.items():
         if (memory := profile.device.memory) is not None:
-            yield f"memory, {name}", f"{units.size(memory)}, {_enough(found, memory)}"
+            yield f"memory, {name}", f"{units.size(memory)}, {_enough(found, memory, name)}"
 
 
-def _enough(found: Estimate, memory: int) -> str:
+def _enough(found: Estimate, memory: int, profile: str) -> str:
     """Say whether so many bytes hold what a client needs, and else with which chunk, mini-batch or cut they would."""
-    needed = found.client.state + found.client.activations + found.client.copies
+    client = found.client_of(profile)
+    needed = client.state + client.activations + client.copies
     if needed <= memory:
         return "enough"
     needs = f"less than the {units.size(needed)} that a client needs"
-    fitting = ways(found.scenario, found.classes, found.need, found.batch, memory, found.client.copies)
+    need = found.need_of(profile)
+    fitting = ways(found.scenario, found.classes, need, found.batch, memory, client.copies, profile)
     if ones := [f"{key} {value}" for key, value in fitting]:
         return f"{needs}: {' or '.join(ones)} fits"
     return f"{needs}, also for mini-batches of one image and a lower cut: take a smaller model"
@@ -121,7 +131,7 @@ def _weight(found: Estimate) -> str:
 def _place(scenario: Scenario) -> str:
     if not scenario.federation.splits:
         return "whole at each client"
-    cut = f"cut after block {scenario.model.cut}"
+    cut = f"cut after block {scenario.cut_in_words}"
     return cut if scenario.tail is None else f"{cut} and before the last {scenario.tail}"
 
 

@@ -36,7 +36,6 @@ def seconds_of_a_round(
     work.classes = classes
     every = phase.upload_every if federation.splits else None
     sends = set(range(0, steps, every)) if every else set()
-    wire = WeightWire.of(ClientPart.of(scenario, parts), scenario.compression, phase.first)
     ((up, down),) = pairs(ending.rehearse())
     end = Exchange(0.0, up, 0.0, down) if federation.splits else None
     found: dict[Terms, list[float]] = {}
@@ -46,7 +45,8 @@ def seconds_of_a_round(
         for terms in used_terms(scenario):
             answered = scenario.answer_every(phase, terms)
             frames = _frames(sizes, sends, answered, phase.frozen, parts, cuts.under(terms), key)
-            own = wire.under(scenario.compression_under(terms))
+            part = ClientPart.of(scenario, parts.at(scenario.cut_of(terms.profile)))
+            own = WeightWire.of(part, scenario.compression_under(terms), phase.first)
             weights = 0 if phase.frozen else size(own.rehearse(key))
             for client in islice((c for c, of in enumerate(work.profile) if of == terms.profile), _MOST):
                 seconds = work.told(client, there.presence(1, client, steps).step_seconds)

@@ -39,7 +39,8 @@ class _Sum:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What clients with these shares of the images and the server send each other, with the model in `parts`."""
+    """What clients with these shares of the images and the server send each other, with the model in `parts`, cut as
+    their profile has it."""
 
     scenario: Scenario
     shares: Shares
@@ -55,16 +56,18 @@ class Traffic:
 
     def under(self, terms: Terms) -> "Traffic":
         """Return the same of clients under these terms."""
-        compression = self.scenario.compression_under(terms)
-        return replace(self, scenario=self.scenario.model_copy(update={"compression": compression}), terms=terms)
+        compression, cut = self.scenario.compression_under(terms), self.scenario.cut_of(terms.profile)
+        scenario = self.scenario.model_copy(update={"compression": compression})
+        return replace(self, scenario=scenario, parts=self.parts.at(cut), terms=terms)
 
     def round(self) -> Totals:
         """Return the bytes of an average round: mini-batches, weights and evaluations. Those of a profile count by its
         share of the clients; where a controller chooses, all are as without it."""
-        own = {name: one.compression is not None for name, one in self.scenario.federation.profiles.items()}
+        scenario, profiles_of = self.scenario, self.scenario.federation.profiles.items()
+        own = {n: one.compression is not None or scenario.cut_of(n) != scenario.model.cut for n, one in profiles_of}
         profiles = Counter(name if own.get(name) else "" for name in self.scenario.dealt_profiles())
         if len(profiles) == 1 and "" in profiles:
-            return self.of_all()
+            return self.under(COMMON).of_all()
         total = Totals()
         for name, number in profiles.items():
             part = number / profiles.total()

@@ -104,7 +104,7 @@ def _learning(scenario: Scenario) -> str:
         return f"learning: {clients} clients held the images and trained the whole model, a server averaged theirs."
     end = f", the last {scenario.tail} with the head, and the labels" if scenario.tail is not None else ""
     return (
-        f"split learning: {clients} clients held the images and the model up to block {scenario.model.cut}{end}, a "
+        f"split learning: {clients} clients held the images and the model up to block {scenario.cut_in_words}{end}, a "
         "server the rest."
     )
 

@@ -9,7 +9,7 @@ from inspect import signature
 
 from pydantic import BaseModel
 
-from splitfed.scenario.rules import adapters, crossing, exits, federation, phases, time, varying
+from splitfed.scenario.rules import adapters, crossing, cuts, exits, federation, phases, time, varying
 from splitfed.scenario.rules.base import Found, Rule
 
 RULES: tuple[Rule, ...] = (
@@ -40,6 +40,10 @@ RULES: tuple[Rule, ...] = (
     phases.nets_are_fitted_to_what_goes_up,
     phases.copies_are_of_samples_that_come_again,
     phases.memory_is_gone_over,
+    cuts.cuts_are_of_a_front,
+    cuts.whole_model_is_cut_as_some_are,
+    cuts.uneven_fronts_have_a_mean,
+    cuts.exits_are_of_one_side,
     exits.exits_are_where_labels_are,
     exits.cascades_are_of_one_side,
     exits.exits_see_whole_tokens,

@@ -195,9 +195,9 @@ class _Split:
         with count[0 if isinstance(tail, Tail) else 1], autocast(self.precision, cut.device):
             loss = nn.functional.cross_entropy(tail(arrived), targets)
         loss.backward()
-        for made, gradient in ((features, arrived.grad), (reduced, smashed.grad)):
-            if gradient is not None:  # else nothing before it learns
-                made.backward(gradient)
+        for made, received in ((features, arrived), (reduced, smashed)):
+            if received.grad is not None:  # else nothing before it learns
+                made.backward(received.grad)
         return loss
 
     def _front(self, images: Tensor, labels: Tensor, chunk: int | None) -> Tensor:

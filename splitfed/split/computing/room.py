@@ -50,10 +50,11 @@ class Need:
 
 
 def ways(
-    scenario: Scenario, classes: int, need: Need, batch: int, memory: int, copies: int = 0
+    scenario: Scenario, classes: int, need: Need, batch: int, memory: int, copies: int = 0, profile: str = ""
 ) -> Iterator[tuple[str, int]]:  # fmt: skip
-    """Yield the keys of a scenario with which this much memory would do, each with the largest value at which it does,
-    where mini-batches have `batch` images and more is needed, of which so many bytes are for `copies` of samples."""
+    """Yield the keys of a scenario with which this much memory would do for a client of a profile, each with the
+    largest value at which it does, where mini-batches have `batch` images and more is needed, of which so many bytes
+    are for `copies` of samples."""
     chunk = scenario.training.client.chunk
     fits = _most(batch - 1, lambda images: need.total(batch, images) <= memory)
     if fits and (chunk is not None or _valid(scenario, "training.client.chunk", fits)):
@@ -62,14 +63,16 @@ def ways(
         yield "training.batch_size", fits
     if not scenario.federation.splits:
         return
-    cuts = [cut for cut in range(1, scenario.model.cut) if _valid(scenario, "model.cut", cut)]
+    own = profile and scenario.federation.profiles[profile].cut is not None
+    key = f"federation.profiles.{profile}.cut" if own else "model.cut"
+    cuts = [cut for cut in range(1, scenario.cut_of(profile)) if _valid(scenario, key, cut)]
 
     def fitting(number: int) -> bool:
-        lower = scenario.with_([f"model.cut={cuts[number - 1]}"])
+        lower = scenario.with_([f"{key}={cuts[number - 1]}"]).cut_as(profile)
         return needed(lower, classes).total(batch, chunk) <= memory - copies
 
     if number := _most(len(cuts), fitting):
-        yield "model.cut", cuts[number - 1]
+        yield key, cuts[number - 1]
 
 
 def needed(scenario: Scenario, classes: int) -> Need:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
@@ -39,8 +38,8 @@ class Spent:
 
 
 class Work:
-    """Knows the operations of a scenario's model for so many `classes`, which are counted when they are first asked
-    for, and the speed of each client and of the server."""
+    """Knows the operations of a scenario's model for so many `classes`, cut as each client has it, which are counted
+    when they are first asked for, and the speed of each client and of the server."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario, self._key = scenario, Key(scenario.seed)
@@ -49,6 +48,7 @@ class Work:
         self.profile = scenario.dealt_profiles()
         self._flops = {name: profile.device.flops for name, profile in federation.profiles.items()}
         self._server = federation.server.device.flops
+        self._found: dict[int, tuple[Operations, dict[int, tuple[int, int]]]] = {}  # by the blocks of the front
 
     def speed(self, client: int) -> float | None:
         """Return a client's operations a second, or None where nothing tells them."""
@@ -63,18 +63,18 @@ class Work:
     def training(self, client: int, images: int, phase: Phase, sends: bool, seconds: float | None) -> Spent:
         """Return what a mini-batch of so many images takes that a client `sends`, or keeps; its own part is `seconds`
         where these are told."""
-        serve = self._serving(images, phase) if sends else ()
+        serve = self._serving(client, images, phase) if sends else ()
         speed = self.speed(client)
         if seconds is not None or speed is None:
             return Spent((seconds or 0.0, *(0.0,) * (len(serve) - 1)), serve, 0.0)
-        found, share = self._operations, images / speed
+        found, share = self._operations(client), images / speed
         if not self._scenario.federation.splits:
             return Spent((share * found.client,), serve, 0.0)
         sending = found.reducing if sends else 0.0
         if phase.frozen:
             return Spent((share * (found.front_forward + sending),), serve, 0.0)
         if local := phase.local:
-            net, forward = self._nets[local.blocks]
+            net, forward = self._nets(client)[local.blocks]
             before = found.front_forward + forward + sending
             return Spent((share * before,), serve, share * (found.front + net + sending - before))
         first, rest = share * (found.front_forward + sending), share * (found.front - found.front_forward)
@@ -82,7 +82,7 @@ class Work:
 
     def evaluating(self, client: int, images: int) -> tuple[float, float]:
         """Return what client and server take to see whether so many images are right."""
-        speed, found = self.speed(client), self._operations if self.speed(client) or self._server else None
+        speed, found = self.speed(client), self._operations(client) if self.speed(client) or self._server else None
         if found is None:
             return 0.0, 0.0
         whole = found.front_forward + (0.0 if self._scenario.federation.splits else found.back_forward)
@@ -92,22 +92,27 @@ class Work:
 
     def recalling(self, samples: int) -> float:
         """Return what the server takes to learn from so many samples that it keeps."""
-        return samples * self._operations.server / self._server if self._server else 0.0
+        return samples * self._operations(0).server / self._server if self._server else 0.0
 
-    def _serving(self, images: int, phase: Phase) -> tuple[float, ...]:
+    def _serving(self, client: int, images: int, phase: Phase) -> tuple[float, ...]:
         each = 2 if self._scenario.federation.private else 1
         storing = self._scenario.remembers(phase.first)  # nothing is learned yet
         if self._server is None or storing or not self._scenario.federation.splits:
             return (0.0,) * each
-        found, share = self._operations, images / self._server
+        found, share = self._operations(client), images / self._server
         if each == 1:
             return (share * found.server,)
         first = found.restoring + found.back_forward
         return share * first, share * (found.server - first)
 
-    @cached_property
-    def _counted(self) -> tuple[Operations, dict[int, tuple[int, int]]]:
-        scenario, cpu = self._scenario, torch.device("cpu")
+    def _counted(self, client: int) -> tuple[Operations, dict[int, tuple[int, int]]]:
+        scenario = self._scenario.cut_as(self.profile[client])
+        if (cut := scenario.model.cut) not in self._found:
+            self._found[cut] = self._count(scenario)
+        return self._found[cut]
+
+    def _count(self, scenario: Scenario) -> tuple[Operations, dict[int, tuple[int, int]]]:
+        cpu = torch.device("cpu")
         parts = assemble(scenario, self.classes, pretrained=False)
         batch = scenario.training.batch_size
         cut = Cut.of(scenario, parts.front.geometry(batch, self.classes), cpu)
@@ -119,10 +124,8 @@ class Work:
         }
         return count_step(parts, cut, scenario, batch, self._key), nets
 
-    @property
-    def _operations(self) -> Operations:
-        return self._counted[0]
+    def _operations(self, client: int) -> Operations:
+        return self._counted(client)[0]
 
-    @property
-    def _nets(self) -> dict[int, tuple[int, int]]:
-        return self._counted[1]
+    def _nets(self, client: int) -> dict[int, tuple[int, int]]:
+        return self._counted(client)[1]

@@ -22,6 +22,7 @@ federation:
   clients: 10
   rounds: 3
 """
+UNEVEN = "  profiles: {phone: {share: 0.5}, hospital: {share: 0.5, cut: 2}}\n"
 CONTROL = """\
 control:
   kind: drift_plus_penalty
@@ -204,6 +205,14 @@ BREAKS = {
         "phases: [frozen]\n"
         "memory: {disk: 1GB}  # memory: all clients send their images in 3 rounds of the last phase, then come 1",
     ],
+    "cuts_are_of_a_front": [
+        "  mode: fl\n  profiles:\n    phone: {share: 1.0, cut: 1}  # federation.profiles.phone.cut: with fl every"
+    ],
+    "whole_model_is_cut_as_some_are": [
+        SMALL.replace("8}", "8}  # model.cut: is 1, where the whole") + "  profiles: {phone: {share: 1.0, cut: 2}}"
+    ],
+    "uneven_fronts_have_a_mean": [f"{UNEVEN}phases: [local]  # phases: fronts have 1 to 2 blocks, and in a local"],
+    "exits_are_of_one_side": [exits("blocks: [1, 2]", "fronts have 1 to 2 blocks, so a head after bl") + UNEVEN],
     "exits_are_where_labels_are": [
         exits("blocks: [1, 2]", "with federation.labels: private the server has no labels that a head after block 2")
         + "  labels: private",
