@@ -131,7 +131,7 @@ def test_a_simulated_round_takes_as_long_as_a_real_one(mbit: int, steps: int, ne
     folder, (said,) = deployed(network, scenario, 1, tmp_path, lines)
     ends = [0.0, *(float(row["seconds"]) for row in table(folder / "metrics.csv"))]
     seconds = [end - begin for begin, end in pairwise(ends)]
-    trained = [float(found) for found in re.findall(r"^round .* ([0-9.]+) s$", said, re.MULTILINE)]
+    trained = [float(found) for found in re.findall(r"^round \d+: .*loss [^,]+, ([0-9.]+) s\b", said, re.MULTILINE)]
     step = fmean(trained[1:FREE]) / steps
     late = fmean(seconds[1:FREE]) - step * steps
     for latency, real in zip(LATENCIES, seconds[FREE:], strict=True):
