@@ -85,7 +85,7 @@ def exchanges_of(
     each_round: WeightExchange = WholeWeights(wire, guard=guard, initial=initial, held=held, packs=packs)
     if part.turns > 1:
         each_round = InTurns(scenario, held, guard, packs)
-    if wire.delta:
+    elif wire.delta:
         in_turn = scenario.federation.mode == "sl"
         each_round = WeightDifferences(wire, guard, initial, held, in_turn=in_turn)
     evaluation: WeightExchange = WholeWeights(wire, purpose="evaluation", initial=initial)

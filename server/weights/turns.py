@@ -16,8 +16,8 @@ from splitfed.wire.messages import Weights
 
 
 class InTurns(WeightExchange):
-    """Sends clients the parts that they lack, the same frame those who lack the same. `packs` tells who
-    is sent them packed otherwise; `guard` judges what comes back."""
+    """Sends clients the parts that they lack, and one frame to all who lack the same. `packs` tells who is sent them
+    packed otherwise; `guard` judges what comes back."""
 
     def __init__(self, scenario: Scenario, held: HeldByPhase, guard: Guard, packs: Packs = all_alike) -> None:
         self._held, self._turns = held, Turns(scenario, held.plain.part)

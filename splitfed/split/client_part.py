@@ -16,8 +16,8 @@ from splitfed.split.auxiliary import Auxiliary
 
 
 class ClientPart(nn.Module):
-    """A front and, where there is one, another part `beside` it, whose weights travel under a `role` of their own. Of
-    what an adapter adds, a round trains one part of so many as take `turns`."""
+    """A front and, where there is one, another part `beside` it, whose weights travel under a `role` of their own.
+    Where what an adapter adds is divided, so many parts of it take `turns`, one a round."""
 
     def __init__(self, front: Front, beside: nn.Module | None = None, role: str = "", turns: int = 1) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from splitfed.engines.ray.cluster import connected
 
 DELTA = "compression.front_weights={codec: {kind: uniform, bits: 8}, delta: {kind: uniform, bits: 4}}"
 NORMS, LORA = "model.adapter=norms", "model.adapter={kind: lora, rank: 2}"
+TURNS = "model.adapter={kind: hydra, parts: 2}"
 EXITS = "model.exits={blocks: [1]}"
 
 
@@ -34,7 +35,7 @@ def crossed(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.long
 def test_ray(tmp_path: Path) -> None:
     with connected(None, {}):
-        for number, more in enumerate(([NORMS, EXITS], [LORA, DELTA], COPIES)):
+        for number, more in enumerate(([NORMS, EXITS], [LORA, DELTA], COPIES, [TURNS])):
             here = simulate(scenario(*more), runs=tmp_path / f"inline-{number}")
             ray = simulate(scenario(*more, "engine={kind: ray, threads: 1}"), runs=tmp_path / f"ray-{number}")
             assert crossed(ray.folder) == crossed(here.folder)
@@ -42,10 +43,11 @@ def test_ray(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_deployment(tmp_path: Path) -> None:
-    expected = simulate(scenario(NORMS, EXITS, DELTA, *COPIES), runs=tmp_path / "inline")
+@pytest.mark.parametrize("more", [(NORMS, EXITS, DELTA, *COPIES), (TURNS,)], ids=["differences", "turns"])
+def test_deployment(more: tuple[str, ...], tmp_path: Path) -> None:
+    expected = simulate(scenario(*more), runs=tmp_path / "inline")
     with deployment(tmp_path) as here:
-        server = here.serve(scenario(NORMS, EXITS, DELTA, *COPIES))
+        server = here.serve(scenario(*more))
         clients = [here.join(client, "--threads", 1) for client in range(2)]
         assert server.end() == 0, server.text
         assert [client.end() for client in clients] == [0, 0], [client.text for client in clients]

@@ -14,6 +14,8 @@ from splitfed.errors import ScenarioError
 from splitfed.model.build import timm
 from splitfed.model.parts import Parts
 from splitfed.split.assembly import assemble
+from splitfed.split.client_part import ClientPart
+from splitfed.split.weights.wire import WeightWire
 
 ARGS = {"num_classes": 10, "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 4, "num_heads": 2}
 BEHIND = "{kind: bottleneck, width: 6, form: sequential, after: [attn, mlp], scale: 0.5}"
@@ -65,6 +67,21 @@ def test_a_model_is_as_it_was_at_first_and_folded_as_it_is(on: str) -> None:
             folded = timm.create_model("vit_tiny_patch16_224", **ARGS, **settings.args(vit)).eval()
             folded.load_state_dict(settings.merged({n: t for part in parts for n, t in part.state_dict().items()}))
             assert (folded(IMAGES) - moved).abs().max() < 1e-5, adapter
+
+
+@pytest.mark.parametrize("more", [WHOLE, ("federation.labels=private", "model.tail=1")], ids=["fl", "private"])
+def test_what_travels_at_a_client_is_what_it_trains(more: tuple[str, ...]) -> None:
+    for adapter in ("{kind: hydra, on: both}", "{kind: lora, rank: 2, on: back}", "{kind: norms, on: both}"):
+        scenario = small(*DEEPER, *more, f"model.adapter={adapter}")
+        part = ClientPart.of(scenario, assemble(scenario, 10))
+        learns = sum(one.numel() for one in part.parameters() if one.requires_grad)
+        assert sum(tensor.numel() for tensor in part.travelling().values()) == learns
+        assert learns + sum(one.numel() for one in part.frozen().values()) == sum(p.numel() for p in part.parameters())
+        wire = WeightWire.of_frozen(part, scenario.compression)
+        assert wire.numbers == {
+            role: sum(tensor.numel() for tensor in one.frozen().values())
+            for role, one in (("front_weights", part.front), (part.roles()["head.weight"], part.beside)) if one.frozen()
+        }  # fmt: skip
 
 
 def test_a_bottleneck_and_hydra_are_what_their_formulas_say() -> None:

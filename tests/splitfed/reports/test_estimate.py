@@ -39,11 +39,12 @@ UNTOLD = (("control", "envelope"), ("control", "metrics"))  # what Flower adds
         [*BARE_PRIVATE, OUT, "training.batch_size=5"], BARE_FL, [*BARE_FL, OUT],
         [*BARE, "phases=[{kind: local, upload_every: 2}]", "training.batch_size=5", BITS[0]],
         [*BARE, "phases=[{kind: local, upload_every: 2, align_every: 2}]", "training.batch_size=5", *BITS],
+        [*BARE_PRIVATE, "model.adapter={kind: bottleneck, on: both}"], [*BARE, "model.adapter=head", "phases=[frozen]"],
     ],
     ids=[
         "shared", "sl", "steps", "psl", "bottleneck", "norms", "evaluation", "evaluation-bottleneck", "private",
         "private-tokens", "private-bottleneck", "private-evaluation", "fl", "fl-evaluation",
-        "local", "local-aligned",
+        "local", "local-aligned", "private-adapted", "head",
     ],
 )  # fmt: skip
 def test_every_role_of_a_run_is_foretold(overrides: list[str], tmp_path) -> None:
