@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 from deployed import deployment
-from helpers import small, table
+from helpers import ADC, DEEPER, small, table
+from outcomes import outcome, same
 
 from splitfed import simulate
 
@@ -64,3 +65,31 @@ def test_ray_chooses_as_one_process_does(tmp_path: Path) -> None:
         for kind in ("inline", "ray")
     ]
     assert table(runs[0] / "control.csv") == table(runs[1] / "control.csv")
+
+
+UNEVEN = (*DEEPER, "federation.profiles={phone: {share: 0.5, cut: 1}, hospital: {share: 0.5, cut: 3}}")
+
+
+@pytest.mark.long
+def test_actors_take_fronts_of_any_depth(tmp_path: Path) -> None:
+    plan = scenario(*UNEVEN, *ADC, "federation.clients=4", "evaluation.held_out=0.2")
+    one = simulate(plan, runs=tmp_path / "inline").folder
+    other = simulate(plan.with_(["engine={kind: ray, threads: 1}"]), runs=tmp_path / "ray").folder
+    same(one, other)
+    assert outcome(one)["model"] == outcome(other)["model"]
+
+
+@pytest.mark.long
+def test_who_joins_holds_the_front_of_its_profile(tmp_path: Path) -> None:
+    plan = scenario(*UNEVEN, *ADC, "federation.mode=psl", "evaluation.held_out=0.2")
+    one = simulate(plan, runs=tmp_path / "inline").folder
+    with deployment(tmp_path) as here:
+        server = here.serve(plan.with_(["engine={kind: deployment, threads: 1}"]))
+        clients = [
+            here.join(number, "--threads", 1, "--profile", kind) for number, kind in enumerate(plan.dealt_profiles())
+        ]
+        assert server.end() == 0, server.text
+        assert [client.end() for client in clients] == [0, 0], [client.text for client in clients]
+        (other,) = here.runs
+    same(one, other)
+    assert outcome(one)["model"] == outcome(other)["model"]

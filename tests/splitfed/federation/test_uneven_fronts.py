@@ -66,8 +66,7 @@ class Slow:
         return own, self.optimiser(own, lambda block: block <= self.cuts[number], self.plan.training.client)
 
     def loss(self, own, served, cut: int, batch: Batch) -> Tensor:
-        # timm's own way to its first block, which has no public name.
-        x = own.norm_pre(own.patch_drop(own._pos_embed(own.patch_embed(batch.images))))
+        x = own._pos_embed(own.patch_embed(batch.images))  # timm has no public name for it
         for one in (*own.blocks[:cut], *served.blocks[cut:]):
             x = one(x)
         return nn.functional.cross_entropy(served.forward_head(served.norm(x)), batch.labels)
