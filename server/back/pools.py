@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from splitfed.errors import Diverged
+from splitfed.model.adaptive.alast import adaptives, budgets_of, give_budgets
 from splitfed.model.optim import OptimiserState, flatten, read_optimiser, set_lr, unflatten, write_optimiser
 from splitfed.model.optim_settings import SideConfig
 from splitfed.split.bounds import check_number, most_norm
@@ -40,8 +41,10 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
 
     def update(self) -> None:
-        """Apply the gradients that were accumulated."""
+        """Apply the gradients that were accumulated, and have the blocks' budgets move, if they have any."""
         self.side.step(self.optimiser, self.back)
+        for one in adaptives(self.back):
+            one.commit()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of the optimiser's state, each tensor under `<parameter number>/<moment>`."""
@@ -51,10 +54,15 @@ class Trainer:
         """Take over an optimiser's state, by copy; the back's weights are the model's."""
         write_optimiser(self.optimiser, unflatten(state))
 
-    def load(self, weights: dict[str, Tensor], state: OptimiserState) -> None:
-        """Take over weights and optimiser state, by copy."""
+    def load(self, weights: dict[str, Tensor], state: OptimiserState, budgets: dict[str, Tensor]) -> None:
+        """Take over weights, optimiser state and what `budgets` returned, by copy."""
         self.back.load_state_dict(weights)
         write_optimiser(self.optimiser, state)
+        give_budgets(budgets, adaptives(self.back))
+
+    def budgets(self) -> dict[str, Tensor]:
+        """Return the budgets of the back's blocks; nothing where they have none."""
+        return budgets_of(adaptives(self.back))
 
 
 class BackPool(ABC):
@@ -122,7 +130,7 @@ class PerClient(BackPool):
     Copies are summed in float64 in the clients' order, whoever finishes first: one that comes early waits for those
     before it. So memory holds one sum, and as many copies as clients train at once or wait.
     Optimiser state follows the weights: every client starts from the round's common moments, and moments and step
-    counts are averaged as weights are. A lost client's copy is not counted.
+    counts are averaged as weights are, and so are the budgets of blocks. A lost client's copy is not counted.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -143,7 +151,9 @@ class PerClient(BackPool):
     def open(self, client: int) -> Trainer:
         """Hand out a copy of what the last round left."""
         copy = self._free.pop() if self._free else Trainer(deepcopy(self.trainer.back), self.trainer.side)
-        copy.load(self.trainer.back.state_dict(), read_optimiser(self.trainer.optimiser))
+        copy.load(
+            self.trainer.back.state_dict(), read_optimiser(self.trainer.optimiser), self.trainer.budgets()
+        )  # fmt: skip
         set_lr(copy.optimiser, self._lr)
         return copy
 
@@ -180,16 +190,20 @@ class PerClient(BackPool):
         self._advance()
         if not self._examples:
             return
-        means = {name: (total / self._examples).float() for name, total in self._sum.items()}
-        weights = {name.removeprefix("back/"): t for name, t in means.items() if name.startswith("back/")}
-        moments = {name.removeprefix("optimiser/"): t for name, t in means.items() if name.startswith("optimiser/")}
-        self.trainer.load(weights, unflatten(moments))
+        means = {name: total / self._examples for name, total in self._sum.items()}
+        weights, moments, budgets = (
+            {name.removeprefix(part): mean for name, mean in means.items() if name.startswith(part)}
+            for part in ("back/", "optimiser/", "budgets/")
+        )
+        singles = {name: mean.float() for name, mean in moments.items()}
+        self.trainer.load({name: mean.float() for name, mean in weights.items()}, unflatten(singles), budgets)
         self._sum, self._examples = {}, 0
 
 
 def _flat(trainer: Trainer) -> dict[str, Tensor]:
     flat = {f"back/{name}": tensor for name, tensor in trainer.back.state_dict().items()}
     moments = flatten(read_optimiser(trainer.optimiser))
+    flat |= {f"budgets/{name}": tensor for name, tensor in trainer.budgets().items()}
     return flat | {f"optimiser/{name}": tensor for name, tensor in moments.items()}
 
 

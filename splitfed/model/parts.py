@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.trained.layers import ENCODER, GATES, Gates, Halves
 from splitfed.errors import ModelError
+from splitfed.model.adaptive.alast import Adaptive
 from splitfed.model.exits.heads import Exits, watching
 
 _FRONT_PARTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "pos_drop", "patch_drop", "norm_pre")
@@ -92,9 +93,11 @@ def check(vit: nn.Module, cut: int, tail: int | None = None) -> None:
 
 class _Part(VisionTransformer):
     """Some parts of a built VisionTransformer under their own names, run by timm's own forward code. `exits` are those
-    after its blocks that are trained with it, None where there are none; the forward pass leaves them out."""
+    after its blocks that are trained with it, None where there are none; the forward pass leaves them out. `adaptive`
+    runs the blocks of a mini-batch of training that has begun with it; None where all are trained as ever."""
 
     exits: Exits | None
+    adaptive: Adaptive | None
 
     def __init__(self, vit: VisionTransformer, parts: list[str], first: int, last: int) -> None:
         nn.Module.__init__(self)  # not VisionTransformer's, which would make a whole model
@@ -105,6 +108,7 @@ class _Part(VisionTransformer):
         for name in parts:
             setattr(self, name, nn.Sequential(OrderedDict(numbered)) if name == "blocks" else getattr(vit, name))
         self.exits = None
+        self.adaptive = None
         self.train(vit.training)
 
     def after(self, block: int) -> nn.Module:
@@ -154,11 +158,18 @@ class Front(_Part):
         """Turn images `[B, 3, H, W]` into activations at the cut, `[B, n, D]`. With `gates`, the rows of tokens that
         they close are zeros, and `budget` is the share of patch tokens that they let through, in (0, 1], of all samples
         or of each, `[B]`; None is their own."""
+        if self.adaptive is not None and self.adaptive.begun:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.adaptive.embeds):
+                tokens = self._embed(images)
+            return self.adaptive.through(tokens, self.blocks, self.num_prefix_tokens, again=self.grad_checkpointing)
         if self.gates is None:
             return self.forward_features(images)
-        tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
+        tokens = self._embed(images)
         blocks = [_Again(block) for block in self.blocks] if self.grad_checkpointing else list(self.blocks)
         return self.gates(tokens, blocks, budget)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
 
     def after(self, block: int) -> nn.Module:
         """Return what makes the output of a block; of the last one it is the front, as gates may stand behind it."""
@@ -215,6 +226,9 @@ class Later(_Part):
         """Turn activations `[B, k, D]` into logits `[B, classes]`, or where a tail follows into its input, `[B, k, D]`.
         Prefix tokens come first, any may follow them. Where it is `ragged`, nothing attends to rows of zeros, which
         stand for no token: they come out as zeros, or are not pooled."""
+        if self.adaptive is not None and self.adaptive.begun:
+            features = self.norm(self.adaptive.through(activations, self.blocks, self.num_prefix_tokens))
+            return self.forward_head(features) if self._ends else features
         here = self._here(activations) if self.ragged else None
         if here is None:
             features = self.forward_features(activations)

@@ -11,6 +11,8 @@ from splitfed.compression.reducers.trained.layers import Halves
 from splitfed.errors import ModelError
 from splitfed.federation.phases import misfit
 from splitfed.model.adapters import Fixed
+from splitfed.model.adaptive.alast import Adaptive, Numbers
+from splitfed.model.adaptive.attention import readable
 from splitfed.model.build import build
 from splitfed.model.exits.heads import Exits
 from splitfed.model.mistakes import blank, mistakes
@@ -33,6 +35,7 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
         parts = Parts(*split_twice(vit, scenario.model.cut, scenario.tail))
     front, back, _ = parts
     scenario.model.adapter.apply(front, key.at("adapter"))
+    _attach_adaptive(scenario, parts)
     geometry = front.geometry(scenario.training.batch_size, classes)
     _attach_exits(scenario, front, back, classes)
     reducer = scenario.compression.reducer
@@ -49,6 +52,29 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
         back.attach(halves)
     front.set_grad_checkpointing(scenario.training.client.checkpointing)
     return parts
+
+
+def numbers_of(scenario: Scenario, parts: Parts) -> Numbers | None:
+    """Return how many blocks of front and back train in each mini-batch; None where all do."""
+    if (settings := scenario.model.adaptive) is None:
+        return None
+    return Numbers(settings, len(parts.front.blocks), len(parts.back.blocks), Key(scenario.seed).at("adaptive"))
+
+
+def _attach_adaptive(scenario: Scenario, parts: Parts) -> None:
+    """Give each side its blocks' budgets, and let an embedding that is never trained travel no more."""
+    if (numbers := numbers_of(scenario, parts)) is None:
+        return
+    front, back, _ = parts
+    front.adaptive = Adaptive(numbers, "front", len(front.blocks))
+    back.adaptive = Adaptive(numbers, "back", len(back.blocks))
+    for block in (*front.blocks, *back.blocks):
+        readable(block)
+    if numbers.settings.embedding == "never":
+        for name, parameter in front.named_parameters():
+            if not name.startswith("blocks."):
+                parameter.requires_grad_(False)
+        front.freeze()
 
 
 def _attach_exits(scenario: Scenario, front: Front, back: Back, classes: int) -> None:

@@ -51,7 +51,7 @@ def of_the_model(scenario: Scenario) -> Found:
 
 
 def _of_the_reducer(scenario: Scenario, front: "Front") -> Found:
-    from splitfed.model.attention import check_readable
+    from splitfed.model.adaptive.attention import check_readable
     from splitfed.split.assembly import misfits
 
     for key, problem in misfits(scenario, front):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from splitfed.federation.phases import spans
-from splitfed.model.attention import ClsAttention
+from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.model.exits.heads import beside, exits_of
 from splitfed.model.forward import autocast, keyed_rng
 from splitfed.model.parts import Back, Front, Parts, Tail

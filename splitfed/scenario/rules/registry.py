@@ -9,7 +9,7 @@ from inspect import signature
 
 from pydantic import BaseModel
 
-from splitfed.scenario.rules import crossing, exits, federation, phases, time, varying
+from splitfed.scenario.rules import adaptive, crossing, exits, federation, phases, time, varying
 from splitfed.scenario.rules.base import Found, Rule
 
 RULES: tuple[Rule, ...] = (
@@ -39,6 +39,9 @@ RULES: tuple[Rule, ...] = (
     phases.nets_are_fitted_to_what_goes_up,
     phases.copies_are_of_samples_that_come_again,
     phases.memory_is_gone_over,
+    adaptive.blocks_that_train_are_there,
+    adaptive.budgets_follow_each_mini_batch,
+    adaptive.fewer_tokens_can_be_sent,
     exits.exits_are_where_labels_are,
     exits.cascades_are_of_one_side,
     exits.exits_see_whole_tokens,
