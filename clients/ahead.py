@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from splitfed.clients.steps import FrozenStep, LocalStep, SparseStep, SplitStep, WholeStep
+from splitfed.clients.steps import FrozenStep, LocalStep, SparseStep, SplitStep, WholeStep, learns
 from splitfed.errors import WireError
 from splitfed.seeds import Key
 from splitfed.split.client_part import ClientPart
@@ -54,7 +55,8 @@ def ahead(step: SplitStep, by: int, stream: Stream, batches: Iterable[MiniBatch]
     part, waiting = _Versions(step.part), deque[_Waiting]()
     for batch in batches:
         weights = part.now()
-        smashed, _, packed = part.through(weights, step.smashed, *batch)
+        with torch.set_grad_enabled(learns(step.part, batch.place)):
+            smashed, _, packed = part.through(weights, step.smashed, *batch)
         stream.send(packed.buffer)
         waiting.append(_Waiting(batch, weights, smashed, packed))
         if len(waiting) > by:
@@ -75,11 +77,15 @@ class _Waiting:
 
 def _answered(step: SplitStep, part: "_Versions", stream: Stream, one: _Waiting) -> Came:
     """Wait for the gradient of a mini-batch, and leave it to the client's part as it is now."""
-    reply, place = stream.receive(), one.batch.place
-    gradient, frame = step.answer(reply, one.smashed, one.packed, one.batch.visit)
+    reply, place, learns = stream.receive(), one.batch.place, one.smashed.requires_grad
+    if learns:
+        gradient, frame = step.answer(reply, one.smashed, one.packed, one.batch.visit)
+    else:
+        frame = step.cut.unpack_taken(reply)
     if frame.place != place:
         raise WireError(f"an answer to {frame.place}, where that to {place} is next")
-    one.smashed.backward(gradient)
+    if learns:
+        one.smashed.backward(gradient)
     part.take(one.weights)
     return float(frame.meta["loss"]), one.packed.total, len(reply)
 

@@ -1,11 +1,11 @@
 """What a client keeps between rounds, on its own disk: with `client_state: keep`, its optimiser; with a reducer that
 it has fitted to its images, its encoder; with weights that cross as differences, those that it was sent and what its
-own lacked; where both ends keep copies of samples, these; with an adapter, what is never trained; with images of its
-own, the scenario's class names and what these images are.
+own lacked; where both ends keep copies of samples, these; with an adapter, what is never trained; where blocks have
+budgets, these; with images of its own, the scenario's class names and what these images are.
 
-Each round's optimiser is a file of its own, and so are its weights and its copies. A round that is run again finds the
-state from before it, because only older files are read; as many are kept as the server keeps checkpoints to go back to.
-A file tells the SHA-256 of what is in it.
+Each round's optimiser is a file of its own, and so are its weights, its copies and its budgets. A round that is run
+again finds the state from before it, because only older files are read; as many are kept as the server keeps
+checkpoints to go back to. A file tells the SHA-256 of what is in it.
 """
 
 import json
@@ -128,6 +128,20 @@ class ClientState:
             with told(self._folder):
                 for old in self._rounds(_COPIES):
                     self._path(old, _COPIES).unlink()
+
+    def budgets(self, round: int, trained: int | None) -> dict[str, Tensor]:
+        """Return the budgets of this client's blocks as its last round before this one has left them; nothing before
+        the first. Raises RunError for a file that cannot be read, and Lacking where that of the round in which it was
+        last `trained` is gone."""
+        path = self._newest(round, trained, _BUDGETS)
+        try:
+            return load_tensors(path) if path else {}
+        except _BROKEN as error:
+            raise RunError(f"{path}: the budgets of this client's blocks cannot be read ({error}); {_OUT}") from None
+
+    def save_budgets(self, round: int, budgets: dict[str, Tensor]) -> None:
+        """Store the budgets that a round has left, and delete those that no checkpoint needs. Raises WriteError."""
+        self._save(round, budgets, _BUDGETS)
 
     def frozen(self) -> dict[str, Tensor] | None:
         """Return the weights that are never trained; None where they are not kept, or not readable: the server sends
@@ -252,7 +266,8 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-_WEIGHTS, _COPIES, _KNOWN, _RESIDUAL, _SETTLED = "weights-", "copies-", "held/", "residual/", "settled-"
+_WEIGHTS, _COPIES, _BUDGETS, _SETTLED = "weights-", "copies-", "budgets-", "settled-"
+_KNOWN, _RESIDUAL = "held/", "residual/"
 _SHA256 = "sha256"
 _BROKEN = (OSError, ValueError, SafetensorError)
 _OUT = "bring back the one that was there; without it a client of a deployment begins anew, and a simulation ends"

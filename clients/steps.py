@@ -6,13 +6,15 @@ A step leaves the gradients of what the client holds, if that learns; the update
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from splitfed.federation.phases import Phase
-from splitfed.model.attention import ClsAttention
+from splitfed.model.adaptive.alast import Passed, adaptives
+from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.model.exits.heads import beside
 from splitfed.model.forward import autocast, draws, in_chunks, join_chunks, keyed_rng
 from splitfed.scenario.sections import Federation
@@ -27,10 +29,11 @@ from splitfed.wire.frame import Frame, Packed, Place
 
 
 def front(
-    part: ClientPart, images: Tensor, labels: Tensor, place: Place, budget: float | None = None,
+    part: ClientPart, images: Tensor, labels: Tensor, place: Place, key: Key, budget: float | None = None,
     chunk: int | None = None, attention: ClsAttention | None = None, share: float = 1.0,
 ) -> Tensor:  # fmt: skip
-    """Return what a client's front makes of images, of a `chunk` at a time, of each of which `attention` is read.
+    """Return what a client's front makes of the images of a mini-batch, which draws from `key`, of a `chunk` at a time,
+    of each of which `attention` is read.
     Whoever goes back through it goes through its exits as well, if they learn with it, by this `share` of their loss.
     Raises Diverged for a loss of these that is not finite."""
 
@@ -40,12 +43,13 @@ def front(
         return part.front.learning(place.round, their, some, budget)
 
     made, losses, read = [], [], []
-    for activations, loss in in_chunks(run, chunk, images, labels):
-        made.append(activations)
-        if loss is not None:
-            losses.append(loss * (share * len(activations) / len(images)))
-        if chunk and attention:
-            read.append(attention.read())
+    with adapting(part.front, place, key):
+        for activations, loss in in_chunks(run, chunk, images, labels):
+            made.append(activations)
+            if loss is not None:
+                losses.append(loss * (share * len(activations) / len(images)))
+            if chunk and attention:
+                read.append(attention.read())
     if read and attention:
         attention.keep(read)
     whole = join_chunks(made)
@@ -57,6 +61,23 @@ def portions(key: Key, chunk: int | None, *given: Tensor) -> Iterator[tuple[floa
     count = len(given[0])
     for number, some in enumerate(zip(*(one.split(chunk or count) for one in given), strict=True)):
         yield len(some[0]) / count, key.at(number) if number else key, some
+
+
+@contextmanager
+def adapting(part: nn.Module, place: Place, key: Key) -> Iterator[None]:
+    """Let the budgets of a part of the model that learns decide how a mini-batch passes through it, and move them by
+    what they see of it, if there are any."""
+    found = adaptives(part) if part.training else []
+    for one in found:
+        one.begin(*place, key.at("adaptive"))
+    yield
+    for one in found:
+        one.commit()
+
+
+def learns(part: ClientPart, place: Place) -> bool:
+    """Tell whether the front, if it learns at all, learns from a mini-batch: not where none of its blocks is drawn."""
+    return all(one.numbers.front_learns(*place) for one in adaptives(part.front))
 
 
 def checked(loss: Tensor, place: Place) -> Tensor:
@@ -79,8 +100,10 @@ class WholeStep:
         told = 0.0
         for share, draw, (some, their) in portions(key.at("dropout"), self.chunk, images, labels):
             with keyed_rng(draw, self.device, self.draws), autocast(self.precision, self.device):
-                activations = front(self.part, some, their, place, share=share)
-                logits, exits = self.part.beside.learning(place.round, their, activations)  # type: ignore[operator]
+                with torch.set_grad_enabled(learns(self.part, place)):
+                    activations = front(self.part, some, their, place, key, share=share)
+                with adapting(self.part.beside, place, key):
+                    logits, exits = self.part.beside.learning(place.round, their, activations)  # type: ignore[operator]
                 loss = nn.functional.cross_entropy(logits, their)
             check_bounds("the loss", loss, place, sides=("client",))
             (share * (loss if exits is None else loss + checked(exits, place))).backward()
@@ -104,10 +127,11 @@ class SplitStep:
         is not what was asked for, Diverged for numbers that are not finite any more, and CodecError for what else
         cannot be sent."""
         assert stream is not None
-        smashed, _, packed = self.smashed(images, labels, key, place, visit)
+        with torch.set_grad_enabled(learns(self.part, place)):
+            smashed, _, packed = self.smashed(images, labels, key, place, visit)
         reply = stream.exchange(packed.buffer)
-        loss = self._backward(reply, smashed, packed, visit).meta["loss"]
-        return float(loss), packed.total, len(reply)
+        frame = self._learned(reply, smashed, packed, visit)
+        return float(frame.meta["loss"]), packed.total, len(reply)
 
     def across(self, cut: Cut) -> Self:
         """Return this step across another cut."""
@@ -122,7 +146,7 @@ class SplitStep:
     ) -> tuple[Tensor, Tensor, Packed]:  # fmt: skip
         """Return the smashed tensor, its targets, and the frame that carries them."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
-            activations = front(self.part, images, labels, place, self.budget(key), self.chunk, self.attention)
+            activations = front(self.part, images, labels, place, key, self.budget(key), self.chunk, self.attention)
         return self.reduced(activations, labels, key, place, visit)
 
     def budget(self, key: Key) -> float | None:
@@ -135,14 +159,31 @@ class SplitStep:
     ) -> tuple[Tensor, Tensor, Packed]:  # fmt: skip
         """Return what becomes of the activations at the cut that the front has just made, as `smashed` does."""
         check_bounds("an activation at the cut", activations, place)  # before a reducer looks at them
-        attention = self.attention.read if self.attention else None
-        plan, targets = self.cut.plan(activations, labels, key.at("plan"), attention, self.part.front.encoder)
+        left = self._left()
+        plan, targets = self.cut.plan(
+            activations, labels, key.at("plan"), partial(self._seen, left), self.part.front.encoder,
+            positions=left and left.positions,
+        )  # fmt: skip
         smashed = plan.reduce(activations)
         packed = self.cut.pack_step(plan, smashed, targets, len(labels), key.at("rounding"), place, visit)
         return smashed, targets, packed
 
-    def _backward(self, reply: bytes, smashed: Tensor, packed: Packed, visit: Visit | None) -> Frame:
-        """Go on with the gradient at the cut, through the front."""
+    def _left(self) -> Passed | None:
+        """Return what became of the tokens of the mini-batch that the front has just passed on, if it has not passed
+        all."""
+        return next((one.last for one in adaptives(self.part.front) if self.part.front.training), None)
+
+    def _seen(self, left: Passed | None) -> Tensor:
+        """Return what the class token pays to the tokens at the cut, `[B, k]`, to a reducer that needs it."""
+        assert self.attention is not None
+        found = self.attention.read()
+        return found if left is None else left.seen(found)
+
+    def _learned(self, reply: bytes, smashed: Tensor, packed: Packed, visit: Visit | None) -> Frame:
+        """Go on with the gradient at the cut, through the front, if it learns from this mini-batch, and return the
+        frame of the reply."""
+        if not smashed.requires_grad:
+            return self.cut.unpack_taken(reply)
         gradient, frame = self.answer(reply, smashed, packed, visit)
         smashed.backward(gradient)
         return frame
@@ -177,7 +218,7 @@ class LocalStep:
         """Take a mini-batch; return the loss here and the bytes up and down. Raises as `SplitStep` does."""
         with self._forward(key.at("dropout")):
             step = self._step
-            activations = front(self._part, images, labels, place, step.budget(key), step.chunk, step.attention)
+            activations = front(self._part, images, labels, place, key, step.budget(key), step.chunk, step.attention)
             loss = self._taught(activations, labels)
         check_bounds("the loss", loss, place, sides=("client",))
         up = down = 0
@@ -225,7 +266,7 @@ class LocalStep:
             (gradient,) = torch.autograd.grad(smashed, made, came)
             self._losses.append(float(frame.meta["loss"]))
         else:
-            self._losses.append(step.cut.unpack_taken(reply))
+            self._losses.append(float(step.cut.unpack_taken(reply).meta["loss"]))
         return packed.total, len(reply), gradient
 
     @property
@@ -257,7 +298,7 @@ class FrozenStep:
         return self._read(self._step.cut, reply), packed.total, len(reply)
 
     def _read(self, cut: Cut, reply: bytes) -> float:
-        return cut.unpack_taken(reply)
+        return float(cut.unpack_taken(reply).meta["loss"])
 
 
 class SparseStep:
@@ -298,7 +339,8 @@ class PrivateStep(SplitStep):
     ) -> tuple[float, int, int]:  # fmt: skip
         """Exchange one mini-batch; return the loss and the bytes up and down. Raises as `SplitStep` does."""
         assert stream is not None
-        smashed, targets, packed = self.smashed(images, labels, key, place, visit)
+        with torch.set_grad_enabled(learns(self.part, place)):
+            smashed, targets, packed = self.smashed(images, labels, key, place, visit)
         down = stream.exchange(packed.buffer)
         lengths = self.cut.lengths(packed)
         features = self.cut.unpack_features(down, len(targets), lengths).requires_grad_()
@@ -312,7 +354,7 @@ class PrivateStep(SplitStep):
         assert features.grad is not None
         answer = self.cut.pack_backward(features.grad, key.at("rounding"), place, lengths)
         reply = stream.exchange(answer.buffer)
-        self._backward(reply, smashed, packed, visit)
+        self._learned(reply, smashed, packed, visit)
         return told, packed.total + answer.total, len(down) + len(reply)
 
 

@@ -34,6 +34,7 @@ from splitfed.compression.reducers.trained.layers import DECODER
 from splitfed.data.augment import variants_of
 from splitfed.data.batches import Batch, batches, count_batches
 from splitfed.errors import RunError, WireError
+from splitfed.model.adaptive.alast import adaptives, budgets_of, give_budgets
 from splitfed.model.build import pixel_stats
 from splitfed.model.optim import pick_device, read_optimiser, set_lr, write_optimiser
 from splitfed.model.optim_settings import SideConfig
@@ -129,6 +130,9 @@ class Worker:
         frozen, part = self.scenario.phase(round).frozen, self.held.at(round).part
         by = self.scenario.ahead(round)
         self.load(weights, states, client, part)
+        state, adapted = self.state(states, client), adaptives(part.front, part.beside)
+        if adapted:
+            give_budgets(state.budgets(round, trained), adapted)
         learner = None if frozen else self._learner(part, client, round, states, proximal, trained)
         step = self._step(round, part, stored, terms)
         part.train(not frozen)
@@ -152,10 +156,12 @@ class Worker:
                 end(stream, Place(round, client, crossed + 1), up, down)
         if learner:
             learner.keep(round)
+        if adapted:
+            state.save_budgets(round, budgets_of(adapted))
         if copies:
-            self.state(states, client).save_copies(round, copies.now, trained)
+            state.save_copies(round, copies.now, trained)
         elif stored is not None:
-            self.state(states, client).drop_copies(round, self.scenario.phase(round).first)
+            state.drop_copies(round, self.scenario.phase(round).first)
         whole = step.loss if isinstance(step, LocalStep) else None
         loss = losses / max(1, number) if whole is None else whole
         pace = stream.throughput if isinstance(stream, Measured) else None

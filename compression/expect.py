@@ -49,6 +49,11 @@ class Expect:
         """Expect int64; a plain number is an exact size."""
         return cls(frozenset({"int64"}), tuple(d if isinstance(d, tuple) else (d, d) for d in dims))
 
+    def up_to(self, most: "Expect") -> "Expect":
+        """Return the bounds of what lies between these and those of `most`, which has as many dimensions."""
+        dims = tuple((low, high) for (low, _), (_, high) in zip(self.dims, most.dims, strict=True))
+        return Expect(self.dtypes, dims)
+
 
 # By tensor name (`"smashed"`, `"side/indices"`: the role is what stands before the slash); any of the alternatives
 # will do. Every name is required, and no other is accepted.

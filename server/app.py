@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from splitfed.engines.runtime import Runtime, runtime
 from splitfed.federation.phases import Local
+from splitfed.model.adaptive.alast import adaptives
 from splitfed.run.checkpoint import Checkpoints
 from splitfed.run.folder import stored_scenario
 from splitfed.run.ledger import Ledger, Row
@@ -46,7 +47,7 @@ from splitfed.server.weights.frozen import exchanges_of
 from splitfed.server.weights.grid import WireGrid
 from splitfed.server.weights.strategy import Aggregation
 from splitfed.server.weights.uneven import ByFront
-from splitfed.split.assembly import Cuts
+from splitfed.split.assembly import Cuts, numbers_of
 from splitfed.split.cut import Cut
 from splitfed.split.evaluation import EvaluationCut
 from splitfed.split.weights.wire import WeightWire
@@ -88,6 +89,8 @@ def main(grid: Grid, context: Context) -> None:
         checkpoints.register(optimiser=pool.trainer)
         split = _split_server(scenario, model, pool, cuts, ledger, key.at("server"), progress)
         checkpoints.register(cache=split.caches)
+        for budgets in adaptives(model.back):
+            checkpoints.register(budgets=budgets)
         listener = _listener(scenario, split, folder.name, ledger.attempt, lent)
 
     with listener:
@@ -166,6 +169,7 @@ def _split_server(
         pool, cut, ledger, key, scenario.training.precision, progress.step, at_once=at_once, patience=patience,
         evaluation_cut=EvaluationCut(cut, model.front.encoder) if scenario.evaluation.held_out else None,
         clip=scenario.federation.clip, ahead=scenario.training.ahead, most_bytes=cuts.most_bytes,
+        numbers=numbers_of(scenario, model.parts),
     )  # fmt: skip
 
 

@@ -23,7 +23,18 @@ from splitfed.scenario.budget import Counted
 from splitfed.server.cohort.yardstick import Yardstick
 
 # What a round changes that may be dropped whole.
-_TRAINED = ("model", "optimiser", "strategy", "alignment", "weights", "training", "memory", "auxiliary", "cache")
+_TRAINED = (
+    "model",
+    "optimiser",
+    "strategy",
+    "alignment",
+    "weights",
+    "training",
+    "memory",
+    "auxiliary",
+    "cache",
+    "budgets",
+)
 
 
 class RunRecords:

@@ -48,12 +48,14 @@ def _identity() -> "nn.Module":
 class View:
     """What a reducer may look at when it decides: detached activations `[B, n, d]`, and on demand the attention that
     CLS pays to all tokens in the last block of the front, `[B, n]`, rows summing to 1; the first `prefix` tokens are
-    class and register tokens. `encoder` is the client's half of a reducer with layers of its own, else the identity."""
+    class and register tokens. `encoder` is the client's half of a reducer with layers of its own, else the identity.
+    Where the front has passed on only some tokens, these stood at `positions`, int64 `[B, n]`, ascending."""
 
     activations: "Tensor"
     prefix: int
     attention: "Callable[[], Tensor]"
     encoder: "nn.Module" = field(default_factory=_identity)
+    positions: "Tensor | None" = None
 
 
 @dataclass
@@ -71,6 +73,11 @@ class Plan(ABC):
         """Return where each row of the smashed samples belongs among `Reducer.places`, int64 `[B, k]`, no place
         twice; None where rows come whole and in order."""
         return None
+
+    def travelling(self, positions: "Tensor") -> "Tensor":
+        """Return the positions of the tokens that travel, int64 `[B, k]`, of those at `positions` `[B, n]` which the
+        activations are. All of them, unless a method says otherwise."""
+        return positions
 
     @abstractmethod
     def targets(self, labels: "Tensor", classes: int) -> "Tensor":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from splitfed.errors import Diverged
+from splitfed.model.adaptive.alast import adaptives
 from splitfed.model.exits.heads import exits_of, watching
 from splitfed.model.forward import autocast, keyed_rng
 from splitfed.scenario.sections import Clip
@@ -93,6 +94,7 @@ class Passes:
     ) -> list[float]:  # fmt: skip
         """Leave the back the gradient of these mini-batches, and return their losses; or raise Diverged and leave it
         none."""
+        _begin(trainer, batches[0], key)  # of a back that adapts no others come with it
         with self._forward(key):
             inputs, targets = [self._restored(trainer, batch) for batch in batches], [one.targets for one in batches]
             if alter is not None:
@@ -125,20 +127,22 @@ class Passes:
         """Run a back on a mini-batch whose loss is the client's to tell, and return what it makes of it. Raises
         Diverged where that is absurd."""
         with self._train_turns, self._forward(key):
+            _begin(trainer, batch, key)
             features = trainer.behind(batch.frame.client)(self._restored(trainer, batch))
         check_bounds("tail_smashed", features, batch.frame.place)
         return features
 
-    def backward(self, trainer: Trainer, batch: Arrived, features: Tensor, gradient: Tensor) -> Tensor:
-        """Update a back by the gradient of what `forward` returned; return the gradient of what was sent. Raises
-        Diverged, and updates nothing, where one of the two is absurd."""
+    def backward(self, trainer: Trainer, batch: Arrived, features: Tensor, gradient: Tensor) -> Tensor | None:
+        """Update a back by the gradient of what `forward` returned; return the gradient of what was sent, if it is to
+        be answered with that. Raises Diverged, and updates nothing, where one of the two is absurd."""
         check_bounds("tail_gradient", gradient, batch.frame.place)
         gradient = shortened(gradient, self._clip.tail_gradient)
         with self._train_turns:
-            features.backward(gradient.to(features.dtype))
+            if features.requires_grad:  # else nothing here learns from this mini-batch
+                features.backward(gradient.to(features.dtype))
             trainer.check(batch.frame.place, [batch.smashed])
             trainer.update()
-        return _gradient(batch)
+        return _gradient(batch) if batch.answered else None
 
     def evaluate(self, back: nn.Module, smashed: Tensor) -> Tensor:
         """Run a back, as it is, on what no reducer has touched, and return what it makes of it."""
@@ -159,6 +163,12 @@ class Passes:
             return shortened(reducer.restore(smashed, batch.side, batch.frame.meta, decoder), self._clip.smashed)
         smashed = shortened(smashed, self._clip.smashed)
         return reducer.restore(smashed, batch.side, batch.frame.meta, decoder)
+
+
+def _begin(trainer: Trainer, batch: Arrived, key: Key) -> None:
+    """Let the back's budgets, if it has any, decide how a mini-batch passes through it."""
+    for one in adaptives(trainer.back):
+        one.begin(*batch.frame.place, key.at("adaptive"))
 
 
 @dataclass(frozen=True, slots=True)

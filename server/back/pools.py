@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from splitfed.errors import Diverged
+from splitfed.model.adaptive.alast import adaptives, budgets_of, give_budgets
 from splitfed.model.optim import OptimiserState, flatten, read_optimiser, set_lr, unflatten, write_optimiser
 from splitfed.model.optim_settings import SideConfig
 from splitfed.model.parts import Back, block_of
@@ -41,8 +42,8 @@ class Trainer:
         return self.back.since(cut)
 
     def passed(self, client: int) -> dict[str, Tensor]:
-        """Return what a client's mini-batches go through: of the back as `back/<name>`, and of its optimiser's state as
-        `optimiser/<parameter number>/<moment>`."""
+        """Return what a client's mini-batches go through: of the back as `back/<name>`, of its blocks' budgets as
+        `budgets/<name>`, and of its optimiser's state as `optimiser/<parameter number>/<moment>`."""
         skipped = set[str]()
         if (cut := self.enters(client)) is not None:
             blocks = {name: block_of(name) for name in self.back.state_dict()}
@@ -52,6 +53,7 @@ class Trainer:
             number: one for number, one in read_optimiser(self.optimiser).items() if learned[number] not in skipped
         }
         found = {f"back/{name}": one for name, one in self.back.state_dict().items() if name not in skipped}
+        found |= {f"budgets/{name}": one for name, one in self.budgets().items()}
         return found | {f"optimiser/{name}": one for name, one in flatten(state).items()}
 
     def check(self, where: object, sent: Sequence[Tensor]) -> None:
@@ -70,8 +72,10 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
 
     def update(self) -> None:
-        """Apply the gradients that were accumulated."""
+        """Apply the gradients that were accumulated, and have the blocks' budgets move, if they have any."""
         self.side.step(self.optimiser, self.back)
+        for one in adaptives(self.back):
+            one.commit()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of the optimiser's state, each tensor under `<parameter number>/<moment>`."""
@@ -81,10 +85,15 @@ class Trainer:
         """Take over an optimiser's state, by copy; the back's weights are the model's."""
         write_optimiser(self.optimiser, unflatten(state))
 
-    def load(self, weights: dict[str, Tensor], state: OptimiserState) -> None:
-        """Take over weights and optimiser state, by copy."""
+    def load(self, weights: dict[str, Tensor], state: OptimiserState, budgets: dict[str, Tensor]) -> None:
+        """Take over weights, optimiser state and what `budgets` returned, by copy."""
         self.back.load_state_dict(weights)
         write_optimiser(self.optimiser, state)
+        give_budgets(budgets, adaptives(self.back))
+
+    def budgets(self) -> dict[str, Tensor]:
+        """Return the budgets of the back's blocks; nothing where they have none."""
+        return budgets_of(adaptives(self.back))
 
 
 class BackPool(ABC):
@@ -153,7 +162,7 @@ class PerClient(BackPool):
     Copies are summed in float64 in the clients' order, whoever finishes first: one that comes early waits for those
     before it. So memory holds one sum, and as many copies as clients train at once or wait.
     Optimiser state follows the weights: every client starts from the round's common moments, and moments and step
-    counts are averaged as weights are. A lost client's copy is not counted.
+    counts are averaged as weights are, and so are the budgets of blocks. A lost client's copy is not counted.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -175,7 +184,7 @@ class PerClient(BackPool):
         """Hand out a copy of what the last round left."""
         common = self.trainer
         copy = self._free.pop() if self._free else Trainer(deepcopy(common.back), common.side, common.fronts)
-        copy.load(self.trainer.back.state_dict(), read_optimiser(self.trainer.optimiser))
+        copy.load(common.back.state_dict(), read_optimiser(common.optimiser), common.budgets())
         set_lr(copy.optimiser, self._lr)
         return copy
 
@@ -212,13 +221,16 @@ class PerClient(BackPool):
         self._advance()
         if not self._examples:
             return
-        means = {name: (total / self._examples[name]).float() for name, total in self._sum.items()}
-        weights = {name.removeprefix("back/"): t for name, t in means.items() if name.startswith("back/")}
-        moments = {name.removeprefix("optimiser/"): t for name, t in means.items() if name.startswith("optimiser/")}
+        means = {name: total / self._examples[name] for name, total in self._sum.items()}
+        weights, moments, budgets = (
+            {name.removeprefix(part): mean for name, mean in means.items() if name.startswith(part)}
+            for part in ("back/", "optimiser/", "budgets/")
+        )
+        weights, moments = ({name: mean.float() for name, mean in one.items()} for one in (weights, moments))
         if self.trainer.fronts is not None:  # what nobody's mini-batches have gone through stays as it was
             weights = self.trainer.back.state_dict() | weights
             moments = self.trainer.state_dict() | moments
-        self.trainer.load(weights, unflatten(moments))
+        self.trainer.load(weights, unflatten(moments), budgets)
         self._sum, self._examples = {}, {}
 
 

@@ -58,7 +58,10 @@ class PrivateSession(SplitSession):
         gradient = cut.corrected_tail(frame.tensors["tail_gradient"], waiting.features, waiting.sent, batch.lengths)
         at_the_cut = self.context.passes.backward(self.trainer, batch, waiting.features, gradient)
         self._note("tail_gradient", largest([gradient]))
-        reply = cut.pack_gradient(frame, at_the_cut, None, waiting.key.at("rounding"), batch.visit)
+        if at_the_cut is None:
+            reply = cut.pack_taken(frame, None)
+        else:
+            reply = cut.pack_gradient(frame, at_the_cut, None, waiting.key.at("rounding"), batch.visit)
         return reply, rows + self._count(reply, "down", batch.examples)
 
     def shut(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from threading import Lock
 
 from splitfed.errors import Refused, WireError
+from splitfed.model.adaptive.alast import Numbers
 from splitfed.model.forward import draws
 from splitfed.run.ledger import Ledger
 from splitfed.scenario.sections import Clip
@@ -36,18 +37,21 @@ class SplitServer:
     their mini-batches, which wait for each other with `patience` (see `JointSteps`). `clock` tells seconds.
     `evaluation_cut` is what the evaluations of clients cross, where they make any. `clip` says how long may be what
     clients send. By how many mini-batches a client is `ahead` of an answer, so many more frames it may send again.
+    `numbers` tell which mini-batches a front learns nothing from.
     """
 
     def __init__(
         self, pool: BackPool, cut: Cut, ledger: Ledger, key: Key, precision: str, on_step: OnStep = nobody_hears,
         at_once: int = 1, clock: Callable[[], float] = time.monotonic, patience: float | None = None,
         evaluation_cut: EvaluationCut | None = None, clip: Clip | None = None, ahead: int = 0, most_bytes: int = 0,
+        numbers: Numbers | None = None,
     ) -> None:  # fmt: skip
         assert not (pool.together and cut.private)  # a joint step has no halves: the scenario is refused
         self.most_bytes = max(cut.most_bytes, most_bytes, evaluation_cut.most_bytes if evaluation_cut else 0)
         self._pool, self._cut, self._evaluation_cut = pool, cut, evaluation_cut
         self.caches = Caches(cut)
         self._ledger, self._key, self._clock, self._on_step, self._ahead = ledger, key, clock, on_step, ahead
+        self._numbers = numbers
         drawing = draws(pool.trainer.back)
         self._passes = Passes(cut, precision, shared=pool.one_at_a_time, draws=drawing, at_once=at_once, clip=clip)
         self._steps: Steps = JointSteps(self._passes, patience) if pool.together else SeparateSteps(self._passes)
@@ -65,7 +69,7 @@ class SplitServer:
     def _context(self, round: int, key: Key, answer_every: int = 1, cut: Cut | None = None) -> RoundContext:
         return RoundContext(
             round, cut or self._cut, self._ledger, key, self._clock, self._steps, self._passes, self._on_step,
-            self._reporting, answer_every, self._ahead,
+            self._reporting, answer_every, self._ahead, self._numbers,
         )  # fmt: skip
 
     def start_round(

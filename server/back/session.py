@@ -204,7 +204,7 @@ class SplitSession(ClientSession):
         here on, its frame is not taken again."""
         if self.batches == self._most:
             raise WireError(f"a mini-batch more than the {self._most} that the images of client {self.client} make")
-        batch = self.context.cut.batch(frame, self.copies, answered=self.context.answers(self.batches))
+        batch = self.context.cut.batch(frame, self.copies, answered=self.context.answers(self.batches, frame.place))
         self._step += 1
         self.batches, self.images = self.batches + 1, self.images + batch.examples
         rows = self._count(frame, "up", batch.examples)

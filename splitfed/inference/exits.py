@@ -26,7 +26,7 @@ from splitfed.files import reason, write
 from splitfed.inference.asking import Asking
 from splitfed.inference.deciding import Judged
 from splitfed.inference.run_model import RunModel, Trunk
-from splitfed.model.attention import ClsAttention
+from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.model.exits.heads import Exits as Exits
 from splitfed.model.exits.heads import exits_of, joined
 from splitfed.model.exits.settings import Heads

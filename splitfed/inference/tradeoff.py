@@ -21,7 +21,7 @@ from splitfed.inference.exits import Exits, has_exits, heads, operations
 from splitfed.inference.rates import Rate
 from splitfed.inference.rates import rates as read_rates
 from splitfed.inference.run_model import RunModel, Trunk
-from splitfed.model.attention import ClsAttention
+from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.run.origin import load_data
 from splitfed.seeds import Key
 

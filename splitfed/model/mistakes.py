@@ -19,6 +19,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from splitfed.config import did_you_mean
+from splitfed.errors import ModelError
+from splitfed.model.adaptive.attention import readable
+from splitfed.model.adaptive.settings import Sides
 from splitfed.model.parts import CANNOT_BE_CUT, misfits
 from splitfed.model.settings import SET_ELSEWHERE, ModelConfig
 
@@ -141,6 +144,7 @@ def _of_the_whole(config: ModelConfig, tail: int | None, wrong: set[str]) -> Fou
     found = [(key, why) for key, why in misfits(made, config.cut, tail) if _argument(key) not in meant]
     if not found and "depth" not in meant:
         found += _of_the_exits(config, len(made.blocks))  # type: ignore[arg-type]
+        found += _of_the_budgets(config, list(made.blocks), tail or 0)  # type: ignore[arg-type]
     yield from ((_home(config, key), why) for key, why in found)
     if not (found or wrong or _runs(made, config.image_size)):
         yield (
@@ -150,12 +154,30 @@ def _of_the_whole(config: ModelConfig, tail: int | None, wrong: set[str]) -> Fou
 
 
 def _of_the_exits(config: ModelConfig, blocks: int) -> Found:
-    if config.exits is not None and config.exits.blocks[-1] >= blocks:
+    named = getattr(config.exits, "blocks", ())  # what is not valid may be missing
+    if named and named[-1] >= blocks:
         yield (
             "model.exits.blocks",
-            f"has {config.exits.blocks[-1]}, and the model has {blocks} blocks: exits follow blocks 1 to {blocks - 1}, "
+            f"has {named[-1]}, and the model has {blocks} blocks: exits follow blocks 1 to {blocks - 1}, "
             "and its own head the last",
         )
+
+
+def _of_the_budgets(config: ModelConfig, blocks: list[nn.Module], tail: int) -> Found:
+    if (adaptive := config.adaptive) is None:
+        return
+    try:
+        readable(blocks[0])
+    except ModelError as error:
+        yield "model.adaptive", f"{adaptive.kind}: {error}: leave it out, or set another model"
+    trained, budgeted = getattr(adaptive, "trained", None), len(blocks) - tail  # what is not valid may be missing
+    if isinstance(trained, Sides):
+        many = getattr(trained, "back", None) or 0
+        if many > (back := budgeted - config.cut):
+            yield "model.adaptive.trained.back", f"is {many:g}, but the back has {back}: lower it"
+    elif trained and trained > budgeted:
+        where = "the model has" if not tail else "front and back together have"
+        yield "model.adaptive.trained", f"is {trained}, but {where} {budgeted} blocks: lower it"
 
 
 def _argument(key: str) -> str:

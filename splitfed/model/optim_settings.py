@@ -69,6 +69,20 @@ class Sgd(Config):
 OptimiserConfig = Annotated[Adam | Sgd, Field(discriminator="kind"), kind_shorthand]
 
 
+def _begin_late(optimiser: "Optimizer") -> None:
+    """Give parameters whose first gradient comes after that of others a momentum of zeros, which is what they have:
+    torch's fused SGD takes those of all that learn, or of none."""
+    import torch
+
+    for group in optimiser.param_groups:
+        if not group.get("momentum"):
+            continue
+        learn = [one for one in group["params"] if one.grad is not None]
+        late = [one for one in learn if optimiser.state.get(one, {}).get("momentum_buffer") is None]
+        for one in late if len(late) < len(learn) else ():
+            optimiser.state[one]["momentum_buffer"] = torch.zeros_like(one)
+
+
 class Constant(Config):
     """The same learning rate in every round, after an optional linear warm-up."""
 
@@ -134,6 +148,7 @@ class SideConfig(Config):
 
             for parameters in clipped_together(module):
                 clip_grad_norm_(parameters, self.clip)
+        _begin_late(optimiser)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 

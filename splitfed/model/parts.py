@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.trained.layers import ENCODER, GATES, Gates, Halves
 from splitfed.errors import ModelError
+from splitfed.model.adaptive.alast import Adaptive
 from splitfed.model.exits.heads import Exits, watching
 from splitfed.model.forward import suit_attention
 
@@ -94,10 +95,12 @@ def check(vit: nn.Module, cut: int, tail: int | None = None) -> None:
 class Part(VisionTransformer):
     """Some parts of a built VisionTransformer under their own names, run by timm's own forward code. `exits` are those
     after its blocks that are trained with it, None where there are none; the forward pass leaves them out. `side` says
-    on which side of the cut it is: `front`, or `back` whatever follows it."""
+    on which side of the cut it is: `front`, or `back` whatever follows it. `adaptive` runs the blocks of a
+    mini-batch of training that has begun with it; None where all are trained as ever."""
 
     side = "back"
     exits: Exits | None
+    adaptive: Adaptive | None
 
     def __init__(self, vit: VisionTransformer, parts: list[str], first: int, last: int) -> None:
         nn.Module.__init__(self)  # not VisionTransformer's, which would make a whole model
@@ -109,6 +112,7 @@ class Part(VisionTransformer):
             setattr(self, name, nn.Sequential(OrderedDict(numbered)) if name == "blocks" else getattr(vit, name))
         self.exits = None
         self._frozen: frozenset[str] = frozenset()
+        self.adaptive = None
         self.train(vit.training)
 
     def after(self, block: int) -> nn.Module:
@@ -138,9 +142,9 @@ class Part(VisionTransformer):
         if self.exits is None or not self.exits.learn(round):
             return self(*given), None
         # Looked at afterwards: a block that is computed again, when nobody watches, saves what it saved before.
-        with watching(self, whole=True) as seen:
+        with watching(self) as seen:
             made = self(*given)
-        return made, self.exits.loss({block: self.exits.look(one) for block, one in seen.items()}, targets)
+        return made, self.exits.loss(seen, targets)
 
 
 class _Again(nn.Module):
@@ -176,11 +180,18 @@ class Front(Part):
         """Turn images `[B, 3, H, W]` into activations at the cut, `[B, n, D]`. With `gates`, the rows of tokens that
         they close are zeros, and `budget` is the share of patch tokens that they let through, in (0, 1], of all samples
         or of each, `[B]`; None is their own."""
+        if self.adaptive is not None and self.adaptive.begun:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.adaptive.embeds):
+                tokens = self._embed(images)
+            return self.adaptive.through(tokens, self.blocks, self.num_prefix_tokens, again=self.grad_checkpointing)
         if self.gates is None:
             return self.forward_features(images)
-        tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
+        tokens = self._embed(images)
         blocks = [_Again(block) for block in self.blocks] if self.grad_checkpointing else list(self.blocks)
         return self.gates(tokens, blocks, budget)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
 
     def after(self, block: int) -> nn.Module:
         """Return what makes the output of a block; of the last one it is the front, as gates may stand behind it."""
@@ -232,6 +243,9 @@ class Later(Part):
         """Turn activations `[B, k, D]` into logits `[B, classes]`, or where a tail follows into its input, `[B, k, D]`.
         Prefix tokens come first, any may follow them. Where it is `ragged`, nothing attends to rows of zeros, which
         stand for no token: they come out as zeros, or are not pooled."""
+        if self.adaptive is not None and self.adaptive.begun:
+            features = self.norm(self.adaptive.through(activations, self.blocks, self.num_prefix_tokens))
+            return self.forward_head(features) if self._ends else features
         here = self._here(activations) if self.ragged else None
         if here is None:
             features = self.forward_features(activations)

@@ -1,9 +1,12 @@
 """The settings of the model. Nothing heavy is imported here, so that a scenario is read without torch and timm."""
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
 
-from splitfed.config import Config
+from splitfed.config import Config, kind_shorthand
 from splitfed.model.adapters.registry import AdapterConfig
+from splitfed.model.adaptive.settings import AlastConfig
 from splitfed.model.exits.settings import ExitsConfig
 
 # Arguments of timm's that follow from something else, and from what.
@@ -45,6 +48,9 @@ class ModelConfig(Config):
     holds it: only LayerNorms (`norms`), `attention`, small additions (`lora`, `bottleneck`, `hydra`), the `head`, or
     the layers of a reducer (`frozen`) are trained and cross each round. `on` says on which side of the cut; the other
     is trained whole."""
+    adaptive: Annotated[AlastConfig, kind_shorthand] | None = None
+    """Which blocks of front and back train in a mini-batch, and on how many of its tokens, such as
+    `{kind: alast, trained: 4}`; null trains all blocks on all tokens."""
     exits: ExitsConfig | None = None
     """Heads that are trained with the model, such as `{blocks: [1, 3]}`; null is none: `splitfed exits` trains some
     afterwards."""

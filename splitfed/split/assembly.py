@@ -15,6 +15,8 @@ from splitfed.compression.reducers.trained.layers import Halves
 from splitfed.errors import ModelError
 from splitfed.federation.phases import misfit
 from splitfed.model.adapters.subsets import Fixed
+from splitfed.model.adaptive.alast import Adaptive, Numbers
+from splitfed.model.adaptive.attention import readable
 from splitfed.model.build import build
 from splitfed.model.exits.heads import Exits
 from splitfed.model.mistakes import blank, mistakes
@@ -47,6 +49,7 @@ def assemble(
     for part in parts:
         if isinstance(part, Part):
             scenario.model.adapter.apply(part, key.at("adapter"))
+    _attach_adaptive(scenario, parts)
     geometry = front.geometry(scenario.training.batch_size, classes)
     _attach_exits(scenario, front, back, classes, least)
     reducer = scenario.compression.reducer
@@ -63,6 +66,29 @@ def assemble(
         back.attach(halves)
     front.set_grad_checkpointing(scenario.training.client.checkpointing)
     return parts
+
+
+def numbers_of(scenario: Scenario, parts: Parts) -> Numbers | None:
+    """Return how many blocks of front and back train in each mini-batch; None where all do."""
+    if (settings := scenario.model.adaptive) is None:
+        return None
+    return Numbers(settings, len(parts.front.blocks), len(parts.back.blocks), Key(scenario.seed).at("adaptive"))
+
+
+def _attach_adaptive(scenario: Scenario, parts: Parts) -> None:
+    """Give each side its blocks' budgets, and let an embedding that is never trained travel no more."""
+    if (numbers := numbers_of(scenario, parts)) is None:
+        return
+    front, back, _ = parts
+    front.adaptive = Adaptive(numbers, "front", len(front.blocks))
+    back.adaptive = Adaptive(numbers, "back", len(back.blocks))
+    for block in (*front.blocks, *back.blocks):
+        readable(block)
+    if numbers.settings.embedding == "never":
+        for name, parameter in front.named_parameters():
+            if not name.startswith("blocks."):
+                parameter.requires_grad_(False)
+        front.freeze()
 
 
 def _attach_exits(scenario: Scenario, front: Front, back: Back, classes: int, cut: int) -> None:

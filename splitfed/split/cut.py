@@ -16,6 +16,7 @@ Where labels are private there is a second cut, before the tail, which the clien
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -27,9 +28,11 @@ from splitfed.compression.codecs.integers import IntegerCodec
 from splitfed.compression.expect import MOST_TARGET, Expect, Expected, Geometry
 from splitfed.compression.lossless import Lossless
 from splitfed.compression.reducers.base import Plan, Reducer, View
+from splitfed.compression.reducers.tokens.left import LeftTokens
 from splitfed.compression.reducers.tokens.ragged import flat, padded
 from splitfed.compression.reducers.trained.layers import IDENTITY
 from splitfed.errors import CodecError, Diverged, WireError
+from splitfed.model.adaptive.settings import AlastConfig
 from splitfed.run.ledger import Sizes
 from splitfed.seeds import Key
 from splitfed.split.bounds import check_bounds, check_number, largest
@@ -70,9 +73,12 @@ class Cut:
     what it packs and unpacks."""
 
     def __init__(
-        self, config: "Compression", geometry: Geometry, device: torch.device, private: bool = False, sharing: int = 1
+        self, config: "Compression", geometry: Geometry, device: torch.device, private: bool = False, sharing: int = 1,
+        adaptive: AlastConfig | None = None,
     ) -> None:  # fmt: skip
         self.reducer = config.reducer.build()
+        if adaptive is not None:
+            self.reducer = LeftTokens(self.reducer, *adaptive.left(geometry))
         self.geometry, self.device, self.private = geometry, device, private
         self._crossings = {
             "smashed": config.smashed, "targets": config.targets, "cut_gradient": config.cut_gradient,
@@ -96,7 +102,7 @@ class Cut:
         keeps no copies."""
         sharing = scenario.federation.clients * scenario.checkpoints.keep
         compression = scenario.compression.once if once else scenario.compression
-        return cls(compression, geometry, device, scenario.federation.private, sharing)
+        return cls(compression, geometry, device, scenario.federation.private, sharing, scenario.model.adaptive)
 
     def copies(self, kept: Mapping[int, Entry] | None = None) -> Copies | None:
         """Return a client's copies for a round that begins with those that are kept; None where none are."""
@@ -120,11 +126,12 @@ class Cut:
     @torch.no_grad()
     def plan(
         self, activations: Tensor, labels: Tensor, key: Key, attention: Callable[[], Tensor] | None = None,
-        encoder: nn.Module = IDENTITY, reducer: Reducer | None = None,
+        encoder: nn.Module = IDENTITY, reducer: Reducer | None = None, positions: Tensor | None = None,
     ) -> tuple[Plan, Tensor]:  # fmt: skip
-        """Let the reducer, or another in its place, look at a mini-batch's activations `[B, n, d]`, and at the class
-        token's `attention` if it asks for it; return what it decides, and what it makes of the `labels` `[B]`."""
-        view = View(activations.detach(), self.geometry.prefix, attention or _blind, encoder)
+        """Let the reducer, or another in its place, look at a mini-batch's activations `[B, n, d]`, whose tokens stood
+        at `positions` (None: all are here), and at the class token's `attention` if it asks for it; return what it
+        decides, and what it makes of the `labels` `[B]`."""
+        view = View(activations.detach(), self.geometry.prefix, attention or _blind, encoder, positions)
         plan = (reducer or self.reducer).plan(view, key)
         return plan, plan.targets(labels, self.geometry.classes)
 
@@ -257,17 +264,16 @@ class Cut:
             raise WireError("a gradient without its loss")
         return frame
 
-    def pack_taken(self, frame: Frame, loss: float) -> Packed:
-        """Encode what answers a `step` frame where no gradient goes back: the loss."""
-        return pack("taken", *frame.place, {}, {"loss": loss})
+    def pack_taken(self, frame: Frame, loss: float | None) -> Packed:
+        """Encode what answers a frame where no gradient goes back: the loss, where it is known here."""
+        return pack("taken", *frame.place, {}, {} if loss is None else {"loss": loss})
 
-    def unpack_taken(self, buffer: bytes) -> float:
-        """Decode the answer to what the back alone learns from, and return the loss. Raises WireError for anything
-        else."""
+    def unpack_taken(self, buffer: bytes) -> Frame:
+        """Decode the answer without a gradient; it has the loss unless labels are private. Raises WireError."""
         frame = unpack(buffer, {"taken": {}}, device=self.device, max_bytes=self.most_bytes)
-        if type(loss := frame.meta.get("loss")) is not float:
+        if type(frame.meta.get("loss")) is not float and not self.private:
             raise WireError("a mini-batch was taken without its loss")
-        return loss
+        return frame
 
     def pack_stored(self, frame: Frame) -> Packed:
         """Encode what answers a `step` frame that the server keeps, to train on later."""
@@ -329,7 +335,8 @@ class Cut:
         here, there = ends or (self.copies(), self.copies())
         visit = Visit(torch.arange(len(batch)), here) if here else None
         made = self.reducer.stand_in(batch.activations, self.geometry.prefix, key, training=not evaluates)
-        plan, targets = self.plan(made, batch.labels, key, batch.attention, encoder, self.reducer.foreseen())
+        attention = partial(batch.attention, made.shape[1])
+        plan, targets = self.plan(made, batch.labels, key, attention, encoder, self.reducer.foreseen())
         smashed = plan.reduce(made)
         up = self.pack_step(plan, smashed, targets, len(batch), key, PLACE, visit)
         yield "up", self.sizes(up, len(batch))
@@ -337,14 +344,15 @@ class Cut:
         given = arrived.smashed.requires_grad_()
         restored = self.reducer.restore(given, arrived.side, arrived.frame.meta, decoder)
         gradient = batch.like(restored.shape)
-        if frozen:
-            yield "down", self.sizes(self.pack_taken(arrived.frame, 1.0), len(batch))
-            return restored.shape
         if self.private:
             yield from self._rehearse_tail(arrived, gradient, key)
+        loss = None if self.private else 1.0
+        if frozen:
+            yield "down", self.sizes(self.pack_taken(arrived.frame, loss), len(batch))
+            return restored.shape
         restored.backward(gradient)
         assert given.grad is not None
-        down = self.pack_gradient(arrived.frame, given.grad, None if self.private else 1.0, key, arrived.visit)
+        down = self.pack_gradient(arrived.frame, given.grad, loss, key, arrived.visit)
         yield "down", self.sizes(down, len(batch))
         came = self.unpack_gradient(down.buffer, smashed, visit).tensors["cut_gradient"]
         smashed.backward(self.corrected(came, smashed, up, visit).to(smashed.dtype))

@@ -66,7 +66,7 @@ def _of_the_cuts(scenario: Scenario, vit: "VisionTransformer", tail: int | None)
 
 
 def _of_the_reducer(scenario: Scenario, front: "Front") -> Found:
-    from splitfed.model.attention import check_readable
+    from splitfed.model.adaptive.attention import check_readable
     from splitfed.split.assembly import misfits
 
     for key, problem in misfits(scenario, front):

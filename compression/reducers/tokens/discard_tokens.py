@@ -24,6 +24,10 @@ class DiscardPlan(Plan):
         """Return the positions `[B, k]`."""
         return self.positions
 
+    def travelling(self, positions: Tensor) -> Tensor:
+        """Return those of the kept tokens, `[B, k]`."""
+        return positions.gather(1, self.positions)
+
     def targets(self, labels: Tensor, classes: int) -> Tensor:
         """Return the labels `[B]` as they are: no sample is merged."""
         return labels

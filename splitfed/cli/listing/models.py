@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from splitfed.errors import ModelError
-from splitfed.model.attention import check_readable
+from splitfed.model.adaptive.attention import check_readable
 from splitfed.model.build import Front, check
 from splitfed.model.mistakes import plain
 

@@ -12,7 +12,7 @@ from splitfed.inference.deciding import Rule
 from splitfed.inference.predictor import Answered
 from splitfed.inference.remote.bundle import Bundle
 from splitfed.inference.way import Way
-from splitfed.model.attention import ClsAttention
+from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.seeds import Key
 from splitfed.wire.frame import Packed
 

@@ -121,17 +121,36 @@ def joined(parts: Sequence[Exits], width: int, prefix: int) -> Exits:
     return made
 
 
+class Seen(Mapping[int, Tensor]):
+    """What exits see of a forward pass, by block. They look at it when they are asked, and not within the pass: there
+    a block may be computed once more on the way back, with no exit beside it."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Exits, Tensor]] = {}
+
+    def note(self, exits: Exits, block: int, made: Tensor) -> None:
+        """Note what a block has made."""
+        self._made[block] = exits, made
+
+    def __getitem__(self, block: int) -> Tensor:
+        exits, made = self._made[block]
+        return exits.look(made)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+
 @contextmanager
-def watching(*parts: Any, whole: bool = False) -> Iterator[dict[int, Tensor]]:
-    """Note, by block, what the exits of these parts see of the forward pass that is made meanwhile, or the `whole` of
-    what they look at. A part tells by `after(block)` which of its modules makes that."""
-    seen: dict[int, Tensor] = {}
+def watching(*parts: Any) -> Iterator[Seen]:
+    """Note what the exits of these parts see of the forward pass that is made meanwhile. A part tells by `after(block)`
+    which of its modules makes that."""
+    seen = Seen()
 
     def note(exits: Exits, block: int) -> Callable:
-        def look(module: nn.Module, given: object, made: Tensor) -> None:
-            seen[block] = made if whole else exits.look(made)
-
-        return look
+        return lambda module, given, made: seen.note(exits, block, made)
 
     hooks = [
         part.after(block).register_forward_hook(note(exits, block))

@@ -16,7 +16,7 @@ from splitfed.data.batches import Batch, batches
 from splitfed.data.dataset import FederatedData
 from splitfed.data.stratify import divide
 from splitfed.errors import ModelError, RunError
-from splitfed.model.attention import ClsAttention
+from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.model.build import Front, pixel_stats
 from splitfed.model.forward import autocast, draws, keyed_rng
 from splitfed.model.optim import pick_device

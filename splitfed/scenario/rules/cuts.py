@@ -66,6 +66,11 @@ def uneven_fronts_have_a_mean(
             "compression.front_weights.delta",
             f"{which}, so there is no one front that all differ from: set it to false, or {_SAME}",
         )
+    if model.adaptive is not None:
+        yield (
+            "model.adaptive",
+            f"{which}, and a block has one budget and one turn to train: leave it out, or {_SAME}",
+        )
     if memory is not None:
         yield "memory", f"{which}, and memory is of what one front makes: leave it out, or {_SAME}"
     elif any(not isinstance(phase, Gradient) for phase in phases):

@@ -9,7 +9,7 @@ from inspect import signature
 
 from pydantic import BaseModel
 
-from splitfed.scenario.rules import adapters, crossing, cuts, exits, federation, phases, time, varying
+from splitfed.scenario.rules import adapters, adaptive, crossing, cuts, exits, federation, phases, time, varying
 from splitfed.scenario.rules.base import Found, Rule
 
 RULES: tuple[Rule, ...] = (
@@ -44,6 +44,10 @@ RULES: tuple[Rule, ...] = (
     cuts.whole_model_is_cut_as_some_are,
     cuts.uneven_fronts_have_a_mean,
     cuts.exits_are_of_one_side,
+    adaptive.blocks_that_train_are_there,
+    adaptive.budgets_follow_each_mini_batch,
+    adaptive.budgets_see_whole_mini_batches,
+    adaptive.fewer_tokens_can_be_sent,
     exits.exits_are_where_labels_are,
     exits.cascades_are_of_one_side,
     exits.exits_see_whole_tokens,

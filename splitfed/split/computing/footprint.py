@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from splitfed.compression.expect import Geometry
 from splitfed.federation.phases import spans
-from splitfed.model.attention import ClsAttention
+from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.model.exits.heads import beside, exits_of
 from splitfed.model.forward import autocast, in_chunks, join_chunks, keyed_rng
 from splitfed.model.parts import Back, Front, Parts, Tail

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from splitfed.data.dataset import load
 from splitfed.federation.phases import Phase, spans
-from splitfed.model.attention import check_readable
+from splitfed.model.adaptive.attention import check_readable
 from splitfed.model.exits.heads import exits_of, watching
 from splitfed.model.forward import keyed_rng
 from splitfed.model.parts import Parts

@@ -57,9 +57,10 @@ class RandomBatch:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def attention(self) -> Tensor:
-        """Return what the class token would pay to all tokens, rows summing to 1."""
-        return self._attention / self._attention.sum(1, True)
+    def attention(self, tokens: int | None = None) -> Tensor:
+        """Return what the class token would pay to all tokens, or to the first so many, rows summing to 1."""
+        seen = self._attention[:, :tokens]
+        return seen / seen.sum(1, True)
 
     def like(self, shape: tuple[int, ...]) -> Tensor:
         """Return random numbers of this shape: what might be the gradient of a part of the model."""

@@ -12,7 +12,7 @@ from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.base import View
 from splitfed.compression.reducers.samples.merging import kept, kept_tokens, weak
 from splitfed.compression.reducers.settings import AdcConfig
-from splitfed.model.attention import ClsAttention
+from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.model.build import build, split
 from splitfed.model.settings import ModelConfig
 from splitfed.seeds import Key

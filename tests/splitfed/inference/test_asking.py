@@ -14,7 +14,7 @@ from splitfed.errors import Diverged, RunError, WireError
 from splitfed.inference.asking import Asking
 from splitfed.inference.rates import rates
 from splitfed.inference.run_model import RunModel
-from splitfed.model.attention import ClsAttention
+from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.seeds import Key
 from splitfed.split.cut import Cut
 from splitfed.wire.frame import pack

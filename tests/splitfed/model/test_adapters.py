@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from splitfed import Scenario, export, simulate
 from splitfed.errors import ModelError, RunError, ScenarioError
-from splitfed.model.attention import ClsAttention
+from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.model.build import timm
 from splitfed.model.parts import Parts
 from splitfed.server.cohort.attendance import Attendance

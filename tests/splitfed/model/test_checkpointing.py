@@ -43,9 +43,12 @@ def test_no_number_changes(changes: tuple[str, ...], precision: str) -> None:
 
 
 def test_a_run_comes_to_the_same(tmp_path, identity) -> None:
-    """With a reducer that reads attention, which passes through the block once more."""
+    """With a reducer that reads attention, which passes through the block once more, and exits that look at one."""
+    exits = "model.exits={blocks: [1, 3]}"
     ran = [
-        simulate(small(*ADC, *DEEPER, *SHORT, f"training.client.checkpointing={again}"), runs=tmp_path / again).folder
+        simulate(
+            small(*ADC, *DEEPER, *SHORT, exits, f"training.client.checkpointing={again}"), runs=tmp_path / again
+        ).folder
         for again in ("false", "true")
     ]
     one, other = map(outcome, ran)

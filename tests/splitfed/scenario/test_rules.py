@@ -30,10 +30,10 @@ control:
 """
 
 
-def exits(keys: str, why: str = "", key: str = "blocks") -> str:
-    """Return a scenario with exits of which one key is wrong, or none."""
-    problem = f"  # model.exits.{key}: {why}" if why else ""
-    return SMALL.replace("image_size: 8}", f"image_size: 8, exits: {{{keys}}}}}{problem}")
+def exits(keys: str, why: str = "", key: str = ".blocks", section: str = "exits") -> str:
+    """Return a scenario with exits, or another section of the model, of which one key is wrong, or none."""
+    problem = f"  # model.{section}{key}: {why}" if why else ""
+    return SMALL.replace("image_size: 8}", f"image_size: 8, {section}: {{{keys}}}}}{problem}")
 
 
 def adapter(settings: str, why: str) -> str:
@@ -213,19 +213,37 @@ BREAKS = {
     ],
     "uneven_fronts_have_a_mean": [f"{UNEVEN}phases: [local]  # phases: fronts have 1 to 2 blocks, and in a local"],
     "exits_are_of_one_side": [exits("blocks: [1, 2]", "fronts have 1 to 2 blocks, so a head after bl") + UNEVEN],
+    "blocks_that_train_are_there": [
+        exits("kind: alast, trained: {front: 2}", "is 2, but the front has 1: lower it", ".trained.front", "adaptive"),
+    ],
+    "budgets_follow_each_mini_batch": [
+        exits("kind: alast, trained: 2", "alast: with psl mini-batches", "", "adaptive") + "  mode: psl",
+        exits("kind: alast, trained: 2", section="adaptive") + "phases: [local]  # phases: local: an auxiliary net",
+        exits("kind: alast, trained: 2}, adapter: {kind: frozen", "alast: with model.adapter: fro", "", "adaptive"),
+    ],
+    "budgets_see_whole_mini_batches": [
+        exits("kind: alast, trained: 2", section="adaptive")
+        + "training:\n  client: {chunk: 4}  # training.client.chunk: with model.adaptive: alast budgets go by whole",
+    ],
+    "fewer_tokens_can_be_sent": [
+        exits("kind: alast, trained: 2", section="adaptive")
+        + "compression: {reducer: {kind: adc, ratio: 0.5}}  # compression.reducer: adc: it makes one sample of several",
+        exits("kind: alast, trained: 2", section="adaptive")
+        + "compression:\n  smashed: {delta: true}  # compression.smashed.delta: with model.adaptive: alast",
+    ],
     "exits_are_where_labels_are": [
         exits("blocks: [1, 2]", "with federation.labels: private the server has no labels that a head after block 2")
         + "  labels: private",
     ],
     "cascades_are_of_one_side": [
-        exits("blocks: [1, 2], heads: cascade", "in a cascade each head sees what the one before says", "heads"),
+        exits("blocks: [1, 2], heads: cascade", "in a cascade each head sees what the one before says", ".heads"),
     ],
     "exits_see_whole_tokens": [
         exits("blocks: [1, 2]", "with the reducer semantic_tokens gates run the front as a whole")
         + "compression: {reducer: semantic_tokens}",
     ],
     "exits_learn_in_some_round": [
-        exits("blocks: [1], regime: mixed, after: 3", "is 3 of 3 rounds, so the exits never learn: lower it", "after"),
+        exits("blocks: [1], regime: mixed, after: 3", "is 3 of 3 rounds, so the exits never learn: lower it", ".after"),
         exits("blocks: [1], regime: mixed, after: 1", "the front is frozen whenever its exits would learn: name blocks")
         + "phases: [{kind: gradient, rounds: 1}, frozen]",
         exits("blocks: [2], regime: mixed, after: 1", "nothing goes up that the exits of the back could learn from")

@@ -7,7 +7,7 @@ from timm.layers import Attention
 from torch import nn
 
 from splitfed.errors import ModelError
-from splitfed.model.attention import ClsAttention
+from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.model.build import build, split
 from splitfed.model.forward import autocast, suit_attention
 from splitfed.model.settings import ModelConfig

@@ -10,7 +10,6 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from splitfed.errors import ModelError
-from splitfed.model.build import Front
 
 
 class ClsAttention:
@@ -22,7 +21,7 @@ class ClsAttention:
     block's attention is not timm's plain one, whose map would be another.
     """
 
-    def __init__(self, front: Front, block: int = 0) -> None:
+    def __init__(self, front: nn.Module, block: int = 0) -> None:
         self.enabled = True
         self._qkv: Tensor | None = None
         self._of_chunks: Tensor | None = None
@@ -46,16 +45,8 @@ class ClsAttention:
             return known
         if self._qkv is None:
             raise RuntimeError("no batch passed through the front since the attention was last read")
-        attn, qkv = self._attn, self._qkv
-        self._qkv = None
-        with torch.autocast(qkv.device.type, enabled=False):
-            dtype = attn.qkv.weight.dtype  # that of the norms too, where autocast made qkv narrower
-            batch, tokens, _ = qkv.shape
-            q, k, _ = qkv.reshape(batch, tokens, 3, attn.num_heads, -1).unbind(2)
-            q = attn.q_norm(q[:, 0].to(dtype)) * attn.scale
-            k = attn.k_norm(k.to(dtype))
-            scores = (q.float().unsqueeze(1) * k.float()).sum(-1)  # a product of matrices would copy k first
-            return scores.softmax(1).mean(2)
+        qkv, self._qkv = self._qkv, None
+        return class_attention(self._attn, qkv)
 
     def close(self) -> None:
         """Take the hook off the front."""
@@ -63,11 +54,30 @@ class ClsAttention:
         self._qkv = None
 
 
-def check_readable(front: Front, block: int = 0) -> Attention:
+def check_readable(front: nn.Module, block: int = 0) -> Attention:
     """Return the attention of a front's last block, or of that of this number, from 1 on. Raises ModelError where it is
     not timm's plain one, whose map would be another."""
-    chosen = front.blocks[block - 1]
-    attn = getattr(chosen, "attn", chosen)
+    return readable(list(front.get_submodule("blocks").children())[block - 1])
+
+
+def readable(block: nn.Module) -> Attention:
+    """Return the attention of a block. Raises ModelError where it is not timm's plain one, whose map would be
+    another."""
+    attn = getattr(block, "attn", block)
     if type(attn) is not Attention:
         raise ModelError(f"CLS attention cannot be read from {type(attn).__name__}, only from timm's Attention")
     return attn
+
+
+@torch.no_grad()
+def class_attention(attn: Attention, qkv: Tensor) -> Tensor:
+    """Return what the class token pays to all tokens, `[B, n]` float32, averaged over heads, rows summing to 1, from
+    what the attention's `qkv` layer has made of them, `[B, n, 3 d]`."""
+    with torch.autocast(qkv.device.type, enabled=False):
+        dtype = attn.qkv.weight.dtype  # that of the norms too, where autocast made qkv narrower
+        batch, tokens, _ = qkv.shape
+        q, k, _ = qkv.reshape(batch, tokens, 3, attn.num_heads, -1).unbind(2)
+        q = attn.q_norm(q[:, 0].to(dtype)) * attn.scale
+        k = attn.k_norm(k.to(dtype))
+        scores = (q.float().unsqueeze(1) * k.float()).sum(-1)  # a product of matrices would copy k first
+        return scores.softmax(1).mean(2)
