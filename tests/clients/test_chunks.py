@@ -11,7 +11,7 @@ from outcomes import data_rows
 from splitfed import Scenario, simulate
 from splitfed.clients.steps import WholeStep, front
 from splitfed.errors import ModelError, ScenarioError
-from splitfed.model.attention import ClsAttention
+from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.model.forward import draws, keyed_rng
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble, check_model
@@ -44,7 +44,7 @@ def test_a_front_learns_what_it_learns_at_once(changes: tuple[str, ...]) -> None
     part, _ = part_of(*changes)
     made = []
     for chunk in (None, 4, 1, 11, 64):
-        activations = front(part, IMAGES, LABELS, Place(1, 0, 1), chunk=chunk)
+        activations = front(part, IMAGES, LABELS, Place(1, 0, 1), Key(5), chunk=chunk)
         activations.backward(torch.randn(activations.shape, generator=Key(3).generator()))
         made.append([activations.detach(), *learned(part)])
         part.zero_grad(set_to_none=True)
@@ -59,7 +59,7 @@ def test_a_chunk_draws_on_the_way_back_what_it_drew() -> None:
     assert draws(part)
     outgoing = torch.randn(11, 5, 16, generator=Key(3).generator())
     with keyed_rng(Key(2), CPU):
-        made = front(part, IMAGES, LABELS, Place(1, 0, 1), chunk=4)
+        made = front(part, IMAGES, LABELS, Place(1, 0, 1), Key(5), chunk=4)
     made.backward(outgoing)
     found = learned(part)
     part.zero_grad(set_to_none=True)
@@ -74,10 +74,10 @@ def test_attention_is_read_of_all_chunks() -> None:
     part, _ = part_of()
     attention = ClsAttention(part.front)
     with torch.no_grad():
-        front(part, IMAGES, LABELS, Place(1, 0, 1), attention=attention)
+        front(part, IMAGES, LABELS, Place(1, 0, 1), Key(5), attention=attention)
         expected = attention.read()
     for chunk in (4, 11):
-        made = front(part, IMAGES, LABELS, Place(1, 0, 1), chunk=chunk, attention=attention)
+        made = front(part, IMAGES, LABELS, Place(1, 0, 1), Key(5), chunk=chunk, attention=attention)
         torch.testing.assert_close(attention.read(), expected)
         made.sum().backward()  # each chunk passes once more
 
@@ -103,7 +103,7 @@ def saved(part: ClientPart, chunk: int | None) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        made = front(part, IMAGES, LABELS, Place(1, 0, 1), chunk=chunk)
+        made = front(part, IMAGES, LABELS, Place(1, 0, 1), Key(5), chunk=chunk)
     assert made.requires_grad
     return sum(kept.values())
 
