@@ -29,6 +29,7 @@ class Trainer:
     def __init__(self, back: nn.Module, side: SideConfig, fronts: Fronts | None = None) -> None:
         self.back, self.side, self.fronts = back, side, fronts
         self.optimiser = side.optimiser_for(back)
+        self._behind: dict[int, nn.Module] = {}  # what follows fronts of so many blocks
 
     def enters(self, client: int) -> int | None:
         """Return after how many blocks a client's mini-batches enter; None where all enter at the first."""
@@ -38,8 +39,10 @@ class Trainer:
         """Return what of the back follows a client's front."""
         if (cut := self.enters(client)) is None:
             return self.back
-        assert isinstance(self.back, Back)
-        return self.back.since(cut)
+        if cut not in self._behind:
+            assert isinstance(self.back, Back)
+            self._behind[cut] = self.back.since(cut)
+        return self._behind[cut]
 
     def passed(self, client: int) -> dict[str, Tensor]:
         """Return what a client's mini-batches go through: of the back as `back/<name>`, of its blocks' budgets as

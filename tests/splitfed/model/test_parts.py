@@ -5,7 +5,7 @@ import torch
 from models import shaken, small
 
 from splitfed.errors import ModelError
-from splitfed.model.parts import Parts, split_twice, whole_state
+from splitfed.model.parts import Back, Front, Parts, Tail, split_twice, whole_state
 from splitfed.split.client_part import ClientPart
 
 
@@ -21,6 +21,25 @@ def test_three_parts_are_the_model(tail, pool):
     assert sum(len(part.state_dict()) for part in parts) == len(state)
     assert sorted({name.split(".")[1] for name in parts.back.state_dict()}) == [str(n) for n in range(1, 4 - tail)]
     assert {"norm.weight", "head.weight"} & parts.tail.state_dict().keys()
+
+
+@pytest.mark.parametrize("tail", [None, 1])
+def test_parts_that_share_blocks_are_the_model_wherever_they_are_cut(tail):
+    vit = shaken(small(args={"depth": 5})).eval()
+    front, back = Front(vit, 3), Back(vit, 1, tail)
+    parts = Parts(front, back, torch.nn.Identity() if tail is None else Tail(vit, tail))
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert list(whole_state(*parts)) == list(vit.state_dict())
+    for cut in (1, 2, 3):
+        one = parts.at(cut)
+        torch.testing.assert_close(one.whole()(images), vit(images), rtol=0, atol=0)
+        assert sum(len(part.state_dict()) for part in one) == len(vit.state_dict())
+        assert [front.blocks[number] is one.front.blocks[number] for number in range(cut)] == [True] * cut
+    assert parts.at(3).front is front
+    assert parts.at(1).back is back
+    with torch.no_grad():  # what is loaded into the front is in the back
+        front.blocks[2].mlp.fc1.bias.fill_(7.0)
+    assert torch.equal(parts.at(2).back.state_dict()["blocks.2.mlp.fc1.bias"], front.blocks[2].mlp.fc1.bias)
 
 
 @pytest.mark.parametrize(("cut", "tail"), [(1, 3), (4, 0), (2, 2), (1, 9)])
