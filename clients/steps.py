@@ -34,7 +34,7 @@ def front(
     """Return what a client's front makes of the images of a mini-batch, which draws from `key`. Whoever goes back
     through it goes through its exits as well, if they learn with it. Raises Diverged for a loss of these that is not
     finite."""
-    with adapting(part.front, place, key):
+    with adapting(part.front, place, key, torch.is_grad_enabled()):
         if not torch.is_grad_enabled():
             return part.front(images, budget)
         activations, loss = part.front.learning(place.round, labels, images, budget)
@@ -42,15 +42,16 @@ def front(
 
 
 @contextmanager
-def adapting(part: nn.Module, place: Place, key: Key) -> Iterator[None]:
-    """Let the budgets of a part of the model that learns decide how a mini-batch passes through it, and move them by
-    what they see of it, if there are any."""
+def adapting(part: nn.Module, place: Place, key: Key, learns: bool) -> Iterator[None]:
+    """Let the budgets of a part of the model that is in training decide how a mini-batch passes through it, and move
+    them by what they see of it, if there are any; whether the front `learns` from it is counted."""
     found = adaptives(part) if part.training else []
     for one in found:
         one.begin(*place, key.at("adaptive"))
     yield
     for one in found:
         one.commit()
+        one.tally.add(one, learns)
 
 
 def learns(part: ClientPart, place: Place) -> bool:
@@ -78,7 +79,7 @@ class WholeStep:
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
             with torch.set_grad_enabled(learns(self.part, place)):
                 activations = front(self.part, images, labels, place, key)
-            with adapting(self.part.beside, place, key):
+            with adapting(self.part.beside, place, key, activations.requires_grad):
                 logits, exits = self.part.beside.learning(place.round, labels, activations)  # type: ignore[operator]
             loss = nn.functional.cross_entropy(logits, labels)
         check_bounds("the loss", loss, place, sides=("client",))

@@ -1,14 +1,16 @@
 """Memory and time of one training step, measured on random images."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from splitfed.federation.phases import spans
+from splitfed.model.adaptive.alast import Passed, adaptives
 from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.model.exits.heads import beside, exits_of
 from splitfed.model.forward import autocast, keyed_rng
@@ -115,6 +117,8 @@ class _Whole:
 
     def __call__(self, images: Tensor, count: Sequence[AbstractContextManager]) -> Tensor:
         labels = torch.zeros(len(images), dtype=torch.int64, device=self.cut.device)
+        for one in adaptives(self.part.front, self.part.beside):
+            one.begin_most()
         with count[0], autocast(self.precision, self.cut.device):
             activations = _learning(self.part.front, self.round, labels, images)
             loss = nn.functional.cross_entropy(_learning(self.part.beside, self.round, labels, activations), labels)
@@ -132,9 +136,14 @@ class _Split:
     def __call__(self, images: Tensor, count: Sequence[AbstractContextManager]) -> Tensor:
         (front, back, tail), cut = self.parts, self.cut
         labels = torch.zeros(len(images), dtype=torch.int64, device=cut.device)
+        adapted = adaptives(front, back)
+        for one in adapted:
+            one.begin_most()
         with count[0], autocast(self.precision, cut.device):
             activations = _learning(front, self.round, labels, images)
         read = self.attention.read if self.attention else None
+        if read and adapted and (left := adapted[0].last):
+            read = partial(_seen, left, read)
         plan, targets = cut.plan(activations, labels, self.key, read, front.encoder)
         with count[0]:
             reduced = plan.reduce(activations)
@@ -151,6 +160,10 @@ class _Split:
         assert smashed.grad is not None
         reduced.backward(smashed.grad)
         return loss
+
+
+def _seen(left: Passed, read: Callable[[], Tensor]) -> Tensor:
+    return left.seen(read())
 
 
 def _learning(part: nn.Module, round: int, targets: Tensor, given: Tensor) -> Tensor:
