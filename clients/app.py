@@ -114,7 +114,9 @@ def train(message: Message, context: Context) -> Message:
             return Message(Error(UNREACHED, str(away)), reply_to=message)
         if trained is None:
             return Message(Error(VANISHED, "it has vanished"), reply_to=message)
-        metrics = TrainMetrics(trained.examples, trained.loss, trained.steps, trained.throughput).write()
+        metrics = TrainMetrics(
+            trained.examples, trained.loss, trained.steps, trained.throughput, trained.operations
+        ).write()  # fmt: skip
         if phase.frozen:
             return _reply(message, {METRICS: metrics})
         packed = exchange.up(trained.weights, worker.key.at("front_weights", "up", round, client))

@@ -43,7 +43,7 @@ def front(
         return part.front.learning(place.round, their, some, budget)
 
     made, losses, read = [], [], []
-    with adapting(part.front, place, key):
+    with adapting(part.front, place, key, torch.is_grad_enabled()):
         for activations, loss in in_chunks(run, chunk, images, labels):
             made.append(activations)
             if loss is not None:
@@ -64,15 +64,16 @@ def portions(key: Key, chunk: int | None, *given: Tensor) -> Iterator[tuple[floa
 
 
 @contextmanager
-def adapting(part: nn.Module, place: Place, key: Key) -> Iterator[None]:
-    """Let the budgets of a part of the model that learns decide how a mini-batch passes through it, and move them by
-    what they see of it, if there are any."""
+def adapting(part: nn.Module, place: Place, key: Key, learns: bool) -> Iterator[None]:
+    """Let the budgets of a part of the model that is in training decide how a mini-batch passes through it, and move
+    them by what they see of it, if there are any; whether the front `learns` from it is counted."""
     found = adaptives(part) if part.training else []
     for one in found:
         one.begin(*place, key.at("adaptive"))
     yield
     for one in found:
         one.commit()
+        one.tally.add(one, learns)
 
 
 def learns(part: ClientPart, place: Place) -> bool:
@@ -102,7 +103,7 @@ class WholeStep:
             with keyed_rng(draw, self.device, self.draws), autocast(self.precision, self.device):
                 with torch.set_grad_enabled(learns(self.part, place)):
                     activations = front(self.part, some, their, place, key, share=share)
-                with adapting(self.part.beside, place, key):
+                with adapting(self.part.beside, place, key, activations.requires_grad):
                     logits, exits = self.part.beside.learning(place.round, their, activations)  # type: ignore[operator]
                 loss = nn.functional.cross_entropy(logits, their)
             check_bounds("the loss", loss, place, sides=("client",))

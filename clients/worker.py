@@ -34,7 +34,7 @@ from splitfed.compression.reducers.trained.layers import DECODER
 from splitfed.data.augment import variants_of
 from splitfed.data.batches import Batch, batches, count_batches
 from splitfed.errors import RunError, WireError
-from splitfed.model.adaptive.alast import adaptives, budgets_of, give_budgets
+from splitfed.model.adaptive.alast import Tally, adaptives, budgets_of, give_budgets
 from splitfed.model.build import pixel_stats
 from splitfed.model.optim import pick_device, read_optimiser, set_lr, write_optimiser
 from splitfed.model.optim_settings import SideConfig
@@ -45,6 +45,8 @@ from splitfed.seeds import Key
 from splitfed.split.assembly import Cuts, assemble, check_fits
 from splitfed.split.autoencoder import Aligner
 from splitfed.split.client_part import ClientPart
+from splitfed.split.computing.adaptive import PassOperations
+from splitfed.split.computing.operations import pass_operations
 from splitfed.split.copies import Copies, Visit
 from splitfed.split.cut import Cut
 from splitfed.split.ending import pack_end, unpack_done
@@ -65,6 +67,7 @@ class Trained:
     steps: int
     examples: int
     throughput: float | None = None
+    operations: float | None = None
 
 
 class Worker:
@@ -105,6 +108,7 @@ class Worker:
         self.chunk = scenario.training.client.chunk
         self.step = step_of(scenario.federation)(self.part, self.cut, scenario.training.precision, self.chunk)
         self._steps: dict[Cut, WholeStep | SplitStep] = {self.cut: self.step}
+        self._counting: dict[str, PassOperations] = {}
         self._deployed = isinstance(scenario.engine, Deployment)
         said = settings.profile or ""
         self._profile = (lambda _: said) if self._deployed else scenario.dealt_profiles().__getitem__
@@ -133,6 +137,8 @@ class Worker:
         state, adapted = self.state(states, client), adaptives(part.front, part.beside)
         if adapted:
             give_budgets(state.budgets(round, trained), adapted)
+            for one in adapted:
+                one.tally = Tally()
         learner = None if frozen else self._learner(part, client, round, states, proximal, trained)
         step = self._step(round, part, stored, terms)
         part.train(not frozen)
@@ -165,7 +171,7 @@ class Worker:
         whole = step.loss if isinstance(step, LocalStep) else None
         loss = losses / max(1, number) if whole is None else whole
         pace = stream.throughput if isinstance(stream, Measured) else None
-        return Trained(part.travelling(round), loss, crossed, len(rows), pace)
+        return Trained(part.travelling(round), loss, crossed, len(rows), pace, self._operations(part))
 
     def _step(self, round: int, part: ClientPart, stored: int | None, terms: Terms) -> Step:
         phase, step = self.scenario.phase(round), self._across(self.cuts.under(terms))
@@ -183,6 +189,18 @@ class Worker:
         if cut not in self._steps:
             self._steps[cut] = self.step.across(cut)
         return self._steps[cut]
+
+    def _operations(self, part: ClientPart) -> float | None:
+        """Return what the round has computed for an image in parts whose blocks have budgets; None where none have."""
+        found = []
+        for one in (part.front, part.beside):
+            for adaptive in adaptives(one):
+                if adaptive.side not in self._counting:
+                    size = self.scenario.model.image_size
+                    self._counting[adaptive.side] = pass_operations(one, self.geometry, size)  # type: ignore[arg-type]
+                found.append(adaptive.tally.operations(self._counting[adaptive.side]))
+        told = [one for one in found if one is not None]
+        return sum(told) if told else None
 
     def terms(self, client: int, point: str | None = None) -> Terms:
         """Return the terms under which a client's tensors cross, at the operating `point` that the server names. Raises

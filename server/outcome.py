@@ -29,7 +29,7 @@ class Calls:
 class Outcome:
     """What a round came to: how many clients were drawn, its simulated seconds, how many of them were taken, on how
     many images, and their mean loss, and the loss of each; its phase; how the model does on the validation images; what
-    clients found that were asked."""
+    clients found that were asked; what `metrics.csv` tells of blocks with budgets."""
 
     drawn: int
     seconds: float
@@ -41,3 +41,4 @@ class Outcome:
     scores: list[Score] = field(default_factory=list)
     losses: dict[int, float] = field(default_factory=dict)
     asked: bool = False
+    adapted: dict[str, float | None] = field(default_factory=dict)

@@ -202,6 +202,7 @@ class Rounds:
             memory.close(drawn.examples)
         if taken:
             outcome.taken, outcome.seen = len(taken), sum(cohort.weights[client] for client in taken)
+            outcome.adapted = self.calls.train.adapted(cohort, taken)
         try:
             if taken and memory is None:
                 arrays, outcome.loss = self.calls.train.aggregate(round, cohort, replies, before, self.model.arrays)
@@ -336,7 +337,7 @@ class Rounds:
                 finished.cut.sent, finished.total.sent, self.records.seconds, finished.cut.raw, finished.total.raw,
                 outcome.seen, outcome.taken, *self._lr(round), lost=outcome.drawn - outcome.taken,
                 simulated_seconds=simulated, phase=outcome.phase,
-                **(asdict(standing) if standing else {}),
+                **(asdict(standing) if standing else {}), **outcome.adapted,
             ), outcome.scores, asked=outcome.asked, chosen=chosen, exits=seen.exits if seen else {},
         )  # fmt: skip
 

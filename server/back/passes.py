@@ -4,12 +4,13 @@ two mini-batches."""
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor, nn
 
 from splitfed.errors import Diverged
-from splitfed.model.adaptive.alast import adaptives
+from splitfed.model.adaptive.alast import Tally, adaptives
 from splitfed.model.exits.heads import exits_of, watching
 from splitfed.model.forward import autocast, keyed_rng
 from splitfed.scenario.sections import Clip
@@ -39,6 +40,7 @@ class Passes:
     ) -> None:  # fmt: skip
         self._reducer, self._device, self._precision, self._draws = cut.reducer, cut.device, precision, draws
         self._clip, self._round = clip or Clip(), 0
+        self.tally, self._counting = Tally(), Lock()
         at_once = at_once if cut.device.type == "cpu" else 1
         self._train_turns = Turns(1 if shared or draws else at_once)
         self._evaluate_turns = Turns(at_once)
@@ -46,6 +48,7 @@ class Passes:
     def open(self, round: int) -> None:
         """Begin a round: whether exits learn in it is said by its number."""
         self._round = round
+        self.tally = Tally()
 
     def train(
         self, trainer: Trainer, batches: Sequence[Arrived], key: Key, alter: Alter | None = None
@@ -80,6 +83,7 @@ class Passes:
         """Update a back on all of these mini-batches, or raise Diverged and leave it as it was."""
         everyone = sum(batch.examples for batch in batches)
         losses = self._accumulate(trainer, batches, key, alter)
+        self._count(trainer, batches[0])
         trainer.update()
         gradients = [
             None if not batch.answered
@@ -141,8 +145,15 @@ class Passes:
             if features.requires_grad:  # else nothing here learns from this mini-batch
                 features.backward(gradient.to(features.dtype))
             trainer.check(batch.frame.place, [batch.smashed])
+            self._count(trainer, batch)
             trainer.update()
         return _gradient(batch) if batch.answered else None
+
+    def _count(self, trainer: Trainer, batch: Arrived) -> None:
+        """Count what became of a mini-batch in a back whose blocks have budgets."""
+        for one in adaptives(trainer.back):
+            with self._counting:
+                self.tally.add(one, batch.answered, int(batch.frame.meta["left"]))
 
     def evaluate(self, back: nn.Module, smashed: Tensor) -> Tensor:
         """Run a back, as it is, on what no reducer has touched, and return what it makes of it."""

@@ -24,6 +24,8 @@ from splitfed.server.back.session import ClientSession, SplitSession, away
 from splitfed.server.back.steps import SeparateSteps, Steps
 from splitfed.server.memory.session import StoringSession
 from splitfed.server.memory.store import Store
+from splitfed.split.computing.adaptive import PassOperations
+from splitfed.split.computing.operations import pass_operations
 from splitfed.split.cut import Arrived, Cut
 from splitfed.split.evaluation import EvaluationCut
 
@@ -52,6 +54,7 @@ class SplitServer:
         self.caches = Caches(cut)
         self._ledger, self._key, self._clock, self._on_step, self._ahead = ledger, key, clock, on_step, ahead
         self._numbers = numbers
+        self._counting: PassOperations | None = None
         drawing = draws(pool.trainer.back)
         self._passes = Passes(cut, precision, shared=pool.one_at_a_time, draws=drawing, at_once=at_once, clip=clip)
         self._steps: Steps = JointSteps(self._passes, patience) if pool.together else SeparateSteps(self._passes)
@@ -142,6 +145,16 @@ class SplitServer:
         with self._lock:
             session = self._sessions.get(client)
         return session.loss if session else None
+
+    def adapted(self) -> dict[str, float | None]:
+        """Return what `metrics.csv` tells of the round's mini-batches, where blocks of the back have budgets."""
+        tally, geometry = self._passes.tally, self._cut.geometry
+        if self._counting is None:
+            self._counting = pass_operations(self._pool.trainer.back, geometry, 0)  # type: ignore[arg-type]
+        return {
+            "cut_tokens": tally.tokens, "unanswered": tally.unanswered,
+            "server_operations": tally.operations(self._counting),
+        }  # fmt: skip
 
     def ended(self, client: int) -> bool:
         """Tell whether a client's stream of this round has come to its end."""

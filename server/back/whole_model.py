@@ -43,6 +43,10 @@ class Unsplit:
     def loss(self, client: int) -> None:
         """Return nothing: the client alone knows its loss."""
 
+    def adapted(self) -> dict[str, float | None]:
+        """Return nothing: no blocks with budgets are trained here."""
+        return {}
+
     def ended(self, client: int) -> bool:
         """Return that there is nothing to come: no stream was opened."""
         return True

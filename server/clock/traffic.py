@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from splitfed.federation.phases import Phase
+from splitfed.model.adaptive.alast import answered_share
 from splitfed.run.ledger import Row
 from splitfed.scenario import Scenario
 from splitfed.scenario.sections import COMMON, Terms
@@ -12,7 +13,7 @@ from splitfed.seeds import Key
 from splitfed.server.model import Model
 from splitfed.split import ending
 from splitfed.split.assembly import Cuts
-from splitfed.split.computing.rehearsal import Pair, RandomBatch, pairs, size
+from splitfed.split.computing.rehearsal import Pair, RandomBatch, mixed, pairs, size
 
 
 @dataclass(slots=True)
@@ -98,8 +99,13 @@ class Foreseen:
         if not self._scenario.federation.splits:
             return sent
         every = self._scenario.answer_every(phase, terms)
+        share = answered_share(self._model.front)
         for place, number in enumerate(images):
-            sent.frames += self._of_batch(number, not every or place % every > 0, phase.frozen, terms)
+            quiet = not every or place % every > 0
+            frames = self._of_batch(number, quiet, phase.frozen, terms)
+            sent.frames += frames if quiet or share == 1 else mixed(
+                share, frames, self._of_batch(number, True, phase.frozen, terms)
+            )  # fmt: skip
         sent.end = pairs(ending.rehearse())[0]
         return sent
 

@@ -51,7 +51,7 @@ def checked(
             _finished(ended)
             if loss is not None and metrics.loss != loss:
                 raise WireError(f"it tells a loss of {metrics.loss}, where the server found {loss}")
-            reply.content[METRICS] = replace(metrics, examples=told.weight, throughput=None).write()
+            reply.content[METRICS] = replace(metrics, examples=told.weight, throughput=None, operations=None).write()
         except WireError as problem:
             reply = refusal(reply, str(problem))
     _log_error(reply, round, client)

@@ -80,6 +80,7 @@ class TrainCall:
         # Of clients of the last round: seconds from the order to the answer, and what those who measure say of
         # themselves.
         self.took, self.paces = dict[int, float](), dict[int, float | None]()
+        self.operations = dict[int, float | None]()
         self.dispatch, self.split, self.listener = dispatch, split, listener
         self.claims, self.refusals = claims, refusals
         self.exchange, self.strategy = exchange, strategy
@@ -186,6 +187,17 @@ class TrainCall:
         seen = sum(cohort.weights[client] for client in taken)
         return arrays, math.fsum(cohort.weights[client] / seen * losses[client] for client in taken)
 
+    def adapted(self, cohort: Cohort, taken: Iterable[int]) -> dict[str, float | None]:
+        """Return what `metrics.csv` tells of a round of blocks with budgets, in which these clients were taken; nothing
+        where they have none."""
+        if self._scenario.model.adaptive is None:
+            return {}
+        told = {client: self.operations.get(client) for client in sorted(taken)}
+        weights = {client: cohort.weights[client] for client, one in told.items() if one is not None}
+        total = math.fsum(weights[client] * (told[client] or 0.0) for client in weights)
+        mean = total / sum(weights.values()) if weights else None
+        return {"client_operations": mean, **self.split.adapted()}
+
     def standing(self, cohort: Cohort, replies: Replies, before: ArrayRecord) -> dict[int, float]:
         """Return how far each of those who were taken in a round that began with these weights stands out by what it
         sent: the length of its front's update, and the largest number that crossed."""
@@ -212,7 +224,7 @@ class TrainCall:
                 self.terms.of(client).point,
             )  # fmt: skip
         replies: Replies = {}
-        self.forgetful, self.refused, self.took, self.paces = set(), {}, {}, {}
+        self.forgetful, self.refused, self.took, self.paces, self.operations = set(), {}, {}, {}, {}
         began = time.monotonic()
 
         def settle(client: int, reply: Message | None) -> None:
@@ -239,10 +251,11 @@ class TrainCall:
                 told = Told(examples[client], planned, cohort.weights[client], frozen)
                 crossed, loss = self.split.crossed(client), self.split.loss(client)
                 ended = self.split.ended(client)
-                pace = _pace(reply)
+                pace, operations = _told(reply)
                 reply = checked(reply, round, client, told, crossed, loss, self.refusals, ended)
                 if not reply.has_error():
                     self.took[client], self.paces[client] = time.monotonic() - began, pace
+                    self.operations[client] = operations
                 if self.store is not None and _code(reply) in (UNTAKEN, ABSURD):
                     self.store.drop(client)
             if finish.over():
@@ -313,12 +326,14 @@ def present(reply: Message | None) -> Message | None:
     return None if reply is not None and reply.has_error() and reply.error.code in _ABSENT else reply
 
 
-def _pace(reply: Message) -> float | None:
-    """Return the bytes a second that a client has measured in its exchanges, if it says so."""
+def _told(reply: Message) -> tuple[float | None, float | None]:
+    """Return the bytes a second that a client has measured in its exchanges, and the operations of an image that it has
+    counted, if it says so."""
     try:
-        return None if reply.has_error() else TrainMetrics.read(reply.content).throughput
+        told = None if reply.has_error() else TrainMetrics.read(reply.content)
     except WireError:
-        return None
+        told = None
+    return (told.throughput, told.operations) if told else (None, None)
 
 
 def _code(reply: Message | None) -> int | None:

@@ -21,7 +21,9 @@ class Metrics:
     taken; where none was taken there is no `train_loss`. `simulated_seconds` are cumulative, and None where nothing
     tells them. `clients_accuracy` is the mean, by examples, of what clients found on images that they hold out,
     `*_client` the accuracy of one client; None in rounds where none did. `phase` is what taught the
-    front; `memory` is a pass over memory, in which no client has a part.
+    front; `memory` is a pass over memory, in which no client has a part. Where blocks have budgets, `cut_tokens` is how
+    many tokens of a sample were left at the cut, on average, `unanswered` the share of mini-batches of which no
+    gradient came down, and `*_operations` what a side computed for an image, reducers and tails left out; else None.
 
     Fields with a default may be missing in a file, as in those of earlier versions."""
 
@@ -45,6 +47,10 @@ class Metrics:
     median_client: float | None = None
     best_client: float | None = None
     phase: str = "gradient"
+    cut_tokens: float | None = None
+    unanswered: float | None = None
+    client_operations: float | None = None
+    server_operations: float | None = None
 
     def line(self) -> str:
         """Return the row as a line of CSV; None is an empty field, and floats read back as the same bits."""

@@ -304,12 +304,14 @@ class _Metrics(Record):
 @dataclass(frozen=True, slots=True)
 class TrainMetrics(_Metrics):
     """What a client tells of its training: on how many images, their mean loss, and the number of mini-batches; and in
-    a deployment the bytes a second, both ways, that its exchanges had, without the time of the shortest."""
+    a deployment the bytes a second, both ways, that its exchanges had, without the time of the shortest. Where blocks
+    have budgets, also the operations of an image, on average."""
 
     examples: _Examples
     loss: Annotated[Real, Field(ge=0, le=MOST_LOSS, alias=TRAIN_LOSS)]
     steps: _Number
     throughput: Annotated[Real, Field(gt=0, le=1e12)] | None = None
+    operations: Annotated[Real, Field(ge=0, le=1e18)] | None = None
 
 
 @dataclass(frozen=True, slots=True)

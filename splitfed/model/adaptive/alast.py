@@ -10,11 +10,13 @@ the mean over its heads; so what is left of them gets less from block to block. 
 before it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from math import comb
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +51,16 @@ class Numbers:
         front = int((torch.randperm(self._front + self._back, generator=generator)[:trained] < self._front).sum())
         return {"front": front, "back": trained - front}
 
+    @property
+    def share(self) -> float:
+        """The share of mini-batches in which anything of the front trains, over many of them."""
+        trained, front, back = self.settings.trained, self._front, self._back
+        if self.settings.embedding == "always":
+            return 1.0
+        if isinstance(trained, Sides):
+            return 1.0 if trained.front is None else min(1.0, trained.front)
+        return 1 - comb(back, trained) / comb(front + back, trained)
+
     def front_learns(self, round: int, client: int, step: int) -> bool:
         """Tell whether anything of the front trains in a mini-batch."""
         return self.settings.embedding == "always" or self.of(round, client, step)["front"] > 0
@@ -65,6 +77,10 @@ class Passed:
     positions: Tensor
     kept: Tensor | None
 
+    def counted(self, learns: bool) -> "Pass":
+        """Return what it is counted by, where a gradient goes back to its beginning, or does not."""
+        return Pass(self.entered, self.trained, len(self.positions), learns)
+
     def seen(self, attention: Tensor) -> Tensor:
         """Return the attention `[B, n]` to the tokens that entered the last block as that to those it has passed on,
         `[B, k]`, rows summing to 1."""
@@ -72,6 +88,55 @@ class Passed:
             return attention
         found = attention.gather(1, self.kept)
         return found / found.sum(1, keepdim=True)
+
+
+class Pass(NamedTuple):
+    """What a pass is counted by: how many tokens entered each block, which blocks trained, of how many images, and
+    whether a gradient went back to its beginning."""
+
+    entered: tuple[int, ...]
+    trained: frozenset[int]
+    images: int
+    learns: bool
+
+
+class Tally:
+    """The passes of a round through one side, and how many tokens of a sample were left at the cut."""
+
+    def __init__(self) -> None:
+        self._passes = Counter[Pass]()
+        self._tokens = 0  # of all samples
+        self._adaptive: Adaptive | None = None
+
+    def add(self, adaptive: "Adaptive", learns: bool, left: int = 0) -> None:
+        """Add the last pass: whether a gradient goes back to its beginning, and how many tokens of a sample were left
+        when it began."""
+        assert adaptive.last is not None
+        one = adaptive.last.counted(learns)
+        self._adaptive, self._tokens = adaptive, self._tokens + left * one.images
+        self._passes[one] += 1
+
+    def operations(self, of: Callable[[Pass, "Adaptive"], int]) -> float | None:
+        """Return the operations of an image on average; None where there was no pass."""
+        if self._adaptive is None:
+            return None
+        return sum(of(one, self._adaptive) * one.images * n for one, n in self._passes.items()) / self._images
+
+    @property
+    def tokens(self) -> float | None:
+        """How many tokens of a sample were left on average."""
+        return self._tokens / self._images if self._passes else None
+
+    @property
+    def unanswered(self) -> float | None:
+        """The share of passes from whose beginning no gradient went back."""
+        if not self._passes:
+            return None
+        return sum(n for one, n in self._passes.items() if not one.learns) / self._passes.total()
+
+    @property
+    def _images(self) -> int:
+        return sum(one.images * n for one, n in self._passes.items())
 
 
 class Adaptive:
@@ -83,6 +148,7 @@ class Adaptive:
         self.last: Passed | None = None
         self._chosen: frozenset[int] | None = None
         self._seen: Tensor | None = None  # the changes of the last pass, until they are committed
+        self.tally = Tally()
         self.load_state_dict({})
 
     def begin(self, round: int, client: int, step: int, key: Key) -> None:
@@ -133,6 +199,24 @@ class Adaptive:
         self.last = Passed(tuple(entered), chosen, positions, kept)
         return tokens
 
+    def foreseen(self, tokens: int, prefix: int) -> tuple[int, ...]:
+        """Return how many tokens enter each block, by the budgets as they are, where so many enter the first."""
+        entered = [tokens]
+        for budget in self.budgets.tolist()[:-1]:
+            entered.append(prefix + passed_on(budget, entered[-1] - prefix))
+        return tuple(entered)
+
+    def pretend(self, step: int, entered: tuple[int, ...]) -> Pass:
+        """Return what would become of an image, by the draw of a `step`, of which so many tokens enter each block."""
+        number = min(self.numbers.of(0, 0, step)[self.side], self._blocks)
+        chosen = self._choose(number, Key(0).at("pretend", self.side, step))
+        return Pass(entered, chosen, 1, self.numbers.front_learns(0, 0, step))
+
+    def begin_most(self) -> None:
+        """Have the next pass be one of those in which most blocks train."""
+        most = max(range(200), key=lambda step: self.numbers.of(0, 0, step)[self.side])
+        self.begin(0, 0, most, Key(0).at("most"))
+
     def commit(self) -> None:
         """Move the budgets by what the last pass has seen; harmless when called again."""
         if self._seen is None:
@@ -173,6 +257,11 @@ def adaptives(*parts: object) -> list[Adaptive]:
     """Return what adapts these parts of a model, in their order; nothing of parts that are trained as ever."""
     found = [getattr(part, "adaptive", None) for part in parts]
     return [one for one in found if isinstance(one, Adaptive)]
+
+
+def answered_share(front: object) -> float:
+    """Return the share of mini-batches from which a front in training learns: all where its blocks have no budgets."""
+    return next((one.numbers.share for one in adaptives(front)), 1.0)
 
 
 def budgets_of(found: Sequence[Adaptive]) -> dict[str, Tensor]:

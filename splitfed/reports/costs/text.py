@@ -10,6 +10,7 @@ from splitfed.reports.costs.estimate import Estimate
 from splitfed.reports.live.console import breakdown, print_whole
 from splitfed.scenario import Scenario
 from splitfed.scenario.sections import Terms
+from splitfed.split.computing.adaptive import Expected
 from splitfed.split.computing.footprint import Side
 from splitfed.split.computing.operations import Operations
 from splitfed.split.computing.room import ways
@@ -40,6 +41,7 @@ def text(found: Estimate) -> str:
         *([] if found.kinds else [("client memory", _memory(found.client))]),
         ("server memory", _memory(found.server)),
         *([] if found.kinds else [("operations", _operations(found.operations))]),
+        *([("budgets", _adaptive(found.operations.adaptive))] if found.operations.adaptive else []),
         *([("in local phases", _taught(found.operations))] if found.operations.taught else []),
         *_kinds(found),
         ("images in memory", units.size(found.images) if found.images else "none kept"),
@@ -140,6 +142,12 @@ def _operations(found: Operations) -> str:
         f"client {units.flops(found.client)} an image ({units.decimal(found.client_ratio, 2)}x uncompressed), "
         f"server {units.flops(found.server)} ({units.decimal(found.server_ratio, 2)}x)"
     )
+
+
+def _adaptive(found: Expected) -> str:
+    front, back = (units.decimal(number, 1) for number in found.blocks)
+    share = units.percent(found.learns)
+    return f"{front} blocks of the front and {back} of the back train at a time; a gradient comes down for {share}"
 
 
 def _taught(found: Operations) -> str:

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from splitfed.data.batches import batch_sizes, count_batches
 from splitfed.federation.profiles import links
 from splitfed.link.clock import Course, Exchange, Site
+from splitfed.model.adaptive.alast import answered_share
 from splitfed.model.parts import Parts
 from splitfed.scenario import Scenario
 from splitfed.scenario.sections import Terms
@@ -15,7 +16,7 @@ from splitfed.seeds import Key
 from splitfed.split import ending
 from splitfed.split.assembly import Cuts
 from splitfed.split.client_part import ClientPart
-from splitfed.split.computing.rehearsal import Pair, RandomBatch, pairs, size
+from splitfed.split.computing.rehearsal import Pair, RandomBatch, mixed, pairs, size
 from splitfed.split.computing.seconds import Work
 from splitfed.split.cut import Cut
 from splitfed.split.weights.wire import WeightWire
@@ -73,13 +74,20 @@ def _frames(
     """Return the bytes of the frames of the mini-batches that are sent, each of so many images, of which one in `every`
     is answered with its gradient; a front that is `frozen` computes as in evaluation."""
     encoder, decoder, made = parts.front.encoder, parts.back.decoder, dict[tuple[int, bool], list[Pair]]()
+    share = answered_share(parts.front)
+
+    def frames(size: int, quiet: bool) -> list[Pair]:
+        if (size, quiet) not in made:
+            batch = RandomBatch(size, cut.geometry, key.at("timing", size), cut.device)
+            made[size, quiet] = pairs(cut.rehearse(batch, key, encoder, decoder, quiet, evaluates=frozen))
+        return made[size, quiet]
+
     found = {}
     for place, step in enumerate(sorted(sends)):
-        kind = sizes[step], not every or place % every > 0
-        if kind not in made:
-            batch = RandomBatch(kind[0], cut.geometry, key.at("timing", kind[0]), cut.device)
-            made[kind] = pairs(cut.rehearse(batch, key, encoder, decoder, kind[1], evaluates=frozen))
-        found[step] = made[kind]
+        quiet = not every or place % every > 0
+        found[step] = frames(sizes[step], quiet)
+        if not quiet and share < 1:
+            found[step] = mixed(share, found[step], frames(sizes[step], True))
     for part in (encoder, decoder):
         part.zero_grad(set_to_none=True)
     return found

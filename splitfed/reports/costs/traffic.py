@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from splitfed.federation.phases import Phase, spans
+from splitfed.model.adaptive.alast import answered_share
 from splitfed.model.parts import Parts
 from splitfed.reports.costs.shares import Shares
 from splitfed.run.ledger import Plane, Row, Sizes, Totals
@@ -129,8 +130,10 @@ class Traffic:
         sent = self.shares.batches(self.scenario, phase.upload_every)
         every, answers = phase.upload_every, self.scenario.answer_every(phase, self.terms)
         answered = self.shares.batches(self.scenario, every * answers) if every and answers else Counter[int]()
-        first = self._first_visits() if self.cut.kept else 1.0
-        for quiet, sizes in ((True, sent - answered), (False, answered)):
+        first, learns = self._first_visits() if self.cut.kept else 1.0, answered_share(self.parts.front)
+        given = {size: learns * number for size, number in answered.items()}
+        quiet_ones = {size: number - given.get(size, 0) for size, number in sent.items()}
+        for quiet, sizes in ((True, quiet_ones), (False, given)):
             for size, number in sorted(sizes.items()):
                 often, ends = number * self.shares.drawn(self.scenario) * share, (self.cut.copies(), self.cut.copies())
                 rehearse = partial(

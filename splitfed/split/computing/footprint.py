@@ -1,7 +1,7 @@
 """Memory and time of one training step, measured on random images."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from splitfed.compression.expect import Geometry
 from splitfed.federation.phases import spans
+from splitfed.model.adaptive.alast import Passed, adaptives
 from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.model.exits.heads import beside, exits_of
 from splitfed.model.forward import autocast, in_chunks, join_chunks, keyed_rng
@@ -94,6 +95,8 @@ def foresee(scenario: Scenario, parts: Parts, images: int) -> Side:
     labels, key = torch.zeros(images, dtype=torch.int64, device=device), Key(scenario.seed).at("foreseen")
     for one, fits in [(part, False), *nets]:
         saved = _Saved(one)
+        for adapted in adaptives(one.front, one.beside):
+            adapted.begin_most()
         with keyed_rng(key, device), saved, autocast(scenario.training.precision, device):
             made = _learning(one.front, scenario.federation.rounds, labels, given)
             _learning(one.beside, scenario.federation.rounds, labels, made)
@@ -162,6 +165,8 @@ class _Whole:
     ) -> Tensor:  # fmt: skip
         for some in images.split(chunk or len(images)):
             labels = torch.zeros(len(some), dtype=torch.int64, device=self.cut.device)
+            for one in adaptives(self.part.front, self.part.beside):
+                one.begin_most()
             with count[0], autocast(self.precision, self.cut.device):
                 activations = _learning(self.part.front, self.round, labels, some)
                 loss = nn.functional.cross_entropy(_learning(self.part.beside, self.round, labels, activations), labels)
@@ -181,9 +186,14 @@ class _Split:
     ) -> Tensor:  # fmt: skip
         (front, back, tail), cut = self.parts, self.cut
         labels = torch.zeros(len(images), dtype=torch.int64, device=cut.device)
+        adapted = adaptives(front, back)
+        for one in adapted:
+            one.begin_most()
         with count[0], autocast(self.precision, cut.device):
             activations = self._front(images, labels, chunk)
         read = self.attention.read if self.attention else None
+        if read and adapted and (left := adapted[0].last):
+            read = partial(_seen, left, read)
         plan, targets = cut.plan(activations, labels, self.key, read, front.encoder)
         with count[0]:
             reduced = plan.reduce(activations)
@@ -210,6 +220,10 @@ class _Split:
         if read and self.attention:
             self.attention.keep(read)
         return join_chunks(made)
+
+
+def _seen(left: Passed, read: Callable[[], Tensor]) -> Tensor:
+    return left.seen(read())
 
 
 def _learning(part: nn.Module, round: int, targets: Tensor, given: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ one passes through the model for all; reducer and codecs see a whole mini-batch 
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import log2, prod
 from typing import Any
@@ -25,17 +26,20 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from splitfed.compression.expect import Geometry
 from splitfed.data.dataset import load
 from splitfed.federation.phases import Phase, spans
+from splitfed.model.adaptive.alast import adaptives
 from splitfed.model.adaptive.attention import check_readable
 from splitfed.model.exits.heads import exits_of, watching
 from splitfed.model.forward import keyed_rng
-from splitfed.model.parts import Parts
+from splitfed.model.parts import Back, Front, Parts
 from splitfed.scenario import Scenario
 from splitfed.seeds import Key
 from splitfed.split.assembly import assemble, check_fits
 from splitfed.split.auxiliary import Auxiliary, align
 from splitfed.split.client_part import ClientPart
+from splitfed.split.computing.adaptive import Expected, PassOperations, expected
 from splitfed.split.computing.rehearsal import RandomBatch
 from splitfed.split.cut import Cut
 
@@ -49,7 +53,8 @@ class Operations:
     without a reducer, and `examples` the mini-batch that was counted. Where a client trains the whole model, all beside
     the front is its tail. `taught` is what a client computes in a local phase, with the auxiliary net, and with what it
     packs and fits of the mini-batches that go up; of several phases that which takes most; 0 where there is none.
-    `front_forward` and `back_forward` are the share of those parts that a pass without backward takes.
+    `front_forward` and `back_forward` are the share of those parts that a pass without backward takes. Where blocks
+    have budgets, all of these are what is to be expected (`adaptive`), and `plain_front` and the like are without.
     """
 
     front: float
@@ -63,6 +68,8 @@ class Operations:
     front_forward: float = 0.0
     back_forward: float = 0.0
     taught: float = 0.0
+    plain_front: float = 0.0
+    adaptive: Expected | None = None
 
     @property
     def client(self) -> float:
@@ -77,7 +84,7 @@ class Operations:
     @property
     def client_ratio(self) -> float:
         """The client's operations over those without reducer and codecs."""
-        return self.client / (self.front + self.plain_tail)
+        return self.client / ((self.plain_front or self.front) + self.plain_tail)
 
     @property
     def server_ratio(self) -> float:
@@ -142,7 +149,32 @@ def _count_whole(parts: Parts, cut: Cut, image_size: int, examples: int, key: Ke
         back, back_forward = _sample(parts.back, shape, cut.device, inner=asked)
     for part in parts:
         part.zero_grad(set_to_none=True)
-    return Operations(front, 0, 0, 0, 0, examples, back, back, front_forward, back_forward)
+    found = Operations(front, 0, 0, 0, 0, examples, back, back, front_forward, back_forward)
+    if (adapted := _adapted(parts, cut, (front, front_forward), (back, back_forward))) is None:
+        return found
+    return replace(
+        found, front=adapted.front, tail=adapted.back, front_forward=adapted.front_forward,
+        back_forward=adapted.back_forward, plain_front=front, adaptive=adapted,
+    )  # fmt: skip
+
+
+def _adapted(
+    parts: Parts, cut: Cut, front: tuple[int, int], back: tuple[int, int], left: int | None = None
+) -> Expected | None:
+    """Return what is to be expected of a model whose blocks have budgets, from the operations of a step and of a
+    forward pass at either side with all blocks and tokens; None where they have none. So many tokens are `left` that
+    enter the back (None: as the front passes them on)."""
+    found = adaptives(*parts)
+    if not found:
+        return None
+    geometry = cut.geometry
+    tokens, prefix = geometry.tokens, geometry.prefix
+    made = [
+        PassOperations(part.blocks, geometry.width, tokens, *counted)
+        for part, counted in zip(parts[:2], (front, back), strict=True)
+    ]
+    _, first = found[0].settings.left(geometry)
+    return expected(found[0], found[1], made[0], made[1], tokens, left or prefix + first, prefix)
 
 
 def _count_split(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key) -> Operations:
@@ -160,10 +192,25 @@ def _count_split(parts: Parts, cut: Cut, image_size: int, examples: int, key: Ke
         part.zero_grad(set_to_none=True)
     share = restored[0] / examples
     (at_back, back_forward), (at_tail, _) = left
-    return Operations(
+    found = Operations(
         at_front, reducing / examples, at_back * share, restoring / examples, plain[0][0], examples, at_tail * share,
         plain[1][0], front_forward, back_forward * share,
     )  # fmt: skip
+    if (adapted := _adapted(parts, cut, (at_front, front_forward), plain[0], restored[1])) is None:
+        return found
+    return replace(
+        found, front=adapted.front, back=adapted.back, front_forward=adapted.front_forward,
+        back_forward=adapted.back_forward, plain_front=at_front, adaptive=adapted,
+    )  # fmt: skip
+
+
+def pass_operations(part: Front | Back, geometry: Geometry, image_size: int) -> PassOperations:
+    """Return what counts the passes of a part whose blocks have budgets, on its device; leaves it as it is."""
+    inner, device = isinstance(part, Back), next(part.parameters()).device
+    shape = (geometry.tokens, geometry.width) if inner else (3, image_size, image_size)
+    with keyed_rng(Key(0), device):
+        counted = _sample(deepcopy(part), shape, device, inner=inner)
+    return PassOperations(part.blocks, geometry.width, geometry.tokens, *counted)
 
 
 def count_net(net: nn.Module, cut: Cut, key: Key, again: bool = False) -> tuple[int, int]:

@@ -34,6 +34,13 @@ def pairs(frames: Iterable[Crossed]) -> list[Pair]:
     return list(zip(sizes[::2], sizes[1::2], strict=True))
 
 
+def mixed(share: float, answered: list[Pair], quiet: list[Pair]) -> list[Pair]:
+    """Return the frames of a mini-batch on average, of which a `share` is answered with a gradient."""
+    return [
+        (up, round(share * down + (1 - share) * other)) for (up, down), (_, other) in zip(answered, quiet, strict=True)
+    ]
+
+
 # How the variances of rows fall, the k-th largest as k to minus this: measured behind three blocks of a pretrained
 # DeiT-Tiny, whose activations of photographs of 32 and of 224 px, and their gradients, `klt` wrote in as many bytes as
 # such random rows, give or take a fifth. Behind random weights they took an eighth of that, and rows of equal variance
