@@ -6,14 +6,12 @@ images are not wiped out.
 
 import io
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-Corruption = Literal["noise", "blur", "brightness", "contrast", "jpeg", "rotation", "hue"]
-CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
-SEVERITIES = 5
+from splitfed.data.partitions.evenly import CORRUPTIONS, SEVERITIES, Corruption, View
 
 # One step for each severity from 1 on.
 _NOISE = (0.04, 0.08, 0.12, 0.18, 0.26)  # deviation, where white is 1
@@ -31,11 +29,20 @@ def corrupt(
     """Return a corrupted copy of an image, uint8 `[H, W, 3]`; with severity 0 the image itself.
 
     `direction` -1 goes the other way where there is one: darker, with more contrast, turned clockwise, other hues. Only
-    noise draws from `random`. Raises `ValueError` for a severity that is not one of 0 to 5.
+    noise draws from `random`. Raises `ValueError` for another kind, and for a severity that is not one of 0 to 5.
     """
+    if kind not in CORRUPTIONS:
+        raise ValueError(f"kind: {kind!r} is not one of {', '.join(CORRUPTIONS)}")
     if not 0 <= severity <= SEVERITIES:
         raise ValueError(f"severity: {severity} is not from 0 to {SEVERITIES}")
     return _KINDS[kind](image, severity - 1, random, direction) if severity else image
+
+
+def see(image: np.ndarray, view: View, random: np.random.Generator) -> np.ndarray:
+    """Return an image, uint8 `[H, W, 3]`, as a client of this view sees it."""
+    if view.transform == "none":
+        return image
+    return corrupt(image, view.transform, view.severity, random, view.direction)
 
 
 def _noise(image: np.ndarray, step: int, random: np.random.Generator, direction: int) -> np.ndarray:

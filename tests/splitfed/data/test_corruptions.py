@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from splitfed.data.corruptions import CORRUPTIONS, corrupt
+from splitfed.data.corruptions import corrupt
+from splitfed.data.partitions.evenly import CORRUPTIONS
 from splitfed.seeds import Key
 
 KEY = Key(3).at("corruptions")

@@ -1,0 +1,79 @@
+"""Clients that see the same classes through transforms of their own: who sees what, and that nothing else changes."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from splitfed.data.corruptions import corrupt
+from splitfed.data.dataset import FederatedData, load
+from splitfed.data.partitions.evenly import CORRUPTIONS, Shifted, View
+from splitfed.data.settings import DataConfig
+from splitfed.seeds import Key
+
+KEY = Key(5)
+
+
+def digits(partition, size: int = 16, clients: int = 6, **more) -> FederatedData:
+    return load(DataConfig(path="digits", limit=60, test_limit=20, partition=partition, **more), size, clients, KEY)
+
+
+def pixels(images, rows=None) -> torch.Tensor:
+    return images.pixels(torch.arange(len(images)) if rows is None else rows)
+
+
+def test_severity_0_is_iid_bit_for_bit():
+    plain, shifted = digits("iid"), digits(Shifted(severity=0))
+    assert all(map(torch.equal, plain.partitions, shifted.partitions))
+    assert torch.equal(pixels(plain.train), pixels(shifted.train))
+
+
+@pytest.mark.parametrize("cache", [None, "1 GiB"])
+def test_each_client_sees_its_own_images_through_its_transform_and_nobody_elses_change(cache):
+    plain, shifted = digits("iid", cache=cache), digits(Shifted(severity=4), cache=cache)
+    assert shifted.views is not None
+    assert [view.transform for view in shifted.views] == list(CORRUPTIONS[:6])
+    for client, (rows, view) in enumerate(zip(shifted.partitions, shifted.views, strict=True)):
+        assert torch.equal(rows, plain.partitions[client])
+        before, after = pixels(plain.train, rows), pixels(shifted.train, rows)
+        assert torch.equal(after, pixels(shifted.train, rows))
+        if view.transform == "noise":
+            off = after.int() - before.int()
+            assert float(off.abs().float().mean()) > 10
+            assert not torch.equal(off[0], off[1])
+            continue
+        for old, new in zip(before, after, strict=True):
+            image = old.permute(1, 2, 0).numpy()
+            wanted = corrupt(image, view.transform, 4, np.random.default_rng(0), view.direction)
+            assert np.array_equal(new.permute(1, 2, 0).numpy(), wanted)
+    assert torch.equal(pixels(plain.validation), pixels(shifted.validation))
+    assert torch.equal(pixels(plain.test), pixels(shifted.test))
+    assert plain.images_bytes == shifted.images_bytes
+
+
+def test_clients_take_turns_and_the_key_draws_which_way():
+    settings = Shifted(transforms=("none", "brightness"), severity=2)
+    views = settings.views(200, KEY)
+    assert views == settings.views(200, KEY) != settings.views(200, Key(6))
+    assert {str(view) for view in views[::2]} == {"none"}
+    ways = [view.direction for view in views[1::2]]
+    assert 30 < ways.count(1) < 70
+    assert [str(View("contrast", 3, way)) for way in (1, -1)] == ["contrast -3", "contrast +3"]
+
+
+def test_rows_of_nobody_stay_as_they_are():
+    data, plain = digits("iid"), digits("iid")
+    before = pixels(plain.train).clone()
+    data = digits(Shifted(), cache=None)
+    data.train.seen([torch.tensor([1])], [View("brightness", 5)], KEY)
+    changed = (pixels(data.train) != before).flatten(1).any(1)
+    assert changed.nonzero().flatten().tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"), [({"severity": 6}, "severity"), ({"transforms": []}, "transforms"),
+                         ({"transforms": "fog"}, "transforms")],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(given, named: str):
+    with pytest.raises(ValidationError, match=named):
+        Shifted(**given)
