@@ -26,7 +26,7 @@ _HUE = (30, 60, 90, 120, 150)  # degrees of the colour circle
 def corrupt(
     image: np.ndarray, kind: Corruption, severity: int, random: np.random.Generator, direction: Literal[1, -1] = 1
 ) -> np.ndarray:
-    """Return a corrupted copy of an image, uint8 `[H, W, 3]`; with severity 0 the image itself.
+    """Return a corrupted copy of an image, uint8 `[H, W, 3]`, or grey `[H, W]`; with severity 0 the image itself.
 
     `direction` -1 goes the other way where there is one: darker, with more contrast, turned clockwise, other hues. Only
     noise draws from `random`. Raises `ValueError` for another kind, and for a severity that is not one of 0 to 5.
@@ -35,7 +35,11 @@ def corrupt(
         raise ValueError(f"kind: {kind!r} is not one of {', '.join(CORRUPTIONS)}")
     if not 0 <= severity <= SEVERITIES:
         raise ValueError(f"severity: {severity} is not from 0 to {SEVERITIES}")
-    return _KINDS[kind](image, severity - 1, random, direction) if severity else image
+    if not severity:
+        return image
+    if image.ndim == 2:
+        return _KINDS[kind](np.stack([image] * 3, -1), severity - 1, random, direction)[..., 0]
+    return _KINDS[kind](image, severity - 1, random, direction)
 
 
 def see(image: np.ndarray, view: View, random: np.random.Generator) -> np.ndarray:

@@ -54,9 +54,9 @@ class Iid(Config):
 class Shifted(Iid):
     """As `iid`, but each client sees all its images through a transform of its own, as with another camera.
 
-    Clients take turns with the transforms, the first client with the first. Validation and test images, which are
-    nobody's, stay as they are, and so do images that a client of a deployment brings itself. With severity 0 it is
-    `iid`, bit for bit.
+    Transforms are dealt like cards, deck after deck, so that each is had by as many clients as any other, give or take
+    one. A client trains and evaluates on what it sees; validation and test images, which are nobody's, stay as they
+    are, and so do images that a client of a deployment brings itself. With severity 0 it is `iid`, bit for bit.
     """
 
     kind: Literal["shifted"] = "shifted"  # type: ignore[assignment]
@@ -71,9 +71,10 @@ class Shifted(Iid):
 
     def views(self, clients: int, key: Key) -> list[View]:
         """Return how each client sees its images; the same key gives the same views."""
-        found = []
-        for client in range(clients):
-            transform = self.transforms[client % len(self.transforms)]
-            direction: Literal[1, -1] = 1 if key.at("direction", client).integer() % 2 else -1
-            found.append(View(transform, self.severity, direction))
-        return found
+        decks = -(-clients // len(self.transforms))
+        dealt = [card for deck in range(decks) for card in key.at("deck", deck).numpy().permutation(self.transforms)]
+        ways = [key.at("direction", client).integer() % 2 for client in range(clients)]
+        return [
+            View(str(transform), self.severity, 1 if way else -1)  # type: ignore[arg-type]
+            for transform, way in zip(dealt, ways, strict=False)
+        ]

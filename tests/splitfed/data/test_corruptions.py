@@ -45,6 +45,15 @@ def test_any_size_is_taken(kind, size: tuple[int, int]) -> None:
     assert corrupt(image[:, ::-1], kind, 5, KEY.numpy()).shape == (*size, 3)
 
 
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_grey_stays_grey_and_changes_as_colour_does(kind) -> None:
+    grey = photo()[..., 0]
+    found = corrupt(grey, kind, 3, KEY.numpy())
+    coloured = corrupt(np.stack([grey] * 3, -1), kind, 3, KEY.numpy())
+    assert found.shape == grey.shape
+    assert np.array_equal(found, coloured[..., 0])
+
+
 def test_noise_has_its_deviation_and_is_drawn_from_the_generator() -> None:
     grey = np.full((200, 200, 3), 128, np.uint8)
     noisy = corrupt(grey, "noise", 2, KEY.numpy()).astype(float)
@@ -96,7 +105,8 @@ def test_jpeg_leaves_what_is_flat() -> None:
     assert np.abs(corrupt(flat, "jpeg", 5, KEY.numpy()).astype(int) - 128).max() <= 1
 
 
-@pytest.mark.parametrize("severity", [-1, 6])
-def test_other_severities_are_refused(severity: int) -> None:
-    with pytest.raises(ValueError, match="severity"):
-        corrupt(photo(), "blur", severity, KEY.numpy())
+@pytest.mark.parametrize(("kind", "severity", "named"), [("blur", -1, "severity"), ("jpeg", 6, "severity"),
+                                                       ("fog", 0, "kind: 'fog'")])  # fmt: skip
+def test_what_cannot_be_is_refused(kind, severity: int, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        corrupt(photo(), kind, severity, KEY.numpy())
