@@ -1,7 +1,7 @@
 """What a client keeps between rounds, on its own disk: with `client_state: keep`, its optimiser; with a reducer that
 it has fitted to its images, its encoder; with weights that cross as differences, those that it was sent and what its
-own lacked; where both ends keep copies of samples, these; with an adapter, what is never trained; with images of its
-own, the scenario's class names and what these images are.
+own lacked; where both ends keep copies of samples, these; with an adapter, what is never trained; norms of its own;
+with images of its own, the scenario's class names and what these images are.
 
 Each round's optimiser is a file of its own, and so are its weights and its copies. A round that is run again finds the
 state from before it, because only older files are read; as many are kept as the server keeps checkpoints to go back to.
@@ -104,6 +104,17 @@ class ClientState:
         checkpoint needs. Raises WriteError."""
         tensors = {_KNOWN + name: tensor for name, tensor in known.items()}
         self._save(round, tensors | {_RESIDUAL + name: tensor for name, tensor in residual.items()}, _WEIGHTS)
+
+    def own(self, before: int, trained: int | None = None) -> dict[str, Tensor]:
+        """Return the weights that are this client's own, as its last round before that one has left them; nothing
+        before its first. Raises RunError and Lacking as `residual` does."""
+        path = self._newest(before, trained, _OWN)
+        return _weights(path) if path else {}
+
+    def save_own(self, round: int, weights: dict[str, Tensor]) -> None:
+        """Store the weights that are this client's own, as a round has left them, and delete those that no checkpoint
+        needs. Raises WriteError."""
+        self._save(round, weights, _OWN)
 
     def copies(self, trained: int) -> dict[int, Entry]:
         """Return the copies of this client's samples as the round left them in which it was last `trained`. Raises
@@ -243,7 +254,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_tensors(path)
     except _BROKEN as error:
-        raise RunError(f"{path}: the weights that this client was sent cannot be read ({error}); {_OUT}") from None
+        raise RunError(f"{path}: weights that this client keeps cannot be read ({error}); {_OUT}") from None
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -251,6 +262,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 _WEIGHTS, _COPIES, _KNOWN, _RESIDUAL, _SETTLED = "weights-", "copies-", "held/", "residual/", "settled-"
+_OWN = "own-"
 _SHA256 = "sha256"
 _BROKEN = (OSError, ValueError, SafetensorError)
 _OUT = "bring back the one that was there; without it a client of a deployment begins anew, and a simulation ends"

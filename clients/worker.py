@@ -91,7 +91,10 @@ class Worker:
             Cuts(scenario, self.geometry, self.device, once=once) for once in (False, True)
         )
         self.cut = self.cuts.plain
-        self._once = WeightWire({} if loads else self.part.frozen(), scenario.compression)
+        once = {} if loads else self.part.frozen()
+        self._once = WeightWire(once, scenario.compression, roles=self.part.roles())
+        # What a client's own weights begin with where nobody sends it.
+        self._own = {name: tensor.clone() for name, tensor in self.part.own().items()} if loads else {}
         self.fitting = scenario.compression.reducer.alignment()
         self.alignment_wires = WeightWire.of_alignment(self.front, self.decoder, scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)
@@ -121,7 +124,7 @@ class Worker:
         """
         frozen, part = self.scenario.phase(round).frozen, self.held.at(round).part
         by = self.scenario.ahead(round)
-        self.load(weights, states, client, part)
+        self.load(weights, states, client, self.own(states, client, round, trained), part)
         learner = None if frozen else self._learner(part, client, round, states, proximal, trained)
         step = self._step(round, part, stored, terms)
         part.train(not frozen)
@@ -144,6 +147,8 @@ class Worker:
                 end(stream, Place(round, client, crossed + 1), up, down)
         if learner:
             learner.keep(round)
+        if own := part.own():
+            self.state(states, client).save_own(round, own)
         if copies:
             self.state(states, client).save_copies(round, copies.now, trained)
         elif stored is not None:
@@ -242,10 +247,25 @@ class Worker:
         """Return what a client keeps between rounds."""
         return ClientState(states, client, self.scenario.checkpoints.keep)
 
-    def load(self, weights: dict[str, Tensor], states: Path, client: int, part: ClientPart | None = None) -> None:
-        """Take over a client's weights: those that came for a `part` (None: that which is evaluated), and the encoder
-        that it has fitted, if it has one. Raises RunError where that is not there any more."""
+    def own(self, states: Path, client: int, before: int, trained: int | None = None) -> dict[str, Tensor]:
+        """Return the weights that are a client's own, from its last round before that one; nothing where it begins with
+        what it was sent. Raises RunError for those of another model, and Lacking where those of the round are gone in
+        which it was last `trained`."""
+        names = self.part.own()
+        own = self.state(states, client).own(before, trained) if names else {}
+        if own and {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in names.items()}:
+            raise RunError(f"the weights that client {client} has of its own are another model's: start a new run")
+        return own or self._own
+
+    def load(
+        self, weights: dict[str, Tensor], states: Path, client: int, own: dict[str, Tensor],
+        part: ClientPart | None = None,
+    ) -> None:  # fmt: skip
+        """Take over a client's weights: those that came for a `part` (None: that which is evaluated), those that are
+        its `own`, and the encoder that it has fitted, if it has one. Raises RunError where that is not there any
+        more."""
         (part or self.part).load_travelling(weights)
+        (part or self.part).load_frozen(own)
         if self.fitting:
             self._take_encoder(self.state(states, client).encoder())
 

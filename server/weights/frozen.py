@@ -1,4 +1,5 @@
-"""What is frozen of the clients' part of the model crosses once for each client, beside the weights of its round."""
+"""What is frozen of the clients' part of the model crosses once for each client, beside the weights of its round, and
+so does what norms of its own begin with."""
 
 from dataclasses import replace
 from typing import Any
@@ -92,6 +93,6 @@ def exchanges_of(
     frozen = {} if initial else {name: tensor.cpu().clone() for name, tensor in part.frozen().items()}
     if not frozen:
         return each_round, evaluation
-    has, once, key = set[int](), WeightWire(frozen, compression), key.at("once")
+    has, once, key = set[int](), WeightWire(frozen, compression, roles=part.roles()), key.at("once")
     part.load_frozen(once.unpack(once.pack(frozen, key, 0, -1).buffer)[0])
     return FrozenOnce(each_round, once, frozen, key, has), FrozenOnce(evaluation, once, frozen, key, has)

@@ -92,9 +92,11 @@ def check(vit: nn.Module, cut: int, tail: int | None = None) -> None:
 
 class _Part(VisionTransformer):
     """Some parts of a built VisionTransformer under their own names, run by timm's own forward code. `exits` are those
-    after its blocks that are trained with it, None where there are none; the forward pass leaves them out."""
+    after its blocks that are trained with it, None where there are none; the forward pass leaves them out. `stays` are
+    the names of the parameters that each client has of its own, and that never come together."""
 
     exits: Exits | None
+    stays: frozenset[str]
 
     def __init__(self, vit: VisionTransformer, parts: list[str], first: int, last: int) -> None:
         nn.Module.__init__(self)  # not VisionTransformer's, which would make a whole model
@@ -105,11 +107,19 @@ class _Part(VisionTransformer):
         for name in parts:
             setattr(self, name, nn.Sequential(OrderedDict(numbered)) if name == "blocks" else getattr(vit, name))
         self.exits = None
+        self.stays = frozenset()
         self.train(vit.training)
 
     def after(self, block: int) -> nn.Module:
         """Return what makes the output of a block, whose number is the whole model's, from 1 on."""
         return self.blocks.get_submodule(str(block - 1))
+
+    def keep_norms(self) -> None:
+        """Let the LayerNorms, their scales and shifts, be each client's own; before a reducer's layers are attached."""
+        self.stays = frozenset(
+            f"{name}.{own}" for name, module in self.named_modules() if isinstance(module, nn.LayerNorm)
+            for own, parameter in module.named_parameters() if parameter.requires_grad
+        )  # fmt: skip
 
     def learning(self, round: int, targets: Tensor, *given: Any) -> tuple[Tensor, Tensor | None]:
         """Return what a forward pass makes of what is given, and the loss of the exits on it that joins the model's in
@@ -178,10 +188,11 @@ class Front(_Part):
 
     def travelling(self) -> dict[str, Tensor]:
         """Return the tensors that go out and come back in each round: all but an encoder that is frozen or a client's
-        own, and what an adapter has frozen."""
+        own, what an adapter has frozen, and norms of a client's own."""
         state = self.state_dict()
         stays = {name for name in state if name.startswith((ENCODER, GATES))} if not self._encoder_travels else set()
-        return {name: t for name, t in state.items() if name not in stays and name not in self._frozen}
+        stays |= self._frozen | self.stays
+        return {name: tensor for name, tensor in state.items() if name not in stays}
 
     def freeze(self) -> None:
         """Let all that is not trained travel no more; before a reducer's encoder is attached."""
@@ -189,8 +200,8 @@ class Front(_Part):
         self._frozen = frozenset(self.state_dict()) - trained
 
     def frozen(self) -> dict[str, Tensor]:
-        """Return what an adapter has frozen: it is the same in all rounds."""
-        return {name: tensor for name, tensor in self.state_dict().items() if name in self._frozen}
+        """Return what clients are sent once: what an adapter has frozen, and what norms of their own begin with."""
+        return {name: tensor for name, tensor in self.state_dict().items() if name in self._frozen | self.stays}
 
     def load_travelling(self, weights: dict[str, Tensor]) -> None:
         """Take over, by copy, what came; what does not travel stays as it is."""

@@ -10,7 +10,7 @@ from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.trained.layers import Halves
 from splitfed.errors import ModelError
 from splitfed.federation.phases import misfit
-from splitfed.model.adapters import Fixed
+from splitfed.model.adapters import Fixed, Norms
 from splitfed.model.build import build
 from splitfed.model.exits.heads import Exits
 from splitfed.model.mistakes import blank, mistakes
@@ -31,10 +31,14 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
         parts = Parts(*split(vit, scenario.model.cut), nn.Identity())
     else:
         parts = Parts(*split_twice(vit, scenario.model.cut, scenario.tail))
-    front, back, _ = parts
+    front, back, tail = parts
     scenario.model.adapter.apply(front, key.at("adapter"))
     geometry = front.geometry(scenario.training.batch_size, classes)
     _attach_exits(scenario, front, back, classes)
+    if scenario.federation.local_norms:
+        for part in (front, tail if scenario.federation.splits else back):
+            if isinstance(part, Front | Later):
+                part.keep_norms()
     reducer = scenario.compression.reducer
     if pretrained is not False:
         check_fits(scenario, front)
@@ -76,7 +80,7 @@ def check_fits(scenario: Scenario, front: Front) -> None:
 
 def misfits(scenario: Scenario, front: Front) -> Iterator[tuple[str, str]]:
     """Yield the keys of reducers that do not go with the model, or not beside that of all, each with the reason; and
-    that of an adapter which leaves clients nothing to learn."""
+    that of an adapter which leaves clients nothing to learn, or of norms that are not there."""
     geometry = front.geometry(scenario.training.batch_size, 2)
     common = scenario.compression.reducer
     if isinstance(scenario.model.adapter, Fixed) and scenario.federation.splits and not scenario.federation.private:
@@ -87,6 +91,8 @@ def misfits(scenario: Scenario, front: Front) -> Iterator[tuple[str, str]]:
                 f"frozen: then nothing learns at the clients, for the reducer {common.kind} has no layers that do: set "
                 "one that has, such as jscc, or leave it out for phases: [frozen]",
             )
+    if scenario.federation.local_norms and Norms().misfit(front):
+        yield "federation.local_norms", "the front has no LayerNorm that could stay with a client: leave it out"
     for terms in scenario.all_terms():
         reducer = scenario.compression_under(terms).reducer
         if terms != COMMON and reducer == common:

@@ -4,12 +4,12 @@ It goes out at the start of a round and comes back at its end, as one set of ten
 optimiser.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
 from splitfed.model.exits.heads import EXITS
-from splitfed.model.parts import Front, Parts
+from splitfed.model.parts import Front, Later, Parts
 from splitfed.scenario import Scenario
 from splitfed.split.auxiliary import Auxiliary
 
@@ -36,22 +36,34 @@ class ClientPart(nn.Module):
 
     def travelling(self) -> dict[str, Tensor]:
         """Return the tensors that go out and come back in each round: all but an encoder that is frozen or a client's
-        own, and what an adapter has frozen."""
-        return {**self.front.travelling(), **self.beside.state_dict()}
+        own, what an adapter has frozen, and norms of a client's own."""
+        return {**self.front.travelling(), **self._beside(staying=False)}
 
     def load_travelling(self, weights: Mapping[str, Tensor]) -> None:
         """Take over, by copy, what came; what does not travel stays as it is."""
-        others = self.beside.state_dict()
-        self.beside.load_state_dict({name: weights[name] for name in others})
-        self.front.load_travelling({name: tensor for name, tensor in weights.items() if name not in others})
+        self._load(weights, self._beside(staying=False).keys())
 
     def frozen(self) -> dict[str, Tensor]:
-        """Return the tensors that every client is sent once, as they are never trained; nothing without an adapter."""
-        return self.front.frozen()
+        """Return the tensors that every client is sent once: those that are never trained, and what norms of its own
+        begin with."""
+        return {**self.front.frozen(), **self._beside(staying=True)}
 
     def load_frozen(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over, by copy, what is never trained."""
-        self.front.load_travelling(dict(weights))
+        """Take over, by copy, what came once."""
+        self._load(weights, self._beside(staying=True).keys() & weights.keys())
+
+    def own(self) -> dict[str, Tensor]:
+        """Return the tensors that are each client's own, and stay with it from round to round."""
+        front = {name: tensor for name, tensor in self.front.state_dict().items() if name in self.front.stays}
+        return {**front, **self._beside(staying=True)}
+
+    def _beside(self, *, staying: bool) -> dict[str, Tensor]:
+        stays = self.beside.stays if isinstance(self.beside, Later) else frozenset()
+        return {name: tensor for name, tensor in self.beside.state_dict().items() if (name in stays) == staying}
+
+    def _load(self, weights: Mapping[str, Tensor], beside: Collection[str]) -> None:
+        self.beside.load_state_dict({**self.beside.state_dict(), **{name: weights[name] for name in beside}})
+        self.front.load_travelling({name: tensor for name, tensor in weights.items() if name not in beside})
 
     def roles(self) -> dict[str, str]:
         """Return the role in the ledger of each travelling tensor that is not the front's."""

@@ -96,8 +96,9 @@ class Traffic:
         found, scenario, (front, back, _) = _Sum(), self.scenario, self.parts
         clients = len(self.shares.trained)
         loads = scenario.compression.front_weights.initial == "load"
-        if (frozen := front.frozen()) and not loads:
-            wire = WeightWire(frozen, scenario.compression)
+        held = ClientPart.of(scenario, self.parts)
+        if (frozen := held.frozen()) and not loads:
+            wire = WeightWire(frozen, scenario.compression, roles=held.roles())
             found.add("control", ("down", wire.rehearse(self.key)), clients)
         if fitting := scenario.compression.reducer.alignment():
             down, up = WeightWire.of_alignment(front, back.decoder, scenario.compression)

@@ -86,6 +86,14 @@ BREAKS = {
     "checkpointing_is_of_weights_that_stay": [
         "training: {ahead: 1, client: {checkpointing: true}}  # training.client.checkpointing: with training.ahead a",
     ],
+    "local_norms_are_learned": [
+        SMALL.replace("image_size: 8}", "image_size: 8, adapter: norms}")
+        + "  local_norms: true  # federation.local_norms: with model.adapter: norms nothing of the front would come\n",
+        SMALL.replace("image_size: 8}", "image_size: 8, adapter: lora}")
+        + "  local_norms: true  # federation.local_norms: with model.adapter: lora no LayerNorm of the front learns\n",
+        "  local_norms: true  # federation.local_norms: in none of the phases does the front learn: leave it out\n"
+        "phases: [frozen]",
+    ],
     "steps_or_epochs": [
         "  local_steps: 3  # federation.local_steps: local_epochs is set too: keep one of them and set the other\n"
         "  local_epochs: 1",
