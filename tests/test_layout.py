@@ -44,6 +44,7 @@ SHORT = {
     "splitfed/reports/sweep/point.py": "is started by its name, in a process of its own",
     "splitfed/data/stratify.py": "below all that divides images",
     "splitfed/model/_torchvision.py": "is imported for its effect, before timm",
+    "splitfed/data/partitions/union.py": "the union of all kinds",
 }
 HOUSE = House(ROOT)
 

@@ -89,7 +89,8 @@ def _figure(one: Description, height: float) -> tuple[Figure, Figure | SubFigure
         return figure, figure
     rows = -(-len(one.examples) // _IN_A_ROW)
     figure = Figure((WIDTH, height + rows * _SIDE), layout="constrained")
-    above, below = np.ravel(figure.subfigures(2, 1, height_ratios=(height, rows * _SIDE)))
+    parts: np.ndarray = figure.subfigures(2, 1, squeeze=False, height_ratios=(height, rows * _SIDE))
+    above, below = parts.ravel()
     axes = below.subplots(rows, _IN_A_ROW, squeeze=False).ravel()
     for place in axes:
         place.axis("off")
