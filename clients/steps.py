@@ -31,8 +31,11 @@ def front(part: ClientPart, images: Tensor, labels: Tensor, place: Place, budget
     they learn with it. Raises Diverged for a loss of these that is not finite."""
     if not torch.is_grad_enabled():
         return part.front(images, budget)
-    activations, loss = part.front.learning(place.round, labels, images, budget)
-    return activations if loss is None else beside(activations, checked(loss, place))
+    with part.features.watching():
+        activations, loss = part.front.learning(place.round, labels, images, budget)
+    if loss is None:
+        return activations
+    return beside(activations, checked(loss + part.features.beside(labels, *place), place))
 
 
 def checked(loss: Tensor, place: Place) -> Tensor:
@@ -54,10 +57,12 @@ class WholeStep:
         """Return the loss, and that no bytes went up or down. Raises Diverged for a loss that is not finite."""
         with keyed_rng(key.at("dropout"), self.device, self.draws), autocast(self.precision, self.device):
             activations = front(self.part, images, labels, place)
-            logits, exits = self.part.beside.learning(place.round, labels, activations)  # type: ignore[operator]
+            with self.part.features_beside.watching():
+                logits, exits = self.part.beside.learning(place.round, labels, activations)  # type: ignore[operator]
             loss = nn.functional.cross_entropy(logits, labels)
         check_bounds("the loss", loss, place, sides=("client",))
-        (loss if exits is None else loss + checked(exits, place)).backward()
+        whole = loss + self.part.features_beside.beside(labels, *place)
+        (whole if exits is None else whole + checked(exits, place)).backward()
         return float(loss.detach()), 0, 0
 
 
@@ -266,10 +271,11 @@ class PrivateStep(SplitStep):
         down = stream.exchange(packed.buffer)
         lengths = self.cut.lengths(packed)
         features = self.cut.unpack_features(down, len(targets), lengths).requires_grad_()
-        with keyed_rng(key.at("tail"), self.device, self.draws), autocast(self.precision, self.device):
+        seen = self.part.features_beside
+        with keyed_rng(key.at("tail"), self.device, self.draws), autocast(self.precision, self.device), seen.watching():
             loss = nn.functional.cross_entropy(self.part.beside(features), targets)
         check_bounds("the loss", loss, place)
-        loss.backward()
+        (loss + seen.beside(targets, *place)).backward()
         assert features.grad is not None
         answer = self.cut.pack_backward(features.grad, key.at("rounding"), place, lengths)
         reply = stream.exchange(answer.buffer)

@@ -35,8 +35,10 @@ from splitfed.data.augment import variants_of
 from splitfed.data.batches import Batch, batches, count_batches
 from splitfed.errors import RunError, WireError
 from splitfed.model.build import pixel_stats
+from splitfed.model.exits.fraug import FRAUG, Fraug, share_made_up
 from splitfed.model.optim import pick_device, read_optimiser, set_lr, write_optimiser
 from splitfed.model.optim_settings import SideConfig
+from splitfed.model.parts import Front
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment
 from splitfed.scenario.sections import COMMON, Terms
@@ -124,13 +126,18 @@ class Worker:
         """
         frozen, part = self.scenario.phase(round).frozen, self.held.at(round).part
         by = self.scenario.ahead(round)
-        self.load(weights, states, client, self.own(states, client, round, trained), part)
+        own = self.own(states, client, round, trained)
+        self.load(weights, states, client, own, part)
         learner = None if frozen else self._learner(part, client, round, states, proximal, trained)
         step = self._step(round, part, stored, terms)
+        fraug = None if frozen else self._fraug(client, round, own)
         part.train(not frozen)
         rows = self.holding.rows(client)
         losses, number, up, down = 0.0, 0, 0, 0
-        with self.stream(invitation, client, round, reach, by) as opened:
+        with (
+            self.stream(invitation, client, round, reach, by) as opened,
+            self.part.making_up(fraug), part.making_up(fraug),
+        ):  # fmt: skip
             stream = Measured(opened) if self._deployed and opened is not None else opened
             batches = islice(self._mini_batches(client, round, rows, stored, copies), vanishes_after)
             through = in_turn(step, stream, batches)
@@ -147,7 +154,8 @@ class Worker:
                 end(stream, Place(round, client, crossed + 1), up, down)
         if learner:
             learner.keep(round)
-        if own := part.own():
+        if self._has_own:  # after each round, or the next one would look for it
+            own = own | part.own() | (fraug.state() if fraug else {})
             self.state(states, client).save_own(round, own)
         if copies:
             self.state(states, client).save_copies(round, copies.now, trained)
@@ -248,14 +256,35 @@ class Worker:
         return ClientState(states, client, self.scenario.checkpoints.keep)
 
     def own(self, states: Path, client: int, before: int, trained: int | None = None) -> dict[str, Tensor]:
-        """Return the weights that are a client's own, from its last round before that one; nothing where it begins with
-        what it was sent. Raises RunError for those of another model, and Lacking where those of the round are gone in
-        which it was last `trained`."""
-        names = self.part.own()
-        own = self.state(states, client).own(before, trained) if names else {}
-        if own and {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in names.items()}:
-            raise RunError(f"the weights that client {client} has of its own are another model's: start a new run")
+        """Return the weights that are a client's own, from its last round before that one, or what they begin with
+        where that is not sent: norms, and what makes up features. Raises RunError for those of another model, and
+        Lacking where those of the round are gone in which it was last `trained`."""
+        if not self._has_own:
+            return {}
+        norms = {name: tensor.shape for name, tensor in self.part.own().items()}
+        own = self.state(states, client).own(before, trained)
+        if own and {name: own[name].shape for name in own if not name.startswith(FRAUG)} != norms:
+            raise RunError(_ANOTHER.format(client))
         return own or self._own
+
+    @property
+    def _has_own(self) -> bool:
+        """Whether a client has weights of its own, which nobody else ever sees."""
+        return bool(self.part.own()) or self.part.generator is not None
+
+    def _fraug(self, client: int, round: int, own: dict[str, Tensor]) -> Fraug | None:
+        """Return what makes up features in a client's round, with what its last round has left of its `own`."""
+        settings, found = self.scenario.training.client.fraug, self.part.generator
+        if settings is None or found is None:
+            return None
+        generator, part = found
+        weight = self.scenario.model.exits.weight if isinstance(part, Front) and self.scenario.model.exits else 1.0
+        share = share_made_up(settings, round, self.scenario.federation.rounds)
+        key = self.key.at("fraug", client)
+        try:
+            return Fraug(settings, generator, part.last_head, key, share, own, weight)
+        except (KeyError, RuntimeError):
+            raise RunError(_ANOTHER.format(client)) from None
 
     def load(
         self, weights: dict[str, Tensor], states: Path, client: int, own: dict[str, Tensor],
@@ -265,7 +294,7 @@ class Worker:
         its `own`, and the encoder that it has fitted, if it has one. Raises RunError where that is not there any
         more."""
         (part or self.part).load_travelling(weights)
-        (part or self.part).load_frozen(own)
+        (part or self.part).load_frozen({name: tensor for name, tensor in own.items() if not name.startswith(FRAUG)})
         if self.fitting:
             self._take_encoder(self.state(states, client).encoder())
 
@@ -326,6 +355,9 @@ class _Learner:
         """Keep the optimiser that a round has left, where that is wanted."""
         if self.kept_in:
             self.kept_in.save(round, read_optimiser(self.optimiser))
+
+
+_ANOTHER = "the weights that client {} has of its own are another model's: start a new run"
 
 
 def end(stream: Stream, place: Place, up: int, down: int) -> None:

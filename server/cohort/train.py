@@ -97,7 +97,8 @@ class TrainCall:
         self.refused: dict[int, Diverged] = {}  # clients whose mini-batches were refused in the last round
         # In which round each client was last taken, where it keeps something of that.
         compression = scenario.compression
-        kept = bool(compression.front_weights.delta or compression.remembers or federation.local_norms)
+        own = federation.local_norms or scenario.training.client.fraug is not None
+        kept = own or bool(compression.front_weights.delta or compression.remembers)
         self._keeps = kept or scenario.training.client_state == "keep"
         self._taken: dict[int, int] = {}
         self._net = 0  # the phase, by its first round, whose auxiliary net was last averaged; 0 is none

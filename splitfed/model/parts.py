@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.trained.layers import ENCODER, GATES, Gates, Halves
 from splitfed.errors import ModelError
+from splitfed.model.exits.fraug import Generator
 from splitfed.model.exits.heads import Exits, watching
 
 _FRONT_PARTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "pos_drop", "patch_drop", "norm_pre")
@@ -93,9 +94,11 @@ def check(vit: nn.Module, cut: int, tail: int | None = None) -> None:
 class _Part(VisionTransformer):
     """Some parts of a built VisionTransformer under their own names, run by timm's own forward code. `exits` are those
     after its blocks that are trained with it, None where there are none; the forward pass leaves them out. `stays` are
-    the names of the parameters that each client has of its own, and that never come together."""
+    the names of the parameters that each client has of its own, and that never come together; a `generator` makes up
+    features for the head that is here, where a client has one do so."""
 
     exits: Exits | None
+    generator: Generator | None
     stays: frozenset[str]
 
     def __init__(self, vit: VisionTransformer, parts: list[str], first: int, last: int) -> None:
@@ -106,13 +109,18 @@ class _Part(VisionTransformer):
         numbered = [(str(i), block) for i, block in enumerate(vit.blocks)][first:last]
         for name in parts:
             setattr(self, name, nn.Sequential(OrderedDict(numbered)) if name == "blocks" else getattr(vit, name))
-        self.exits = None
+        self.exits = self.generator = None
         self.stays = frozenset()
         self.train(vit.training)
 
     def after(self, block: int) -> nn.Module:
         """Return what makes the output of a block, whose number is the whole model's, from 1 on."""
         return self.blocks.get_submodule(str(block - 1))
+
+    @property
+    def last_head(self) -> Any:
+        """The linear layer that answers after the last of these blocks that has one."""
+        return self.head
 
     def keep_norms(self) -> None:
         """Let the LayerNorms, their scales and shifts, be each client's own; before a reducer's layers are attached."""
@@ -169,6 +177,12 @@ class Front(_Part):
         tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
         blocks = [_Again(block) for block in self.blocks] if self.grad_checkpointing else list(self.blocks)
         return self.gates(tokens, blocks, budget)
+
+    @property
+    def last_head(self) -> Any:
+        """The linear layer that answers after the last of these blocks that has one."""
+        assert self.exits is not None
+        return self.exits.outputs[str(self.exits.blocks[-1])]
 
     def after(self, block: int) -> nn.Module:
         """Return what makes the output of a block; of the last one it is the front, as gates may stand behind it."""

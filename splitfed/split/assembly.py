@@ -12,6 +12,7 @@ from splitfed.errors import ModelError
 from splitfed.federation.phases import misfit
 from splitfed.model.adapters import Fixed, Norms
 from splitfed.model.build import build
+from splitfed.model.exits.fraug import Generator
 from splitfed.model.exits.heads import Exits
 from splitfed.model.mistakes import blank, mistakes
 from splitfed.model.parts import Back, Front, Later, Parts, split, split_twice
@@ -35,6 +36,9 @@ def assemble(scenario: Scenario, classes: int, *, pretrained: bool | None = None
     scenario.model.adapter.apply(front, key.at("adapter"))
     geometry = front.geometry(scenario.training.batch_size, classes)
     _attach_exits(scenario, front, back, classes)
+    if scenario.training.client.fraug is not None:
+        owner = _with_the_head(scenario, parts)
+        owner.generator = Generator(owner.last_head.in_features, classes, key.at("generator"))
     if scenario.federation.local_norms:
         for part in (front, tail if scenario.federation.splits else back):
             if isinstance(part, Front | Later):
@@ -69,6 +73,13 @@ def _attach_exits(scenario: Scenario, front: Front, back: Back, classes: int) ->
                 blocks, front.embed_dim, classes, front.num_prefix_tokens, heads=settings.heads,
                 key=key.at("trained", blocks[0]), settings=settings,
             )  # fmt: skip
+
+
+def _with_the_head(scenario: Scenario, parts: Parts) -> Front | Later:
+    """Return the part of the model that a client holds and that ends with a head."""
+    if not scenario.federation.splits:
+        return parts.back
+    return parts.tail if isinstance(parts.tail, Later) else parts.front
 
 
 def check_fits(scenario: Scenario, front: Front) -> None:

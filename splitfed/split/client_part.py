@@ -4,10 +4,12 @@ It goes out at the start of a round and comes back at its end, as one set of ten
 optimiser.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from splitfed.model.exits.fraug import GENERATOR, Features, Fraug, Generator
 from splitfed.model.exits.heads import EXITS
 from splitfed.model.parts import Front, Later, Parts
 from splitfed.scenario import Scenario
@@ -15,11 +17,13 @@ from splitfed.split.auxiliary import Auxiliary
 
 
 class ClientPart(nn.Module):
-    """A front and, where there is one, another part `beside` it, whose weights travel under a `role` of their own."""
+    """A front and, where there is one, another part `beside` it, whose weights travel under a `role` of their own. In
+    training the last exit of the front, and the head of what is beside it, see `features`, and `features_beside`."""
 
     def __init__(self, front: Front, beside: nn.Module | None = None, role: str = "") -> None:
         super().__init__()
         self.front, self.beside, self._role = front, nn.Identity() if beside is None else beside, role
+        self.features = self.features_beside = Features()
 
     @classmethod
     def of(cls, scenario: Scenario, parts: Parts) -> "ClientPart":
@@ -52,6 +56,25 @@ class ClientPart(nn.Module):
         """Take over, by copy, what came once."""
         self._load(weights, self._beside(staying=True).keys() & weights.keys())
 
+    @contextmanager
+    def making_up(self, fraug: Fraug | None) -> Iterator[None]:
+        """Have features made up meanwhile for the head that a generator is for; None makes none."""
+        if fraug is not None:
+            where = "features" if self.front.generator is not None else "features_beside"
+            setattr(self, where, fraug)
+        try:
+            yield
+        finally:
+            self.features = self.features_beside = Features()
+
+    @property
+    def generator(self) -> tuple[Generator, Front | Later] | None:
+        """The generator that is here, and the part that has the head that it is for."""
+        for part in (self.front, self.beside):
+            if isinstance(part, Front | Later) and part.generator is not None:
+                return part.generator, part
+        return None
+
     def own(self) -> dict[str, Tensor]:
         """Return the tensors that are each client's own, and stay with it from round to round."""
         front = {name: tensor for name, tensor in self.front.state_dict().items() if name in self.front.stays}
@@ -69,4 +92,6 @@ class ClientPart(nn.Module):
         """Return the role in the ledger of each travelling tensor that is not the front's."""
         beside = self.beside.state_dict()
         exits = [name for name in (*self.front.travelling(), *beside) if name.startswith(EXITS)]
-        return dict.fromkeys(beside, self._role) | dict.fromkeys(exits, "exit_weights")
+        made = [name for name in (*self.front.travelling(), *beside) if name.startswith(GENERATOR)]
+        own = dict.fromkeys(exits, "exit_weights") | dict.fromkeys(made, "generator_weights")
+        return dict.fromkeys(beside, self._role) | own

@@ -17,6 +17,7 @@ from splitfed.data.dataset import FederatedData, load
 from splitfed.errors import RunError
 from splitfed.files import replace_with
 from splitfed.model.build import build
+from splitfed.model.exits.fraug import GENERATOR
 from splitfed.model.exits.heads import EXITS
 from splitfed.reports.export.model_card import Provenance, card
 from splitfed.reports.export.recipe import create_line, hub_config
@@ -65,7 +66,8 @@ def export(
     if not force and (there := [path for path in files if path is not None and path.exists()]):
         raise RunError(f"{there[0]}: exists; name another file, or replace it with --force")
     classes = _data(scenario, state, run).classes
-    plain = {name: tensor for name, tensor in state.items() if name not in halves and not name.startswith(EXITS)}
+    others = (EXITS, GENERATOR)
+    plain = {name: tensor for name, tensor in state.items() if name not in halves and not name.startswith(others)}
     model = scenario.model.adapter.merged(plain)
     _check(scenario, model, len(classes), run)
     about = {

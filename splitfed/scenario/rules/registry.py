@@ -44,6 +44,7 @@ RULES: tuple[Rule, ...] = (
     exits.cascades_are_of_one_side,
     exits.exits_see_whole_tokens,
     exits.exits_learn_in_some_round,
+    exits.fraug_is_of_a_head_at_the_client,
     exits.disjoint_exits_change_nothing_else,
     crossing.tail_is_of_private_labels,
     crossing.server_trains_what_it_holds,
