@@ -234,6 +234,8 @@ class Worker:
         keep = self.state(states, client) if training.client_state == "keep" else None
         optimiser = training.client.optimiser_for(part)
         if keep:
+            if trained is not None and self.scenario.phase(trained).frozen:
+                trained = None  # it was taken, and learned nothing
             first, lasting = self.scenario.phase(round).first, sum(p.requires_grad for p in self.part.parameters())
             write_optimiser(optimiser, keep.before(round, optimiser, trained, first, lasting))
         set_lr(optimiser, training.client.lr(round, rounds))

@@ -220,6 +220,17 @@ BREAKS = {
         exits("blocks: [2], regime: mixed, after: 1", "nothing goes up that the exits of the back could learn from")
         + "phases: [{kind: gradient, rounds: 1}, {kind: local, upload_every: null}]",
     ],
+    "fraug_is_of_a_head_at_the_client": [
+        "training: {client: {fraug: {}}}  # training.client.fraug: the clients have no head to make up features for",
+        exits("blocks: [2]")
+        + "training: {client: {fraug: {}}}  # training.client.fraug: the clients have no head to make up features for",
+        exits("blocks: [1]")
+        + "training: {batch_size: 1, client: {fraug: {}}}  # training.client.fraug: with training.batch_size: 1 there",
+        exits("blocks: [1]")
+        + "training: {ahead: 1, client: {fraug: {}}}  # training.client.fraug: with training.ahead weights change while",
+        exits("blocks: [1, 2], heads: cascade").replace("cut: 1", "cut: 2")
+        + "training: {client: {fraug: {}}}  # training.client.fraug: in a cascade a head also sees what the one before",
+    ],
     "disjoint_exits_change_nothing_else": [
         exits("blocks: [1], regime: disjoint")
         + "  clip: {front_weights: 1.0}  # federation.clip.front_weights: with disjoint exits an update's norm",
