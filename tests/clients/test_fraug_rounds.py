@@ -13,6 +13,7 @@ from torch import Tensor
 from splitfed import estimate, simulate
 from splitfed.clients.worker import Worker
 from splitfed.run.observer import Observer
+from splitfed.split.assembly import assemble
 
 FRAUG = ["training.client.fraug={}", "compression.front_weights.lossless=none", "data.limit=60"]
 PRIVATE = ["federation.labels=private", "model.tail=1"]
@@ -60,23 +61,36 @@ def test_the_generator_is_averaged_and_counted_and_the_rest_stays(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "overrides",
+    ("blocks", "overrides"),
     [
-        ["federation.mode=fl", "training.server={}", "federation.local_norms=true"],
-        ["model.exits={blocks: [1, 2, 3]}", "compression.reducer={kind: adc, ratio: 0.4}", "federation.mode=psl",
-         "phases=[{kind: frozen, rounds: 1}, {kind: local, rounds: 1}, gradient]", "training.client_state=keep"],
-        [*PRIVATE, "compression.reducer={kind: adc, ratio: 0.4}", "compression.front_weights.delta=true",
-         "training.precision=bfloat16", "data.partition={kind: shifted}"],
+        (4, ["federation.mode=fl", "training.server={}"]),
+        (2, ["model.exits={blocks: [1, 2, 3]}", "federation.mode=sfl-v1", "federation.rounds=5", "memory={passes: 1}",
+             "phases=[{kind: local, rounds: 1}, {kind: gradient, rounds: 1}, frozen]", "training.client_state=keep"]),
+        (3, [*PRIVATE, "compression.reducer={kind: adc, ratio: 0.4}", "compression.front_weights.delta=true",
+             "training.precision=bfloat16", "data.partition={kind: shifted}"]),
     ],
-    ids=["whole model", "exits", "private labels"],
+    ids=["whole model", "exits and phases", "private labels"],
 )  # fmt: skip
-def test_it_serves_whatever_else_is_chosen(overrides: list[str], tmp_path: Path) -> None:
-    rounds = ["evaluation={held_out: 0.2}", "federation.rounds=3", "federation.cohort=2"]
-    result = simulate(small(*DEEPER, *FRAUG, *rounds, *overrides), runs=tmp_path)
-    assert all(math.isfinite(row.train_loss) for row in result.rounds)
-    kept = (newest(result.folder), *own(result.folder))
-    assert all(tensor.isfinite().all() for one in kept for tensor in one.values())
+def test_it_serves_with_norms_of_each_client_s_own(blocks: int, overrides: list[str], tmp_path: Path) -> None:
+    rounds = ["evaluation={held_out: 0.2}", "federation.rounds=3", "federation.cohort=2", "federation.local_norms=true"]
+    plan = small(*DEEPER, *FRAUG, *rounds, *overrides)
+    result = simulate(plan, runs=tmp_path)
+    assert all(math.isfinite(row.train_loss) for row in result.rounds if row.train_loss is not None)
     assert result.summary.worst_client is not None
+    found, start = newest(result.folder), {}
+    for part in assemble(plan, 10):
+        start |= part.state_dict()
+    ends = {"norm.weight", "norm.bias"} if plan.tail is not None or not plan.federation.splits else set()
+    each = own(result.folder)
+    assert each
+    for kept in each:
+        assert all(tensor.isfinite().all() for tensor in kept.values())
+        norms = {name for name in kept if not name.startswith("fraug.")}
+        assert ends <= norms
+        assert len(norms) == 4 * blocks + len(ends)
+        assert all(found[name].equal(start[name]) for name in norms)
+        assert any(not kept[name].equal(start[name]) for name in norms)
+        assert len(kept) > len(norms)
 
 
 def test_a_run_that_is_interrupted_goes_on_as_it_would_have(tmp_path: Path) -> None:

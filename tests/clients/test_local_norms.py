@@ -70,33 +70,6 @@ def test_norms_cross_once_and_differ_from_client_to_client(tmp_path: Path) -> No
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("blocks", "overrides"),
-    [
-        (4, ["federation.mode=fl", "training.server={}"]),
-        (3, ["federation.labels=private", "model.tail=1", "compression.reducer={kind: bottleneck, width: 4}"]),
-        (2, ["phases=[{kind: local, rounds: 1}, {kind: gradient, rounds: 1}, frozen]", "federation.rounds=5",
-             "memory={passes: 1}", "federation.mode=sfl-v1", "training.ahead=1"]),
-    ],
-    ids=["whole model", "private labels", "phases"],
-)  # fmt: skip
-def test_they_stay_whatever_else_is_chosen(blocks: int, overrides: list[str], tmp_path: Path) -> None:
-    plan = small(*DEEPER, "data.limit=60", LOCAL, EVALUATED, "federation.cohort=2", "federation.rounds=3", *overrides)
-    result, start = simulate(plan, runs=tmp_path), {}
-    for part in assemble(plan, 10):
-        start |= part.state_dict()
-    found, each = newest(result.folder), own(result.folder)
-    assert each
-    for norms in each:
-        ends = {"norm.weight", "norm.bias"} if plan.tail is not None or not plan.federation.splits else set()
-        assert len(norms) == 4 * blocks + len(ends)
-        assert ends <= norms.keys()
-        assert all(found[name].equal(start[name]) for name in norms)
-        assert any(not tensor.equal(start[name]) for name, tensor in norms.items())
-    assert result.summary.worst_client is not None
-
-
 def test_those_that_clients_load_are_those_that_they_would_be_sent(tmp_path: Path) -> None:
     plan, path = small(*DEEPER, *PLAIN, "data.limit=48", LOCAL, "federation.cohort=2"), tmp_path / "vit.safetensors"
     save_file(build(plan.model, 10, key=Key(4)).state_dict(), path)

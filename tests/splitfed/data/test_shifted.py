@@ -1,12 +1,16 @@
 """Clients that see the same classes through transforms of their own: who sees what, and that nothing else changes."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import small
+from outcomes import outcome
 from pydantic import ValidationError
 
+from splitfed import simulate
 from splitfed.data.corruptions import corrupt
 from splitfed.data.dataset import FederatedData, load
 from splitfed.data.partitions.evenly import CORRUPTIONS, Shifted, View
@@ -28,6 +32,17 @@ def test_severity_0_is_iid_bit_for_bit():
     plain, shifted = digits("iid"), digits(Shifted(severity=0))
     assert all(map(torch.equal, plain.partitions, shifted.partitions))
     assert torch.equal(pixels(plain.train), pixels(shifted.train))
+
+
+def test_a_run_with_severity_0_is_that_of_iid(tmp_path: Path):
+    plan = small("data.limit=48", "evaluation={held_out: 0.2}", "federation.rounds=1")
+    kinds = ("iid", "{kind: shifted, severity: 0}", "{kind: shifted, severity: 5}")
+    each = [plan.with_([f"data.partition={kind}"]) for kind in kinds]
+    runs = [simulate(one, runs=tmp_path / str(number)) for number, one in enumerate(each)]
+    plain, none, much = (outcome(run.folder) for run in runs)
+    assert plain == none
+    assert plain["clients"] != much["clients"]
+    assert plain["model"] != much["model"]
 
 
 @pytest.mark.parametrize("cache", [None, "1 GiB"])

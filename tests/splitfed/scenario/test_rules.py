@@ -227,7 +227,7 @@ BREAKS = {
         exits("blocks: [1]")
         + "training: {batch_size: 1, client: {fraug: {}}}  # training.client.fraug: with training.batch_size: 1 there",
         exits("blocks: [1]")
-        + "training: {ahead: 1, client: {fraug: {}}}  # training.client.fraug: with training.ahead weights change while",
+        + "training: {ahead: 1, client: {fraug: {}}}  # training.client.fraug: with training.ahead weights change",
         exits("blocks: [1, 2], heads: cascade").replace("cut: 1", "cut: 2")
         + "training: {client: {fraug: {}}}  # training.client.fraug: in a cascade a head also sees what the one before",
     ],
