@@ -89,8 +89,6 @@ BREAKS = {
     "local_norms_are_learned": [
         SMALL.replace("image_size: 8}", "image_size: 8, adapter: norms}")
         + "  local_norms: true  # federation.local_norms: with model.adapter: norms nothing of the front would come\n",
-        SMALL.replace("image_size: 8}", "image_size: 8, adapter: lora}")
-        + "  local_norms: true  # federation.local_norms: with model.adapter: lora no LayerNorm of the front learns\n",
         "  local_norms: true  # federation.local_norms: in none of the phases does the front learn: leave it out\n"
         "phases: [frozen]",
     ],
@@ -222,10 +220,6 @@ BREAKS = {
     ],
     "fraug_is_of_a_head_at_the_client": [
         "training: {client: {fraug: {}}}  # training.client.fraug: the clients have no head to make up features for",
-        exits("blocks: [2]")
-        + "training: {client: {fraug: {}}}  # training.client.fraug: the clients have no head to make up features for",
-        exits("blocks: [1]")
-        + "training: {batch_size: 1, client: {fraug: {}}}  # training.client.fraug: with training.batch_size: 1 there",
         exits("blocks: [1]")
         + "training: {ahead: 1, client: {fraug: {}}}  # training.client.fraug: with training.ahead weights change",
         exits("blocks: [1, 2], heads: cascade").replace("cut: 1", "cut: 2")
