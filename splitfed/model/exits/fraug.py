@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, one_hot
-from torch.nn.utils import skip_init
 
 from splitfed.model.optim_settings import FraugConfig
 from splitfed.seeds import Key
@@ -181,9 +180,15 @@ def _norm(width: int) -> nn.BatchNorm1d:
     return nn.BatchNorm1d(width, track_running_stats=False)
 
 
+class _Linear(nn.Linear):
+    """A layer whose weights are drawn as torch draws them, but not from its global state."""
+
+    def reset_parameters(self) -> None:
+        """Draw nothing."""
+
+
 def _linear(inputs: int, outputs: int, random: torch.Generator) -> nn.Linear:
-    """Return a layer with weights as torch draws them, but not from its global state."""
-    layer = skip_init(nn.Linear, inputs, outputs)
+    layer = _Linear(inputs, outputs)
     for parameter in layer.parameters():
         nn.init.uniform_(parameter, -(inputs**-0.5), inputs**-0.5, generator=random)
     return layer
