@@ -1,7 +1,7 @@
 """What a client keeps between rounds, on its own disk: with `client_state: keep`, its optimiser; with a reducer that
 it has fitted to its images, its encoder; with weights that cross as differences, those that it was sent and what its
-own lacked; where both ends keep copies of samples, these; with an adapter, what is never trained; where blocks have
-budgets, these; with images of its own, the scenario's class names and what these images are.
+own lacked; where both ends keep copies of samples, these; with an adapter, what is never trained; norms of its own;
+where blocks have budgets, these; with images of its own, the scenario's class names and what these images are.
 
 Each round's optimiser is a file of its own, and so are its weights, its copies and its budgets. A round that is run
 again finds the state from before it, because only older files are read; as many are kept as the server keeps
@@ -106,6 +106,17 @@ class ClientState:
         checkpoint needs, nor whoever counts from the round that is `spared`. Raises WriteError."""
         tensors = {_KNOWN + name: tensor for name, tensor in known.items()}
         self._save(round, tensors | {_RESIDUAL + name: tensor for name, tensor in residual.items()}, _WEIGHTS, spared)
+
+    def own(self, before: int, trained: int | None = None) -> dict[str, Tensor]:
+        """Return the weights that are this client's own, as its last round before that one has left them; nothing
+        before its first. Raises RunError and Lacking as `residual` does."""
+        path = self._newest(before, trained, _OWN)
+        return _weights(path) if path else {}
+
+    def save_own(self, round: int, weights: dict[str, Tensor]) -> None:
+        """Store the weights that are this client's own, as a round has left them, and delete those that no checkpoint
+        needs. Raises WriteError."""
+        self._save(round, weights, _OWN)
 
     def copies(self, trained: int) -> dict[int, Entry]:
         """Return the copies of this client's samples as the round left them in which it was last `trained`. Raises
@@ -259,14 +270,14 @@ def _weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_tensors(path)
     except _BROKEN as error:
-        raise RunError(f"{path}: the weights that this client was sent cannot be read ({error}); {_OUT}") from None
+        raise RunError(f"{path}: weights that this client keeps cannot be read ({error}); {_OUT}") from None
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-_WEIGHTS, _COPIES, _BUDGETS, _SETTLED = "weights-", "copies-", "budgets-", "settled-"
+_WEIGHTS, _COPIES, _BUDGETS, _SETTLED, _OWN = "weights-", "copies-", "budgets-", "settled-", "own-"
 _KNOWN, _RESIDUAL = "held/", "residual/"
 _SHA256 = "sha256"
 _BROKEN = (OSError, ValueError, SafetensorError)

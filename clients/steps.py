@@ -33,14 +33,14 @@ def front(
     chunk: int | None = None, attention: ClsAttention | None = None, share: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """Return what a client's front makes of the images of a mini-batch, which draws from `key`, of a `chunk` at a time,
-    of each of which `attention` is read.
-    Whoever goes back through it goes through its exits as well, if they learn with it, by this `share` of their loss.
-    Raises Diverged for a loss of these that is not finite."""
+    of each of which `attention` is read. Whoever goes back through it goes through its exits as well, if they learn
+    with it, by this `share` of their loss. Raises Diverged for a loss of these that is not finite."""
 
     def run(some: Tensor, their: Tensor) -> tuple[Tensor, Tensor | None]:
         if not torch.is_grad_enabled():
             return part.front(some, budget), None
-        return part.front.learning(place.round, their, some, budget)
+        with part.features.watching():
+            return part.front.learning(place.round, their, some, budget)
 
     made, losses, read = [], [], []
     with adapting(part.front, place, key, torch.is_grad_enabled()):
@@ -53,7 +53,9 @@ def front(
     if read and attention:
         attention.keep(read)
     whole = join_chunks(made)
-    return beside(whole, checked(torch.stack(losses).sum(), place)) if losses else whole
+    if not losses:
+        return whole
+    return beside(whole, checked(torch.stack(losses).sum() + part.features.beside(labels, *place), place))
 
 
 def portions(key: Key, chunk: int | None, *given: Tensor) -> Iterator[tuple[float, Key, tuple[Tensor, ...]]]:
@@ -103,11 +105,13 @@ class WholeStep:
             with keyed_rng(draw, self.device, self.draws), autocast(self.precision, self.device):
                 with torch.set_grad_enabled(learns(self.part, place)):
                     activations = front(self.part, some, their, place, key, share=share)
-                with adapting(self.part.beside, place, key, activations.requires_grad):
+                seen = self.part.features_beside
+                with adapting(self.part.beside, place, key, activations.requires_grad), seen.watching():
                     logits, exits = self.part.beside.learning(place.round, their, activations)  # type: ignore[operator]
                 loss = nn.functional.cross_entropy(logits, their)
             check_bounds("the loss", loss, place, sides=("client",))
-            (share * (loss if exits is None else loss + checked(exits, place))).backward()
+            whole = loss + seen.beside(their, *place)
+            (share * (whole if exits is None else whole + checked(exits, place))).backward()
             told += share * float(loss.detach())
         return told, 0, 0
 
@@ -345,12 +349,12 @@ class PrivateStep(SplitStep):
         down = stream.exchange(packed.buffer)
         lengths = self.cut.lengths(packed)
         features = self.cut.unpack_features(down, len(targets), lengths).requires_grad_()
-        told = 0.0
+        seen, told = self.part.features_beside, 0.0
         for share, draw, (some, meant) in portions(key.at("tail"), self.chunk, features, targets):
-            with keyed_rng(draw, self.device, self.draws), autocast(self.precision, self.device):
+            with keyed_rng(draw, self.device, self.draws), autocast(self.precision, self.device), seen.watching():
                 loss = nn.functional.cross_entropy(self.part.beside(some), meant)
             check_bounds("the loss", loss, place)
-            (share * loss).backward()
+            (share * (loss + seen.beside(meant, *place))).backward()
             told += share * float(loss.detach())
         assert features.grad is not None
         answer = self.cut.pack_backward(features.grad, key.at("rounding"), place, lengths)

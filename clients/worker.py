@@ -36,8 +36,10 @@ from splitfed.data.batches import Batch, batches, count_batches
 from splitfed.errors import RunError, WireError
 from splitfed.model.adaptive.alast import Tally, adaptives, budgets_of, give_budgets
 from splitfed.model.build import pixel_stats
+from splitfed.model.exits.fraug import FRAUG, Fraug, share_made_up
 from splitfed.model.optim import pick_device, read_optimiser, set_lr, write_optimiser
 from splitfed.model.optim_settings import SideConfig
+from splitfed.model.parts import Front
 from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment
 from splitfed.scenario.sections import COMMON, Terms
@@ -102,6 +104,8 @@ class Worker:
         none = WeightWire({}, scenario.compression)
         self._once = none if loads else WeightWire.of_frozen(self.part, scenario.compression)
         self._turns = Turns(scenario, self.part)
+        # What a client's own weights begin with where nobody sends it.
+        self._own = {name: tensor.clone() for name, tensor in self.part.own().items()} if loads else {}
         self.fitting = scenario.compression.reducer.alignment()
         self.alignment_wires = WeightWire.of_alignment(self.front, self.decoder, scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)
@@ -133,7 +137,8 @@ class Worker:
         """
         frozen, part = self.scenario.phase(round).frozen, self.held.at(round).part
         by = self.scenario.ahead(round)
-        self.load(weights, states, client, part)
+        own = self.own(states, client, round, trained)
+        self.load(weights, states, client, own, part)
         state, adapted = self.state(states, client), adaptives(part.front, part.beside)
         if adapted:
             give_budgets(state.budgets(round, trained), adapted)
@@ -141,11 +146,15 @@ class Worker:
                 one.tally = Tally()
         learner = None if frozen else self._learner(part, client, round, states, proximal, trained)
         step = self._step(round, part, stored, terms)
+        fraug = None if frozen else self._fraug(client, round, own)
         part.train(not frozen)
         part.turn_to(round)
         rows = self.holding.rows(client)
         losses, number, up, down = 0.0, 0, 0, 0
-        with self.stream(invitation, client, round, reach, by) as opened:
+        with (
+            self.stream(invitation, client, round, reach, by) as opened,
+            self.part.making_up(fraug), part.making_up(fraug),
+        ):  # fmt: skip
             stream = Measured(opened) if self._deployed and opened is not None else opened
             batches = islice(self._mini_batches(client, round, rows, stored, copies), vanishes_after)
             through = in_turn(step, stream, batches)
@@ -164,6 +173,8 @@ class Worker:
             learner.keep(round)
         if adapted:
             state.save_budgets(round, budgets_of(adapted))
+        if self._has_own:  # after each round, or the next one would look for it
+            state.save_own(round, own | part.own() | (fraug.state() if fraug else {}))
         if copies:
             state.save_copies(round, copies.now, trained)
         elif stored is not None:
@@ -254,6 +265,8 @@ class Worker:
         keep = self.state(states, client) if training.client_state == "keep" else None
         optimiser = training.client.optimiser_for(part)
         if keep:
+            if trained is not None and self.scenario.phase(trained).frozen:
+                trained = None  # it was taken, and learned nothing
             first, lasting = self.scenario.phase(round).first, sum(p.requires_grad for p in self.part.parameters())
             write_optimiser(optimiser, keep.before(round, optimiser, trained, first, lasting))
         set_lr(optimiser, training.client.lr(round, rounds))
@@ -275,10 +288,45 @@ class Worker:
         """Return what a client keeps between rounds."""
         return ClientState(states, client, self.scenario.checkpoints.keep)
 
-    def load(self, weights: dict[str, Tensor], states: Path, client: int, part: ClientPart | None = None) -> None:
-        """Take over a client's weights: those that came for a `part` (None: that which is evaluated), and the encoder
-        that it has fitted, if it has one. Raises RunError where that is not there any more."""
-        (part or self.part).load_travelling(weights)
+    def own(self, states: Path, client: int, before: int, trained: int | None = None) -> dict[str, Tensor]:
+        """Return the weights that are a client's own, from its last round before that one, or what they begin with
+        where that is not sent: norms, and what makes up features. Raises RunError for those of another model, and
+        Lacking where those of the round are gone in which it was last `trained`."""
+        if not self._has_own:
+            return {}
+        norms = {name: tensor.shape for name, tensor in self.part.own().items()}
+        own = self.state(states, client).own(before, trained)
+        if own and {name: own[name].shape for name in own if not name.startswith(FRAUG)} != norms:
+            raise RunError(_ANOTHER.format(client))
+        return own or self._own
+
+    @property
+    def _has_own(self) -> bool:
+        """Whether a client has weights of its own, which nobody else ever sees."""
+        return bool(self.part.own()) or self.part.generator is not None
+
+    def _fraug(self, client: int, round: int, own: dict[str, Tensor]) -> Fraug | None:
+        """Return what makes up features in a client's round, with what its last round has left of its `own`."""
+        settings, found = self.scenario.training.client.fraug, self.part.generator
+        if settings is None or found is None:
+            return None
+        generator, part = found
+        weight = self.scenario.model.exits.weight if isinstance(part, Front) and self.scenario.model.exits else 1.0
+        share = share_made_up(settings, round, self.scenario.federation.rounds)
+        key = self.key.at("fraug", client)
+        try:
+            return Fraug(settings, generator, part.last_head, key, share, own, weight)
+        except (KeyError, RuntimeError):
+            raise RunError(_ANOTHER.format(client)) from None
+
+    def load(
+        self, weights: dict[str, Tensor], states: Path, client: int, own: dict[str, Tensor],
+        part: ClientPart | None = None,
+    ) -> None:  # fmt: skip
+        """Take over a client's weights: those that came for a `part` (None: what is evaluated), its `own`, and the
+        encoder that it has fitted, if it has one. Raises RunError where that is not there any more."""
+        norms = {name: tensor for name, tensor in own.items() if not name.startswith(FRAUG)}
+        (part or self.part).load_travelling({**weights, **norms})
         if self.fitting:
             self._take_encoder(self.state(states, client).encoder())
 
@@ -342,6 +390,9 @@ class _Learner:
         """Keep the optimiser that a round has left, where that is wanted."""
         if self.kept_in:
             self.kept_in.save(round, read_optimiser(self.optimiser))
+
+
+_ANOTHER = "the weights that client {} has of its own are another model's: start a new run"
 
 
 def end(stream: Stream, place: Place, up: int, down: int) -> None:

@@ -60,8 +60,9 @@ class Model:
         for part in self.parts:
             part.load_state_dict({name: state[name] for name in part.state_dict()})
         if any(not tensor.equal(frozen[name]) for name, tensor in self.client_part.frozen().items()):
+            key = "federation.local_norms" if self.scenario.federation.local_norms else "model.adapter"
             raise RunError(
-                "model.adapter: what is frozen of it is not what this run began with, and clients have that: "
+                f"{key}: what clients were sent once is not what this run began with, and they have that: "
                 "bring the file of model.weights back as it was, or start a new run"
             )
 

@@ -45,6 +45,7 @@ SHORT = {
     "splitfed/data/stratify.py": "below all that divides images",
     "splitfed/model/adapters/registry.py": "the union, apart from the contract",
     "splitfed/model/_torchvision.py": "is imported for its effect, before timm",
+    "splitfed/data/partitions/union.py": "the union of all kinds",
 }
 HOUSE = House(ROOT)
 

@@ -100,7 +100,8 @@ class TrainCall:
         # In which round each client was last taken, where it keeps something of that.
         compression = scenario.compression
         turns = scenario.model.adapter.turns > 1
-        kept = bool(compression.front_weights.delta or compression.remembers or turns or scenario.model.adaptive)
+        own = federation.local_norms or scenario.training.client.fraug is not None
+        kept = bool(compression.front_weights.delta or compression.remembers or scenario.model.adaptive or turns or own)
         self._keeps = kept or scenario.training.client_state == "keep"
         self._taken: dict[int, int] = {}
         self._net = 0  # the phase, by its first round, whose auxiliary net was last averaged; 0 is none

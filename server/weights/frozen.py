@@ -1,4 +1,5 @@
-"""What is frozen of the clients' part of the model crosses once for each client, beside the weights of its round."""
+"""What is frozen of the clients' part of the model crosses once for each client, beside the weights of its round, and
+so does what norms of its own begin with."""
 
 from dataclasses import replace
 from typing import Any

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from splitfed.data.images import Images
 from splitfed.data.partitions.base import Column
+from splitfed.data.partitions.evenly import Shifted, View
 from splitfed.data.settings import DataConfig, Fingerprint
 from splitfed.data.sources import fingerprint
 from splitfed.data.sources.base import Source
@@ -24,8 +25,9 @@ from splitfed.seeds import Key
 @dataclass(frozen=True, slots=True)
 class FederatedData:
     """What a run works on: three sets of images, the rows of `train` that each client holds, and the class names; where
-    each client holds what belongs to one value of a column (`natural_id`), these values. `bad` images are left out, as
-    `on_bad: skip` says; `notes` are what else a user should know of the data, in words."""
+    each client holds what belongs to one value of a column (`natural_id`), these values; where each sees its images in
+    a way of its own (`shifted`), these `views`. `bad` images are left out, as `on_bad: skip` says; `notes` are what
+    else a user should know of the data, in words."""
 
     train: Images
     validation: Images
@@ -35,6 +37,7 @@ class FederatedData:
     owners: list[str] | None
     fingerprint: Fingerprint
     notes: list[str] = field(default_factory=list)
+    views: list[View] | None = None
 
     @property
     def bad(self) -> int:
@@ -118,9 +121,12 @@ def _load(config: DataConfig, image_size: int, clients: int, key: Key) -> Federa
     column = _column(config, train, rows)
     partitions = config.partition.split(in_training.labels, clients, key.at("partition"), column)
     owners = [str(value) for value in column.known] if column and config.partition.kind == "natural_id" else None
+    views = config.partition.views(clients, key.at("partition")) if isinstance(config.partition, Shifted) else None
+    if views:
+        in_training.seen(partitions, views, key.at("views"))
     bad = [f"{mark.bad:,} images are left out: they cannot be decoded, or have no label"] if mark.bad else []
     notes = [*bad, *opened.notes, *_limits(config, counts.train, counts.test)]
-    return FederatedData(in_training, held_out, in_test, partitions, opened.classes, owners, mark, notes)
+    return FederatedData(in_training, held_out, in_test, partitions, opened.classes, owners, mark, notes, views)
 
 
 def _with_bad_rows(config: DataConfig, opened: Opened, mark: Fingerprint) -> Fingerprint:

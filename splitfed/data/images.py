@@ -1,6 +1,7 @@
 """Images as the model takes them: decoded, resized, cropped, and kept in memory where there is room."""
 
 import mmap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from splitfed.data.corruptions import see
+from splitfed.data.partitions.evenly import View
 from splitfed.data.sources.base import InMemory, Source, Undecodable
 from splitfed.data.sources.checking import undecodable
+from splitfed.seeds import Key
 
 
 class Images:
@@ -26,6 +30,7 @@ class Images:
         self._rows = rows
         self._store: Tensor | None = None
         self._kept: Tensor | None = None
+        self._views: _Views | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -48,6 +53,14 @@ class Images:
     def kept(self) -> bool:
         """Whether images stay in memory from their first use on."""
         return self._store is not None
+
+    def seen(self, rows: Sequence[Tensor], views: Sequence[View], key: Key) -> None:
+        """Show the rows of each client as that client sees them, before any image is used. What is random in an image
+        depends on the key and its row of the source alone."""
+        holders = torch.full((len(self),), -1)
+        for client, own in enumerate(rows):
+            holders[own] = client
+        self._views = holders, list(views), key
 
     def keep(self) -> None:
         """Keep each image in memory from its first use on.
@@ -83,14 +96,25 @@ class Images:
 
     def _decode(self, rows: Tensor) -> Tensor:
         out = torch.empty(len(rows), 3, self.image_size, self.image_size, dtype=torch.uint8)
-        for place, row in enumerate(self._rows[rows].tolist()):
-            square = fit(self._source.image(row), self.image_size)
-            out[place] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
+        for place, (row, own) in enumerate(zip(self._rows[rows].tolist(), rows.tolist(), strict=True)):
+            square = np.array(fit(self._source.image(row), self.image_size))
+            out[place] = torch.from_numpy(self._view(square, row, own)).permute(2, 0, 1)
         return out
+
+    def _view(self, square: np.ndarray, row: int, own: int) -> np.ndarray:
+        if self._views is None:
+            return square
+        holders, views, key = self._views
+        holder = int(holders[own])
+        return square if holder < 0 else see(square, views[holder], key.at(row).numpy())
 
     def __getstate__(self) -> dict[str, Any]:
         # A process that is spawned, not forked, cannot share the memory: it decodes what it needs.
         return self.__dict__ | {"_store": None, "_kept": None}
+
+
+# Which client holds each row (-1: none), how each client sees its own, and what randomness is drawn from.
+_Views = tuple[Tensor, list[View], Key]
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:

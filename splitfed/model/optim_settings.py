@@ -153,8 +153,34 @@ class SideConfig(Config):
         optimiser.zero_grad(set_to_none=True)
 
 
+class FraugConfig(Config):
+    """Features that are made up at a client beside those of its images, so that the head that it holds sees more than
+    one client's look (FRAug, arXiv 2205.14900).
+
+    A generator, which all clients have in common, crosses and is averaged with the rest; a net and the mean features of
+    each class are the client's own. The share of the head's loss that is on what is made up is
+    exp(`growth` (round - rounds)), and a half at most.
+    """
+
+    lr: PositiveFloat = 0.05
+    """Learning rate of generator and net, by gradient descent with momentum 0.5."""
+    growth: PositiveFloat = 0.01
+    """How fast the share comes to a half."""
+    apart: NonNegativeFloat = 1.0
+    """How much it weighs in the generator's loss that what it makes is far from the mean of its class, by the squared
+    distance."""
+    near: NonNegativeFloat = 1.0
+    """How much it weighs in the net's loss that what it changes is near to what it was, by the squared distance; else
+    it makes the head as unsure as it can."""
+
+
 class ClientSide(SideConfig):
     """How a client trains what it holds."""
+
+    fraug: FraugConfig | None = None
+    """Features that are made up beside those of its images, `{}` for those of FRAug, for the head that a client holds:
+    that of the tail where labels are private, of the whole model with `fl`, or of the exit after the last of the
+    front's blocks that has one. Null makes none."""
 
     checkpointing: bool = False
     """Whether the front's blocks are computed again on the way back, instead of keeping what they have computed: of a

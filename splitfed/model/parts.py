@@ -21,6 +21,7 @@ from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.trained.layers import ENCODER, GATES, Gates, Halves
 from splitfed.errors import ModelError
 from splitfed.model.adaptive.alast import Adaptive
+from splitfed.model.exits.fraug import Generator
 from splitfed.model.exits.heads import Exits, watching
 from splitfed.model.forward import suit_attention
 
@@ -96,11 +97,16 @@ class Part(VisionTransformer):
     """Some parts of a built VisionTransformer under their own names, run by timm's own forward code. `exits` are those
     after its blocks that are trained with it, None where there are none; the forward pass leaves them out. `side` says
     on which side of the cut it is: `front`, or `back` whatever follows it. `adaptive` runs the blocks of a
-    mini-batch of training that has begun with it; None where all are trained as ever."""
+    mini-batch of training that has begun with it; None where all are trained as ever. `stays` are the names of the
+    parameters that each client has of its own, and that never come together; a `generator` makes up features for the
+    head that is here, where a client has one do so."""
 
     side = "back"
+    _frozen: frozenset[str]
     exits: Exits | None
     adaptive: Adaptive | None
+    generator: Generator | None
+    stays: frozenset[str]
 
     def __init__(self, vit: VisionTransformer, parts: list[str], first: int, last: int) -> None:
         nn.Module.__init__(self)  # not VisionTransformer's, which would make a whole model
@@ -110,27 +116,42 @@ class Part(VisionTransformer):
         numbered = [(name, block) for name, block in vit.blocks.named_children() if first <= int(name) < last]
         for name in parts:
             setattr(self, name, nn.Sequential(OrderedDict(numbered)) if name == "blocks" else getattr(vit, name))
-        self.exits = None
-        self._frozen: frozenset[str] = frozenset()
-        self.adaptive = None
+        self.exits = self.adaptive = self.generator = None
+        self._frozen = self.stays = frozenset()
         self.train(vit.training)
 
     def after(self, block: int) -> nn.Module:
         """Return what makes the output of a block, whose number is the whole model's, from 1 on."""
         return self.blocks.get_submodule(str(block - 1))
 
+    @property
+    def last_head(self) -> Any:
+        """The linear layer that answers after the last of these blocks that has one."""
+        return self.head
+
     def freeze(self) -> None:
         """Let all that is not trained travel no more; before exits and a reducer's layers are attached."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         self._frozen = frozenset(self.state_dict()) - trained
 
+    def keep_norms(self) -> None:
+        """Let the LayerNorms, their scales and shifts, be each client's own; before a reducer's layers are attached."""
+        self.stays = frozenset(
+            f"{name}.{own}" for name, module in self.named_modules() if isinstance(module, nn.LayerNorm)
+            for own, parameter in module.named_parameters() if parameter.requires_grad
+        )  # fmt: skip
+
     def frozen(self) -> dict[str, Tensor]:
-        """Return what an adapter has frozen: it is the same in all rounds."""
-        return {name: tensor for name, tensor in self.state_dict().items() if name in self._frozen}
+        """Return what clients are sent once: what an adapter has frozen, and what norms of their own begin with."""
+        return {name: tensor for name, tensor in self.state_dict().items() if name in self._frozen | self.stays}
+
+    def own(self) -> dict[str, Tensor]:
+        """Return what is each client's own, and stays with it from round to round."""
+        return {name: tensor for name, tensor in self.state_dict().items() if name in self.stays}
 
     def travelling(self) -> dict[str, Tensor]:
         """Return the tensors that a round may change, and that go out and come back where a client holds this."""
-        return {name: tensor for name, tensor in self.state_dict().items() if name not in self._frozen}
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in self._frozen | self.stays}
 
     def load_travelling(self, weights: dict[str, Tensor]) -> None:
         """Take over, by copy, what came; the rest stays as it is."""
@@ -193,6 +214,12 @@ class Front(Part):
     def _embed(self, images: Tensor) -> Tensor:
         return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
 
+    @property
+    def last_head(self) -> Any:
+        """The linear layer that answers after the last of these blocks that has one."""
+        assert self.exits is not None
+        return self.exits.outputs[str(self.exits.blocks[-1])]
+
     def after(self, block: int) -> nn.Module:
         """Return what makes the output of a block; of the last one it is the front, as gates may stand behind it."""
         return self if block == len(self.blocks) else super().after(block)
@@ -220,7 +247,7 @@ class Front(Part):
 
     def travelling(self) -> dict[str, Tensor]:
         """Return the tensors that go out and come back in each round: all but an encoder that is frozen or a client's
-        own, and what an adapter has frozen."""
+        own, what an adapter has frozen, and norms of a client's own."""
         stays = (ENCODER, GATES) if not self._encoder_travels else ()
         return {name: tensor for name, tensor in super().travelling().items() if not name.startswith(stays)}
 

@@ -19,7 +19,8 @@ Plane = Literal["data", "control"]
 # In the order in which tables show them.
 ROLES = (
     "smashed", "targets", "side", "ids", "tail_smashed", "tail_gradient", "cut_gradient", "evaluation", "parts",
-    "front_weights", "aux_weights", "back_weights", "tail_weights", "exit_weights", "metrics", "envelope",
+    "front_weights", "aux_weights", "back_weights", "tail_weights", "exit_weights", "generator_weights",
+    "metrics", "envelope",
 )  # fmt: skip
 COLUMNS = (
     "round", "step", "client", "direction", "plane", "role", "raw_bytes", "reduced_bytes", "coded_bytes", "sent_bytes",

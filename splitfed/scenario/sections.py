@@ -115,6 +115,11 @@ class Federation(Config):
     """Mini-batches that a client trains for in a round, in the place of `local_epochs`; null is by epochs."""
     strategy: StrategyConfig = FedAvgConfig()
     """What makes the round's front of those of the clients: one of Flower's strategies, or your own."""
+    local_norms: bool = False
+    """Whether each client has LayerNorms of its own, of all that it holds of the model, that never come together (the
+    idea of FedBN, arXiv 2102.07623): clients whose images look different have what is alike in common. They cross once,
+    as the run begins with them, and so has the server's own model them to the end: `evaluation.held_out` tells how
+    clients do with theirs."""
     clip: Clip = Clip()
     """How far one client may move what all learn."""
     availability: AvailabilityConfig = Always()

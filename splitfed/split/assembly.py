@@ -14,10 +14,11 @@ from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.trained.layers import Halves
 from splitfed.errors import ModelError
 from splitfed.federation.phases import misfit
-from splitfed.model.adapters.subsets import Fixed
+from splitfed.model.adapters.subsets import Fixed, Norms
 from splitfed.model.adaptive.alast import Adaptive, Numbers
 from splitfed.model.adaptive.attention import readable
 from splitfed.model.build import build
+from splitfed.model.exits.fraug import Generator
 from splitfed.model.exits.heads import Exits
 from splitfed.model.mistakes import blank, mistakes
 from splitfed.model.parts import Back, Front, Later, Part, Parts, check, split, split_twice
@@ -52,6 +53,7 @@ def assemble(
     _attach_adaptive(scenario, parts)
     geometry = front.geometry(scenario.training.batch_size, classes)
     _attach_exits(scenario, front, back, classes, least)
+    _attach_own(scenario, parts, classes)
     reducer = scenario.compression.reducer
     if pretrained is not False:
         check_fits(scenario, front)
@@ -107,6 +109,24 @@ def _attach_exits(scenario: Scenario, front: Front, back: Back, classes: int, cu
             )  # fmt: skip
 
 
+def _attach_own(scenario: Scenario, parts: Parts, classes: int) -> None:
+    """Give clients what makes up features, and the norms that are their own."""
+    if scenario.training.client.fraug is not None:
+        owner = _with_the_head(scenario, parts)
+        owner.generator = Generator(owner.last_head.in_features, classes, Key(scenario.seed).at("generator"))
+    if scenario.federation.local_norms:
+        for part in (parts.front, parts.tail if scenario.federation.splits else parts.back):
+            if isinstance(part, Part):
+                part.keep_norms()
+
+
+def _with_the_head(scenario: Scenario, parts: Parts) -> Front | Later:
+    """Return the part of the model that a client holds and that ends with a head."""
+    if not scenario.federation.splits:
+        return parts.back
+    return parts.tail if isinstance(parts.tail, Later) else parts.front
+
+
 def check_fits(scenario: Scenario, front: Front) -> None:
     """Raise ModelError, with the key and the way out, where a reducer does not go with the model."""
     for key, why in misfits(scenario, front):
@@ -116,7 +136,8 @@ def check_fits(scenario: Scenario, front: Front) -> None:
 
 def misfits(scenario: Scenario, front: Front) -> Iterator[tuple[str, str]]:
     """Yield the keys of reducers that do not go with the model, or not beside that of all, each with the reason; that
-    of an adapter which leaves clients nothing to learn, and of chunks through which gates do not see."""
+    of an adapter which leaves clients nothing to learn, of norms that are not there, and of chunks through which gates
+    do not see."""
     geometry = front.geometry(scenario.training.batch_size, 2)
     common = scenario.compression.reducer
     if scenario.training.client.chunk:
@@ -135,6 +156,8 @@ def misfits(scenario: Scenario, front: Front) -> Iterator[tuple[str, str]]:
                 f"frozen: then nothing learns at the clients, for the reducer {common.kind} has no layers that do: set "
                 "one that has, such as jscc, or leave it out for phases: [frozen]",
             )
+    if scenario.federation.local_norms and Norms().misfit(front):
+        yield "federation.local_norms", "the front has no LayerNorm that could stay with a client: leave it out"
     for terms in scenario.all_terms():
         reducer = scenario.compression_under(terms).reducer
         if terms != COMMON and reducer == common:

@@ -4,11 +4,13 @@ It goes out at the start of a round and comes back at its end, as one set of ten
 optimiser.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
 from splitfed.model.adapters.layers import Added, split_name
+from splitfed.model.exits.fraug import GENERATOR, Features, Fraug, Generator
 from splitfed.model.exits.heads import EXITS
 from splitfed.model.parts import Front, Part, Parts
 from splitfed.scenario import Scenario
@@ -17,12 +19,14 @@ from splitfed.split.auxiliary import Auxiliary
 
 class ClientPart(nn.Module):
     """A front and, where there is one, another part `beside` it, whose weights travel under a `role` of their own.
-    Where what an adapter adds is divided, so many parts of it take `turns`, one a round."""
+    Where what an adapter adds is divided, so many parts of it take `turns`, one a round. In training the last exit of
+    the front, and the head of what is beside it, see `features`, and `features_beside`."""
 
     def __init__(self, front: Front, beside: nn.Module | None = None, role: str = "", turns: int = 1) -> None:
         super().__init__()
         self.front, self.beside, self._role = front, nn.Identity() if beside is None else beside, role
         self.turns = turns
+        self.features = self.features_beside = Features()
 
     @classmethod
     def of(cls, scenario: Scenario, parts: Parts) -> "ClientPart":
@@ -40,7 +44,8 @@ class ClientPart(nn.Module):
 
     def travelling(self, round: int | None = None) -> dict[str, Tensor]:
         """Return the tensors that go out and come back in a round, or in some round: all but an encoder that is frozen
-        or a client's own, what an adapter has frozen, and what it adds whose turn it is not."""
+        or a client's own, what an adapter has frozen, what it adds whose turn it is not, and norms of a client's own.
+        """
         beside = self.beside.travelling() if isinstance(self.beside, Part) else self.beside.state_dict()
         whole = {**self.front.travelling(), **beside}
         if round is None or self.turns == 1:
@@ -65,19 +70,46 @@ class ClientPart(nn.Module):
         self.front.load_travelling({name: tensor for name, tensor in weights.items() if name not in others})
 
     def frozen(self) -> dict[str, Tensor]:
-        """Return the tensors that every client is sent once, as they are never trained; nothing without an adapter."""
+        """Return the tensors that every client is sent once: those that are never trained, and what norms of its own
+        begin with."""
         beside = self.beside.frozen() if isinstance(self.beside, Part) else {}
         return {**self.front.frozen(), **beside}
 
     def load_frozen(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over, by copy, what is never trained."""
+        """Take over, by copy, what came once."""
         self.load_travelling(weights)
+
+    def own(self) -> dict[str, Tensor]:
+        """Return the tensors that are each client's own, and stay with it from round to round."""
+        beside = self.beside.own() if isinstance(self.beside, Part) else {}
+        return {**self.front.own(), **beside}
+
+    @contextmanager
+    def making_up(self, fraug: Fraug | None) -> Iterator[None]:
+        """Have features made up meanwhile for the head that a generator is for; None makes none."""
+        if fraug is not None:
+            where = "features" if self.front.generator is not None else "features_beside"
+            setattr(self, where, fraug)
+        try:
+            yield
+        finally:
+            self.features = self.features_beside = Features()
+
+    @property
+    def generator(self) -> tuple[Generator, Part] | None:
+        """The generator that is here, and the part that has the head that it is for."""
+        for part in (self.front, self.beside):
+            if isinstance(part, Part) and part.generator is not None:
+                return part.generator, part
+        return None
 
     def roles(self) -> dict[str, str]:
         """Return the role in the ledger of each tensor that is not the front's."""
         beside = self.beside.state_dict()
         exits = [name for name in (*self.front.travelling(), *beside) if name.startswith(EXITS)]
-        return dict.fromkeys(beside, self._role) | dict.fromkeys(exits, "exit_weights")
+        made = [name for name in (*self.front.travelling(), *beside) if name.startswith(GENERATOR)]
+        own = dict.fromkeys(exits, "exit_weights") | dict.fromkeys(made, "generator_weights")
+        return dict.fromkeys(beside, self._role) | own
 
 
 def part_of(name: str) -> int | None:

@@ -19,6 +19,7 @@ from splitfed.errors import RunError
 from splitfed.files import replace_with
 from splitfed.model.adapters.layers import split_name
 from splitfed.model.build import build
+from splitfed.model.exits.fraug import GENERATOR
 from splitfed.model.exits.heads import EXITS
 from splitfed.model.mistakes import blank
 from splitfed.reports.export.model_card import Provenance, card
@@ -76,7 +77,8 @@ def export(
     if not force and (there := [path for path in files if path is not None and path.exists()]):
         raise RunError(f"{there[0]}: exists; name another file, or replace it with --force")
     classes = _data(scenario, state, run).classes
-    plain = {name: tensor for name, tensor in state.items() if name not in halves and not name.startswith(EXITS)}
+    others = (EXITS, GENERATOR)
+    plain = {name: tensor for name, tensor in state.items() if name not in halves and not name.startswith(others)}
     model = adapter.merged(plain) if folds else {name: t for name, t in plain.items() if name not in added}
     left = _left(scenario, adapter.args(vit) if folds else {})
     _check(left, model, len(classes), run)

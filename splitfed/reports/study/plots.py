@@ -49,7 +49,9 @@ _HEIGHT, _ROW = 2.2, 0.14  # inches: of axes with what they are labelled with, a
 _LABEL = 110.0  # points: half of the width, so that bars have the other
 _ALIKE = 1.1  # two sets of images that differ by less have one line
 _SLICE = 0.01  # of the width of the axes: less would not be seen
-_BOTH_WAYS = ("parts", "front_weights", "aux_weights", "back_weights", "tail_weights", "exit_weights")
+_BOTH_WAYS = (
+    "parts", "front_weights", "aux_weights", "back_weights", "tail_weights", "exit_weights", "generator_weights",
+)  # fmt: skip
 _STACKS = (
     ("smashed", BLUE, ""), ("targets", ORANGE, ""), ("side", VERMILION, ""), ("cut_gradient", SKY, "/////"),
     ("tail_gradient", BLUE, "....."), ("tail_smashed", SKY, "....."),
@@ -58,6 +60,7 @@ _STACKS = (
     ("aux_weights, up", ORANGE, "....."), ("aux_weights, down", ORANGE, "/////"),
     ("tail_weights, up", GREEN, "....."), ("tail_weights, down", GREEN, "xxxxx"),
     ("exit_weights, up", PURPLE, "....."), ("exit_weights, down", PURPLE, "xxxxx"),
+    ("generator_weights, up", SKY, "++++"), ("generator_weights, down", SKY, "xxxxx"),
     ("back_weights, up", VERMILION, "....."), ("back_weights, down", VERMILION, "/////"),
     ("other", YELLOW, ""), ("wasted", BLACK, ""),
 )  # fmt: skip

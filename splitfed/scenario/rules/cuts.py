@@ -66,6 +66,12 @@ def uneven_fronts_have_a_mean(
             "compression.front_weights.delta",
             f"{which}, so there is no one front that all differ from: set it to false, or {_SAME}",
         )
+    if federation.local_norms:
+        yield (
+            "federation.local_norms",
+            f"{which}, and norms that are a client's own in a deeper front the back has for others: leave it out, or "
+            f"{_SAME}",
+        )
     if model.adaptive is not None:
         yield (
             "model.adaptive",

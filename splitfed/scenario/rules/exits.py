@@ -8,7 +8,7 @@ from splitfed.federation.strategies import BulyanConfig, KrumConfig, MultiKrumCo
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario.compression import Compression
 from splitfed.scenario.rules.base import Found
-from splitfed.scenario.sections import Federation
+from splitfed.scenario.sections import Federation, Training
 
 _BLOCKS = "model.exits.blocks"
 
@@ -68,6 +68,33 @@ def exits_learn_in_some_round(model: ModelConfig, federation: Federation, phases
         yield _BLOCKS, f"the front is frozen whenever its exits would learn: name blocks above {model.cut}, or {way}"
     if not of_the_front and all(phase_of(phases, round).upload_every is None for round in rounds):
         yield _BLOCKS, "nothing goes up that the exits of the back could learn from: set upload_every of a phase"
+
+
+def fraug_is_of_a_head_at_the_client(training: Training, model: ModelConfig, federation: Federation) -> Found:
+    """Features are made up where a head and the labels are, beside those of several images, by weights that stay."""
+    if training.client.fraug is None:
+        return
+    key, exits = "training.client.fraug", model.exits
+    if training.batch_size == 1:
+        yield key, "with training.batch_size: 1 there is nothing to norm by: raise that, or leave it out"
+    if training.client.chunk:
+        yield key, "with training.client.chunk it would see a part of a mini-batch: leave one of them out"
+    if federation.private or not federation.splits:
+        return
+    if exits is None or not any(block <= model.cut for block in exits.blocks):
+        yield (
+            key,
+            "the clients have no head to make up features for: set federation.labels: private, or let model.exits name "
+            f"a block of the front, 1 to {model.cut}",
+        )
+    elif exits.heads == "cascade" and len(exits.blocks) > 1:
+        yield key, "in a cascade a head also sees what the one before says: set model.exits.heads: linear"
+    if training.ahead:
+        yield (
+            key,
+            "with training.ahead weights change while a mini-batch is on its way, and the generator's with them: leave "
+            "one of them out",
+        )
 
 
 def disjoint_exits_change_nothing_else(model: ModelConfig, federation: Federation) -> Found:

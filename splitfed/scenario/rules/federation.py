@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from splitfed.data.settings import Evaluation
-from splitfed.federation.phases import Gradient, Settings
+from splitfed.federation.phases import Frozen, Gradient, Settings
 from splitfed.federation.strategies import FedAvgConfig
+from splitfed.model.settings import ModelConfig
 from splitfed.scenario.compression import Compression
 from splitfed.scenario.engine import EngineConfig, Remote
 from splitfed.scenario.rules.base import Found
@@ -108,6 +109,19 @@ def checkpointing_is_of_weights_that_stay(training: Training) -> Found:
                 "with training.ahead a mini-batch is gone back through when the weights are others already: leave one "
                 "of them out",
             )
+
+
+def local_norms_are_learned(federation: Federation, model: ModelConfig, phases: Sequence[Settings]) -> Found:
+    """What is a client's own must learn, and something else must come together."""
+    if not federation.local_norms:
+        return
+    key, adapter = "federation.local_norms", model.adapter.kind
+    if adapter == "norms":
+        yield key, "with model.adapter: norms nothing of the front would come together: leave one of them out"
+    elif "front" in model.adapter.sides:
+        yield key, f"with model.adapter: {adapter} no LayerNorm of the front learns: leave one of them out"
+    if phases and all(isinstance(phase, Frozen) for phase in phases):
+        yield key, "in none of the phases does the front learn: leave it out, or let a phase be gradient or local"
 
 
 def steps_or_epochs(federation: Federation) -> Found:

@@ -1,5 +1,5 @@
 """The control plane's payload: how all weights that cross with a round become one frame, whichever way they go. They
-are those of front, back or tail, of exits, and of a reducer's own layers.
+are those of front, back or tail, of exits, of what makes up features, and of a reducer's own layers.
 
 Tensors are grouped by the length of their rows and each group is encoded as one matrix: per-row scales then fit the
 weights, and a front of 150 tensors costs as little overhead as one of four. Names and shapes do not travel: both ends
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # Roles that are packed alike, and counted apart.
 FRONT, AUX, BACK, TAIL, EXIT = "front_weights", "aux_weights", "back_weights", "tail_weights", "exit_weights"
+GENERATED = "generator_weights"
 PARTS = "parts"  # the role of what a reducer brought
 BASE = "base"  # in a frame's meta: the round whose weights its own are measured from
 # Header and checksums of a frame, and the worst case of a codec that keeps a scale for every number.
@@ -70,7 +71,8 @@ class WeightWire:
         self.most_bytes = _SLACK_BYTES + _MOST_BYTES_A_NUMBER * sum(self.numbers.values())
 
     def _pack_as(self, compression: "Compression") -> None:
-        packings = dict.fromkeys((FRONT, AUX, BACK, TAIL, EXIT), compression.front_weights) | {PARTS: compression.parts}
+        roles = (FRONT, AUX, BACK, TAIL, EXIT, GENERATED)
+        packings = dict.fromkeys(roles, compression.front_weights) | {PARTS: compression.parts}
         self.stages = {role: (packing.codec.build(), packing.lossless.build()) for role, packing in packings.items()}
         self.delta = compression.front_weights.delta is not False
         own = compression.front_weights.delta

@@ -200,3 +200,18 @@ def test_every_image_is_looked_at_where_that_is_asked_for(tmp_path, capsys, monk
         "passed over, as they are no images: 1 .txt",
         "data.limit: 50 are asked for, 13 images to train on are there",
     ]
+
+
+def test_clients_that_see_in_ways_of_their_own_are_told_and_shown():
+    one = described("data.partition={kind: shifted, transforms: [rotation, none], severity: 5}", "federation.clients=2")
+    (view,) = {view for view in one.views if view.transform == "rotation"}
+    found, turned = lines_of(one), str(view)
+    assert turned in ("rotation +5", "rotation -5")
+    assert found["partition"].startswith("shifted, severity: 5, ")
+    assert "none by " in found["seen"]
+    assert [row["view"] for row in csv.DictReader(to_csv(one).splitlines())] == list(map(str, one.views))
+    assert np.array_equal(one.examples[turned], np.rot90(one.examples["none"], view.direction))
+    shown = [image for part in draw(one).subfigs for axes in part.axes for image in axes.images if axes.get_title()]
+    assert len(shown) == len(one.examples)
+    assert "seen" not in lines_of(described())
+    assert lines_of(described("data.partition={kind: shifted, severity: 0}"))["seen"].startswith("as they are")

@@ -93,6 +93,12 @@ BREAKS = {
         "training: {ahead: 1, client: {checkpointing: true}}  # training.client.checkpointing: with training.ahead a",
         "training: {ahead: 1, client: {chunk: 4}}  # training.client.chunk: with training.ahead a mini-batch is gone",
     ],
+    "local_norms_are_learned": [
+        SMALL.replace("image_size: 8}", "image_size: 8, adapter: norms}")
+        + "  local_norms: true  # federation.local_norms: with model.adapter: norms nothing of the front would come\n",
+        "  local_norms: true  # federation.local_norms: in none of the phases does the front learn: leave it out\n"
+        "phases: [frozen]",
+    ],
     "steps_or_epochs": [
         "  local_steps: 3  # federation.local_steps: local_epochs is set too: keep one of them and set the other\n"
         "  local_epochs: 1",
@@ -248,6 +254,13 @@ BREAKS = {
         + "phases: [{kind: gradient, rounds: 1}, frozen]",
         exits("blocks: [2], regime: mixed, after: 1", "nothing goes up that the exits of the back could learn from")
         + "phases: [{kind: gradient, rounds: 1}, {kind: local, upload_every: null}]",
+    ],
+    "fraug_is_of_a_head_at_the_client": [
+        "training: {client: {fraug: {}}}  # training.client.fraug: the clients have no head to make up features for",
+        exits("blocks: [1]")
+        + "training: {ahead: 1, client: {fraug: {}}}  # training.client.fraug: with training.ahead weights change",
+        exits("blocks: [1, 2], heads: cascade").replace("cut: 1", "cut: 2")
+        + "training: {client: {fraug: {}}}  # training.client.fraug: in a cascade a head also sees what the one before",
     ],
     "disjoint_exits_change_nothing_else": [
         exits("blocks: [1], regime: disjoint")
