@@ -51,7 +51,7 @@ def read_option(option: str, said: Any, section: Any) -> Any:
         why = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             why = f"unknown key{did_you_mean(str(first['loc'][-1]), list(known))}"
-        elif first["type"] in ("model_type", "union_tag_not_found"):
+        elif first["type"] in ("model_type", "model_attributes_type", "union_tag_not_found"):
             why = "write a kind by its name, or keys as {key: value, ...}"
         raise SplitfedError(f"{option}: {where}{': ' if where else ''}{why}") from None
 

@@ -182,7 +182,7 @@ def patched(bundle: bytes, norms: bytes) -> bytes:
                 raise ValueError(f"{name} is another tensor")
             changed[start + to : start + end] = norms[own + first : own + last]
         return bytes(changed)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"norms that are not of this front ({reason(error)[:80]})") from None
 
 
