@@ -129,6 +129,11 @@ class RemotePredictor:
             return dict(self._bytes)
 
     @property
+    def front(self) -> str:
+        """The SHA-256 of the front that images are taken through now."""
+        return self._walker.bundle.name
+
+    @property
     def kept(self) -> Count | None:
         """How many images were looked at and kept for the server; None without a `select`."""
         return self._keeping.count if self._keeping else None

@@ -201,6 +201,7 @@ class Listener:
                 grpc.StatusCode.FAILED_PRECONDITION,
                 "this server takes no kept images: it was started without --adapt whole",
             )
+            return
         if self._keeping[client] >= _MOST_KEEPING:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"client {client} has {_MOST_KEEPING} streams open")
         await context.send_initial_metadata(((PROTOCOL_KEY, str(PROTOCOL)),))

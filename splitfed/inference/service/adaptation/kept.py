@@ -15,7 +15,7 @@ from splitfed.errors import WireError
 from splitfed.seeds import Key
 
 Owner = int | None  # whose norms they teach: a client's, or everybody's
-_MOST_BYTES = 256_000_000
+MOST_BYTES = 256_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,10 @@ def pixels(content: bytes, side: int) -> Tensor:
 
 class Replay:
     """The newest samples of all owners, each with what the teacher said of it, probabilities `[C]`: `most` of them, and
-    of no more than 256 MB."""
+    of no more than `most_bytes`."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self._bytes = most, 0
+    def __init__(self, most: int, most_bytes: int = MOST_BYTES) -> None:
+        self._most, self._most_bytes, self._bytes = most, most_bytes, 0
         self._order: deque[Owner] = deque()
         self._of: defaultdict[Owner, deque[tuple[Kept, Tensor]]] = defaultdict(deque)
 
@@ -72,7 +72,7 @@ class Replay:
             self._of[owner].append((sample, answer))
             self._order.append(owner)
             self._bytes += _size(sample, answer)
-            while len(self._order) > self._most or self._bytes > _MOST_BYTES:
+            while len(self._order) > self._most or self._bytes > self._most_bytes:
                 self._bytes -= _size(*self._of[self._order.popleft()].popleft())
 
     def draw(self, owner: Owner, count: int, key: Key) -> Iterator[tuple[Kept, Tensor]]:

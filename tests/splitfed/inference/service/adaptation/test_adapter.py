@@ -169,11 +169,11 @@ def test_who_keeps_images_takes_the_new_norms_by_itself(with_exits: Path, digits
 
         def renewed() -> bool:
             predictor.predict(digits[:1])
-            return predictor._walker.bundle.name == service.backs.of(3).name != service.backs.base.name
+            return predictor.front == service.backs.of(3).name != service.backs.base.name
 
         until(renewed)
         found = predictor.predict(digits[:4])
-        now = service.backs.named(predictor._walker.bundle.name[:MODEL], 3)
+        now = service.backs.named(predictor.front[:MODEL], 3)
         assert now is not None
         assert torch.equal(said(found, now.model), whole(now.model, digits[:4]))
         assert predictor.bytes["down", "norms"] % len(now.norms) == 0
@@ -318,7 +318,7 @@ def test_private_labels_take_part(private: Path, digits: list, tmp_path: Path, w
     with serving(private, tmp_path, f"{{norms: {which}, {QUICK}, publish: 2}}") as service:
         with asking(service, tmp_path, select="{kind: random, share: 1}", send_images=which == "whole") as predictor:
             learn(service, predictor, digits[:8], 2)
-            until(lambda: service.backs.now not in (service.backs.base, service.adapter._plain))
+            until(lambda: written(tmp_path) == 2)
         now, base = service.backs.now, service.backs.base
         with asking(service, tmp_path) as predictor:
             assert torch.equal(said(predictor.predict(digits), now.model), whole(now.model, digits))

@@ -10,7 +10,6 @@ from splitfed.compression.codecs.integers import encode_integers
 from splitfed.compression.lossless import NoStage
 from splitfed.errors import WireError
 from splitfed.inference.remote.keeping import most_bytes, pack_image, unpack_image
-from splitfed.inference.service.adaptation import kept
 from splitfed.inference.service.adaptation.kept import Kept, Replay, open_jpeg, pixels
 from splitfed.seeds import Key
 from splitfed.wire.frame import pack
@@ -97,10 +96,11 @@ def test_each_is_drawn_once_and_not_always_the_same() -> None:
     assert draws[0] != draws[1] != draws[2]
 
 
-def test_so_are_bytes_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "_MOST_BYTES", 1000)
-    replay = Replay(100)
+def test_so_are_bytes_bounded() -> None:
+    replay = Replay(100, most_bytes=1000)
     for number in range(20):
         replay.add(None, *sample(number, size=192))  # and 8 bytes of an answer
     assert replayed(replay, None) == [15, 16, 17, 18, 19]
-    assert Replay(0).add(None, *sample(1)) is None
+    none = Replay(0)
+    none.add(None, *sample(1))
+    assert len(none) == 0

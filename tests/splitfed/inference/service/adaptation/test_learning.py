@@ -22,7 +22,7 @@ from splitfed.inference.service.adaptation.learning import Pupil, student_loss, 
 from splitfed.inference.service.adaptation.models import OtherModel, OwnModel
 from splitfed.inference.service.adaptation.norms import learning
 from splitfed.inference.service.adaptation.settings import Adapt, AdaptConfig, TeacherConfig
-from splitfed.model.parts import whole_state
+from splitfed.model.parts import Parts, whole_state
 from splitfed.seeds import Key
 
 SIDE = 8
@@ -215,4 +215,4 @@ def test_a_model_without_layer_norms_has_nothing_that_learns(model: RunModel) ->
         pass
 
     with pytest.raises(RunError, match="--adapt: norms are what learns, and the model's back has no LayerNorm"):
-        learning(model.parts._replace(back=Bare()), "whole")
+        learning(Parts(model.parts.front, Bare(), model.parts.tail), "whole")
