@@ -88,7 +88,7 @@ class Adapter:
     @property
     def steps(self) -> int:
         """The steps that were made, of all owners."""
-        return sum(pupil.steps for pupil in self._pupils.values())
+        return sum(pupil.steps for pupil in list(self._pupils.values()))
 
     def take_image(self, client: int, buffer: bytes) -> tuple[Packed, int, bool]:
         """Take a frame with an image that a client kept; return it as it is counted, its number, and whether there was

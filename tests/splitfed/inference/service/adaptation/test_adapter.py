@@ -213,6 +213,25 @@ def command(*arguments: object) -> None:
     app([str(argument) for argument in arguments], standalone_mode=False, prog_name="splitfed")
 
 
+def test_the_command_says_how_many_it_has_kept(
+    with_exits: Path, digits: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:  # fmt: skip
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(digits[:3]):
+        image.save(tmp_path / "images" / f"{number}.png")
+    with serving(with_exits, tmp_path, "whole") as service:
+        ask = ("predict", f"127.0.0.1:{service.port}", tmp_path / "images", "--state", tmp_path / "state")
+        command(*ask, "--confidence", 0, "--select", "{kind: random, share: 1}", "--send-images")
+        told = capsys.readouterr()
+        assert told.err == f"3 of 3 images were kept for 127.0.0.1:{service.port}\n"
+        assert told.out.count("exit after block 1") == 3
+        assert service.tally.sums()[0, "up", "kept"][0] == 3
+        with pytest.raises(SplitfedError, match=r"--select: .* say --send-images"):
+            command(*ask, "--select", "entropy")
+    with pytest.raises(SplitfedError, match="--select is for a server"):
+        command("predict", with_exits, tmp_path / "images", "--select", "entropy")
+
+
 def test_one_command_tells_and_undoes(with_exits: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     ledger = ("--ledger", tmp_path / "ledger")
     command("adapted", with_exits, *ledger)
