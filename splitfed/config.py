@@ -5,8 +5,10 @@ import re
 from difflib import SequenceMatcher, get_close_matches
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
+
+from splitfed.errors import SplitfedError
 
 
 class Config(BaseModel):
@@ -30,6 +32,28 @@ def _expand(value: Any) -> Any:
 
 # Lets a scenario write `reducer: none` for `reducer: {kind: none}`.
 kind_shorthand = BeforeValidator(_expand)
+
+
+def read_option(option: str, said: Any, section: Any) -> Any:
+    """Read what is said as an option: a section of keys, written as YAML where it is text. Raises SplitfedError, a line
+    that names option and key, for what it cannot be."""
+    import yaml
+
+    try:
+        keys = yaml.safe_load(said) if isinstance(said, str) else said
+        return TypeAdapter(section).validate_python(keys)
+    except yaml.YAMLError as error:
+        raise SplitfedError(f"{option}: is no YAML: {' '.join(str(error).split())[:120]}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = getattr(section, "model_fields", {})
+        where = ".".join(str(part) for part in first["loc"])
+        why = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            why = f"unknown key{did_you_mean(str(first['loc'][-1]), list(known))}"
+        elif first["type"] in ("model_type", "model_attributes_type", "union_tag_not_found"):
+            why = "write a kind by its name, or keys as {key: value, ...}"
+        raise SplitfedError(f"{option}: {where}{': ' if where else ''}{why}") from None
 
 
 def as_tuple(value: Any) -> Any:

@@ -13,6 +13,7 @@ from splitfed.cli.align import align
 from splitfed.cli.deployment import certs, join, serve
 from splitfed.cli.ending import ending
 from splitfed.cli.export import export, schema
+from splitfed.cli.inference.adapted import adapted
 from splitfed.cli.inference.exits import exits
 from splitfed.cli.inference.predict import predict
 from splitfed.cli.inference.serve_model import serve_model
@@ -132,6 +133,7 @@ app.command(
 )(predict)
 app.command(epilog="RUN is its folder, finished or not.")(exits)
 app.command(epilog="RUN is its folder, finished or not.")(serve_model)
+app.command(epilog="RUN is its folder, finished or not.")(adapted)
 app.command(epilog="RUN is its folder, finished or not.")(tradeoff)
 app.command(epilog="WHAT is scenario or sweep.")(schema)
 app.command(epilog=SCENARIO)(align)

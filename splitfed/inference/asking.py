@@ -9,6 +9,7 @@ A frame up is `ask`, of what the last block of the front made, or `ask_early`, o
 alone, where they were trained: from an earlier block all tokens go, or those that its class token attends to most.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -36,17 +37,19 @@ if TYPE_CHECKING:
 _ASK, _EARLY, _ANSWER = "ask", "ask_early", "answer"
 _MADE = "answer/made"
 MODEL = 16  # letters of the hash that names a front
+MOST_KEPT = 1024  # images of a request of which some are marked as kept: 256 letters
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What a client asks: of request `number`, that the model goes on after `block` with `tokens` `[B, k, D]`, which
-    the front named by `model` made."""
+    the front named by `model` made. `kept` are the places of images that the model may learn from."""
 
     number: int
     block: int
     model: str
     tokens: Tensor
+    kept: tuple[int, ...] = ()
 
 
 class Asking:
@@ -86,10 +89,11 @@ class Asking:
     @torch.no_grad()
     def pack(
         self, tokens: Tensor, block: int, key: Key, *, number: int = 0, model: str = "",
-        attention: Callable[[], Tensor] | None = None,
+        attention: Callable[[], Tensor] | None = None, kept: Sequence[bool] = (),
     ) -> Packed:  # fmt: skip
         """Encode what block `block` made of images, `[B, n, D]`, as request `number` of whoever has the front named by
-        `model`. Raises CodecError for what cannot be sent."""
+        `model`; `kept` tells which of them, `MOST_KEPT` at most, the model may learn from. Raises CodecError for what
+        cannot be sent."""
         cut, place = self._cut(block), Place(0, 0, number)
         check_bounds("an activation", tokens, place)
         encoder = self._trunk.front.encoder if block == self._trunk.cut else torch.nn.Identity()
@@ -99,6 +103,8 @@ class Asking:
         tensors |= {f"side/{name}": tensor for name, tensor in plan.side.items()}
         packets = cut.encode(tensors, key.at("rounding"), f"request {number}")
         meta = {**plan.meta, "model": model[:MODEL]} | ({} if cut is self._at_cut else {"block": block})
+        if any(kept):
+            meta["kept"] = f"{sum(1 << row for row, one in enumerate(kept) if one):x}"
         return pack(_ASK if cut is self._at_cut else _EARLY, *place, packets, meta)
 
     def unpack(self, buffer: bytes) -> Asked:
@@ -106,11 +112,15 @@ class Asking:
         frame = unpack(buffer, self._kinds, device=self._device, max_bytes=self.most_bytes)
         model = _named(frame.meta)
         del frame.meta["model"]
+        kept = _marked(frame.meta.pop("kept", "0"))
         cut, block = self._at_cut, self._trunk.cut
         if frame.kind == _EARLY:
             cut, block = self._early, meta_number(frame.meta, "block", 1, self._trunk.cut - 1)
             frame.meta.pop("block")
-        return Asked(frame.step, block, model, self._restored(cut, frame, block))
+        tokens = self._restored(cut, frame, block)
+        if kept and kept[-1] >= len(tokens):
+            raise WireError(f"image {kept[-1]} of {len(tokens)} is kept")
+        return Asked(frame.step, block, model, tokens, kept)
 
     @torch.no_grad()
     def _restored(self, cut: Cut, frame: Frame, block: int) -> Tensor:
@@ -172,6 +182,14 @@ def _named(meta: Mapping[str, Scalar]) -> str:
     if not isinstance(model, str) or len(model) > MODEL:
         raise WireError("a request that does not name its front")
     return model
+
+
+def _marked(said: Scalar) -> tuple[int, ...]:
+    """Return which images are marked as kept. Raises WireError."""
+    if not isinstance(said, str) or not re.fullmatch(f"[0-9a-f]{{1,{MOST_KEPT // 4}}}", said):
+        raise WireError("a request that does not say which images are kept")
+    marks = int(said, 16)
+    return tuple(row for row in range(marks.bit_length()) if marks >> row & 1)
 
 
 def _up(cut: Cut) -> Expected:

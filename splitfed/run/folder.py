@@ -108,9 +108,13 @@ def check_resumable(folder: Path, scenario: Scenario | None) -> Scenario:
     return stored
 
 
+class Held(RunError):
+    """A run folder that another process writes to."""
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder, so that no two processes write to it. Raises RunError where another one does."""
+    """Hold a run folder, so that no two processes write to it. Raises Held where another one does."""
     path = folder / ".lock"
     try:
         lock = open(path, "w")  # noqa: SIM115 - closed below
@@ -120,7 +124,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"{folder}: another process is running it") from None
+            raise Held(f"{folder}: another process is running it") from None
         except OSError as error:
             raise RunError(f"{path}: cannot be locked ({reason(error)}): choose a folder on another disk") from error
         yield

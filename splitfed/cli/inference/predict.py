@@ -1,5 +1,6 @@
 """`splitfed predict`: says what images show, here or with the help of a server."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,6 +100,23 @@ def predict(
             show_default="10",
         ),
     ] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="With a server that adapts: let it learn from images that the last exit before the cut is neither "
+            "sure of nor at a loss with (entropy), or from some by chance; keys as '{kind: entropy, high: 0.4, low: "
+            "0.02}'.",
+            show_default="from none",
+        ),
+    ] = None,
+    send_images: Annotated[
+        bool,
+        typer.Option(
+            "--send-images",
+            help="With --select: these images may leave this device, as a server that adapts all needs.",
+        ),
+    ] = False,
     state: Annotated[
         Path | None,
         typer.Option(help="With a server: the folder for the front that is fetched.", show_default="splitfed-client"),
@@ -122,7 +140,7 @@ def predict(
     }  # fmt: skip
     of_a_server: dict[str, Any] = {
         "tls": tls, "insecure": insecure or None, "client": client, "rate": rate, "target": target,
-        "deadline": deadline, "state": state,
+        "deadline": deadline, "state": state, "select": select, "send-images": send_images or None,
     }  # fmt: skip
     of_a_run: dict[str, Any] = {"round": round, "set": set_}
     asks = server or not Path(model).exists()
@@ -134,7 +152,7 @@ def predict(
             raise SplitfedError(f"--{name} is for {what}, and {model} is {'a server' if asks else 'a run'}")
     predictor: splitfed.Predictor | splitfed.RemotePredictor
     if asks:
-        given = {name: value for name, value in of_a_server.items() if value is not None}
+        given = {name.replace("-", "_"): value for name, value in of_a_server.items() if value is not None}
         try:
             predictor = splitfed.RemotePredictor(model, **how, **given)
         except Unreached as error:
@@ -146,6 +164,11 @@ def predict(
         for found in predictor.stream(images):
             written(found)
             wrong += found.problem is not None
+    if isinstance(predictor, splitfed.RemotePredictor):
+        predictor.close()
+        if (kept := predictor.kept) is not None:
+            lost = f", {kept.lost} of them in vain" if kept.lost else ""
+            print(f"{kept.kept} of {kept.seen} images were kept for {model}{lost}", file=sys.stderr)
     if wrong:
         raise typer.Exit(1)
 

@@ -54,6 +54,15 @@ def serve_model(
         Path | None,
         typer.Option(help="The folder of what is counted, a file a day.", show_default="service/ in RUN"),
     ] = None,
+    adapt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NORMS",
+            help="Let norms learn, without labels, from what clients keep: those of the back, or of the whole model by "
+            "images that they send; or keys as '{norms: whole, teacher: {name: ..., weights: ...}, pool: client}'.",
+            show_default="nothing learns",
+        ),
+    ] = None,
     round: Round = None,
     device: Device = None,
     set_: Overrides = None,
@@ -68,6 +77,6 @@ def serve_model(
     serve_model(
         run, host=host, port=port_number(port, "--port"), metrics_port=port_number(metrics_port, "--metrics-port"),
         watch=watch, say=lambda line: print(line, flush=True), tls=tls, insecure=insecure, rates=rate or (),
-        batch=batch, wait=wait / 1000, queue=queue, most=most, keep_old=keep_old, ledger=ledger, round=round,
-        device=device, overrides=set_,
+        batch=batch, wait=wait / 1000, queue=queue, most=most, keep_old=keep_old, ledger=ledger, adapt=adapt,
+        round=round, device=device, overrides=set_,
     )  # fmt: skip

@@ -6,7 +6,7 @@ what made them by it.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,6 +160,48 @@ def _exits(
     if judged is not None and not judged.fits(len(exits.blocks)):
         raise ValueError("how its exits do has another shape than they")
     return exits.eval().requires_grad_(False), judged
+
+
+def pack_norms(norms: Mapping[str, Tensor]) -> bytes:
+    """Write the norms of a bundle's front and tail, by their names in it."""
+    return save({
+        name: tensor.detach().cpu().clone().contiguous() for name, tensor in norms.items()
+        if name.startswith((_FRONT, _TAIL))
+    })  # fmt: skip
+
+
+def patched(bundle: bytes, norms: bytes) -> bytes:
+    """Return a bundle with other norms, which is byte by byte what it was elsewhere. Raises ValueError unless these are
+    tensors of its own."""
+    try:
+        start, places = _places(bundle)
+        changed = bytearray(bundle)
+        own, others = _places(norms)
+        for name, (first, last, kind) in others.items():
+            to, end, known = places[name]
+            if known != kind or end - to != last - first:
+                raise ValueError(f"{name} is another tensor")
+            changed[start + to : start + end] = norms[own + first : own + last]
+        return bytes(changed)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"norms that are not of this front ({reason(error)[:80]})") from None
+
+
+def _places(file: bytes) -> tuple[int, dict[str, tuple[int, int, tuple]]]:
+    """Return where the tensors of a file of safetensors begin, and by name where each begins and ends, from there on,
+    with its type and shape. Raises ValueError, TypeError or KeyError for what is none."""
+    start = 8 + int.from_bytes(file[:8], "little")
+    if start > len(file):
+        raise ValueError("a header longer than the file")
+    found = {}
+    for name, said in json.loads(file[8:start]).items():
+        if name == "__metadata__":
+            continue
+        first, last = said["data_offsets"]
+        if not 0 <= first <= last <= len(file) - start:
+            raise ValueError(f"{name} lies outside")
+        found[name] = first, last, (said["dtype"], *said["shape"])
+    return start, found
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

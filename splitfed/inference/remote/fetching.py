@@ -5,14 +5,16 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 from splitfed.errors import WireError
-from splitfed.files import replace_with, told
+from splitfed.files import replace_with, told, write
+from splitfed.inference.remote.bundle import name_of, patched
 from splitfed.inference.remote.dialling import Dialler, closed
-from splitfed.wire.answers import BYTES_KEY, CHUNK, FETCH, FRONT_KEY, KNOWN_KEY, path
+from splitfed.wire.answers import ADAPT_KEY, BASE_KEY, BYTES_KEY, CHUNK, FETCH, FRONT_KEY, KNOWN_KEY, path
 from splitfed.wire.grpc_settings import MOST_BYTES
 
 _KEPT = 2  # fronts of a server
@@ -51,10 +53,19 @@ class Cache:
         return self.path(name)
 
 
-def fetch(dialler: Dialler, cache: Cache, seconds: float, count: Callable[[str, str, int], None]) -> Path:
-    """Ask which front is served, fetch it unless it is here, and return its file. `count` hears direction, role and
-    size of what came. Raises Unreached where nobody answers within `seconds` or the way there breaks, any other
-    WireError where the server refuses or sends something else, and WriteError."""
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The file of the front that is served, and which norms the service adapts, `back` or `whole`; nothing where it
+    adapts none."""
+
+    file: Path
+    adapts: str
+
+
+def fetch(dialler: Dialler, cache: Cache, seconds: float, count: Callable[[str, str, int], None]) -> Fetched:
+    """Ask which front is served, and fetch it unless it is here: its norms alone, where all else of it is. `count`
+    hears direction, role and size of what came. Raises Unreached where nobody answers within `seconds` or the way there
+    breaks, any other WireError where the server refuses or sends something else, and WriteError."""
     channel = dialler.channel(CHUNK + _SLACK)
     try:
         known = ",".join(cache.names())
@@ -64,14 +75,38 @@ def fetch(dialler: Dialler, cache: Cache, seconds: float, count: Callable[[str, 
         name, size = said.get(FRONT_KEY, ""), said.get(BYTES_KEY, "")
         if not re.fullmatch("[0-9a-f]{64}", name) or not re.fullmatch("[0-9]{1,12}", size) or int(size) > MOST_BYTES:
             raise WireError(f"{dialler.where} does not say what its clients need")
-        if name in known.split(","):
-            return cache.use(name)
-        _store(call, cache.path(name), name, int(size), dialler.where, count)
-        return cache.use(name)
+        adapts, base = said.get(ADAPT_KEY, ""), said.get(BASE_KEY, "")
+        if base and (base not in known.split(",") or int(size) > cache.path(base).stat().st_size):
+            raise WireError(f"{dialler.where} does not say what its clients need")
+        if name not in known.split(","):
+            if base:
+                _renew(call, cache.path(base), cache.path(name), name, int(size), dialler.where, count)
+            else:
+                _store(call, cache.path(name), name, int(size), dialler.where, count)
+        return Fetched(cache.use(name), adapts)
     except grpc.RpcError as error:
         raise dialler.meaning(error) from None
     finally:
         closed(channel)
+
+
+def _renew(
+    call, base: Path, file: Path, name: str, size: int, where: str, count: Callable[[str, str, int], None]
+) -> None:  # fmt: skip
+    """Write a front that is `base` with other norms."""
+    norms = bytearray()
+    for chunk in call:
+        norms += chunk
+        count("down", "norms", len(chunk))
+        if len(norms) > size:
+            break
+    try:
+        made = patched(base.read_bytes(), bytes(norms))
+    except ValueError as error:
+        raise WireError(f"what {where} sends is not what it says: {error}") from None
+    if len(norms) != size or name_of(made) != name:
+        raise WireError(f"what {where} sends is not what it says: its front has another SHA-256")
+    write(file, made)
 
 
 def _store(

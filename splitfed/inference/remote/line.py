@@ -22,15 +22,17 @@ Reply = tuple[Header, bytes]
 
 
 class Line:
-    """Keeps a stream open on which requests go at one `rate`, each with `deadline` seconds; a thread does it. `answers`
-    are the frames that may come down, of `most_bytes` at most; `hears` is told direction, role and size of all that
-    crosses. Where nobody answers it tries again, with pauses that grow to half a minute, until it is closed. Safe to
-    call from threads."""
+    """Keeps a stream of a `method` open on which requests go at one `rate`, each with `deadline` seconds; a thread does
+    it. `said` is what the server's metadata said when it was opened last. `answers` are the frames that may come down,
+    of `most_bytes` at most; `hears` is told direction, role and size of all that crosses. Where nobody answers it tries
+    again, with pauses that grow to half a minute, until it is closed. Safe to call from threads."""
 
     def __init__(
         self, dialler: Dialler, rate: str, deadline: float, answers: Mapping[str, Expected], most_bytes: int,
-        hears: Callable[[str, str, int], None],
+        hears: Callable[[str, str, int], None], method: str = ASK,
     ) -> None:  # fmt: skip
+        self.said: Mapping[str, str] = {}
+        self._method = method
         self._dialler, self._rate, self._deadline = dialler, rate, deadline
         self._answers, self._most, self._hears = answers, most_bytes, hears
         self._under_way: dict[int, Future[Reply]] = {}
@@ -110,8 +112,8 @@ class Line:
             metadata = (
                 *self._dialler.proof(channel, _OPENING), (RATE_KEY, self._rate), (DEADLINE_KEY, f"{self._deadline:g}"),
             )  # fmt: skip
-            call = channel.stream_stream(path(ASK))(iter(requests.get, None), metadata=metadata)
-            self._dialler.check_admitted(call)
+            call = channel.stream_stream(path(self._method))(iter(requests.get, None), metadata=metadata)
+            self.said = self._dialler.check_admitted(call)
             with self._changed:
                 self._requests, self._problem = requests, None
                 self._changed.notify_all()

@@ -4,13 +4,16 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from splitfed.config import read_option
 from splitfed.data.batches import normaliser
 from splitfed.engines.deployment.processes import is_loopback, parse
 from splitfed.engines.deployment.tls import read_client
@@ -22,14 +25,23 @@ from splitfed.inference.predictor import NOTHING, Prediction, batched, told
 from splitfed.inference.remote.bundle import read_bundle
 from splitfed.inference.remote.dialling import Dialler
 from splitfed.inference.remote.fetching import Cache, fetch
+from splitfed.inference.remote.keeping import TAKING, Count, Keeping, most_bytes
 from splitfed.inference.remote.line import Line, Reply
 from splitfed.inference.remote.pacing import Pacing, account_of
+from splitfed.inference.remote.selecting import Drawn, Informative, Select, Selector
 from splitfed.inference.remote.walking import Leaving, Walked, Walker
-from splitfed.wire.answers import ANEW, BUSY, LATE, REFUSED
+from splitfed.seeds import Key
+from splitfed.wire.answers import ANEW, BUSY, KEEP, LATE, REFUSED
 from splitfed.wire.records import shown
 
 PORT = 9094
 _AHEAD = 4  # mini-batches whose answers are not there yet while the next is computed
+_UNFIT = {
+    "": "{} adapts nothing: it was started without --adapt",
+    "back": "{} adapts its back, by what is sent to be answered, and takes no images: leave out --send-images",
+    "whole": "{} adapts the whole model, by images: say --send-images if they may leave this device, or leave out "
+    "--select",
+}
 _TARGET = "the target allows no more"
 _MOST_ANEW = 5  # times that a front is fetched anew for one mini-batch
 
@@ -48,6 +60,10 @@ class RemotePredictor:
     those of them that leave after the same block are sent in one request. What is not answered within `deadline`
     seconds is answered by the last exit, and says so (`Prediction.alone`), or has a problem where there is none.
 
+    With a `select`, of `Informative` or `Drawn` by kind and keys, images are kept for the server to adapt by: those of
+    them that are sent are marked, or with `send_images`, which is how one says that images may leave, they go up as
+    JPEG files, answered here or not; `kept` counts them. A server that adapts all norms is asked for the new ones.
+
     Raises a SplitfedError where the server refuses, or cannot be reached and nothing was kept from before. One thread
     at a time. `close` or a `with` block end the connection.
     """
@@ -57,7 +73,8 @@ class RemotePredictor:
         confidence: float | None = None, accuracy: float | None = None, most_bytes: float | None = None,
         most_operations: float | None = None, measure: Measure = "probability", rise: float | None = None,
         top: int = 1, batch: int = 64, rate: str | None = None, target: str | None = None,
-        state: str | Path = "splitfed-client", deadline: float = 10.0, device: str | None = None,
+        state: str | Path = "splitfed-client", deadline: float = 10.0, device: str | None = None, select: Any = None,
+        send_images: bool = False,
     ) -> None:  # fmt: skip
         host, port = parse(server, PORT)
         if tls is None and not is_loopback(host) and not insecure:
@@ -80,7 +97,12 @@ class RemotePredictor:
         self._lock = Lock()
         self._lines: dict[str, Line] = {}
         self._next = 1
-        self._walker = self._begin()
+        self._keeping: Keeping | None = None
+        self._walker, adapts = self._begin()
+        if select is not None:
+            self._keeping = self._kept_by(read_option("--select", select, Select), send_images, adapts)
+        elif send_images:
+            raise RunError("images may leave, and nothing says which: name them, for instance with --select entropy")
         self._rate = self._chosen(rate)
         self._pacing = self._paced(account) if account else None
 
@@ -109,12 +131,24 @@ class RemotePredictor:
             return dict(self._bytes)
 
     @property
+    def front(self) -> str:
+        """The SHA-256 of the front that images are taken through now."""
+        return self._walker.bundle.name
+
+    @property
+    def kept(self) -> Count | None:
+        """How many images were looked at and kept for the server; None without a `select`."""
+        return self._keeping.count if self._keeping else None
+
+    @property
     def rates(self) -> list[str]:
         """The rates that the server takes."""
         return [rate.name for rate in self._walker.bundle.rates]
 
     def close(self) -> None:
         """End the connection."""
+        if self._keeping is not None:
+            self._keeping.close()
         for line in self._lines.values():
             line.close()
 
@@ -124,14 +158,32 @@ class RemotePredictor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _begin(self) -> Walker:
+    def _begin(self) -> tuple[Walker, str | None]:
+        """Return what takes images to the cut, and which norms the server adapts; None where it does not answer."""
         try:
-            file = fetch(self._dialler, self._cache, self._deadline, self._hear)
+            fetched = fetch(self._dialler, self._cache, self._deadline, self._hear)
         except Unreached as error:
             if not (names := self._cache.names()):
                 raise Unreached(f"{error}; and nothing of it is kept in {self._cache.folder}") from None
-            file = self._cache.path(names[0])
-        return self._walker_of(file)
+            return self._walker_of(self._cache.path(names[0])), None
+        return self._walker_of(fetched.file), fetched.adapts
+
+    def _kept_by(self, select: Informative | Drawn, images: bool, adapts: str | None) -> Keeping:
+        bundle = self._walker.bundle
+        if bundle.exits is None:
+            raise RunError(
+                f"--select: images are kept by what an exit says, and what {self._dialler.where} serves has none "
+                "before its cut: make one with 'splitfed exits RUN'"
+            )
+        if adapts is not None and adapts != ("whole" if images else "back"):
+            raise RunError(f"--select: {_UNFIT[adapts].format(self._dialler.where)}")
+        line: Line | None = None
+        if images:
+            most = most_bytes(bundle.scenario.model.image_size)
+            line = Line(self._dialler, "", self._deadline, TAKING, most, self._hear, KEEP)
+            with suppress(Unreached):
+                line.ready(self._deadline)
+        return Keeping(Selector(select, Key(bundle.scenario.seed).at("select", self._dialler.client)), line, adapts)
 
     def _walker_of(self, file: Path) -> Walker:
         bundle = read_bundle(file, self._device)
@@ -172,16 +224,20 @@ class RemotePredictor:
         with self._lock:
             self._bytes[direction, role] += sent
 
-    def _ask(self, pixels: Tensor) -> "_Awaited":
-        """Take images through the front, and send what is not answered there."""
-        walker = self._walker
+    def _ask(self, pixels: Tensor, keep: bool = True) -> "_Awaited":
+        """Take images through the front, and send what is not answered there; `keep` some for the server."""
+        self._renew()
+        walker, keeping = self._walker, self._keeping if keep else None
         images = normaliser(walker.bundle.mean, walker.bundle.std)(pixels).to(walker.bundle.device)
         rate = self._pacing.choose() if self._pacing else self._rate
-        walked = walker.walk(pixels, images, rate or self._rate, self._next)
+        line = self._line(rate) if rate is not None else None
+        select = keeping.marks(line) if keeping is not None else None
+        walked = walker.walk(pixels, images, rate or self._rate, self._next, select)
+        if keeping is not None:
+            keeping.send(walked)
         self._next += len(walked.leaving)
         awaited = _Awaited(walked, time.monotonic() + self._deadline, rate)
-        if walked.leaving and rate is not None:
-            line = self._line(rate)
+        if line is not None:
             for leaving in walked.leaving:
                 try:
                     line.ready(awaited.until - time.monotonic())
@@ -190,6 +246,15 @@ class RemotePredictor:
                 except Unreached:
                     pass  # it is told where the answer is awaited
         return awaited
+
+    def _renew(self) -> None:
+        """Take the front that is served now, where adaptation has come to another one."""
+        served = self._keeping.served() if self._keeping is not None else None
+        if served is not None and not self._walker.bundle.name.startswith(served):
+            with suppress(Unreached):  # then the one that is here goes on
+                fetched = fetch(self._dialler, self._cache, self._deadline, self._hear)
+                before, self._walker = self._walker, self._walker_of(fetched.file)
+                before.close()
 
     def _told(self, pictures: list[Picture], awaited: "_Awaited | None") -> Iterator[Prediction]:
         answered = NOTHING
@@ -273,14 +338,15 @@ class RemotePredictor:
                 raise Unreached(f"{self._dialler.where} has other weights again and again")
             if walked.front == self._walker.bundle.name:
                 before = self._walker
-                self._walker = self._walker_of(fetch(self._dialler, self._cache, self._deadline, self._hear))
+                fetched = fetch(self._dialler, self._cache, self._deadline, self._hear)
+                self._walker = self._walker_of(fetched.file)
                 before.close()
         except Unreached as error:
             for leaving in walked.leaving:
                 own = leaving.rows[torch.isin(leaving.rows, rows)]
                 self._without(walked, replace(leaving, rows=own), str(error), str(error))
             return
-        awaited = self._ask(walked.pixels[rows.cpu()])
+        awaited = self._ask(walked.pixels[rows.cpu()], keep=False)
         self._wait(awaited, depth + 1)
         found, old = awaited.walked.answered, walked.answered
         old.probabilities[rows] = found.probabilities.to(old.probabilities.device)

@@ -1,5 +1,6 @@
 """The way of a mini-batch through a front: which exits answer, and what is to be sent of the others."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from splitfed.errors import Diverged, SplitfedError
-from splitfed.inference.asking import Asking
+from splitfed.inference.asking import MOST_KEPT, Asking
 from splitfed.inference.deciding import Rule
 from splitfed.inference.predictor import Answered
 from splitfed.inference.remote.bundle import Bundle
@@ -77,9 +78,12 @@ class Walker:
         }
 
     @torch.no_grad()
-    def walk(self, pixels: Tensor, images: Tensor, rate: str, first: int) -> Walked:
+    def walk(
+        self, pixels: Tensor, images: Tensor, rate: str, first: int, select: Callable[[Tensor], Tensor] | None = None
+    ) -> Walked:  # fmt: skip
         """Take normalised images `[B, 3, S, S]` to where an exit answers, or they leave at this rate; requests are
-        numbered from `first` on. `pixels` are kept beside."""
+        numbered from `first` on. `pixels` are kept beside. With a `select` those that leave are marked of which it says
+        so, by what the last exit said of them."""
         bundle, trunk = self.bundle, self.bundle.trunk
         count = len(images)
         found = torch.zeros(count, len(bundle.classes), device=images.device)
@@ -101,17 +105,23 @@ class Walker:
             gone = torch.ones_like(way.given_up) if block == trunk.cut else way.given_up
             if bool(gone.any()):
                 looked = None if attention is None else attention[gone]
-                self._send(walked, way.rows[gone], tokens[gone], looked, block, rate, first)
+                self._send(walked, way.rows[gone], tokens[gone], looked, block, rate, first, select)
                 tokens = way.leave(gone, tokens, None)
             if not len(tokens):
                 break
         return walked
 
     def _send(
-        self, walked: Walked, rows: Tensor, tokens: Tensor, attention: Tensor | None, block: int, rate: str, first: int
+        self, walked: Walked, rows: Tensor, tokens: Tensor, attention: Tensor | None, block: int, rate: str, first: int,
+        select: Callable[[Tensor], Tensor] | None,
     ) -> None:  # fmt: skip
         """Pack requests of as many images as one may hold; of samples with as many tokens as they need, of one."""
         asking, most = self.asking[rate], 1 if self._single[rate] else self.bundle.most
+        kept: list[bool] = []
+        if select is not None:
+            most = min(most, MOST_KEPT)
+            seen = all(walked.last[row] is not None for row in rows.tolist())  # by an exit, all of them or none
+            kept = select(walked.answered.probabilities[rows]).tolist() if seen else []
         for start in range(0, len(rows), most):
             part = slice(start, start + most)
             number = first + len(walked.leaving)
@@ -119,7 +129,7 @@ class Walker:
             try:
                 packed = asking.pack(
                     tokens[part], block, Key(0).at("ask", number), number=number, model=self.bundle.name,
-                    attention=looked,
+                    attention=looked, kept=kept[part],
                 )  # fmt: skip
             except SplitfedError as error:  # numbers that cannot be sent
                 for row in rows[part].tolist():

@@ -2,32 +2,40 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
 from splitfed.errors import DataError, RunError
 from splitfed.inference.asking import MODEL, Asking
 from splitfed.inference.deciding import Judged
-from splitfed.inference.exits import Exits, has_exits, heads, load
+from splitfed.inference.exits import Exits, fingerprint, has_exits, heads, load
 from splitfed.inference.rates import Rate, one_by_one, rates
-from splitfed.inference.remote.bundle import name_of, pack_bundle
+from splitfed.inference.remote.bundle import name_of, pack_bundle, patched
 from splitfed.inference.run_model import RunModel
+from splitfed.model.parts import Parts
 from splitfed.run.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
+
+_MOST_OLD, _MOST_ALIKE = 64, 64  # fronts that are still answered, and that a client may have all but the norms of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Back:
     """What a run has learnt after a round, ready to go on with what clients ask at any of its rates, by their names.
-    `bundle` is what a client needs for it, and `name` the SHA-256 of that."""
+    `bundle` is what a client needs for it, and `name` the SHA-256 of that; `norms` is what of it differs from other
+    fronts of the same `model`, whose `weights` have that SHA-256, and `exits` are those that it was packed with."""
 
     name: str
     round: int
     bundle: bytes
     asking: dict[str, Asking]
+    model: RunModel
+    weights: str
+    exits: Exits | None
+    norms: bytes = b""
 
 
 class Backs:
@@ -48,27 +56,72 @@ class Backs:
         self._keep, self._overrides, self._clock = keep_old, overrides, clock
         self._old: dict[str, tuple[Back, float]] = {}  # until when
         self._lock, self._reading = Lock(), Lock()
-        self._now = self._read(round)
+        self._base = self._now = self._read(round)
+        self._own: dict[int, Back] = {}  # of clients whose norms are their own
+        self._alike: dict[str, None] = {self._base.name: None}  # fronts that differ by norms alone, the newest last
 
     @property
     def now(self) -> Back:
-        """The one whose front is handed out."""
+        """The one whose front is handed out to all who have none of their own."""
         return self._now
+
+    @property
+    def base(self) -> Back:
+        """The one that was read."""
+        return self._base
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """The names of fronts that differ from the one that was read by norms alone."""
+        with self._lock:
+            return tuple(self._alike)
+
+    def of(self, client: int) -> Back:
+        """Return the one whose front is handed out to a client."""
+        return self._own.get(client, self._now)
 
     @property
     def most_bytes(self) -> int:
         """No request has more, at any rate."""
         return max(asking.most_bytes for asking in self._now.asking.values())
 
-    def named(self, model: str) -> Back | None:
-        """Return the back that belongs to a front, by the first letters of its name; None where it is not served any
-        more."""
+    def named(self, model: str, client: int) -> Back | None:
+        """Return the back that belongs to a front of a client's, by the first letters of its name; None where it is not
+        served any more."""
         with self._lock:
             now = self._clock()
             self._old = {key: (back, until) for key, (back, until) in self._old.items() if until > now}
-            if model == self._now.name[:MODEL]:
-                return self._now
+            for back in (self.of(client), self._now):
+                if model == back.name[:MODEL]:
+                    return back
             return self._old[model][0] if model in self._old else None
+
+    def serve(self, base: Back, found: Back | None, client: int | None = None, alike: Iterable[str] = ()) -> None:
+        """Serve what has come of `base` by adaptation, to all or to one `client`; None is `base` itself again. Nothing
+        happens where another base is served by now. Fronts by the names `alike` differ from it by norms alone."""
+        with self._lock:
+            if base is not self._base:
+                return
+            self._alike |= dict.fromkeys([*alike, *([found.name] if found else [])])
+            while len(self._alike) > _MOST_ALIKE:
+                del self._alike[next(name for name in self._alike if name != base.name)]
+            if client is None:
+                before, self._now = self._now, found or base
+            else:
+                before = self.of(client)
+                if found is not None:
+                    self._own[client] = found
+                else:
+                    self._own.pop(client, None)
+            self._retire(before)
+
+    def _retire(self, before: Back) -> None:
+        """Let the clients that have a front go on with it for a while."""
+        self._old.pop(self._now.name[:MODEL], None)
+        if before.name != self._now.name:
+            self._old[before.name[:MODEL]] = before, self._clock() + self._keep
+        while len(self._old) > _MOST_OLD:
+            del self._old[next(iter(self._old))]
 
     def newer(self) -> bool:
         """Tell whether the run has a newer checkpoint than that which is served, where none is named."""
@@ -81,21 +134,35 @@ class Backs:
         with self._reading:
             found = self._read(self._round)
             with self._lock:
-                before, self._now = self._now, found
-                self._old.pop(found.name[:MODEL], None)
-                if before.name != found.name:
-                    self._old[before.name[:MODEL]] = before, self._clock() + self._keep
-        return (before.name, before.round) != (found.name, found.round)
+                before = self._base
+                if (before.name, before.round, before.weights) == (found.name, found.round, found.weights):
+                    return False  # what was adapted to it stays
+                own, self._own = list(self._own.values()), {}
+                now, self._base, self._now = self._now, found, found
+                self._alike = {found.name: None}
+                for back in (*own, now):
+                    self._retire(back)
+        return True
+
+    def adapted(self, base: Back, parts: Parts, norms: bytes) -> Back:
+        """Return what has come of `base`: a model in `parts`, whose front and tail, where there are `norms`, differ by
+        these."""
+        model = replace(base.model, parts=parts)
+        bundle = patched(base.bundle, norms) if norms else base.bundle
+        asking = self._asking(model, self._rates(model))
+        return replace(base, name=name_of(bundle), bundle=bundle, asking=asking, model=model, norms=norms)
 
     def _read(self, round: int | None) -> Back:
         model = RunModel.read(self._run, round=round, device=self._device, overrides=self._overrides)
         exits, judged = _exits(model)
         taken = self._rates(model)
-        trunk = model.trunk
-        geometry = trunk.front.geometry(self._most, len(model.classes))
-        asking = {rate.name: Asking(rate.compression, trunk, geometry, model.device) for rate in taken}
         bundle = pack_bundle(model, exits, judged, taken, self._most)
-        return Back(name_of(bundle), model.round, bundle, asking)
+        asking = self._asking(model, taken)
+        return Back(name_of(bundle), model.round, bundle, asking, model, fingerprint(model), exits)
+
+    def _asking(self, model: RunModel, taken: Sequence[Rate]) -> dict[str, Asking]:
+        geometry = model.trunk.front.geometry(self._most, len(model.classes))
+        return {rate.name: Asking(rate.compression, model.trunk, geometry, model.device) for rate in taken}
 
     def _rates(self, model: RunModel) -> list[Rate]:
         own = model.scenario.compression

@@ -7,6 +7,8 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from splitfed.errors import Diverged, SplitfedError, WireError
 from splitfed.inference.asking import Asked, Asking
 from splitfed.inference.service.backs import Back
@@ -53,12 +55,14 @@ class Batcher:
     """Answers requests within its `with` block. Up to `queue` wait, of one client up to a quarter of them. Those that
     left after the same block with as many tokens are computed together, `batch` images at most; for the others of
     those who are `there` the first waits up to `wait` seconds. With a `batch` of 1 each is computed alone, as it
-    came."""
+    came. `kept` hears of images that the model may learn from: whose they are, of which back, and the block after which
+    they left, with their tokens `[B, k, D]`."""
 
     def __init__(
         self, metrics: Metrics, *, batch: int, wait: float, queue: int, there: Callable[[], int],
-        clock: Callable[[], float] = time.monotonic,
+        kept: Callable[[int, Back, int, Tensor], None] | None = None, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
+        self._kept = kept
         self._metrics, self._batch, self._wait, self._most, self._there = metrics, batch, wait, queue, there
         self._clock = clock
         self._waiting: deque[Request] = deque()
@@ -158,6 +162,8 @@ class Batcher:
         for (request, asked), packed in zip(group, found, strict=True):
             self._metrics.answered(asked.block, len(asked.tokens), now - request.arrived)
             request.answer(packed)
+            if self._kept is not None and asked.kept:
+                self._kept(request.client, request.back, asked.block, asked.tokens[list(asked.kept)])
 
     def _refuse(self, request: Request, why: str) -> None:
         self._metrics.count("refused")

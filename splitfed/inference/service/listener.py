@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ import grpc
 
 from splitfed.errors import SplitfedError, WireError
 from splitfed.inference.asking import MODEL
+from splitfed.inference.remote.keeping import most_bytes
+from splitfed.inference.service.adaptation.adapter import Adapter
 from splitfed.inference.service.backs import Backs
 from splitfed.inference.service.batching import Batcher, Busy, Request
 from splitfed.inference.service.door import Door
@@ -31,6 +34,7 @@ _AHEAD = 64  # requests of a stream that are not answered yet: of more none is r
 _HANDSHAKE_MS = 10_000
 _SECONDS_TO_LEAVE = 10.0  # for requests that wait when the service stops
 _MOST_STREAMS, _MOST_EACH = 4096, 64  # of all clients, and of one
+_MOST_KEEPING = 4  # streams of a client for images that it keeps
 
 
 @dataclass(slots=True, eq=False)
@@ -53,12 +57,14 @@ class Listener:
 
     def __init__(
         self, backs: Backs, door: Door, tally: Tally, metrics: Metrics, *, host: str, port: int,
-        strangers: Strangers | None = None,
+        adapter: Adapter | None = None, strangers: Strangers | None = None,
     ) -> None:  # fmt: skip
+        self._adapter = adapter
         self.port, self._host = port, host
         self._backs, self._door, self._tally, self._metrics = backs, door, tally, metrics
         self._strangers = strangers or Strangers()
         self._streams: set[_Stream] = set()
+        self._keeping: Counter[int] = Counter()
         self._loop = asyncio.new_event_loop()
         self._entered, self._left = ExitStack(), False
         self.batcher: Batcher  # set before the first client comes
@@ -102,10 +108,16 @@ class Listener:
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
             ("grpc.max_allowed_incoming_connections", most_connections()),
         ]
+        kept = most_bytes(self._adapter.side) if self._adapter else 0
         self._server = grpc.aio.server(
-            options=options(self._backs.most_bytes) + bounds, maximum_concurrent_rpcs=_MOST_STREAMS
+            options=options(max(self._backs.most_bytes, kept)) + bounds, maximum_concurrent_rpcs=_MOST_STREAMS
         )
-        kinds = {answers.GREET: self._greet, answers.FETCH: self._fetch, answers.ASK: self._ask}
+        kinds = {
+            answers.GREET: self._greet,
+            answers.FETCH: self._fetch,
+            answers.ASK: self._ask,
+            answers.KEEP: self._keep,
+        }
         handlers = {name: grpc.stream_stream_rpc_method_handler(how) for name, how in kinds.items()}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(answers.SERVICE, handlers),))
         where = endpoint(self._host, self.port)
@@ -157,19 +169,60 @@ class Listener:
             )
 
     async def _fetch(self, _: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
-        """Hand out what belongs to the back that is served, unless the client has it."""
+        """Hand out what belongs to the back that is served, unless the client has it; the norms alone to one that has
+        all else."""
         client = await self._admit(context)
-        back = self._backs.now
+        back = self._backs.of(client)
         known = entry(context.invocation_metadata(), answers.KNOWN_KEY).split(",")[:MOST_KNOWN]
+        alike = self._backs.alike
+        base = next((name for name in known if name in alike), "") if back.norms and back.name in alike else ""
+        content, role = (back.norms, "norms") if base else (back.bundle, "front")
         await context.send_initial_metadata((
-            (PROTOCOL_KEY, str(PROTOCOL)), (answers.FRONT_KEY, back.name), (answers.BYTES_KEY, str(len(back.bundle))),
+            (PROTOCOL_KEY, str(PROTOCOL)), (answers.FRONT_KEY, back.name), (answers.BYTES_KEY, str(len(content))),
+            (answers.BASE_KEY, base), (answers.ADAPT_KEY, self._adapts),
         ))  # fmt: skip
         if back.name in known:
             return
-        for start in range(0, len(back.bundle), CHUNK):
-            chunk = back.bundle[start : start + CHUNK]
+        for start in range(0, len(content), CHUNK):
+            chunk = content[start : start + CHUNK]
             yield chunk
-            self._tally.add(client, "down", "front", len(chunk))
+            self._tally.add(client, "down", role, len(chunk))
+
+    @property
+    def _adapts(self) -> str:
+        return self._adapter.settings.norms if self._adapter else ""
+
+    async def _keep(self, kept: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+        """Take images that a client keeps for adaptation, to the end of its stream."""
+        client = await self._admit(context)
+        adapter = self._adapter
+        if adapter is None or adapter.settings.norms != "whole":
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "this server takes no kept images: it was started without --adapt whole",
+            )
+            return
+        if self._keeping[client] >= _MOST_KEEPING:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"client {client} has {_MOST_KEEPING} streams open")
+        await context.send_initial_metadata(((PROTOCOL_KEY, str(PROTOCOL)),))
+        self._keeping[client] += 1
+        try:
+            async for buffer in kept:
+                if self._left or not self._door.knows(client):
+                    return
+                try:
+                    frame, number, taken = adapter.take_image(client, buffer)
+                except WireError as error:
+                    self._metrics.count("garbage")
+                    self._tally.add(client, "up", "envelope", len(buffer))
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+                self._tally.frame(client, "up", frame)
+                served = self._backs.of(client).name[:MODEL]
+                told = notice(answers.TAKEN, number, model=served) if taken else notice(BUSY, number, after_ms=1000)
+                self._tally.frame(client, "down", told)
+                yield told.buffer
+        finally:
+            self._keeping[client] -= 1
 
     async def _ask(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
         """Serve one stream of requests, to its end."""
@@ -183,7 +236,7 @@ class Listener:
         if sum(one.client == client for one in self._streams) >= _MOST_EACH:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"client {client} has {_MOST_EACH} streams open")
         stream = _Stream(client, rate, _seconds(seconds), asyncio.Queue())
-        await context.send_initial_metadata(((PROTOCOL_KEY, str(PROTOCOL)),))
+        await context.send_initial_metadata(((PROTOCOL_KEY, str(PROTOCOL)), (answers.ADAPT_KEY, self._adapts)))
         self._streams.add(stream)
         reader = asyncio.ensure_future(self._read(stream, requests))
         try:
@@ -228,10 +281,10 @@ class Listener:
             stream.down.put_nowait(error)
             return
         self._tally.frame(stream.client, "up", count(header, len(buffer)))
-        back = self._backs.named(model)
+        back = self._backs.named(model, stream.client)
         if back is None or stream.rate not in back.asking:
             self._metrics.count("anew")
-            stream.down.put_nowait(notice(ANEW, header.step, model=self._backs.now.name[:MODEL]))
+            stream.down.put_nowait(notice(ANEW, header.step, model=self._backs.of(stream.client).name[:MODEL]))
             return
 
         def answer(found: Packed | WireError) -> None:

@@ -17,6 +17,7 @@ _TOLD = {
     "splitfed_requests_total": "counter: requests by what came of them",
     "splitfed_images_total": "counter: images answered, by the block after which they left their client",
     "splitfed_bytes_total": "counter: bytes of frames, by direction and role",
+    "splitfed_adapted_images_total": "counter: images of adaptation, by what was done with them",
     "splitfed_request_seconds": "histogram: seconds from a request's arrival to its answer",
     "splitfed_batch_seconds": "histogram: seconds that a batch was computed",
     "splitfed_batch_images": "histogram: images of a batch",
@@ -80,6 +81,10 @@ class Metrics:
     def crossed(self, direction: str, role: str, sent: int) -> None:
         """Count bytes."""
         self._add("splitfed_bytes_total", sent, direction=direction, role=role)
+
+    def computed(self, what: str, images: int) -> None:
+        """Count images of adaptation."""
+        self._add("splitfed_adapted_images_total", images, what=what)
 
     def reloaded(self, outcome: str) -> None:
         """Count that a checkpoint was read, or could not be."""

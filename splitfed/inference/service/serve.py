@@ -5,9 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+from splitfed.config import read_option
 from splitfed.engines.deployment.processes import is_loopback, port_number
 from splitfed.errors import RunError, SplitfedError
+from splitfed.inference.service.adaptation import store
+from splitfed.inference.service.adaptation.adapter import Adapter
+from splitfed.inference.service.adaptation.settings import Adapt
 from splitfed.inference.service.backs import Backs
 from splitfed.inference.service.batching import Batcher
 from splitfed.inference.service.door import Door
@@ -27,15 +32,16 @@ class Service:
     `tls` is the folder that `splitfed certs` made; without it everything is plain text, and clients say themselves who
     they are, which must be wanted (`insecure`) anywhere but on this machine. Up to `batch` images are computed
     together, for which the first waits up to `wait` seconds, `queue` requests wait their turn, and a request holds up
-    to `most` images. What crosses is counted in `ledger`, by default `service/` in the run's folder. Rates, `round`,
-    `device` and `keep_old` are as in `Backs`. Raises a SplitfedError for the user's mistakes.
+    to `most` images. What crosses is counted in `ledger`, by default `service/` in the run's folder. With `adapt`, keys
+    of `AdaptConfig` or as YAML, norms learn from what clients keep. Rates, `round`, `device` and `keep_old` are as in
+    `Backs`. Raises a SplitfedError for the user's mistakes.
     """
 
     def __init__(
         self, run: str | Path, *, host: str = "127.0.0.1", port: int = PORT, tls: Path | None = None,
         insecure: bool = False, rates: Sequence[str] = (), batch: int = 32, wait: float = 0.002, queue: int = 256,
         most: int = 64, keep_old: float = 60.0, metrics_port: int = METRICS_PORT, ledger: Path | None = None,
-        round: int | None = None, device: str | None = None, overrides: list[str] | None = None,
+        adapt: Any = None, round: int | None = None, device: str | None = None, overrides: list[str] | None = None,
     ) -> None:  # fmt: skip
         if not host:
             raise RunError("--host: name an address to listen at; 0.0.0.0 is all of this machine's")
@@ -51,9 +57,16 @@ class Service:
         )  # fmt: skip
         self.metrics = Metrics()
         self.tally = Tally(ledger or self.run / "service", self.metrics)
-        self._listener = Listener(self.backs, self._door, self.tally, self.metrics, host=host, port=port)
+        self.adapter: Adapter | None = None
+        if adapt is not None:
+            keys = read_option("--adapt", adapt, Adapt)
+            self.adapter = Adapter(keys, self.backs, self.tally, self.tally.folder)
+        self._listener = Listener(
+            self.backs, self._door, self.tally, self.metrics, host=host, port=port, adapter=self.adapter
+        )
         self._batcher = Batcher(
-            self.metrics, batch=batch, wait=wait, queue=queue, there=lambda: self._listener.streams
+            self.metrics, batch=batch, wait=wait, queue=queue, there=lambda: self._listener.streams,
+            kept=self.adapter.take_tokens if self.adapter else None,
         )  # fmt: skip
         self._listener.batcher = self._batcher
         self.metrics.gauges = {
@@ -75,8 +88,9 @@ class Service:
 
     def __enter__(self) -> "Service":
         with ExitStack() as entered:
-            for part in (self._page, self.tally, self._batcher, self._listener):
-                entered.enter_context(part)
+            for part in (self._page, self.tally, self.adapter, self._batcher, self._listener):
+                if part is not None:
+                    entered.enter_context(part)
             self._entered = entered.pop_all()
         return self
 
@@ -90,11 +104,24 @@ class Service:
             self._door.reload()
             self._listener.let_go()
             changed = self.backs.reload()
+            if self.adapter is not None:
+                self.adapter.rebase()
         except SplitfedError:
             self.metrics.reloaded("failed")
             raise
         self.metrics.reloaded("read")
         return f"round {self.backs.now.round} is served{'' if changed else ', as before'}"
+
+    def forget(self) -> str | None:
+        """Let go of adapted norms where another process has asked for it, and return a line on that, or None."""
+        if (owner := store.wish(self.tally.folder)) is None:
+            return None
+        if self.adapter is not None:
+            self.adapter.forget(*owner)
+        else:
+            store.drop(self.tally.folder, *owner)
+        whose = "all clients" if owner[0] is None else f"client {owner[0]}"
+        return f"what was adapted for {whose} is forgotten"
 
 
 def serve_model(
@@ -117,9 +144,13 @@ def serve_model(
             say(f"rates       {', '.join(service.backs.now.asking)}")
             say(f"metrics at  http://127.0.0.1:{service.metrics_port}/metrics")
             say(f"bytes in    {service.tally.folder}")
+            if service.adapter is not None:
+                say(f"adapting    norms: {service.adapter.settings.norms}, after {service.adapter.steps} steps so far")
             look = time.monotonic()
             while True:
                 time.sleep(_LOOK_SECONDS)
+                if forgotten := service.forget():
+                    say(forgotten)
                 due = watch is not None and time.monotonic() - look >= watch
                 if due:
                     look = time.monotonic()

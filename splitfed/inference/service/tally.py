@@ -2,8 +2,9 @@
 
     day,client,direction,role,messages,sent_bytes
 
-A file is written anew each second in which something crossed, so it is as long as there are clients and roles, and the
-oldest make room for new ones: what lies on disk is bounded.
+What adaptation computes is there too, by images, in the direction `here`, and takes no bytes. A file is written anew
+each second in which something crossed, so it is as long as there are clients and roles, and the oldest make room for
+new ones: what lies on disk is bounded.
 """
 
 import logging
@@ -26,6 +27,7 @@ from splitfed.wire.frame import Counted
 log = logging.getLogger(__name__)
 
 COLUMNS = ("day", "client", "direction", "role", "messages", "sent_bytes")
+HERE = "here"
 NOBODY = -1  # who has not said who it is, and the last ones where there are too many
 _MOST_CLIENTS = 4096
 _SECONDS = 1.0
@@ -76,6 +78,14 @@ class Tally:
     def add(self, client: int, direction: Direction, role: str, sent: int) -> None:
         """Count a message, or a part of one, of so many bytes."""
         self._metrics.crossed(direction, role, sent)
+        self._count(client, direction, role, 1, sent)
+
+    def images(self, client: int, role: str, images: int) -> None:
+        """Count images that were computed here for what a role says."""
+        self._metrics.computed(role, images)
+        self._count(client, HERE, role, images, 0)
+
+    def _count(self, client: int, direction: str, role: str, messages: int, sent: int) -> None:
         with self._lock:
             if (day := self._day()) != self._of:
                 self._flush()
@@ -84,7 +94,7 @@ class Tally:
                 client = client if len(self._clients) < _MOST_CLIENTS else NOBODY
                 self._clients.add(client)
             found = self._sums[client, direction, role]
-            found[0], found[1] = found[0] + 1, found[1] + sent
+            found[0], found[1] = found[0] + messages, found[1] + sent
             self._changed = True
 
     def sums(self) -> dict[Place, tuple[int, int]]:
@@ -130,6 +140,6 @@ class Tally:
 
 def _row(line: dict[str, str]) -> tuple[Place, int, int]:
     client = NOBODY if line["client"] == str(NOBODY) else count(line["client"])
-    if line["direction"] not in get_args(Direction) or not line["role"].isidentifier():
+    if line["direction"] not in (*get_args(Direction), HERE) or not line["role"].isidentifier():
         raise ValueError("no row of a service's ledger")
     return (client, line["direction"], line["role"]), count(line["messages"]), count(line["sent_bytes"])

@@ -12,7 +12,7 @@ from splitfed.errors import RunError
 from splitfed.inference.exits import load
 from splitfed.inference.fitting import fit
 from splitfed.inference.rates import rates
-from splitfed.inference.remote.bundle import name_of, pack_bundle, read_bundle
+from splitfed.inference.remote.bundle import name_of, pack_bundle, pack_norms, patched, read_bundle
 from splitfed.inference.run_model import RunModel
 from splitfed.seeds import Key
 
@@ -53,6 +53,46 @@ def test_its_name_is_that_of_its_content(with_exits: Path, tmp_path: Path) -> No
     (tmp_path / "bundle").write_bytes(first)
     assert read_bundle(tmp_path / "bundle").name == name_of(first)
     assert name_of(bundle(with_exits, "model.cut=3")) != name_of(first)
+
+
+def test_with_other_norms_it_is_what_it_would_be_elsewhere(with_exits: Path, tmp_path: Path) -> None:
+    model, first = RunModel.read(with_exits), bundle(with_exits)
+    exits, _, judged = load(model)
+    norms = {f"front.{name}": tensor for name, tensor in model.parts.front.state_dict().items() if ".norm" in name}
+    assert norms
+    assert patched(first, pack_norms(norms)) == first
+    for tensor in norms.values():  # the model's own
+        tensor.add_(0.5)
+    other = pack_bundle(model, exits, judged, rates(model.scenario.compression, ["run"]), 8)
+    content = pack_norms({**norms, "back.norm.weight": torch.ones(16)})
+    assert patched(first, content) == other != first
+    assert b"back.norm" not in content
+    assert patched(other, pack_norms({})) == other
+
+
+@pytest.mark.parametrize(
+    "norms",
+    [
+        b"", b"\xff" * 40, struct.pack("<Q", 2) + b"[]", struct.pack("<Q", 2) + b"{}"[:1], struct.pack("<Q", 1 << 60),
+        struct.pack("<Q", 40000) + b"[" * 40000,
+        *(
+            struct.pack("<Q", len(text)) + text + b"\0" * 64
+            for text in (
+                json.dumps({"front.blocks.0.norm1.weight": said}).encode()
+                for said in (
+                    None, {}, {"dtype": "F32", "shape": [16], "data_offsets": [0, 999]},
+                    {"dtype": "F32", "shape": [16], "data_offsets": [-64, 0]},
+                    {"dtype": "F32", "shape": [16], "data_offsets": ["0", "64"]},
+                    {"dtype": "F32", "shape": [16], "data_offsets": [0, 60]},
+                    {"dtype": "F16", "shape": [32], "data_offsets": [0, 64]},
+                )
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_norms_of_anything_else_are_refused(with_exits: Path, norms: bytes) -> None:
+    with pytest.raises(ValueError, match="norms that are not of this front"):
+        patched(bundle(with_exits), norms)
 
 
 def test_it_holds_no_back_and_no_folder_of_the_server(with_exits: Path, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save
 
 from splitfed import Predictor, RemotePredictor
 from splitfed.data.sources.base import open_digits
@@ -14,6 +16,7 @@ from splitfed.errors import SplitfedError, WireError
 from splitfed.inference.service.backs import Backs
 from splitfed.wire.answers import (
     ASK,
+    BASE_KEY,
     BYTES_KEY,
     FETCH,
     FRONT_KEY,
@@ -36,6 +39,7 @@ class Liar:
         self.back = Backs(run, named=PLAIN).now
         self.front, self.size, self.chunks = self.back.name, str(len(self.back.bundle)), [self.back.bundle]
         self.spoken: tuple = (SPOKEN,)
+        self.base = ""
         self.nonce = b"nonce"
         self.asked = 0
         self.answer: Callable[[bytes], Iterator[bytes]] = self.honest
@@ -54,7 +58,9 @@ class Liar:
         yield self.nonce
 
     def _fetch(self, requests, context):
-        context.send_initial_metadata((*self.spoken, (FRONT_KEY, self.front), (BYTES_KEY, self.size)))
+        context.send_initial_metadata(
+            (*self.spoken, (FRONT_KEY, self.front), (BYTES_KEY, self.size), (BASE_KEY, self.base))
+        )
         yield from self.chunks
 
     def _ask(self, requests, context):
@@ -90,6 +96,7 @@ def asking(liar: Liar, state: Path) -> RemotePredictor:
         ({"chunks": [b"x" * 200_000] * 20}, "another SHA-256"),  # more than was said
         ({"front": "0" * 64}, "another SHA-256"), ({"front": "../../../etc"}, "does not say what"),
         ({"size": "-1"}, "does not say what"), ({"size": str(1 << 40)}, "does not say what"),
+        ({"base": "0" * 64}, "does not say what"),  # it has no such front
         ({"spoken": ()}, "is no service of splitfed"), ({"nonce": b"\xff\x00"}, "is no service of splitfed"),
     ],
 )  # fmt: skip
@@ -99,6 +106,23 @@ def test_a_front_that_is_not_what_it_says_is_not_kept(liar: Liar, tmp_path: Path
     with pytest.raises(WireError, match=told):
         asking(liar, tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("norms", "told"),
+    [
+        (b"", "norms that are not of this front"), (b"x" * 999, "norms that are not of this front"),
+        (save({"front.norm.weight": torch.ones(3)}), "norms that are not of this front"), (save({}), "another SHA-256"),
+        (b"x" * (1 << 22), "does not say what"),  # more than all of it
+    ],
+)  # fmt: skip
+def test_norms_that_are_not_of_the_front_are_not_taken(liar: Liar, tmp_path: Path, norms: bytes, told: str) -> None:
+    asking(liar, tmp_path).close()
+    before = sorted(tmp_path.rglob("*"))
+    liar.base, liar.front, liar.size, liar.chunks = liar.front, "0" * 64, str(len(norms)), [norms]
+    with pytest.raises(WireError, match=told):
+        asking(liar, tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_front_that_nobody_can_read_is_told(liar: Liar, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What `serve-model` costs over a bare gRPC server with the same back: latency and requests a second.
 
-    python benchmarks/serving.py [RUN] [--clients 1,8,32] [--seconds 3] [--repeats 3] [--threads 1] [--rate RATE]
+    python benchmarks/inference/serving.py [RUN] [--clients 1,8,32] [--seconds 3] [--repeats 3] [--threads 1]
+        [--rate RATE]
 
 RUN is a run's folder; without it a small one is made. Three servers, a process each, are asked alternately by as many
 streams as are named, in one more process, each with one request under way, of one image: `bare` takes float32 tokens as
