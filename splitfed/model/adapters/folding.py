@@ -22,7 +22,7 @@ def composed(state: State, scale: float) -> dict[str, Tensor]:
     for layer, parts in by_layer(state).items():
         beside, behind = (
             scale
-            * torch.stack([part[f"{where}.up"].double() @ part[f"{where}.down"].double() for part in parts]).sum(0)
+            * torch.stack([part[f"{where}.up"].T.double() @ part[f"{where}.down"].double() for part in parts]).sum(0)
             for where in (BESIDE, BEHIND)
         )
         weight = plain[f"{layer}.weight"]
@@ -45,7 +45,7 @@ def widened(state: State, scale: float) -> dict[str, Tensor]:
         columns = last.new_zeros(len(last), more)
         if parts := found.get(mlp):
             rows, shift = (torch.cat([part[f"{BESIDE}.{one}"] for part in parts]) for one in ("down", "down_bias"))
-            columns = torch.cat([scale * part[f"{BESIDE}.up"] for part in parts], 1)
+            columns = torch.cat([scale * part[f"{BESIDE}.up"].T for part in parts], 1)
             end = end.double() + scale * sum(part[f"{BESIDE}.up_bias"].double() for part in parts)
         plain |= {
             name: torch.cat([first, rows]), f"{mlp}.fc1.bias": torch.cat([bias, shift]),

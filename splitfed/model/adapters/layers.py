@@ -16,14 +16,15 @@ BESIDE, BEHIND = "parallel", "sequential"
 
 
 class Branch(nn.Module):
-    """Two small matrices, `taken` numbers to `width` to `given`; `curved` has a GELU between them, and biases. It reads
+    """Two small matrices, `[width, taken]` and `[width, given]`; `curved` has a GELU between them, and biases. It reads
     what goes into its layer, or what comes out of it. The second matrix is zero at first."""
 
     def __init__(self, taken: int, width: int, given: int, scale: float, key: Key, *, curved: bool) -> None:
         super().__init__()
         bound = taken**-0.5  # that of nn.Linear
         drawn = torch.empty(width, taken).uniform_(-bound, bound, generator=key.generator())
-        self.down, self.up = nn.Parameter(drawn), nn.Parameter(torch.zeros(given, width))
+        # Both have long rows: a codec may keep a scale for each.
+        self.down, self.up = nn.Parameter(drawn), nn.Parameter(torch.zeros(width, given))
         self.down_bias = nn.Parameter(torch.zeros(width)) if curved else None
         self.up_bias = nn.Parameter(torch.zeros(given)) if curved else None
         self.scale, self.curved, self.rests = scale, curved, False
@@ -37,7 +38,7 @@ class Branch(nn.Module):
         assert down is not None
         assert up is not None
         hidden = linear(tokens, down, down_bias)
-        return self.scale * linear(gelu(hidden) if self.curved else hidden, up, up_bias)
+        return self.scale * linear(gelu(hidden) if self.curved else hidden, up.T, up_bias)
 
 
 class Added(nn.ModuleList):

@@ -100,7 +100,7 @@ def test_a_bottleneck_and_hydra_are_what_their_formulas_say() -> None:
                 own = dict(block.get_submodule(f"{layer}.added.{number}.{form}").named_parameters())
                 assert own["down"].shape == (3, 16)
                 hidden = gelu(read @ own["down"].T + own["down_bias"])
-                added = added + 0.3 * (hidden @ own["up"].T + own["up_bias"])
+                added = added + 0.3 * (hidden @ own["up"] + own["up_bias"])
             x = x + out + added
         assert torch.allclose(block(tokens), x, atol=1e-6)
     parts = shaken(adapted("{kind: hydra, rank: 2, scale: 0.3, targets: [fc2]}"))
@@ -110,7 +110,7 @@ def test_a_bottleneck_and_hydra_are_what_their_formulas_say() -> None:
         layer.get_parameter(f"added.0.{where}.{one}") for where in ("parallel", "sequential") for one in ("down", "up")
     )
     out = linear(taken, layer.weight, layer.bias)
-    wanted = out + 0.3 * taken @ down.T @ up.T + 0.3 * out @ next_down.T @ next_up.T
+    wanted = out + 0.3 * taken @ down.T @ up + 0.3 * out @ next_down.T @ next_up
     assert torch.allclose(layer(taken), wanted, atol=1e-6)
 
 
