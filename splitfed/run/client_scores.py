@@ -53,6 +53,7 @@ class Standing:
 
 # As `metrics.csv` and the summary have it.
 STANDING = tuple(field.name for field in fields(Standing))
+CLIENTS = ("worst_client", "median_client", "best_client")
 
 
 def read_scores(folder: Path) -> dict[int, list[Score]]:

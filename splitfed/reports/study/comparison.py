@@ -14,6 +14,7 @@ from splitfed.errors import RunError
 from splitfed.reports import units
 from splitfed.reports.study.groups import Axis, Group, Run, group, spent
 from splitfed.reports.tables import at_heads, new_table, show, to_csv
+from splitfed.run.client_scores import CLIENTS
 from splitfed.run.metrics import read_metrics
 from splitfed.run.summary import NAME, Summary
 from splitfed.scenario.budget import Counted
@@ -56,10 +57,11 @@ class Grouped:
         time, `at` is in seconds."""
         several = any(len(one.runs) > 1 for one in self.groups)
         simulated = any(one.simulated is not None for one in self.groups)
+        asked = any(one.clients["worst_client"] is not None for one in self.groups)
         columns: tuple[Counted, ...] = ("total",) if self.of == "total" else ("cut", "total")
         table = new_table("\nscenario", [
             "\nseeds", "\nrounds", "\naccuracy", *(["lowest to\nhighest"] if several else []),
-            *_at_heads(at, self.axis),
+            *_at_heads(at, self.axis), *([_CLIENTS] if asked else []),
             *(f"{of}\nbytes" for of in columns), "\nratio", *(f"{of}\nfactor" for of in columns), "images\nfactor",
             "\ntime",
             *(["simulated\ntime"] if simulated else []),
@@ -74,6 +76,7 @@ class Grouped:
                 units.percent(accuracy.mean),
                 *([_range(one)] if several else []),
                 *([] if at is None else [units.percent(reached.mean) if reached else units.NONE]),
+                *([_clients(one.clients)] if asked else []),
                 *(units.size(one.sent(of)) for of in columns),
                 units.NONE if one.ratio is None else units.decimal(one.ratio, 3),
                 *(units.factor(one.raw(of), one.sent(of)) for of in columns),
@@ -107,6 +110,7 @@ class Grouped:
                 f"{prefix}eval_accuracy": reached and reached.mean,
                 f"{prefix}eval_accuracy_low": reached and reached.low,
                 f"{prefix}eval_accuracy_high": reached and reached.high,
+                **one.clients,
                 "cut_bytes": one.sent("cut"), "total_bytes": one.sent("total"),
                 "images_bytes": one.images_bytes, "images_factor": one.images_factor,
                 "raw_bytes": one.raw("cut"), "total_raw_bytes": one.raw("total"),
@@ -133,6 +137,15 @@ def _why_dashes(reasons: list[tuple[str, str]], at: float, of: Axis) -> list[str
     return [head, *(f"  {name}: {why}" for name, why in reasons)] if reasons else []
 
 
+_CLIENTS = "worst, median,\nbest client"
+
+
+def _clients(each: dict[str, float | None]) -> str:
+    if None in each.values():
+        return units.NONE
+    return f"{', '.join(units.percent(one).removesuffix(' %') for one in each.values())} %"
+
+
 def _as_reported(name: str) -> str:
     return f"{name}: what its images weigh is as its clients report it"
 
@@ -152,9 +165,10 @@ class Comparison:
         """Return a row per finished run. Accuracy is that of the test split; total bytes contain the waste. `at` adds
         the accuracy on the validation split after so many bytes: of the cut, or of both planes (`total`), which are
         those of finished rounds and so without the waste."""
+        asked = any(summary.worst_client is not None for _, summary in self.runs)
         table = new_table("\nscenario", [
-            "\nseed", "\nrounds", "\naccuracy", *_at_heads(at, of), "cut\nbytes", "total\nbytes", "cut\nfactor",
-            "total\nfactor", "images\nfactor", "\ntime", "\nwaste",
+            "\nseed", "\nrounds", "\naccuracy", *_at_heads(at, of), *([_CLIENTS] if asked else []), "cut\nbytes",
+            "total\nbytes", "cut\nfactor", "total\nfactor", "images\nfactor", "\ntime", "\nwaste",
         ])  # fmt: skip
         table.add_column("\nrun folder")
         for folder, summary in self.runs:
@@ -164,6 +178,7 @@ class Comparison:
                 str(summary.rounds),
                 units.percent(summary.test_accuracy),
                 *([] if at is None else [units.percent(_reached(folder, summary, at, of)[0])]),
+                *([_clients({name: getattr(summary, name) for name in CLIENTS})] if asked else []),
                 units.size(summary.cut_bytes),
                 units.size(summary.total_bytes),
                 units.factor(summary.raw_bytes, summary.cut_bytes),

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from splitfed.errors import ScenarioError
 from splitfed.reports import units
 from splitfed.reports.study.labels import distinct
+from splitfed.run.client_scores import CLIENTS
 from splitfed.run.journal import check_finished
 from splitfed.run.ledger import Totals, totals_by_round
 from splitfed.run.metrics import Metrics, read_metrics
@@ -170,6 +171,16 @@ class Group:
     def accuracy(self) -> Spread:
         """Accuracy on the test split."""
         return self.spread(lambda run: run.summary.test_accuracy)
+
+    @property
+    def clients(self) -> dict[str, float | None]:
+        """The mean accuracy of the worst, the median and the best client, by their names in a summary; None where those
+        of a run were not asked."""
+        found: dict[str, float | None] = {}
+        for name in CLIENTS:
+            each = [getattr(run.summary, name) for run in self.runs]
+            found[name] = None if None in each else Spread.of(each).mean
+        return found
 
     @property
     def ratio(self) -> float | None:

@@ -349,6 +349,7 @@ def test_the_csv_of_groups_holds_means_and_extremes(tmp_path: Path) -> None:
         "scenario": "adc", "seeds": "0 1", "test_accuracy": "0.5625", "test_accuracy_low": "0.5",
         "test_accuracy_high": "0.625", "at_bytes": "2500000", "at_eval_accuracy": "0.375",
         "at_eval_accuracy_low": "0.3125", "at_eval_accuracy_high": "0.4375",
+        "worst_client": "", "median_client": "", "best_client": "",
         "cut_bytes": "3000000", "total_bytes": "6000000", "images_bytes": "", "images_factor": "",
         "raw_bytes": "10000000", "total_raw_bytes": "12000000",
         "ratio": "0.3", "seconds": "60.5", "simulated_seconds": "",
@@ -357,6 +358,21 @@ def test_the_csv_of_groups_holds_means_and_extremes(tmp_path: Path) -> None:
     assert not any(name.startswith("at_") for name in row)
     (first, _) = csv.DictReader(io.StringIO(compare(folders).to_csv(at=1)))
     assert (first["at_bytes"], first["at_eval_accuracy"]) == ("1", "")
+
+
+def test_worst_median_and_best_client_stand_where_clients_were_asked(tmp_path: Path) -> None:
+    folders = [study(tmp_path, "adc", 0.4, seed, 0.5, 3_000_000) for seed in (0, 1)]
+    heads = ["".join(str(column.header).split()) for column in compare(folders).grouped().table().columns]
+    assert "worst,median,bestclient" not in heads
+    for folder, scores in zip(folders, ((0.2, 0.5, 0.75), (0.4, 0.5, 1.0)), strict=True):
+        asked = dict(zip(("worst_client", "median_client", "best_client"), scores, strict=True))
+        replace(Summary.read(folder), **asked).write(folder)
+    result = compare(folders)
+    assert list(map(str, result.table().columns[4].cells)) == ["20.0, 50.0, 75.0 %", "40.0, 50.0, 100.0 %"]
+    (row,) = csv.DictReader(io.StringIO(result.grouped().to_csv()))
+    assert float(row["worst_client"]) == pytest.approx(0.3)
+    assert (row["median_client"], row["best_client"]) == ("0.5", "0.875")
+    assert "30.0, 50.0, 87.5 %" in [str(cell) for column in result.grouped().table().columns for cell in column.cells]
 
 
 def test_by_total_sorts_and_shows_the_bytes_of_both_planes_and_the_waste(tmp_path: Path) -> None:
