@@ -167,7 +167,7 @@ class SplitStep:
         left = self._left()
         plan, targets = self.cut.plan(
             activations, labels, key.at("plan"), partial(self._seen, left), self.part.front.encoder,
-            positions=left and left.positions,
+            positions=None if left is None else left.positions,
         )  # fmt: skip
         smashed = plan.reduce(activations)
         packed = self.cut.pack_step(plan, smashed, targets, len(labels), key.at("rounding"), place, visit)

@@ -1,6 +1,7 @@
 """What a round asks for, and what it comes to."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from splitfed.run.client_scores import Score
 from splitfed.server.cohort.align import AlignCall
@@ -41,4 +42,4 @@ class Outcome:
     scores: list[Score] = field(default_factory=list)
     losses: dict[int, float] = field(default_factory=dict)
     asked: bool = False
-    adapted: dict[str, float | None] = field(default_factory=dict)
+    adapted: dict[str, Any] = field(default_factory=dict)

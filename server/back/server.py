@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Lock
+from typing import Any
 
 from splitfed.errors import Refused, WireError
 from splitfed.model.adaptive.alast import Numbers
@@ -146,7 +147,7 @@ class SplitServer:
             session = self._sessions.get(client)
         return session.loss if session else None
 
-    def adapted(self) -> dict[str, float | None]:
+    def adapted(self) -> dict[str, Any]:
         """Return what `metrics.csv` tells of the round's mini-batches, where blocks of the back have budgets."""
         tally, geometry = self._passes.tally, self._cut.geometry
         if self._counting is None:

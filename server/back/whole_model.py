@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
+from typing import Any
 
 from splitfed.errors import Refused, WireError
 from splitfed.server.back.round_context import OnStep
@@ -43,7 +44,7 @@ class Unsplit:
     def loss(self, client: int) -> None:
         """Return nothing: the client alone knows its loss."""
 
-    def adapted(self) -> dict[str, float | None]:
+    def adapted(self) -> dict[str, Any]:
         """Return nothing: no blocks with budgets are trained here."""
         return {}
 

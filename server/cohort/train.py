@@ -188,7 +188,7 @@ class TrainCall:
         seen = sum(cohort.weights[client] for client in taken)
         return arrays, math.fsum(cohort.weights[client] / seen * losses[client] for client in taken)
 
-    def adapted(self, cohort: Cohort, taken: Iterable[int]) -> dict[str, float | None]:
+    def adapted(self, cohort: Cohort, taken: Iterable[int]) -> dict[str, Any]:
         """Return what `metrics.csv` tells of a round of blocks with budgets, in which these clients were taken; nothing
         where they have none."""
         if self._scenario.model.adaptive is None:

@@ -120,6 +120,11 @@ class Part(VisionTransformer):
         self._frozen = self.stays = frozenset()
         self.train(vit.training)
 
+    @property
+    def _adapts(self) -> bool:
+        """Whether the pass that comes is one of training that has begun with its blocks' budgets."""
+        return self.training and self.adaptive is not None and self.adaptive.begun
+
     def after(self, block: int) -> nn.Module:
         """Return what makes the output of a block, whose number is the whole model's, from 1 on."""
         return self.blocks.get_submodule(str(block - 1))
@@ -201,7 +206,7 @@ class Front(Part):
         """Turn images `[B, 3, H, W]` into activations at the cut, `[B, n, D]`. With `gates`, the rows of tokens that
         they close are zeros, and `budget` is the share of patch tokens that they let through, in (0, 1], of all samples
         or of each, `[B]`; None is their own."""
-        if self.adaptive is not None and self.adaptive.begun:
+        if self.adaptive is not None and self._adapts:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.adaptive.embeds):
                 tokens = self._embed(images)
             return self.adaptive.through(tokens, self.blocks, self.num_prefix_tokens, again=self.grad_checkpointing)
@@ -270,7 +275,7 @@ class Later(Part):
         """Turn activations `[B, k, D]` into logits `[B, classes]`, or where a tail follows into its input, `[B, k, D]`.
         Prefix tokens come first, any may follow them. Where it is `ragged`, nothing attends to rows of zeros, which
         stand for no token: they come out as zeros, or are not pooled."""
-        if self.adaptive is not None and self.adaptive.begun:
+        if self.adaptive is not None and self._adapts:
             features = self.norm(self.adaptive.through(activations, self.blocks, self.num_prefix_tokens))
             return self.forward_head(features) if self._ends else features
         here = self._here(activations) if self.ragged else None

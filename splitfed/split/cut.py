@@ -78,7 +78,7 @@ class Cut:
     ) -> None:  # fmt: skip
         self.reducer = config.reducer.build()
         if adaptive is not None:
-            self.reducer = LeftTokens(self.reducer, *adaptive.left(geometry))
+            self.reducer = LeftTokens(self.reducer, geometry.tokens, *adaptive.left(geometry))
         self.geometry, self.device, self.private = geometry, device, private
         self._crossings = {
             "smashed": config.smashed, "targets": config.targets, "cut_gradient": config.cut_gradient,

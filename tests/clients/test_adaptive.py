@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from splitfed import Scenario, simulate
+from splitfed import Scenario, estimate, simulate
 from splitfed.data.batches import batches
 from splitfed.data.dataset import load
 from splitfed.model.adaptive.alast import Numbers
@@ -27,8 +27,8 @@ SGD = [f"training.{side}.optimiser={{kind: sgd, lr: 0.05, momentum: 0.5}}" for s
 WHOLE = ["federation.mode=fl", "training.server={}"]
 
 
-def scenario(trained: str, *overrides: str, more: str = "") -> Scenario:
-    return small(*MODEL, *SGD, f"model.adaptive={{kind: alast, trained: {trained}, alpha: 0.3{more}}}", *overrides)
+def scenario(trained: str, *overrides: str, alpha: float = 0.3, more: str = "") -> Scenario:
+    return small(*MODEL, *SGD, f"model.adaptive={{kind: alast, trained: {trained}, alpha: {alpha}{more}}}", *overrides)
 
 
 def numbers(plan: Scenario) -> Numbers:
@@ -208,3 +208,26 @@ def test_a_client_with_the_whole_model_keeps_the_budgets_of_both_sides(tmp_path:
     }  # fmt: skip
     assert all(bool((kept[f"{side}/changes"] > 0).all()) for side in ("front", "back"))
     assert not any(row["plane"] == "data" for row in table(folder / "ledger.csv"))
+
+
+def test_a_dry_run_expects_what_a_run_then_counts(tmp_path: Path) -> None:
+    """Budgets that do not move leave 13 of 17 tokens at the cut: of 16 patches 14, and then 12."""
+    plan = scenario("2", "federation.rounds=6", *PLAIN, alpha=0)
+    told, ran = estimate(plan), simulate(plan, runs=tmp_path)
+    plain = estimate(small(*MODEL, *PLAIN, "federation.rounds=6"))
+    for role in ("smashed", "side", "targets"):
+        assert 6 * told.round.select(role=role).coded == ran.totals.select(role=role).coded
+    ask, found = numbers(plan), told.operations.adaptive
+    assert found is not None
+    assert found.learns == pytest.approx(1 - 1 / 6)
+    for row in ran.rounds:
+        steps = [(row.round, client, step) for client in range(3) for step in (1, 2)]
+        assert row.unanswered == sum(not ask.front_learns(*step) for step in steps) / len(steps)
+        assert row.cut_tokens == 13
+    for side, expected in (("client", found.front), ("server", found.back)):
+        counted = [getattr(row, f"{side}_operations") for row in ran.rounds]
+        assert sum(counted) / len(counted) == pytest.approx(expected, rel=0.1)
+    assert told.operations.client_ratio == pytest.approx(found.front / plain.operations.front)
+    assert found.front < 0.8 * plain.operations.front
+    assert found.back < 0.7 * plain.operations.back
+    assert told.server.activations < plain.server.activations

@@ -20,10 +20,11 @@ _POSITIONS, _LEFT = "positions", "left"
 
 
 class LeftTokens(Reducer):
-    """Another `method` on what is left: at least `least` patch tokens, and `first` where nothing has been learned."""
+    """Another `method` on what is left of `tokens` tokens: at least `least` patch tokens, and `first` where nothing has
+    been learned."""
 
-    def __init__(self, method: Reducer, least: int, first: int) -> None:
-        self._method, self._least, self._first = method, least, first
+    def __init__(self, method: Reducer, tokens: int, least: int, first: int) -> None:
+        self._method, self._tokens, self._least, self._first = method, tokens, least, first
         self.needs_attention, self.separable = method.needs_attention, method.separable
 
     def halves(self, geometry: Geometry, key: Key):
@@ -37,14 +38,15 @@ class LeftTokens(Reducer):
 
     def foreseen(self) -> "LeftTokens":
         """Return the same behind what tells the method's bytes in advance."""
-        return LeftTokens(self._method.foreseen(), self._least, self._first)
+        return LeftTokens(self._method.foreseen(), self._tokens, self._least, self._first)
 
     def plan(self, view: View, key: Key) -> Plan:
         """Let the method decide on what is left, and say where it stood."""
         plan, (samples, tokens, _) = self._method.plan(view, key), view.activations.shape
         positions = view.positions
-        if positions is None:
-            positions = torch.arange(tokens, device=view.activations.device).expand(samples, -1)
+        if positions is None:  # all are here, or it is not the model that has made them
+            even = torch.linspace(0, self._tokens - 1, tokens, dtype=torch.float64, device=view.activations.device)
+            positions = even.round().long().expand(samples, -1)
         plan.side = {**plan.side, _POSITIONS: plan.travelling(positions)}
         plan.meta = {**plan.meta, _LEFT: tokens}
         return plan

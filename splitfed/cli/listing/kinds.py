@@ -226,6 +226,12 @@ def _adapters(_: str) -> Iterator[Listed]:
     return _kinds(ModelConfig, "adapter")
 
 
+def _adaptive(_: str) -> Iterator[Listed]:
+    from splitfed.model.settings import ModelConfig
+
+    return _kinds(ModelConfig, "adaptive")
+
+
 def _availability(_: str) -> Iterator[Listed]:
     from splitfed.scenario.sections import Federation
 
@@ -270,5 +276,6 @@ _SORTS: dict[str, tuple[Callable[[str], Iterator[Listed]], str]] = {
     "scenarios": (_scenarios, "The scenarios that ship."),
     "models": (_models, "The models of timm that can be split."),
     "adapters": (_adapters, "What of the model is trained."),
+    "adaptive": (_adaptive, "Which blocks train in a mini-batch, and on how many of its tokens."),
 }
 SORTS = {what: found for what, (found, _) in _SORTS.items()}

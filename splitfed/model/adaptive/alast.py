@@ -149,6 +149,7 @@ class Adaptive:
         self._chosen: frozenset[int] | None = None
         self._seen: Tensor | None = None  # the changes of the last pass, until they are committed
         self.tally = Tally()
+        self.budgets = self.changes = torch.empty(0)  # float64 `[blocks]`
         self.load_state_dict({})
 
     def begin(self, round: int, client: int, step: int, key: Key) -> None:
@@ -175,7 +176,7 @@ class Adaptive:
             chosen = torch.multinomial(self.budgets.softmax(0), number, generator=key.generator())
         return frozenset(chosen.tolist())
 
-    def through(self, tokens: Tensor, blocks: Sequence[nn.Module], prefix: int, *, again: bool = False) -> Tensor:
+    def through(self, tokens: Tensor, blocks: nn.Sequential, prefix: int, *, again: bool = False) -> Tensor:
         """Take tokens `[B, n, d]`, of which the first `prefix` are no patches, through all `blocks`, and return what is
         left, `[B, k, d]`. What of a block is trained gets gradients where it was chosen; with `again` a block is
         computed once more on the way back."""

@@ -7,11 +7,14 @@ from collections import Counter
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from splitfed.model.adaptive.alast import Adaptive, Numbers, budgets_of, give_budgets
 from splitfed.model.adaptive.settings import AlastConfig
 from splitfed.model.parts import VisionTransformer, split
 from splitfed.seeds import Key
+from splitfed.split.computing.operations import pass_operations
 
 DEPTH, CUT = 4, 2
 
@@ -200,3 +203,18 @@ def test_blocks_of_higher_budget_are_drawn_more_often():
             front(torch.zeros(1, 3, 16, 16))
         chosen.update(front.adaptive.last.trained)
     assert chosen[1] / 300 == pytest.approx(1 / (1 + math.exp(-0.5)), abs=0.1)
+
+
+@pytest.mark.parametrize("embedding", ["always", "never"])
+def test_operations_of_a_pass_are_those_that_torch_counts(embedding: str):
+    """But for a part of the way back through the lowest block, which nothing below it needs."""
+    front, _ = parts(embedding=embedding, trained={"front": 1}, alpha=0.5)
+    counts = pass_operations(front, front.geometry(4, 3), 16)
+    for step in range(1, 5):
+        front.adaptive.begin(1, 0, step, Key(step))
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            made = front(torch.randn(1, 3, 16, 16))
+            made.backward(made)
+        front.adaptive.commit()
+        found, counted = counts(front.adaptive.last.counted(True), front.adaptive), counter.get_total_flops()
+        assert found == counted if embedding == "always" else 0.8 * found < counted <= found
