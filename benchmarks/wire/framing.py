@@ -32,7 +32,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 
-from netns import Network, Unavailable, answer, tell
+from network.netns import Network, Unavailable, answer, tell
 
 HEADERS, FULL = 14 + 20 + 32, 14 + 1500
 SIZES = (100_000, 800_000)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from helpers import PLAIN, small
-from netns import Counts, Network, Unavailable, answer, tell
 from network import wire_host
+from network.netns import Counts, Network, Unavailable, answer, tell
 from network.wire_host import CARRIERS
 
 from splitfed.engines.deployment.certificates import make

@@ -13,10 +13,10 @@ from statistics import fmean, median
 
 import pytest
 from helpers import PLAIN, small, table
-from netns import Unavailable, answer
 from network import mirror
 from network.forwarder import Shape
 from network.mirror import Errand
+from network.netns import Unavailable, answer
 from network.shaped import Shaped
 from outcomes import same
 

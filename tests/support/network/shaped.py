@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from netns import Network, Unavailable, answer, inside, ip, tell
 from network import forwarder
 from network.forwarder import Counted, Shape
+from network.netns import Network, Unavailable, answer, inside, ip, tell
 
 _TUN, _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = Path("/dev/net/tun"), 0x400454CA, 0x0001, 0x1000
 # What most machines do with Linux; what is asked for with a route need not be what all on this machine may choose.
