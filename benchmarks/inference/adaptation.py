@@ -127,7 +127,7 @@ def adapt(
     kept and of norms that came back. The client has the new norms after each `publish` steps."""
     side = model.scenario.model.image_size
     student = OwnModel(model, exits, settings.norms)
-    if isinstance(settings.teacher, str):
+    if settings.teacher is None:
         teacher = OwnModel(model, None, settings.norms)
     else:
         teacher = OtherModel(settings.teacher, len(model.classes), side, model.device)

@@ -16,7 +16,7 @@ SERVICE = "splitfed.Answers"
 GREET, FETCH, ASK, KEEP = "Greet", "Fetch", "Ask", "Keep"
 
 # Raised whenever an older peer could misunderstand a newer one.
-PROTOCOL = 1
+PROTOCOL = 2
 PROTOCOL_KEY = "splitfed-answers"
 CLIENT_KEY, HOST_KEY, NONCE_KEY, SIGNATURE_KEY = "splitfed-client", "splitfed-host", "splitfed-nonce", "splitfed-signed"
 RATE_KEY, DEADLINE_KEY = "splitfed-rate", "splitfed-deadline"

@@ -25,8 +25,9 @@ _MOST_OLD, _MOST_ALIKE = 64, 64  # fronts that are still answered, and that a cl
 @dataclass(frozen=True, slots=True, eq=False)
 class Back:
     """What a run has learnt after a round, ready to go on with what clients ask at any of its rates, by their names.
-    `bundle` is what a client needs for it, and `name` the SHA-256 of that; `norms` is what of it differs from other
-    fronts of the same `model`, whose `weights` have that SHA-256, and `exits` are those that it was packed with."""
+    `name` is the SHA-256 of what a client needs for it: `bundle`, with these `norms` in place of its own where there
+    are some, by which alone it differs from other fronts of the same run. The `model` is the whole, its `weights` the
+    SHA-256 of what was read, and `exits` are those that it has."""
 
     name: str
     round: int
@@ -36,6 +37,11 @@ class Back:
     weights: str
     exits: Exits | None
     norms: bytes = b""
+
+    @property
+    def content(self) -> bytes:
+        """What a client needs for it."""
+        return patched(self.bundle, self.norms) if self.norms else self.bundle
 
 
 class Backs:
@@ -148,9 +154,9 @@ class Backs:
         """Return what has come of `base`: a model in `parts`, whose front and tail, where there are `norms`, differ by
         these."""
         model = replace(base.model, parts=parts)
-        bundle = patched(base.bundle, norms) if norms else base.bundle
         asking = self._asking(model, self._rates(model))
-        return replace(base, name=name_of(bundle), bundle=bundle, asking=asking, model=model, norms=norms)
+        found = replace(base, asking=asking, model=model, norms=norms)
+        return replace(found, name=name_of(found.content))
 
     def _read(self, round: int | None) -> Back:
         model = RunModel.read(self._run, round=round, device=self._device, overrides=self._overrides)

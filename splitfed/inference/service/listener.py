@@ -176,7 +176,7 @@ class Listener:
         known = entry(context.invocation_metadata(), answers.KNOWN_KEY).split(",")[:MOST_KNOWN]
         alike = self._backs.alike
         base = next((name for name in known if name in alike), "") if back.norms and back.name in alike else ""
-        content, role = (back.norms, "norms") if base else (back.bundle, "front")
+        content, role = (back.norms, "norms") if base else (back.content, "front")
         await context.send_initial_metadata((
             (PROTOCOL_KEY, str(PROTOCOL)), (answers.FRONT_KEY, back.name), (answers.BYTES_KEY, str(len(content))),
             (answers.BASE_KEY, base), (answers.ADAPT_KEY, self._adapts),

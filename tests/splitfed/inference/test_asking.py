@@ -123,7 +123,8 @@ def test_what_fits_and_yet_is_none_is_refused(finished: Path, images: torch.Tens
     cut = Cut(compression, model.trunk.front.geometry(3, len(model.classes)), model.device)
     packets = cut.encode({"smashed": tokens}, Key(0), "")
     for meta in ({"block": 0, "model": ""}, {"block": 2, "model": ""}, {"block": "1", "model": ""}, {"block": 1},
-                 {"block": 1, "model": "f" * 17}, {"block": 1, "model": 3}):  # fmt: skip
+                 {"block": 1, "model": "f" * 17}, {"block": 1, "model": 3},
+                 *({"block": 1, "model": "", "kept": said} for said in ("8", "", 1, "0x1", "-1"))):  # fmt: skip
         with pytest.raises(WireError):
             one.unpack(pack("ask_early", 0, 0, 0, packets, meta).buffer)
     with pytest.raises(WireError):  # more images than a request may hold
@@ -131,6 +132,19 @@ def test_what_fits_and_yet_is_none_is_refused(finished: Path, images: torch.Tens
     huge = cut.encode({"smashed": tokens * 1e9}, Key(0), "")
     with pytest.raises(Diverged):
         one.unpack(pack("ask_early", 0, 0, 0, huge, {"block": 1, "model": ""}).buffer)
+
+
+def test_which_images_are_kept_arrives(finished: Path, images: torch.Tensor) -> None:
+    model = RunModel.read(finished)
+    one, tokens = asking(model, PLAIN, 1024), made(model, images, 1)[0]
+    for count in (3, 1024):
+        kept = [row % 3 == 2 for row in range(count)]
+        many = tokens[:1].expand(count, -1, -1)
+        packed = one.pack(many, 1, Key(1), kept=kept)
+        assert one.unpack(packed.buffer).kept == tuple(row for row in range(count) if row % 3 == 2)
+    plain = one.pack(tokens, 1, Key(1))
+    assert one.unpack(plain.buffer).kept == ()
+    assert one.pack(tokens, 1, Key(1), kept=[False] * 3).buffer == plain.buffer
 
 
 def test_an_answer_is_to_what_was_asked(finished: Path, images: torch.Tensor) -> None:

@@ -225,10 +225,10 @@ class Adapter:
             f"{self._base.model.folder} --forget"
         )
 
-    def _find_teacher(self, settings: TeacherConfig | str) -> tuple[Learning | None, str]:
+    def _find_teacher(self, settings: TeacherConfig | None) -> tuple[Learning | None, str]:
         """Return a teacher from elsewhere, None for the run's own, and how it is called."""
-        if isinstance(settings, str):
-            return None, settings
+        if settings is None:
+            return None, "run"
         model = self._backs.base.model
         made = OtherModel(settings, len(model.classes), model.scenario.model.image_size, model.device)
         with open(settings.weights, "rb") as file:

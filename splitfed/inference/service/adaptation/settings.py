@@ -19,6 +19,10 @@ class TeacherConfig(Config):
     one that timm has for the name."""
 
 
+def _not_another(value: Any) -> Any:
+    return None if value == "run" else value
+
+
 def _by_name(value: Any) -> Any:
     return {"norms": value} if isinstance(value, str) else value
 
@@ -31,8 +35,8 @@ class AdaptConfig(Config):
     """Which LayerNorms learn. Those of the `back` learn from activations that are sent to be answered, and no image
     leaves its client; those of the `whole` model learn from kept images, which clients send for it, and those of the
     front go back to them."""
-    teacher: Literal["run"] | TeacherConfig = "run"
-    """What is learnt from: the `run`'s own whole model, or another one, which needs images."""
+    teacher: Annotated[TeacherConfig | None, BeforeValidator(_not_another)] = None
+    """What is learnt from: the `run`'s own whole model, as without it, or another one, which needs images."""
     pool: Literal["all", "client"] = "all"
     """Whose images norms learn from: those of `all` clients, or for each `client` its own, which it alone is answered
     by."""
@@ -55,7 +59,7 @@ class AdaptConfig(Config):
 
     @model_validator(mode="after")
     def _a_teacher_sees_images(self) -> "AdaptConfig":
-        if self.norms == "back" and self.teacher != "run":
+        if self.norms == "back" and self.teacher is not None:
             raise Broken(
                 ("teacher", "another model sees images, and with norms: back none is sent: set norms: whole, or leave "
                  "it out")
