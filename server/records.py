@@ -91,7 +91,7 @@ class RunRecords:
             scenario.name, self.folder, scenario.federation.rounds, scenario.engine.kind, self.finished, self.history,
             budget(), scenario.evaluation.held_out > 0, self._notes, scenario.budget.of,
             lambda: Figures(budget(), self.ledger.wasted, self.yardstick.bytes),
-            loaded=scenario.compression.front_weights.initial == "load",
+            loaded=scenario.compression.front_weights.initial == "load", own_norms=scenario.federation.local_norms,
         )  # fmt: skip
         self.observer.started(info)
 

@@ -28,7 +28,8 @@ class Started:
     rounds with the bytes of each, and `budget` the bytes after which no round starts, `budget_of` the cut, or in all.
     `asks`: clients are asked how the model does on images that they hold out. `notes` are what a user should know of
     the data. `figures` tells what may be another at the end of each round.
-    `loaded`: clients have what the run begins with from the model's own file."""
+    `loaded`: clients have what the run begins with from the model's own file; `own_norms`: each has norms of its own,
+    and the model that is tested those that the run began with."""
 
     scenario: str
     folder: Path
@@ -42,6 +43,7 @@ class Started:
     budget_of: Counted = "cut"
     figures: Callable[[], Figures] = Figures
     loaded: bool = False
+    own_norms: bool = False
 
 
 class Observer:

@@ -68,6 +68,7 @@ class Console(Observer):
             ("run folder", str(info.folder)),
             ("budget", "none" if info.budget is None else self._budget(info.budget)),
             *([("weights", _LOADED)] if info.loaded else []),
+            *([("norms", _OWN_NORMS if info.asks else _OWN_NORMS + _UNASKED)] if info.own_norms else []),
             *(("data", note) for note in info.notes),
         )
         if info.resumed:
@@ -205,6 +206,8 @@ class Console(Observer):
 
 
 _LOADED = "clients have what the run begins with from the model's own file: it is not sent"
+_OWN_NORMS = "each client has its own; the model that is tested has those that the run began with"
+_UNASKED = ": set evaluation.held_out to see how clients do with theirs"
 _STOPPED = {"budget": ", then the budget was spent", "memory": ", then memory had been gone over as often as asked"}
 
 

@@ -84,6 +84,11 @@ def test_the_heading_says_what_runs(tmp_path: Path) -> None:
     console(file := io.StringIO()).started(info(tmp_path, budget=None))
     assert "budget      none" in file.getvalue()
     assert "resumed" not in file.getvalue()
+    assert "norms" not in file.getvalue()
+    for asks in (False, True):
+        console(file := io.StringIO(), 200).started(replace(info(tmp_path), asks=asks, own_norms=True))
+        assert "norms       each client has its own" in file.getvalue()
+        assert ("evaluation.held_out" in file.getvalue()) != asks
 
 
 def test_every_round_is_one_line_of_the_same_columns(tmp_path: Path) -> None:
