@@ -122,9 +122,10 @@ def adapt(
     settings: AdaptConfig,
     rate: str,
     key: Key,
-) -> tuple[RunModel, int, int]:
-    """Adapt a model by what a client keeps of a stream of images, batch by batch; return it, and the bytes of what was
-    kept and of norms that came back. The client has the new norms after each `publish` steps."""
+) -> tuple[RunModel, int, int, list[int]]:
+    """Adapt a model by what a client keeps of a stream of images, batch by batch; return it, the bytes of what was kept
+    and of norms that came back, and the places of what was kept. The client has the new norms after each `publish`
+    steps."""
     side = model.scenario.model.image_size
     student = OwnModel(model, exits, settings.norms)
     if settings.teacher is None:
@@ -133,9 +134,11 @@ def adapt(
         teacher = OtherModel(settings.teacher, len(model.classes), side, model.device)
     pupil, replay = Pupil(None, student, teacher, settings, key), Replay(settings.buffer)
     front, waiting, up, down = Front(model, exits, rate), list[Kept](), 0, 0
+    places: list[int] = []
     for number, images in enumerate(stream.split(_BATCH)):
         said, _, tokens, looked = front.look(images)
         for row in select(said).nonzero().flatten().tolist():
+            places.append(number * _BATCH + row)
             if settings.norms == "whole":
                 packed = pack_image(images[row], row)
                 size, kept = packed.total, Kept(0, unpack_image(packed.buffer, side)[2])
@@ -150,7 +153,7 @@ def adapt(
                 if pupil.steps % settings.publish == 0 and settings.norms == "whole":
                     down += len(pack_norms(pupil.student.norms))
                     front = Front(OwnModel(student.model, exits, settings.norms).model, exits, rate)
-    return student.model, up, down
+    return student.model, up, down, places
 
 
 def measured(arguments: argparse.Namespace) -> Iterator[dict]:
@@ -171,11 +174,16 @@ def measured(arguments: argparse.Namespace) -> Iterator[dict]:
                 informative = Selector(select, key.at("select"))
                 for way in ("entropy", "random"):
                     keep = informative if way == "entropy" else Exactly(informative.kept, len(seen), key.at("select"))
-                    found, up, down = adapt(model, exits, stream, keep, settings, arguments.rate, key)
+                    found, up, down, places = adapt(model, exits, stream, keep, settings, arguments.rate, key)
                     exit, whole = Front(found, exits, arguments.rate).right(*measure)
+                    held, kept = (
+                        images.labels[rows].bincount(minlength=len(model.classes)) for rows in (seen, seen[places])
+                    )
+                    shares = [int(k) / int(h) for k, h in zip(kept, held, strict=False) if h]
                     yield {
                         "corruption": kind, "severity": severity, "seed": seed, "select": way,
-                        "kept": informative.kept / len(seen), "up": up, "down": down, "exit_before": before[0],
+                        "kept": len(places) / len(seen), "least_of_a_class": min(shares),
+                        "most_of_a_class": max(shares), "up": up, "down": down, "exit_before": before[0],
                         "exit_after": exit, "whole_before": before[1], "whole_after": whole,
                     }  # fmt: skip
 
@@ -198,7 +206,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows: list[dict] = []
-    print("corruption severity select    kept   exit before after   whole before after   kB up   kB down")
+    print("corruption severity select    kept (of a class)   exit before after   whole before after   kB up   kB down")
     for row in measured(arguments):
         rows.append(row)
         same = [one for one in rows if all(one[key] == row[key] for key in ("corruption", "severity", "select"))]
@@ -206,7 +214,8 @@ def main() -> None:
             mean = {key: statistics.mean(one[key] for one in same) for key in row if isinstance(row[key], float | int)}
             print(
                 f"{row['corruption']:10} {row['severity']:8} {row['select']:8} {mean['kept']:6.1%}"
-                f"        {mean['exit_before']:6.1%} {mean['exit_after']:6.1%}"
+                f" ({mean['least_of_a_class']:4.0%} to {mean['most_of_a_class']:4.0%})"
+                f"     {mean['exit_before']:6.1%} {mean['exit_after']:6.1%}"
                 f"         {mean['whole_before']:6.1%} {mean['whole_after']:6.1%}"
                 f" {mean['up'] / 1e3:9.1f} {mean['down'] / 1e3:8.1f}",
                 flush=True,

@@ -104,8 +104,8 @@ def predict(
         str | None,
         typer.Option(
             metavar="KIND",
-            help="With a server that adapts: let it learn from images that the last exit before the cut is neither "
-            "sure of nor at a loss with (entropy), or from some by chance; keys as '{kind: entropy, high: 0.4, low: "
+            help="With a server that adapts: let it learn from images that the last exit they came to is neither sure "
+            "of nor at a loss with (entropy), or from some by chance; keys as '{kind: entropy, high: 0.4, low: "
             "0.02}'.",
             show_default="from none",
         ),
