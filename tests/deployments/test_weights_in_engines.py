@@ -20,6 +20,13 @@ COPIES = (
 )
 
 
+# A client keeps its budgets, and an embedding that is sent once.
+BUDGETS = (
+    "model.args={patch_size: 2, embed_dim: 16, depth: 4, num_heads: 2}", "model.cut=2", "training.ahead=1",
+    "model.adaptive={kind: alast, trained: 2, alpha: 0.3, embedding: never}",
+)  # fmt: skip
+
+
 def scenario(*more: str):
     """Three rounds, as the first of differences is the second."""
     return small("federation.clients=2", "federation.rounds=3", "federation.mode=sfl-v1", *more)
@@ -34,7 +41,7 @@ def crossed(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.long
 def test_ray(tmp_path: Path) -> None:
     with connected(None, {}):
-        for number, more in enumerate(([NORMS, EXITS], [LORA, DELTA], COPIES)):
+        for number, more in enumerate(([NORMS, EXITS], [LORA, DELTA], COPIES, BUDGETS)):
             here = simulate(scenario(*more), runs=tmp_path / f"inline-{number}")
             ray = simulate(scenario(*more, "engine={kind: ray, threads: 1}"), runs=tmp_path / f"ray-{number}")
             assert crossed(ray.folder) == crossed(here.folder)
@@ -42,10 +49,11 @@ def test_ray(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_deployment(tmp_path: Path) -> None:
-    expected = simulate(scenario(NORMS, EXITS, DELTA, *COPIES), runs=tmp_path / "inline")
+@pytest.mark.parametrize("more", [(NORMS, EXITS, DELTA, *COPIES), (DELTA, *BUDGETS)], ids=["copies", "budgets"])
+def test_deployment(more: tuple[str, ...], tmp_path: Path) -> None:
+    expected = simulate(scenario(*more), runs=tmp_path / "inline")
     with deployment(tmp_path) as here:
-        server = here.serve(scenario(NORMS, EXITS, DELTA, *COPIES))
+        server = here.serve(scenario(*more))
         clients = [here.join(client, "--threads", 1) for client in range(2)]
         assert server.end() == 0, server.text
         assert [client.end() for client in clients] == [0, 0], [client.text for client in clients]
