@@ -331,11 +331,12 @@ class Rounds:
         paces = {client: pace for client, pace in train.paces.items() if pace}
         seconds, now = (train.took, self.records.seconds) if self.lent.waits else (clock.took, simulated or 0.0)
         chosen = self.calls.steering.close(round, outcome.losses, seconds, now, paces if self.lent.waits else {})
+        client_lr, server_lr = self._lr(round)
         self.records.close_round(
             lambda finished: Metrics(
                 round, outcome.loss, seen and seen.loss, seen and seen.accuracy,
                 finished.cut.sent, finished.total.sent, self.records.seconds, finished.cut.raw, finished.total.raw,
-                outcome.seen, outcome.taken, *self._lr(round), lost=outcome.drawn - outcome.taken,
+                outcome.seen, outcome.taken, client_lr, server_lr, lost=outcome.drawn - outcome.taken,
                 simulated_seconds=simulated, phase=outcome.phase,
                 **(asdict(standing) if standing else {}), **outcome.adapted,
             ), outcome.scores, asked=outcome.asked, chosen=chosen, exits=seen.exits if seen else {},

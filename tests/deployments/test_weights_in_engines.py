@@ -21,6 +21,13 @@ COPIES = (
 )
 
 
+# A client keeps its budgets, and an embedding that is sent once.
+BUDGETS = (
+    "model.args={patch_size: 2, embed_dim: 16, depth: 4, num_heads: 2}", "model.cut=2", "training.ahead=1",
+    "model.adaptive={kind: alast, trained: 2, alpha: 0.3, embedding: never}",
+)  # fmt: skip
+
+
 def scenario(*more: str):
     """Three rounds, as the first of differences is the second."""
     return small("federation.clients=2", "federation.rounds=3", "federation.mode=sfl-v1", *more)
@@ -35,7 +42,7 @@ def crossed(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.long
 def test_ray(tmp_path: Path) -> None:
     with connected(None, {}):
-        for number, more in enumerate(([NORMS, EXITS], [LORA, DELTA], COPIES, [TURNS])):
+        for number, more in enumerate(([NORMS, EXITS], [LORA, DELTA], COPIES, [TURNS], BUDGETS)):
             here = simulate(scenario(*more), runs=tmp_path / f"inline-{number}")
             ray = simulate(scenario(*more, "engine={kind: ray, threads: 1}"), runs=tmp_path / f"ray-{number}")
             assert crossed(ray.folder) == crossed(here.folder)
@@ -43,7 +50,9 @@ def test_ray(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("more", [(NORMS, EXITS, DELTA, *COPIES), (TURNS,)], ids=["differences", "turns"])
+@pytest.mark.parametrize(
+    "more", [(NORMS, EXITS, DELTA, *COPIES), (TURNS,), (DELTA, *BUDGETS)], ids=["copies", "turns", "budgets"]
+)
 def test_deployment(more: tuple[str, ...], tmp_path: Path) -> None:
     expected = simulate(scenario(*more), runs=tmp_path / "inline")
     with deployment(tmp_path) as here:
