@@ -66,7 +66,8 @@ def takes_more(vit: VisionTransformer) -> bool:
 def ratio(vit: VisionTransformer, more: int) -> float:
     """Return the `mlp_ratio` of a model whose feed-forward parts have so many more hidden units than this one's."""
     mlp = vit.blocks[0].mlp
-    assert isinstance(mlp, Mlp) and isinstance(mlp.fc1, nn.Linear)
+    assert isinstance(mlp, Mlp)
+    assert isinstance(mlp.fc1, nn.Linear)
     hidden, width = mlp.fc1.out_features + more, int(vit.embed_dim)
     exact = hidden / width
     return exact if int(width * exact) == hidden else (hidden + 0.5) / width  # timm rounds down
