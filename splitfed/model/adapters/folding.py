@@ -65,12 +65,9 @@ def takes_more(vit: VisionTransformer) -> bool:
 
 def ratio(vit: VisionTransformer, more: int) -> float:
     """Return the `mlp_ratio` of a model whose feed-forward parts have so many more hidden units than this one's."""
-    mlp = vit.blocks[0].mlp
-    assert isinstance(mlp, Mlp)
-    assert isinstance(mlp.fc1, nn.Linear)
-    hidden, width = mlp.fc1.out_features + more, int(vit.embed_dim)
-    exact = hidden / width
-    return exact if int(width * exact) == hidden else (hidden + 0.5) / width  # timm rounds down
+    now, width = vit.get_parameter("blocks.0.mlp.fc1.weight").shape
+    exact = (now + more) / width
+    return exact if int(width * exact) == now + more else (now + more + 0.5) / width  # timm rounds down
 
 
 def without(state: State) -> dict[str, Tensor]:

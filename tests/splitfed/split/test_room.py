@@ -40,7 +40,7 @@ def test_chunks_take_the_memory_that_is_foretold() -> None:
     images, labels = torch.randn(32, 3, 32, 32), torch.zeros(32, dtype=torch.int64)
 
     def step() -> None:
-        made = front(part, images, labels, Place(1, 0, 1), chunk=4)
+        made = front(part, images, labels, Place(1, 0, 1), Key(0), chunk=4)
         made.backward(torch.ones_like(made))
         part.zero_grad(set_to_none=True)
 
