@@ -149,8 +149,11 @@ def serve_model(
             look = time.monotonic()
             while True:
                 time.sleep(_LOOK_SECONDS)
-                if forgotten := service.forget():
-                    say(forgotten)
+                try:
+                    if forgotten := service.forget():
+                        say(forgotten)
+                except SplitfedError as error:
+                    say(f"what was adapted stays on disk: {error}")
                 due = watch is not None and time.monotonic() - look >= watch
                 if due:
                     look = time.monotonic()
