@@ -51,7 +51,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 
 def suit_attention(module: nn.Module, precision: str, device: torch.device) -> None:
     """Have timm's attention computed the way that is quicker in this precision: on a CPU in bfloat16, where the fused
-    kernel takes up to twice as long, as two products."""
+    kernel is slow, as two products."""
     if precision == "float32" or device.type != "cpu":
         return
     for part in module.modules():

@@ -1,7 +1,7 @@
 """What the lossless stage gains on real smashed data and gradients, codec by codec, and at which cost.
 
-    python benchmarks/lossless.py [--threads 1] [--data CIFAR100 --weights DEIT_TINY]
-    python benchmarks/lossless.py --contexts [...]
+    python benchmarks/wire/lossless.py [--threads 1] [--data CIFAR100 --weights DEIT_TINY]
+    python benchmarks/wire/lossless.py --contexts [...]
 
 Two models train for a while, and the last batch's activations at the cut and their gradient are packed: the scenario
 `digits` (its front after 200 steps), and `cifar100-cpu` (DeiT-Tiny at 96 pixels, 40 steps) where the data set's folder
