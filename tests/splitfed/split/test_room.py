@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from splitfed import estimate
 from splitfed.clients.steps import front
 from splitfed.reports.costs.text import text
+from splitfed.seeds import Key
 from splitfed.split.assembly import assemble
 from splitfed.split.client_part import ClientPart
 from splitfed.split.computing.room import needed
