@@ -13,8 +13,8 @@ from torch import nn
 from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.trained.layers import Halves
 from splitfed.errors import ModelError
-from splitfed.federation.phases import misfit
-from splitfed.model.adapters.subsets import Fixed
+from splitfed.federation.phases import Frozen, misfit
+from splitfed.model.adapters.subsets import Fixed, Head
 from splitfed.model.build import build
 from splitfed.model.exits.heads import Exits
 from splitfed.model.mistakes import blank, mistakes
@@ -95,6 +95,18 @@ def misfits(scenario: Scenario, front: Front) -> Iterator[tuple[str, str]]:
                 "model.adapter",
                 f"frozen: then nothing learns at the clients, for the reducer {common.kind} has no layers that do: set "
                 "one that has, such as jscc, or leave it out for phases: [frozen]",
+            )
+    if isinstance(scenario.model.adapter, Head) and scenario.federation.splits:
+        if scenario.federation.private:
+            yield (
+                "model.adapter",
+                "head: with federation.labels: private the head is the clients', and nothing of the server's would "
+                "learn: set norms, or labels: shared",
+            )
+        elif not scenario.phases or not all(isinstance(phase, Frozen) for phase in scenario.phases):
+            yield (
+                "model.adapter",
+                "head: then nothing learns at the clients: set phases: [frozen], or another adapter with on: back",
             )
     for terms in scenario.all_terms():
         reducer = scenario.compression_under(terms).reducer
