@@ -13,8 +13,8 @@ from torch import nn
 from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.trained.layers import Halves
 from splitfed.errors import ModelError
-from splitfed.federation.phases import misfit
-from splitfed.model.adapters.subsets import Fixed, Norms
+from splitfed.federation.phases import Frozen, misfit
+from splitfed.model.adapters.subsets import Fixed, Head, Norms
 from splitfed.model.adaptive.alast import Adaptive, Numbers
 from splitfed.model.adaptive.attention import readable
 from splitfed.model.build import build
@@ -158,6 +158,18 @@ def misfits(scenario: Scenario, front: Front) -> Iterator[tuple[str, str]]:
             )
     if scenario.federation.local_norms and Norms().misfit(front):
         yield "federation.local_norms", "the front has no LayerNorm that could stay with a client: leave it out"
+    if isinstance(scenario.model.adapter, Head) and scenario.federation.splits:
+        if scenario.federation.private:
+            yield (
+                "model.adapter",
+                "head: with federation.labels: private the head is the clients', and nothing of the server's would "
+                "learn: set norms, or labels: shared",
+            )
+        elif not scenario.phases or not all(isinstance(phase, Frozen) for phase in scenario.phases):
+            yield (
+                "model.adapter",
+                "head: then nothing learns at the clients: set phases: [frozen], or another adapter with on: back",
+            )
     for terms in scenario.all_terms():
         reducer = scenario.compression_under(terms).reducer
         if terms != COMMON and reducer == common:

@@ -253,7 +253,6 @@ BREAKS = {
         exits("blocks: [1], regime: disjoint")
         + "  strategy: {kind: Krum, num_malicious_nodes: 1}  # federation.strategy: Krum measures clients by heads and",
     ],
-    "heads_learn_alone_where_fronts_rest": [adapter("head", "adapter: head: nothing learns at the clients")],
     "parts_take_turns_where_they_cross": [
         adapter("{kind: hydra, parts: 2, on: both}", "adapter.parts: is 2, and of what follows the front nothing"),
         adapter("{kind: hydra, parts: 4}", "adapter.parts: is 4 of 3 rounds, so some never learn"),

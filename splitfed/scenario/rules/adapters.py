@@ -1,8 +1,8 @@
-"""Rules of what of the model is trained: where there is something that learns, and what parts that take turns allow."""
+"""Rules of adapters that are divided into parts: what goes with parts that take turns."""
 
 from collections.abc import Sequence
 
-from splitfed.federation.phases import Frozen, Gradient, Settings
+from splitfed.federation.phases import Gradient, Settings
 from splitfed.federation.strategies import (
     BulyanConfig,
     FedAvgConfig,
@@ -12,7 +12,6 @@ from splitfed.federation.strategies import (
     KrumConfig,
     MultiKrumConfig,
 )
-from splitfed.model.adapters.subsets import Head
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario.compression import Compression
 from splitfed.scenario.rules.base import Found
@@ -23,25 +22,6 @@ _PARTS = "model.adapter.parts"
 _FORGETFUL = (
     FedAvgConfig, FedProxConfig, FedMedianConfig, FedTrimmedAvgConfig, KrumConfig, MultiKrumConfig, BulyanConfig,
 )  # fmt: skip
-
-
-def heads_learn_alone_where_fronts_rest(
-    model: ModelConfig, federation: Federation, phases: Sequence[Settings]
-) -> Found:  # fmt: skip
-    """Where nothing learns but the head, no gradient is for a front."""
-    if not isinstance(model.adapter, Head) or not federation.splits:
-        return
-    if federation.private:
-        yield (
-            "model.adapter",
-            "head: with federation.labels: private the head is the clients', and nothing of the server's would learn: "
-            "set norms, or labels: shared",
-        )
-    elif not phases or not all(isinstance(phase, Frozen) for phase in phases):
-        yield (
-            "model.adapter",
-            "head: nothing learns at the clients: set phases: [frozen], or another adapter with on: back",
-        )
 
 
 def parts_take_turns_where_they_cross(model: ModelConfig, federation: Federation) -> Found:

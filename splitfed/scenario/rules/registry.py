@@ -55,7 +55,6 @@ RULES: tuple[Rule, ...] = (
     exits.exits_learn_in_some_round,
     exits.fraug_is_of_a_head_at_the_client,
     exits.disjoint_exits_change_nothing_else,
-    adapters.heads_learn_alone_where_fronts_rest,
     adapters.parts_take_turns_where_they_cross,
     adapters.parts_are_sent_whole,
     adapters.parts_are_made_of_one_round,

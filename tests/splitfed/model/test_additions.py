@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from torch.nn.functional import gelu, linear
 
 from splitfed import export, simulate
-from splitfed.errors import ScenarioError
+from splitfed.errors import ModelError, ScenarioError
 from splitfed.model.build import timm
 from splitfed.model.parts import Parts
 from splitfed.split.assembly import assemble
 from splitfed.split.client_part import ClientPart
+from splitfed.split.mistakes import of_the_model
 from splitfed.split.weights.wire import WeightWire
 
 ARGS = {"num_classes": 10, "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 4, "num_heads": 2}
@@ -170,3 +171,18 @@ def test_a_wider_model_says_how_timm_makes_it(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused_in_a_line(adapter: str, why: str) -> None:
     with pytest.raises(ScenarioError, match=why):
         small(f"model.adapter={adapter}")
+
+
+def test_a_head_learns_alone_where_the_front_rests() -> None:
+    for more, why in (
+        ((), "set phases: \\[frozen\\]"),
+        (("federation.labels=private", "model.tail=0"), "labels: shared"),
+    ):
+        with pytest.raises(ModelError, match=why):
+            assemble(small("model.adapter=head", *more), 10)
+        assert [key for key, _ in of_the_model(small("model.adapter=head", *more))] == ["model.adapter"]
+    assert not list(of_the_model(small("model.adapter=head", "phases=[frozen]")))
+    assert not list(of_the_model(small("model.adapter=head", *WHOLE)))
+    ((key, why),) = of_the_model(small("model.adapter={kind: lora, on: back}", "model.cut=2"))
+    assert key == "model.adapter"
+    assert "the back's blocks have no layer 'qkv'" in why
