@@ -183,9 +183,12 @@ def test_schedules_set_the_rates(tmp_path):
     assert [m.server_lr for m in result.rounds] == [1e-3] * 4
 
 
-def test_bfloat16_trains_and_differs(tmp_path):
-    half = simulate(small("training.precision=bfloat16", "federation.rounds=1"), runs=tmp_path)
-    full = simulate(small("federation.rounds=1"), runs=tmp_path)
+@pytest.mark.parametrize("labels", [(), ("federation.labels=private", "model.tail=0")], ids=["shared", "private"])
+def test_bfloat16_trains_and_differs(labels, tmp_path):
+    half, full = (
+        simulate(small(f"training.precision={precision}", "federation.rounds=1", *labels), runs=tmp_path)
+        for precision in ("bfloat16", "float32")
+    )
     assert not same(model(half), model(full))
     for name, tensor in model(full).items():
         assert model(half)[name].dtype == torch.float32
