@@ -338,7 +338,7 @@ class Rounds:
                 finished.cut.sent, finished.total.sent, self.records.seconds, finished.cut.raw, finished.total.raw,
                 outcome.seen, outcome.taken, client_lr, server_lr, lost=outcome.drawn - outcome.taken,
                 simulated_seconds=simulated, phase=outcome.phase,
-                **(asdict(standing) if standing else {}), **outcome.adapted,
+                **((asdict(standing) if standing else {}) | outcome.adapted),
             ), outcome.scores, asked=outcome.asked, chosen=chosen, exits=seen.exits if seen else {},
         )  # fmt: skip
 
