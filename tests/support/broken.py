@@ -202,7 +202,12 @@ BREAKS = {
     "whole_model_is_cut_as_some_are": [
         SMALL.replace("8}", "8}  # model.cut: is 1, where the whole") + "  profiles: {phone: {share: 1.0, cut: 2}}"
     ],
-    "uneven_fronts_have_a_mean": [f"{UNEVEN}phases: [local]  # phases: fronts have 1 to 2 blocks, and in a local"],
+    "uneven_fronts_have_a_mean": [
+        f"{UNEVEN}phases: [local]  # phases: fronts have 1 to 2 blocks, and in a local",
+        f"{UNEVEN}  local_norms: true  # federation.local_norms: fronts have 1 to 2 blocks, and norms that are a",
+        f"{UNEVEN}  labels: private\ntraining:\n  client: {{fraug: {{}}}}  # training.client.fraug: fronts have 1 to 2",
+        exits("kind: alast, trained: 2", "fronts have 1 to 2 blocks, and a block has", "", "adaptive") + UNEVEN,
+    ],
     "exits_are_of_one_side": [exits("blocks: [1, 2]", "fronts have 1 to 2 blocks, so a head after bl") + UNEVEN],
     "blocks_that_train_are_there": [
         exits("kind: alast, trained: {front: 2}", "is 2, but the front has 1: lower it", ".trained.front", "adaptive"),

@@ -10,7 +10,7 @@ from splitfed.model.adapters.subsets import Whole
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario.compression import Compression
 from splitfed.scenario.rules.base import Found
-from splitfed.scenario.sections import Federation
+from splitfed.scenario.sections import Federation, Training
 
 _SAME = "set the same cut for all"
 
@@ -43,7 +43,7 @@ def whole_model_is_cut_as_some_are(model: ModelConfig, federation: Federation) -
 
 def uneven_fronts_have_a_mean(
     model: ModelConfig, federation: Federation, compression: Compression, phases: Sequence[Settings],
-    memory: Memory | None,
+    memory: Memory | None, training: Training,
 ) -> Found:  # fmt: skip
     """A block that some fronts have and others leave to the back is trained in both places, and becomes their mean."""
     least, most = _span(model, federation)
@@ -71,6 +71,11 @@ def uneven_fronts_have_a_mean(
             "federation.local_norms",
             f"{which}, and norms that are a client's own in a deeper front the back has for others: leave it out, or "
             f"{_SAME}",
+        )
+    if training.client.fraug is not None:
+        yield (
+            "training.client.fraug",
+            f"{which}, and features are made up for a head that all clients train alike: leave it out, or {_SAME}",
         )
     if model.adaptive is not None:
         yield (
