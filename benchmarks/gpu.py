@@ -8,6 +8,8 @@
 - `adc`: the share of a client's step that ADC adds (DeiT-Tiny at 224 px, 128 images, a tenth of the numbers).
 - `codecs`: GB/s of float32 input on the device, to bytes and from bytes to the device.
 - `attention`: bfloat16 with fused attention, with attention as two products, and float32, beside each other.
+- `compile`: a step of eight blocks as they are over one of compiled blocks (`training.server.compile`), and the seconds
+  that compiling took.
 - `reproducible`: whether two runs come to the same weights, bit for bit.
 - `rounds`: seconds of one round of `cifar100` and of `cifar100-paper`, on so many images at most.
 
@@ -17,6 +19,7 @@ turns, and medians of ratios are told. Each part that fails says why in its plac
 """
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -38,17 +41,19 @@ import splitfed
 from splitfed import Scenario, simulate
 from splitfed.compression.codecs.decoders import decode
 from splitfed.compression.codecs.settings import BFloat16, FedLite, Float8, Float16, Float32, Klt, Uniform
+from splitfed.compression.expect import Geometry
 from splitfed.compression.reducers.base import View
 from splitfed.compression.reducers.settings import AdcConfig
 from splitfed.data.batches import batches
 from splitfed.data.dataset import load
-from splitfed.model.attention import ClsAttention
+from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.model.build import build, pixel_stats, split
-from splitfed.model.forward import autocast
+from splitfed.model.forward import autocast, suit_attention
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario.scenario import shipped
 from splitfed.seeds import Key
 from splitfed.server.cohort.train import TrainCall
+from splitfed.split.computing.compiled import compile_blocks
 
 SCENARIO = """
 seed: 0
@@ -65,7 +70,7 @@ engine: inline
 TOY = ["model.name=deit_tiny_patch16_224", "model.image_size=32", "federation.local_steps=2"]
 JOINT = ["federation.mode=psl", "federation.clients=8", "training.batch_size=16"]
 REPEATS, SIDES = 3, ("client", "server")  # what is compared is repeated so often
-PARTS = ("overhead", "psl", "adc", "codecs", "attention", "reproducible", "rounds")
+PARTS = ("overhead", "psl", "adc", "codecs", "attention", "compile", "reproducible", "rounds")
 CODECS = {
     "float32": Float32(), "float16": Float16(), "bfloat16": BFloat16(), "float8": Float8(),
     "uniform 8": Uniform(bits=8), "uniform 4": Uniform(bits=4), "uniform 2": Uniform(bits=2),
@@ -205,6 +210,35 @@ class Bench:
                 "fused_over_products": round(fused / products, 2), "float32_over_fused": round(full / fused, 2),
                 "float32_over_products": round(full / products, 2),
             }  # fmt: skip
+        return found
+
+    def compile(self) -> dict[str, dict[str, float]]:
+        """Compare, by tokens and precision, steps of eight blocks as they are and compiled."""
+        from timm.models.vision_transformer import Block
+
+        found = {}
+        for images, tokens, width in ((64, 37, 192),) if self.small else ((64, 37, 192), (64, 197, 384)):
+            for precision in ("float32", "bfloat16"):
+                plain = nn.Sequential(*(Block(width, width // 64) for _ in range(8))).to(self.device)
+                blocks = copy.deepcopy(plain)
+                geometry = Geometry(images, tokens, width, 1, 10)
+                for one in (plain, blocks):
+                    suit_attention(one, precision, self.device)
+                took = compile_blocks(list(blocks), "server", geometry, precision)
+                x = torch.randn(images, tokens, width, device=self.device)
+
+                def step(run: nn.Module, x: torch.Tensor = x, precision: str = precision) -> None:
+                    with autocast(precision, self.device):
+                        made = run(x)
+                    made.float().square().mean().backward()
+
+                ratios = []
+                for repeat in range(2 * self.repeats + 1):
+                    eager, compiled = (self.seconds(lambda run=run: step(run)) for run in (plain, blocks))
+                    ratios += [eager / compiled] if repeat else []
+                found[f"{tokens} tokens of {width}, {precision}"] = {
+                    "plain_over_compiled": round(statistics.median(ratios), 2), "compiling_seconds": round(took, 1),
+                }  # fmt: skip
         return found
 
     def reproducible(self) -> dict[str, bool]:

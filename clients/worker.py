@@ -48,7 +48,8 @@ from splitfed.split.assembly import Cuts, assemble, check_fits
 from splitfed.split.autoencoder import Aligner
 from splitfed.split.client_part import ClientPart
 from splitfed.split.computing.adaptive import PassOperations
-from splitfed.split.computing.operations import pass_operations
+from splitfed.split.computing.compiled import compile_blocks
+from splitfed.split.computing.operations import adapted_operations
 from splitfed.split.copies import Copies, Visit
 from splitfed.split.cut import Cut
 from splitfed.split.ending import pack_end, unpack_done
@@ -109,6 +110,9 @@ class Worker:
         self.fitting = scenario.compression.reducer.alignment()
         self.alignment_wires = WeightWire.of_alignment(self.front, self.decoder, scenario.compression)
         self.mean, self.std = pixel_stats(scenario.model)
+        if scenario.training.client.compile:
+            watched = any(self.cuts.under(one).reducer.needs_attention for one in scenario.all_terms())
+            compile_blocks(self.part.blocks(watched), "client", self.geometry, scenario.training.precision)
         self.chunk = scenario.training.client.chunk
         self.step = step_of(scenario.federation)(self.part, self.cut, scenario.training.precision, self.chunk)
         self._steps: dict[Cut, WholeStep | SplitStep] = {self.cut: self.step}
@@ -182,7 +186,8 @@ class Worker:
         whole = step.loss if isinstance(step, LocalStep) else None
         loss = losses / max(1, number) if whole is None else whole
         pace = stream.throughput if isinstance(stream, Measured) else None
-        return Trained(part.travelling(round), loss, crossed, len(rows), pace, self._operations(part))
+        computed = adapted_operations(part, self.geometry, self.scenario.model.image_size, self._counting)
+        return Trained(part.travelling(round), loss, crossed, len(rows), pace, computed)
 
     def _step(self, round: int, part: ClientPart, stored: int | None, terms: Terms) -> Step:
         phase, step = self.scenario.phase(round), self._across(self.cuts.under(terms))
@@ -200,18 +205,6 @@ class Worker:
         if cut not in self._steps:
             self._steps[cut] = self.step.across(cut)
         return self._steps[cut]
-
-    def _operations(self, part: ClientPart) -> float | None:
-        """Return what the round has computed for an image in parts whose blocks have budgets; None where none have."""
-        found = []
-        for one in (part.front, part.beside):
-            for adaptive in adaptives(one):
-                if adaptive.side not in self._counting:
-                    size = self.scenario.model.image_size
-                    self._counting[adaptive.side] = pass_operations(one, self.geometry, size)  # type: ignore[arg-type]
-                found.append(adaptive.tally.operations(self._counting[adaptive.side]))
-        told = [one for one in found if one is not None]
-        return sum(told) if told else None
 
     def terms(self, client: int, point: str | None = None) -> Terms:
         """Return the terms under which a client's tensors cross, at the operating `point` that the server names. Raises

@@ -130,7 +130,7 @@ def main(grid: Grid, context: Context) -> None:
             checkpoints.register(control=steers)
         if recovered.checkpoint:
             checkpoints.restore(recovered.checkpoint)
-        records = RunRecords(scenario, folder, recovered, checkpoints, observer, yardstick, data.notes)
+        records = RunRecords(scenario, folder, recovered, checkpoints, observer, yardstick, (*data.notes, *model.notes))
         calls = Calls(align, train, evaluate, progress, steers, memory)
         Rounds(scenario, model, wire_grid, roster, attendance, calls, records, lent, claims).run()
 

@@ -26,6 +26,7 @@ from splitfed.split.assembly import assemble
 from splitfed.split.auxiliary import first_round
 from splitfed.split.bounds import check_bounds, check_number, largest, most_norm
 from splitfed.split.client_part import ClientPart
+from splitfed.split.computing.compiled import compile_blocks
 from splitfed.split.weights.initial import HeldByPhase
 
 
@@ -48,6 +49,10 @@ class Model:
         self.client_part, self.auxiliary = self.held.plain.part, AuxiliaryNet(scenario, self.held)
         self.geometry = self.front.geometry(scenario.training.batch_size, len(data.classes))
         self.mean, self.std = pixel_stats(scenario.model)
+        self.notes = list[str]()
+        if scenario.training.server.compile:
+            took = compile_blocks(list(self.back.blocks), "server", self.geometry, scenario.training.precision)
+            self.notes.append(f"the blocks of the back were compiled in {took:.0f} s")
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all weights under timm's names."""

@@ -6,7 +6,6 @@ the client was lost, and settles the round in `close_round`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -17,6 +16,7 @@ from splitfed.model.optim import OptimiserState, flatten, read_optimiser, set_lr
 from splitfed.model.optim_settings import SideConfig
 from splitfed.model.parts import Back, block_of
 from splitfed.split.bounds import check_number, most_norm
+from splitfed.split.computing.compiled import copied
 
 # Tells how many blocks a client's front has.
 Fronts = Callable[[int], int]
@@ -186,7 +186,7 @@ class PerClient(BackPool):
     def open(self, client: int) -> Trainer:
         """Hand out a copy of what the last round left."""
         common = self.trainer
-        copy = self._free.pop() if self._free else Trainer(deepcopy(common.back), common.side, common.fronts)
+        copy = self._free.pop() if self._free else Trainer(copied(common.back), common.side, common.fronts)
         copy.load(common.back.state_dict(), read_optimiser(common.optimiser), common.budgets())
         set_lr(copy.optimiser, self._lr)
         return copy

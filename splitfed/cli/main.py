@@ -119,8 +119,8 @@ app.command(epilog="FILES are scenarios, YAML files or names of those that ship,
 app.command(
     "list",
     epilog="WHAT is reducers, codecs, lossless, presets, partitions, budgets, modes, phases, memory, strategies, "
-    "controllers, availability, links, engines, scenarios, models or adapters; without it, these are told. PATTERN is "
-    "of names, e.g. 'deit*'; with one the keys are explained too.",
+    "controllers, availability, links, engines, scenarios, models, adapters or adaptive; without it, these are told. "
+    "PATTERN is of names, e.g. 'deit*'; with one the keys are explained too.",
 )(list_)
 app.command(epilog=SCENARIO)(data)
 app.command(epilog="FILE is a YAML file that names a scenario and what is varied in it.")(sweep)

@@ -311,7 +311,7 @@ class Back(Later):
 
     def since(self, cut: int) -> "Back":
         """Return what of the back follows a front of so many blocks, with its parameters from this one."""
-        if cut == _numbers(self)[0]:
+        if [cut] == _numbers(self)[:1] or not len(self.blocks):
             return self
         back = Back(self, cut, None if self._ends else 0)
         back.exits, back.decoder, back.ragged = self.exits, self.decoder, self.ragged

@@ -53,6 +53,11 @@ class ClientPart(nn.Module):
         turn = self.turn(round)
         return {name: tensor for name, tensor in whole.items() if part_of(name) in (None, turn)}
 
+    def blocks(self, watched: bool) -> list[nn.Module]:
+        """Return the blocks that are trained here, without the front's last one where that is `watched`."""
+        beside = list(self.beside.blocks) if isinstance(self.beside, Part) else []
+        return [*list(self.front.blocks)[: -1 if watched else None], *beside]
+
     def turn(self, round: int) -> int:
         """Return whose turn a round is, of the parts of what an adapter adds, from 0 on."""
         return (round - 1) % self.turns

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import PLAIN, small, table
+from helpers import PLAIN, few, small, table
 from models import newest
 from outcomes import data_rows, outcome
 from safetensors.torch import load_file
@@ -181,7 +181,7 @@ def test_a_run_that_is_interrupted_goes_on_exactly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("trained", "more", "overrides"),
-    [
+    few([
         ("1", "", ["federation.mode=sl", "federation.labels=private", "model.tail=1"]),
         ("2", "", ["training.ahead=2", "compression.reducer={kind: topk, ratio: 0.2}", "federation.mode=sfl-v1"]),
         ("2", ", embedding: never", ["compression.reducer={kind: bottleneck, width: 4}", "model.adapter=norms"]),
@@ -189,7 +189,7 @@ def test_a_run_that_is_interrupted_goes_on_exactly(tmp_path: Path) -> None:
             "{front: 0.5}", "", ["phases=[{kind: gradient, rounds: 1}, frozen]", "model.exits={blocks: [1, 2, 3]}",
             "compression.reducer={kind: discard_tokens, kept_tokens: 0.5}", "training.client.checkpointing=true"],
         ),
-    ],
+    ]),
     ids=["sl, private", "ahead, topk", "norms, bottleneck", "frozen, exits, discard_tokens, checkpointing"],
 )  # fmt: skip
 def test_it_goes_with(trained: str, more: str, overrides: list[str], tmp_path: Path) -> None:

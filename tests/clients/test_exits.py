@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import DEEPER, small, table
+from helpers import DEEPER, few, small, table
 from models import newest
 from outcomes import outcome
 from torch import Tensor, nn
@@ -164,12 +164,14 @@ CLIPPED = ["training.client.clip=0.1", "training.server.clip=0.1", "training.cli
 
 @pytest.mark.parametrize(
     ("exits", "overrides"),
-    [
-        ("{blocks: [1, 3], regime: disjoint}", [*CLIPPED, "model.args.proj_drop_rate=0.1"]),
-        ("{blocks: [1, 2], regime: disjoint}", ["federation.mode=sfl-v1", "training.ahead=1", *CLIPPED]),
-        ("{blocks: [1, 2, 3], regime: disjoint}", [*WHOLE, "training.client.clip=0.1"]),
-        ("{blocks: [1, 3], weight: 0.0}", []),
-    ],
+    few(
+        [
+            ("{blocks: [1, 3], regime: disjoint}", [*CLIPPED, "model.args.proj_drop_rate=0.1"]),
+            ("{blocks: [1, 2], regime: disjoint}", ["federation.mode=sfl-v1", "training.ahead=1", *CLIPPED]),
+            ("{blocks: [1, 2, 3], regime: disjoint}", [*WHOLE, "training.client.clip=0.1"]),
+            ("{blocks: [1, 3], weight: 0.0}", []),
+        ]
+    ),
     ids=["disjoint", "disjoint, ahead", "disjoint, whole model", "joint without weight"],
 )
 def test_a_model_that_learns_nothing_from_its_exits_is_that_of_a_run_without(

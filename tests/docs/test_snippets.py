@@ -173,7 +173,7 @@ def done() -> set[str]:
 
 
 # Pages whose commands train much: the quick tests have those of README.md and of the first run.
-TRAINING = ("compression.md", "inference.md", "library.md", "study.md")
+TRAINING = ("compression.md", "inference.md", "library.md", "links.md", "scenarios.md", "study.md")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from deployed import deployment
-from helpers import small, table
+from helpers import few, small, table
 from models import newest
 from outcomes import data_rows, outcome
 from safetensors.torch import load_file
@@ -22,7 +22,7 @@ from splitfed.seeds import Key
 from splitfed.server.back.session import SplitSession
 
 # Six clients with two mini-batches each.
-MODES = pytest.mark.parametrize("mode", ["sl", "sfl-v1", "sfl-v2", "psl"])
+MODES = pytest.mark.parametrize("mode", few(["sl", "sfl-v1", "sfl-v2", "psl"], quick=2))
 
 
 def plan(*overrides: str, trace: str = "", folder: Path | None = None) -> Scenario:
@@ -95,7 +95,7 @@ def test_a_third_vanishes_in_every_round_and_all_is_counted(mode, tmp_path, monk
     assert [row.simulated_seconds for row in result.rounds] == [sum(seconds[: n + 1]) for n in range(3)]
 
 
-@pytest.mark.parametrize("mode", ["sl", "sfl-v1", "sfl-v2", "psl", "fl"])
+@pytest.mark.parametrize("mode", few(["sl", "sfl-v1", "sfl-v2", "psl", "fl"], quick=2))
 def test_what_a_client_taught_before_it_vanished(mode, tmp_path):
     """It stays in a shared back, and nowhere else: against a run in which the client was never there."""
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import small, table
+from helpers import few, small, table
 
 from splitfed import simulate
 from splitfed.clients.worker import Worker
@@ -64,7 +64,10 @@ def runs(folder) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize(
     "changes",
-    [["federation.mode=sl"], ["federation.mode=sfl-v1"], ["federation.mode=sfl-v2"], ["federation.mode=psl"]],
+    few(
+        [["federation.mode=sl"], ["federation.mode=sfl-v1"], ["federation.mode=sfl-v2"], ["federation.mode=psl"]],
+        quick=2,
+    ),
     ids=lambda changes: changes[0],
 )
 def test_absurd_activations_are_as_if_their_client_had_vanished(changes, tmp_path, monkeypatch):

@@ -78,6 +78,10 @@ BREAKS = {
         "training: {ahead: 1, client: {checkpointing: true}}  # training.client.checkpointing: with training.ahead a",
         "training: {ahead: 1, client: {chunk: 4}}  # training.client.chunk: with training.ahead a mini-batch is gone",
     ],
+    "compiled_blocks_run_alone": [
+        exits("blocks: [1]") + "training: {server: {compile: true}}  # training.server.compile: with model.exits heads",
+        "training: {client: {compile: true, chunk: 4}}  # training.client.chunk: compiled blocks are not computed",
+    ],
     "local_norms_are_learned": [
         SMALL.replace("image_size: 8}", "image_size: 8, adapter: norms}")
         + "  local_norms: true  # federation.local_norms: with model.adapter: norms nothing of the front would come\n",

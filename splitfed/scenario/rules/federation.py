@@ -111,6 +111,31 @@ def checkpointing_is_of_weights_that_stay(training: Training) -> Found:
             )
 
 
+def compiled_blocks_run_alone(training: Training, model: ModelConfig, compression: Compression) -> Found:
+    """What is compiled is a block that is run as it is, with nobody looking into it."""
+    for name, side in (("client", training.client), ("server", training.server)):
+        if not side.compile:
+            continue
+        key = f"training.{name}.compile"
+        if model.exits is not None:
+            yield key, "with model.exits heads look at what blocks make: leave one of them out"
+        if model.adaptive is not None:
+            yield key, "with model.adaptive blocks are run otherwise in each mini-batch: leave one of them out"
+        if model.adapter.kind in ("bottleneck", "hydra"):
+            yield (
+                key,
+                f"with model.adapter: {model.adapter.kind} something is hung on their layers: leave one of them out",
+            )
+        if compression.reducer.ragged:
+            yield key, f"the gates of the reducer {compression.reducer.kind} run the blocks: leave one of them out"
+    for other in ("checkpointing", "chunk"):
+        if training.client.compile and getattr(training.client, other):
+            yield (
+                f"training.client.{other}",
+                "compiled blocks are not computed again: set it, or compile, to its default",
+            )
+
+
 def local_norms_are_learned(federation: Federation, model: ModelConfig, phases: Sequence[Settings]) -> Found:
     """What is a client's own must learn, and something else must come together."""
     if not federation.local_norms:

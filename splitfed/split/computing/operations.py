@@ -213,6 +213,21 @@ def pass_operations(part: Front | Back, geometry: Geometry, image_size: int) -> 
     return PassOperations(part.blocks, geometry.width, geometry.tokens, *counted)
 
 
+def adapted_operations(
+    part: ClientPart, geometry: Geometry, image_size: int, known: dict[str, PassOperations]
+) -> float | None:
+    """Return what a client has computed for an image since its tallies began, in parts whose blocks have budgets; None
+    where none have. What counts them is made once and `known` from then on."""
+    found = []
+    for one in (part.front, part.beside):
+        for adaptive in adaptives(one):
+            if adaptive.side not in known:
+                known[adaptive.side] = pass_operations(one, geometry, image_size)  # type: ignore[arg-type]
+            found.append(adaptive.tally.operations(known[adaptive.side]))
+    told = [one for one in found if one is not None]
+    return sum(told) if told else None
+
+
 def count_net(net: nn.Module, cut: Cut, key: Key, again: bool = False) -> tuple[int, int]:
     """Count a step of a net that takes one image's activations at the cut, and is passed `again` on the way back, and
     its forward pass alone."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from flwr.app import Error, Message
-from helpers import small, table
+from helpers import few, small, table
 
 from splitfed import simulate
 from splitfed.clients.worker import Worker
@@ -68,7 +68,7 @@ def run(tmp_path, *changes, rounds=6):
     return table(folder / "metrics.csv"), (folder / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("mode", ["sl", "sfl-v1", "sfl-v2", "psl", "fl"])
+@pytest.mark.parametrize("mode", few(["sl", "sfl-v1", "sfl-v2", "psl", "fl"], quick=2))
 def test_a_front_at_the_bound_costs_a_try_and_three_such_its_sender_the_run(mode, pauses, tmp_path, monkeypatch):
     lie(monkeypatch, 900)
     found, log = run(tmp_path, f"federation.mode={mode}", *(["training.server={}"] if mode == "fl" else []))

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import small, table
+from helpers import few, small, table
 from outcomes import outcome
 
 from splitfed import simulate
@@ -40,7 +40,7 @@ def phases(folder: Path) -> list[str]:
     return [row["phase"] for row in table(folder / "metrics.csv")]
 
 
-@pytest.mark.parametrize("mode", ["sl", "sfl-v1", "sfl-v2", "psl"])
+@pytest.mark.parametrize("mode", few(["sl", "sfl-v1", "sfl-v2", "psl"], quick=2))
 def test_each_image_crosses_once_and_passes_send_nothing(mode, tmp_path):
     plan = small(
         *MEMORY, f"federation.mode={mode}", "data.augment=flip", "data.variants=2", "federation.local_epochs=3"
@@ -79,7 +79,7 @@ def test_of_two_variants_one_is_kept_and_which_is_drawn_by_image(tmp_path, monke
     assert {int(number) for shown in drawn for number in shown} == {0, 1}
 
 
-@pytest.mark.parametrize("more", [
+@pytest.mark.parametrize("more", few([
     ["federation.mode=sfl-v1", "federation.cohort=2", "federation.rounds=6"],
     ["compression.reducer={kind: adc, ratio: 0.4}", "memory.store=float16"],
     ["data.augment=flip", "data.variants=2", "memory.variants=1", "federation.cohort=2", "federation.rounds=6"],
@@ -87,7 +87,7 @@ def test_of_two_variants_one_is_kept_and_which_is_drawn_by_image(tmp_path, monke
     [*COPIES, "federation.cohort=2", "federation.rounds=6", "phases=[{kind: gradient, rounds: 2}, frozen]"],
     [*COPIES, "data.augment=flip", "data.variants=2", "checkpoints.keep=3", ALIGNED, "federation.rounds=6"],
     ["compression.reducer={kind: c3sl, r: 2}", "memory.smoothing=0.1", "memory.mix=0.4", "model.adapter=norms"],
-])  # fmt: skip
+], quick=2))  # fmt: skip
 def test_an_interrupted_run_goes_on_wherever_it_was(more, tmp_path):
     plan = small(*MEMORY, *more)
     expected = outcome(simulate(plan, runs=tmp_path / "whole", observers=()).folder)
@@ -106,7 +106,7 @@ def kept(folder: Path) -> tuple[list[int], set[int]]:
     return sorted(here), {int(path.stem[7:]) for path in (folder / "clients").glob("*/copies-*")}
 
 
-@pytest.mark.parametrize("mode", ["sl", "sfl-v1", "sfl-v2", "psl"])
+@pytest.mark.parametrize("mode", few(["sl", "sfl-v1", "sfl-v2", "psl"], quick=2))
 def test_copies_of_samples_are_dropped_when_the_front_settles(mode, tmp_path):
     """Rounds that fill memory send samples as if they had never crossed."""
     two = ["phases=[{kind: gradient, rounds: 2}, frozen]", f"federation.mode={mode}"]

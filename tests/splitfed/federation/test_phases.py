@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import small, table
+from helpers import few, small, table
 from models import newest
 from outcomes import outcome
 from safetensors.torch import load_file, save_file
@@ -53,7 +53,7 @@ def test_a_round_is_in_one_phase():
     assert phase_of([Gradient(rounds=2), Frozen(rounds=1)], 9).frozen  # beyond the end it is the last
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", few(MODES, quick=2))
 def test_a_frozen_front_stays_and_neither_gradients_nor_weights_cross(mode, tmp_path):
     folder = simulate(small(*FOUR, f"federation.mode={mode}"), runs=tmp_path, observers=()).folder
     assert [row["phase"] for row in table(folder / "metrics.csv")] == ["gradient", "gradient", "frozen", "frozen"]
@@ -105,11 +105,11 @@ def test_differences_go_on_where_the_front_settles(tmp_path):
     assert down["3"] < 0.7 * down["1"]
 
 
-@pytest.mark.parametrize("more", [
+@pytest.mark.parametrize("more", few([
     [], ["model.adapter=norms"], ["federation.cohort=2", "evaluation={held_out: 0.2}"],
     ["compression.front_weights={codec: {kind: uniform, bits: 8}, delta: true}", "federation.cohort=2"],
     ["compression.reducer={kind: bottleneck, width: 8}"],
-])  # fmt: skip
+]))  # fmt: skip
 def test_an_interrupted_run_goes_on_in_each_phase(more, tmp_path):
     class Impatient(Observer):
         def progress(self, round: int, share: float) -> None:
@@ -145,11 +145,11 @@ def weights(tmp_path) -> str:
 LOAD = "compression.front_weights.initial=load"
 
 
-@pytest.mark.parametrize("more", [
+@pytest.mark.parametrize("more", few([
     [], ["federation.mode=sl"], ["federation.mode=fl", "training.server={}"], ["model.adapter=norms"],
     ["model.adapter={kind: lora, rank: 2}"], ["federation.labels=private", "model.tail=0"],
     ["evaluation={held_out: 0.2}", "phases=[frozen]"],
-])  # fmt: skip
+]))  # fmt: skip
 def test_weights_that_clients_load_are_those_that_are_sent(more, weights, tmp_path):
     """As float32 nothing is rounded on the way, so nothing else may change."""
     folders = {

@@ -16,7 +16,7 @@ from splitfed.inference.asking import Asking
 from splitfed.inference.remote.dialling import Dialler
 from splitfed.inference.service.serve import Service
 from splitfed.seeds import Key
-from splitfed.wire.answers import ASK, DEADLINE_KEY, FETCH, GREET, PROTOCOL_KEY, RATE_KEY, path
+from splitfed.wire.answers import ASK, DEADLINE_KEY, FETCH, GREET, PROTOCOL, PROTOCOL_KEY, RATE_KEY, path
 
 PLAIN = ["plain={reducer: none, smashed: {codec: float32}}"]
 
@@ -125,7 +125,7 @@ def test_a_nonce_opens_one_stream_and_none_without_a_signature(service: Service,
         send(one)
     for method in (ASK, FETCH):
         with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
-            list(channel.stream_stream(path(method))(iter([one]), metadata=((PROTOCOL_KEY, "1"),)))
+            list(channel.stream_stream(path(method))(iter([one]), metadata=((PROTOCOL_KEY, str(PROTOCOL)),)))
     for method in (ASK, FETCH, GREET):
         with pytest.raises(grpc.RpcError, match="protocol"):
             list(channel.stream_stream(path(method))(iter([one]), metadata=((PROTOCOL_KEY, "99"),)))

@@ -1,0 +1,66 @@
+"""Compiled blocks compute what they did, in every mode, and a run is the same again."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ADC, DEEPER, PLAIN, small, table
+from models import newest
+
+from splitfed import simulate
+from splitfed.errors import ModelError
+from splitfed.split.assembly import assemble
+from splitfed.split.computing.compiled import check_compiler, compile_blocks, copied
+
+BOTH = ("training.client.compile=true", "training.server.compile=true")
+
+
+def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_compiler("client", torch.device("cpu"))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ModelError, match=r"training\.client\.compile: torch needs a compiler of C\+\+"):
+        check_compiler("client", torch.device("cpu"))
+    with pytest.raises(ModelError, match=r"training\.server\.compile: torch does not compile for mps"):
+        check_compiler("server", torch.device("mps"))
+
+
+@pytest.mark.slow
+def test_blocks_compute_what_they_did_and_copies_are_compiled() -> None:
+    plain = assemble(small(*DEEPER), 10, pretrained=False).back
+    compiled, geometry = deepcopy(plain), assemble(small(*DEEPER), 10, pretrained=False).front.geometry(8, 10)
+    before = {name: tensor.clone() for name, tensor in compiled.state_dict().items()}
+    assert compile_blocks(list(compiled.blocks), "server", geometry, "float32") > 0
+    assert all(tensor.equal(before[name]) for name, tensor in compiled.state_dict().items())
+    assert not [one for one in compiled.parameters() if one.grad is not None]
+    copy = copied(compiled)
+    assert all(block._compiled_call_impl is not None for block in copy.blocks)  # torch has no public way to ask
+    for images, tokens in ((8, geometry.tokens), (3, geometry.tokens), (5, 2)):
+        made = []
+        for part in (plain, compiled, copy):
+            given = torch.randn(images, tokens, geometry.width, generator=torch.Generator().manual_seed(images))
+            logits = part(given.requires_grad_())
+            logits.square().mean().backward()
+            made.append((logits, given.grad, *(one.grad for one in part.parameters())))
+        for others in made[1:]:
+            for one, other in zip(made[0], others, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        for part in (plain, compiled, copy):
+            part.zero_grad(set_to_none=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [("federation.mode=sfl-v1", *ADC), ("federation.mode=psl", "training.precision=bfloat16")],
+    ids=["adc", "psl"],
+)
+def test_a_run_learns_what_it_did_and_the_same_again(more: tuple[str, ...], tmp_path: Path) -> None:
+    plan = (*DEEPER, *PLAIN, "federation.rounds=2", "data.limit=100", *more)
+    plain = simulate(small(*plan), runs=tmp_path / "plain").folder
+    compiled = simulate(small(*plan, *BOTH), runs=tmp_path / "compiled").folder
+    for row, other in zip(table(plain / "metrics.csv"), table(compiled / "metrics.csv"), strict=True):
+        assert float(row["train_loss"]) == pytest.approx(float(other["train_loss"]), rel=2e-2)
+    assert "the blocks of the back were compiled in" in (compiled / "log.txt").read_text()
+    again = newest(simulate(small(*plan, *BOTH), runs=tmp_path / "again").folder)
+    assert all(tensor.equal(again[name]) for name, tensor in newest(compiled).items())
