@@ -221,7 +221,9 @@ def compare(before: dict, after: dict) -> int:
 
 def _first_difference(one: object, other: object) -> str:
     if isinstance(one, dict) and isinstance(other, dict):
-        key = next(key for key in one if one[key] != other.get(key))
+        key = next(key for key in {**one, **other} if key not in one or key not in other or one[key] != other[key])
+        if key not in one or key not in other:
+            return f"{key}: is recorded {'after' if key not in one else 'before'} alone"
         return f"{key}: {_first_difference(one[key], other.get(key))}"
     if isinstance(one, list) and isinstance(other, list):
         for place, (a, b) in enumerate(zip(one, other, strict=False)):
