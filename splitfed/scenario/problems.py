@@ -51,7 +51,8 @@ def valid_part(model: type[M], data: dict[str, Any]) -> M:
             given = {name: data[name]} if name in data else {}
             valid[name] = getattr(_alone(model, name).model_validate(given), name)
         except ValidationError:
-            inside = sections(field.annotation)
+            # Of sections by name, such as profiles, there is no valid part: who reads one would miss the others.
+            inside = () if get_origin(field.annotation) is dict else sections(field.annotation)
             if len(inside) == 1 and isinstance(data.get(name), dict):
                 valid[name] = valid_part(inside[0], data[name])
     part = model.model_construct(**valid)

@@ -459,3 +459,18 @@ def test_an_interrupt_ends_as_shells_expect(run: Run, monkeypatch: pytest.Monkey
     ended = run("simulate", "digits")
     assert ended.code == 130
     assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("{a: {share: 0.5, cut: 0}, b: {share: 0.5, cut: 3}}", "federation.profiles.a.cut: must be at least 1, not 0"),
+        ("{a: {share: 0.5, cutt: 2}, b: {share: 0.5}}", "federation.profiles.a.cutt: unknown key, did you mean 'cut'?"),
+        ("{a: {share: 0.5, device: {flops: -1}}, b: {share: 0.5, cut: 3}}", "federation.profiles.a.device.flops: must"),
+        ("{a: 3, b: {share: 0.5, cut: 3}}", "federation.profiles.a: must be a section, not 3"),
+    ],
+)
+def test_a_mistake_in_a_section_that_has_a_name_is_told_alone(run: Run, wrong: str, told: str) -> None:
+    """What the model's rules read of the others is not there then."""
+    setting = f"federation.profiles={wrong}"
+    refused(run("validate", "digits", "--set", setting), f"--set {setting}: {told}")
