@@ -51,8 +51,12 @@ def read_option(option: str, said: Any, section: Any) -> Any:
         why = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             why = f"unknown key{did_you_mean(str(first['loc'][-1]), list(known))}"
+        elif first["type"] == "union_tag_invalid":
+            why = f"unknown kind {first['ctx']['tag']!r}, known: {first['ctx']['expected_tags']}"
         elif first["type"] in ("model_type", "model_attributes_type", "union_tag_not_found"):
             why = "write a kind by its name, or keys as {key: value, ...}"
+        if isinstance(first["input"], int | float | str) and why.startswith("Input should"):
+            why = f"{why.replace('Input should', 'must', 1)}, not {first['input']!r}"
         raise SplitfedError(f"{option}: {where}{': ' if where else ''}{why}") from None
 
 

@@ -113,7 +113,7 @@ class Foreseen:
         if (images, quiet, evaluates, terms) not in self._frames:
             cut, key = self._cuts.under(terms), self._key.at("foreseen", images)
             encoder, decoder = self._model.front.encoder, self._model.back.decoder
-            batch = RandomBatch(images, cut.geometry, key, cut.device)
+            batch = RandomBatch(images, cut.geometry, key, cut.device, self._model.back)
             frames = cut.rehearse(batch, key, encoder, decoder, quiet, evaluates=evaluates)
             self._frames[images, quiet, evaluates, terms] = pairs(frames)
             for part in (encoder, decoder):

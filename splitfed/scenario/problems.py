@@ -222,7 +222,7 @@ def _one(details: ErrorDetails, place: Location, value: Any) -> str:
         case "invalid_key":
             return "a key must be text"
     message = re.sub(r"^(Input|Value|String|List|Tuple|Dictionary) should ", "must ", details["msg"])
-    return message[:1].lower() + message[1:]
+    return message[:1].lower() + message[1:].replace(" after validation", "")
 
 
 def _unknown_kind(tag: Any, known: list[str], place: Location) -> str:

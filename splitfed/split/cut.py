@@ -345,7 +345,7 @@ class Cut:
         restored = self.reducer.restore(given, arrived.side, arrived.frame.meta, decoder)
         gradient = batch.like(restored.shape)
         if self.private:
-            yield from self._rehearse_tail(arrived, gradient, key)
+            yield from self._rehearse_tail(arrived, gradient if evaluates else batch.behind(gradient), key)
         loss = None if self.private else 1.0
         if frozen:
             yield "down", self.sizes(self.pack_taken(arrived.frame, loss), len(batch))

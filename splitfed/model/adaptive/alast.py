@@ -207,6 +207,10 @@ class Adaptive:
             entered.append(prefix + passed_on(budget, entered[-1] - prefix))
         return tuple(entered)
 
+    def leaves(self, tokens: int, prefix: int) -> int:
+        """Return how many tokens the last block passes on, by the budgets as they are."""
+        return prefix + passed_on(self.budgets.tolist()[-1], self.foreseen(tokens, prefix)[-1] - prefix)
+
     def pretend(self, step: int, entered: tuple[int, ...]) -> Pass:
         """Return what would become of an image, by the draw of a `step`, of which so many tokens enter each block."""
         number = min(self.numbers.of(0, 0, step)[self.side], self._blocks)

@@ -78,7 +78,7 @@ def _frames(
 
     def frames(size: int, quiet: bool) -> list[Pair]:
         if (size, quiet) not in made:
-            batch = RandomBatch(size, cut.geometry, key.at("timing", size), cut.device)
+            batch = RandomBatch(size, cut.geometry, key.at("timing", size), cut.device, parts.back)
             made[size, quiet] = pairs(cut.rehearse(batch, key, encoder, decoder, quiet, evaluates=frozen))
         return made[size, quiet]
 

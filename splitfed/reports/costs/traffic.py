@@ -123,7 +123,8 @@ class Traffic:
         return WeightWire.of(ClientPart.of(self.scenario, self.parts), self.scenario.compression)
 
     def _random_batch(self, size: int, *purpose: str) -> RandomBatch:
-        return RandomBatch(size, self.cut.geometry, self.key.at("estimate", *purpose, size), self.cut.device)
+        key = self.key.at("estimate", *purpose, size)
+        return RandomBatch(size, self.cut.geometry, key, self.cut.device, self.parts.back)
 
     def _add_batches(self, found: _Sum, phase: Phase, share: float) -> None:
         encoder, decoder = self.parts.front.encoder, self.parts.back.decoder

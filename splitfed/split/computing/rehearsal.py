@@ -7,9 +7,10 @@ these, both ends in one place, and tells what each adds to the ledger.
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from splitfed.compression.expect import Geometry
+from splitfed.model.adaptive.alast import adaptives
 from splitfed.run.ledger import Direction, Sizes
 from splitfed.seeds import Key
 from splitfed.wire.frame import Place
@@ -52,10 +53,14 @@ class RandomBatch:
     """A mini-batch of random activations, attention and labels, drawn from one key alone.
 
     What depends on values and not on shapes alone, such as the bytes of a codec that looks for what rows have in
-    common, is told as for a pretrained front. One that starts from random weights sends less at first."""
+    common, is told as for a pretrained front. One that starts from random weights sends less at first. A `back` is for
+    how many tokens it passes on to a tail, if its blocks have budgets."""
 
-    def __init__(self, examples: int, geometry: Geometry, key: Key, device: torch.device) -> None:
-        self._generator, self._device = key.generator(), device
+    def __init__(
+        self, examples: int, geometry: Geometry, key: Key, device: torch.device, back: nn.Module | None = None
+    ) -> None:  # fmt: skip
+        self._generator, self._device, self._prefix = key.generator(), device, geometry.prefix
+        self._back = next(iter(adaptives(back)), None)
         shape = (examples, geometry.tokens, geometry.width)
         self.activations = self._rows(shape, _ACTIVATIONS).requires_grad_()
         self._attention = torch.rand(examples, geometry.tokens, generator=self._generator).to(device)
@@ -72,6 +77,10 @@ class RandomBatch:
     def like(self, shape: tuple[int, ...]) -> Tensor:
         """Return random numbers of this shape: what might be the gradient of a part of the model."""
         return self._rows(shape, _GRADIENTS)
+
+    def behind(self, restored: Tensor) -> Tensor:
+        """Return what stands for the output of the back, of what stands for its input."""
+        return restored if self._back is None else restored[:, : self._back.leaves(restored.shape[1], self._prefix)]
 
     def _rows(self, shape: tuple[int, ...], fall: float) -> Tensor:
         """Return numbers of mean variance 1 whose rows vary along the waves of a cosine transform, ever less."""

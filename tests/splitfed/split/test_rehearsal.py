@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import PLAIN, small
+from helpers import DEEPER, PLAIN, small
 
 from splitfed import Scenario, simulate
 from splitfed.compression.expect import Geometry
@@ -94,3 +94,12 @@ def test_random_rows_vary_ever_less_as_behind_a_trained_front(width):
         found = torch.linalg.eigvalsh(rows.T.cov().view(width, width)).flip(0)
         wanted = torch.arange(1, width + 1).double() ** -fall
         torch.testing.assert_close(found, wanted / wanted.mean(), rtol=0.2, atol=0)
+
+
+def test_a_tail_is_sent_what_blocks_with_budgets_pass_on() -> None:
+    """Of four patches one block at a budget of 0.9 passes three on; without budgets all go."""
+    private = (*DEEPER, "federation.labels=private", "model.tail=1")
+    for more, tokens in (((), 5), (("model.adaptive={kind: alast, trained: 2}",), 4)):
+        parts = assemble(small(*private, *more), 10, pretrained=False)
+        batch = RandomBatch(3, parts.front.geometry(8, 10), Key(1), torch.device("cpu"), parts.back)
+        assert batch.behind(torch.zeros(3, 5, 16)).shape == (3, tokens, 16)
