@@ -71,7 +71,7 @@ def test_chance_does_not_look_at_what_is_said_and_is_the_same_in_any_batches() -
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ("entropie", "--select: Input tag 'entropie'"),
+        ("entropie", "--select: unknown kind 'entropie', known: 'entropy', 'random'"),
         ("{kind: entropy, high: 0.02, low: 0.1}", "--select: entropy: low: is 0.1, and nothing lies between it"),
         ("{kind: random}", "--select: random.share: Field required"),
         ("{kind: entropy, hihg: 1}", "--select: entropy.hihg: unknown key"),

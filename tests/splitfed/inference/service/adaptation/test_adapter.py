@@ -293,7 +293,7 @@ def test_what_cannot_be_is_told_in_a_line(with_exits: Path, finished: Path, tmp_
             asking(service, tmp_path, select="entropy", send_images=True)
         with pytest.raises(RunError, match="images may leave, and nothing says which"):
             asking(service, tmp_path, send_images=True)
-        with pytest.raises(SplitfedError, match="--select: Input tag 'all'"):
+        with pytest.raises(SplitfedError, match="--select: unknown kind 'all'"):
             asking(service, tmp_path, select="all")
     with (
         serving(with_exits, tmp_path, "whole") as service,
