@@ -1,5 +1,6 @@
 """Compiled blocks compute what they did, in every mode, and a run is the same again."""
 
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from splitfed.errors import ModelError
 from splitfed.split.assembly import assemble
 from splitfed.split.computing.compiled import check_compiler, compile_blocks, copied
 
+HERE = pytest.mark.skipif(not shutil.which("g++"), reason="there is no compiler of C++ here")
 BOTH = ("training.client.compile=true", "training.server.compile=true")
 
 
 def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     check_compiler("client", torch.device("cpu"))
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ModelError, match=r"training\.client\.compile: torch needs a compiler of C\+\+"):
@@ -25,6 +28,7 @@ def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         check_compiler("server", torch.device("mps"))
 
 
+@HERE
 @pytest.mark.slow
 def test_blocks_compute_what_they_did_and_copies_are_compiled() -> None:
     plain = assemble(small(*DEEPER), 10, pretrained=False).back
@@ -49,6 +53,7 @@ def test_blocks_compute_what_they_did_and_copies_are_compiled() -> None:
             part.zero_grad(set_to_none=True)
 
 
+@HERE
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
