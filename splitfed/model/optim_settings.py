@@ -130,7 +130,7 @@ class SideConfig(Config):
     """Norm of the gradient over all that it holds, at most; null does not bound it. Exits from which the model learns
     nothing (`disjoint`) are measured by themselves."""
     compile: bool = False
-    """Whether torch compiles the blocks that it trains (`torch.compile`), which takes half a minute or more as the run
+    """Whether torch compiles the blocks that it trains (`torch.compile`), which takes some half a minute as the run
     begins, and needs a compiler of C++, or Triton on a GPU. Numbers differ as another order of sums has it."""
 
     def optimiser_for(self, module: "nn.Module") -> "Optimizer":

@@ -27,7 +27,7 @@ class Started:
     """What is known before the first round. `resumed` is the last finished round of an earlier attempt, `history` its
     rounds with the bytes of each, and `budget` the bytes after which no round starts, `budget_of` the cut, or in all.
     `asks`: clients are asked how the model does on images that they hold out. `notes` are what a user should know of
-    the data. `figures` tells what may be another at the end of each round.
+    data and model. `figures` tells what may be another at the end of each round.
     `loaded`: clients have what the run begins with from the model's own file; `own_norms`: each has norms of its own,
     and the model that is tested those that the run began with."""
 

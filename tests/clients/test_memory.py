@@ -75,6 +75,7 @@ def test_the_limits_of_a_process_count() -> None:
     cpu, soft = torch.device("cpu"), resource.getrlimit(resource.RLIMIT_AS)
     unlimited = free(cpu)
     if unlimited is None:
+        # Nothing is told where there is no /proc, as on macOS: then no memory is checked, and no limit can be seen.
         pytest.skip("this system does not tell what is free")
     (taken,) = re.findall(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())
     resource.setrlimit(resource.RLIMIT_AS, (1024 * int(taken) + 64_000_000, soft[1]))

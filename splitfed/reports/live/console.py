@@ -69,7 +69,7 @@ class Console(Observer):
             ("budget", "none" if info.budget is None else self._budget(info.budget)),
             *([("weights", _LOADED)] if info.loaded else []),
             *([("norms", _OWN_NORMS if info.asks else _OWN_NORMS + _UNASKED)] if info.own_norms else []),
-            *(("data", note) for note in info.notes),
+            *(("note", note) for note in info.notes),
         )
         if info.resumed:
             self._print(f"resumed after round {info.resumed}", "bold")
