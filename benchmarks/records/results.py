@@ -6,8 +6,9 @@
 Written are docs/results/<sweep>.csv with all figures, the three pictures of `splitfed compare --out` beside it, of the
 methods that --draw names, and the tables on the page, between its marks `<!-- <sweep>: table -->` and `<!-- end -->`.
 <sweep>-total.png is the first of the three by the bytes of both planes, as `splitfed compare --by total --out` draws
-it, of the methods that --draw-total names. Accuracy at a budget is on the validation split, on a straight line between
-the rounds around it; the test split was read once, at the end of each run.
+it, of the methods that --draw-total names. With --by total budgets are in bytes of both planes, the marks are
+`<!-- <sweep>-total: table -->`, and no file but the page is written. Accuracy at a budget is on the validation split,
+on a straight line between the rounds around it; the test split was read once, at the end of each run.
 
 Records of runs do in place of runs: python benchmarks/records/results.py docs/results/runs/cifar100-methods
 """
@@ -102,6 +103,24 @@ def table(groups: list[Group], budgets: list[int], costs: list[Operations]) -> s
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def total_table(groups: list[Group], budgets: list[int], weigh: int | None) -> str:
+    """Return a table in Markdown of what was reached by total bytes. `weigh` is what the images weigh of runs that do
+    not tell."""
+    heads = [
+        "method", "seeds", *(f"at {units.size(budget)}" for budget in budgets), "test, at the end", "total bytes",
+        "of what the images weigh",
+    ]  # fmt: skip
+    lines = [heads, ["---"] * len(heads)]
+    for one in groups:
+        reached = [one.at(budget, "total") for budget in budgets]
+        sent, images = one.sent("total"), one.images_bytes or weigh
+        lines.append([
+            one.label, str(len(one.runs)), *(percents(found) if found else units.NONE for found in reached),
+            percents(one.accuracy), units.size(sent), units.times(sent, images),
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def place(page: Path, name: str, text: str) -> None:
     """Put a table between its marks on a page."""
     mark = re.compile(rf"(<!-- {re.escape(name)}: table -->\n).*?(\n<!-- end -->)", re.DOTALL)
@@ -126,11 +145,19 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="the page to put the table on")
     parser.add_argument("--draw", default="*", metavar="PATTERNS", help="methods to draw, as in 'none,adc-*'")
     parser.add_argument("--draw-total", metavar="PATTERNS", help="those to draw by total bytes; as --draw if not given")
+    parser.add_argument("--by", choices=("cut", "total"), default="cut", help="whose bytes the budgets are")
+    parser.add_argument("--weigh", type=size, metavar="SIZE", help="what the images weigh, where runs do not tell")
     options = parser.parse_args()
     budgets = [size(text) for text in options.at or BUDGETS]
     try:
         folders = sorted(folder for folder in options.sweep.iterdir() if folder.is_dir())
         comparison = compare(folders)
+        if options.by == "total":
+            found = total_table(comparison.grouped("total").groups, budgets, options.weigh)
+            if options.page:
+                place(options.page, f"{options.sweep.name}-total", found)
+            print(found)
+            return
         grouped = comparison.grouped("ratio")
         groups = grouped.groups[::-1]
         costs = [operations(one) for one in groups]

@@ -1,6 +1,6 @@
 """What the channel costs beside a bare gRPC stream: 800 kB each way over loopback, codec `float32`, no lossless stage.
 
-    python benchmarks/exchange.py [--exchanges 300] [--threads 1] [--repeats 5]
+    python benchmarks/wire/exchange.py [--exchanges 300] [--threads 1] [--repeats 5]
 
 One exchange of splitfed is what a client and a server do with a mini-batch beyond training: encode, pack, send, check,
 decode, and the same back. The bare stream echoes ready bytes of the same length between the same two kinds of process:
