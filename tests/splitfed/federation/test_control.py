@@ -5,11 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import linprog
+from sklearn.isotonic import isotonic_regression
 
 from splitfed.federation.control.account import ALL, Account, RateAccount, RoundAccount, Spent, TotalAccount
 from splitfed.federation.control.base import Option
-from splitfed.federation.control.drift_plus_penalty import DriftPlusPenalty
+from splitfed.federation.control.drift_plus_penalty import DriftPlusPenalty, rising
 from splitfed.seeds import Key
 
 # Utility and bytes: two of them on the hull beside the free one, one below it, one that costs more for less.
@@ -153,3 +156,28 @@ def test_without_utilities_the_point_is_taken_at_which_the_loss_falls_most() -> 
     other.load_state_dict(controller.state_dict())
     assert other.choose(9, 0, 0.0, options) == "b"
     assert other.choose(9, 0, 0.0, [*options, Option("new", 1.0, 1.0, 0.0)]) == "new"
+
+
+def test_without_utilities_what_sends_more_is_worth_at_least_as_much() -> None:
+    """After rounds at a bad point the loss is large, and falls the more at that point."""
+    controller = DriftPlusPenalty(1.0)
+    options = [Option("fine", 3.0, 1.0, 1.0), Option("coarse", 2.0, 1.0, 0.0), Option("mute", 1.0, 1.0, -0.5)]
+    falls = {"fine": 0.1, "coarse": 0.2, "mute": 0.6}
+    for round in range(1, 30):
+        chosen = controller.choose(round, 0, 0.0, options)
+        controller.learn(round, 0, chosen, falls[chosen])
+        assert round <= 3 or chosen == "fine"
+    assert controller.choose(30, 0, 0.01, options) == "mute"  # it is behind its target
+
+
+def test_a_point_that_is_better_for_more_bytes_is_weighed_against_them() -> None:
+    controller = DriftPlusPenalty(1.0)
+    options = [Option("fine", 3.0, 1.0, 1.0), Option("coarse", 1.0, 1.0, 0.0)]
+    for name, fall in (("fine", 0.4), ("coarse", 0.1)):
+        controller.learn(1, 0, name, fall)
+    assert [controller.choose(2, 0, queue, options) for queue in (0.0, 0.74, 0.76)] == ["fine", "fine", "coarse"]
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=12))
+def test_what_never_falls_is_as_near_as_it_can_be(values: list[float]) -> None:
+    assert rising(values) == pytest.approx(isotonic_regression(values).tolist(), abs=1e-9)
