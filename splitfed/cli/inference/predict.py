@@ -160,7 +160,7 @@ def predict(
     else:
         predictor = splitfed.Predictor(model, round=round, overrides=set_, **how)
     wrong = 0
-    with WRITERS["json" if json else "csv" if csv else "text"](top, predictor.rule.threshold <= 1) as written:
+    with WRITERS["json" if json else "csv" if csv else "text"](top, predictor.rule.answers) as written:
         for found in predictor.stream(images):
             written(found)
             wrong += found.problem is not None

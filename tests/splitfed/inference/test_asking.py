@@ -52,7 +52,7 @@ def there_and_back(one: Asking, tokens: torch.Tensor, block: int, attention: Cal
     up = one.pack(tokens, block, Key(1), number=7, model="f" * 64, attention=attention)
     asked = one.unpack(up.buffer)
     assert (asked.number, asked.block, asked.model) == (7, block, "f" * 16)
-    return one.unpack_answer(one.answer(asked).buffer, 7, len(tokens))
+    return one.unpack_answer(one.answer(asked).buffer, 7, len(tokens)).logits
 
 
 @pytest.mark.parametrize("block", [1, 2])

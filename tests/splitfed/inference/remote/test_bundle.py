@@ -100,7 +100,10 @@ def test_it_holds_no_back_and_no_folder_of_the_server(with_exits: Path, tmp_path
     assert str(tmp_path).encode() not in content
     length = struct.unpack("<Q", content[:8])[0]
     names = set(json.loads(content[8 : 8 + length])) - {"__metadata__"}
-    assert {name.split(".")[0] for name in names} == {"front", "exits", "judged"}
+    assert {name.split(".")[0] for name in names} == {"front", "exits", "judged", "behind"}
+    assert {name for name in names if name.startswith("exits.")} == {
+        f"exits.outputs.{block}.{own}" for block in (1, 2) for own in ("weight", "bias")
+    }
     assert not [name for name in names if name.startswith(("front.blocks.2", "front.blocks.3", "front.head"))]
     (tmp_path / "bundle").write_bytes(content)
     assert all(parameter.is_meta for parameter in read_bundle(tmp_path / "bundle").trunk.back.blocks.parameters())
