@@ -7,6 +7,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from splitfed.inference.asking import Asked
 from splitfed.inference.deciding import MEASURES, Measure, Rule, confidence
 from splitfed.inference.exits import load
 from splitfed.inference.fitting import fit
+from splitfed.inference.remote.bundle import read_bundle
 from splitfed.inference.run_model import RunModel
 from splitfed.inference.service.adaptation.norms import apart
 from splitfed.inference.service.backs import Backs
@@ -287,7 +289,9 @@ def test_a_reader_of_before_finds_what_it_knows(serve: Serve, with_exits: Path, 
         pytest.MonkeyPatch.context() as before,
         RemotePredictor(f"127.0.0.1:{serve(with_exits).port}", state=tmp_path, confidence=sure, batch=1) as predictor,
     ):
-        before.setattr("splitfed.inference.remote.bundle._behind", lambda about, tensors, trunk, first: ((), first))
+        before.setattr(
+            "splitfed.inference.remote.predictor.read_bundle", lambda *how: replace(read_bundle(*how), behind=())
+        )
         found = remote(serve(with_exits), tmp_path / "other", digits, confidence=sure)
         now = predictor.predict(digits)
     expected = local(with_exits, digits, confidence=sure)
