@@ -18,6 +18,7 @@ from PIL import Image
 from splitfed import Prediction, Predictor, RemotePredictor, simulate
 from splitfed.cli import main as cli
 from splitfed.data.sources.base import open_digits
+from splitfed.engines.deployment.processes import free_port
 from splitfed.inference.asking import Asked
 from splitfed.inference.deciding import MEASURES, Measure, Rule, confidence
 from splitfed.inference.exits import load
@@ -26,7 +27,7 @@ from splitfed.inference.remote.bundle import read_bundle
 from splitfed.inference.run_model import RunModel
 from splitfed.inference.service.adaptation.norms import apart
 from splitfed.inference.service.backs import Backs
-from splitfed.inference.service.serve import Service
+from splitfed.inference.service.serve import Service, serve_model
 from splitfed.model.exits.heads import Exits
 from splitfed.seeds import Key
 
@@ -189,6 +190,26 @@ def test_the_command_says_which_exit_answered(
     line, said = capsys.readouterr().out.splitlines()
     assert line.endswith("(exit after block 3)")
     assert (json.loads(said)["exit"], json.loads(said)["confidence"]) == (3, found[row].confidence)
+
+
+def test_the_service_says_which_exits_answer_there(with_exits: Path, finished: Path, tmp_path: Path) -> None:
+    for run, expected in (
+        (with_exits, ["exits       here after block 2, 3, for who asks with a confidence"]),
+        (finished, []),
+    ):
+        said: list[str] = []
+
+        def say(line: str, said: list[str] = said) -> None:
+            said.append(line)
+            if line.startswith("bytes in"):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            serve_model(
+                run, port=free_port(), metrics_port=free_port(), say=say, ledger=tmp_path / run.parent.name,
+                overrides=CUTS[1],
+            )  # fmt: skip
+        assert [line for line in said if line.startswith("exits")] == expected
 
 
 @pytest.mark.parametrize("how", [{"heads": "cascade"}, {"ensemble": True}])
