@@ -1,6 +1,7 @@
 """Who answers: an exit that is sure, or what comes after it. Confidences are in [0, 1], and 1 is sure."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, Self, get_args
@@ -42,6 +43,13 @@ class Rule:
     def __post_init__(self) -> None:
         if not self.threshold >= 0:
             raise SplitfedError(f"a confidence of {self.threshold:g}: it is 0 or more, and 1 is sure")
+        if self.rise is not None and not math.isfinite(self.rise):
+            raise SplitfedError(f"a rise of {self.rise:g}: it is a number by which a confidence rises")
+
+    @property
+    def answers(self) -> bool:
+        """Whether any exit can be sure enough."""
+        return self.threshold <= 1
 
     def stops(self, now: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tell of images `[B]` with these confidences, and those at the exit before, which are answered here, and which
@@ -123,12 +131,19 @@ class Judged:
         right, last = (answers.argmax(2) == labels).cpu(), (whole == labels).cpu()
         return cls(sure.cpu(), right, last, bytes, operations)
 
-    def first(self, exits: int) -> "Judged":
-        """Return how the first of the exits do, by themselves."""
-        rows = [*range(exits), len(self.right)]
+    def part(self, places: Sequence[int]) -> "Judged":
+        """Return how the exits at some places do, by themselves."""
+        exits, rows = list(places), [*places, len(self.right)]
         costs = self.operations[rows] if len(self.operations) else self.operations
         sent = self.bytes[rows] if len(self.bytes) > 1 else self.bytes
-        return Judged(self.confidences[:, :exits], self.right[:exits], self.whole, sent, costs)
+        return Judged(self.confidences[:, exits], self.right[exits], self.whole, sent, costs)
+
+    def then(self, later: "Judged") -> "Judged":
+        """Return how these exits do with others of the same model after them."""
+        return Judged(
+            torch.cat([self.confidences, later.confidences], 1), torch.cat([self.right, later.right]), self.whole,
+            torch.cat([self.bytes[:-1], later.bytes]), torch.cat([self.operations[:-1], later.operations]),
+        )  # fmt: skip
 
     def fits(self, exits: int) -> bool:
         """Tell whether this can be how so many exits do."""

@@ -23,8 +23,8 @@ from splitfed.data.batches import Batch, batches
 from splitfed.data.images import Images
 from splitfed.errors import DataError, RunError
 from splitfed.files import reason, write
-from splitfed.inference.asking import Asking
-from splitfed.inference.deciding import Judged
+from splitfed.inference.asking import Asked, Asking
+from splitfed.inference.deciding import Judged, Rule
 from splitfed.inference.run_model import RunModel, Trunk
 from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.model.exits.heads import Exits as Exits
@@ -33,6 +33,7 @@ from splitfed.model.exits.settings import Heads
 from splitfed.model.parts import whole_state
 from splitfed.run.origin import load_data
 from splitfed.seeds import Key
+from splitfed.wire.header import MAX_META
 
 NAME = "exits.safetensors"
 HEADS: tuple[Heads, ...] = get_args(Heads)
@@ -164,26 +165,25 @@ def judge(model: RunModel, exits: Exits, images: Images) -> Judged:
     with torch.no_grad():
         logits = exits(seen)
         answers = torch.stack([exits.answer(place, logits) for place in range(len(exits.blocks))])
-    each = sent_bytes(model, images, min(len(images), _SENT))
-    beyond = torch.tensor([block > model.trunk.cut for block in exits.blocks] + [True])
+    sent = sent_bytes(model, exits, images, min(len(images), _SENT))
     so_far = operations(model, exits, exits.blocks)
     costs = [so_far[block] for block in exits.blocks] + [so_far[-1]]
-    return Judged.of(
-        answers, whole, labels, beyond[:, None] * each, torch.tensor(costs, dtype=torch.float64)
-    )  # fmt: skip
+    return Judged.of(answers, whole, labels, sent, torch.tensor(costs, dtype=torch.float64))
 
 
 @torch.no_grad()
-def sent_bytes(model: RunModel, images: Images, count: int) -> Tensor:
+def sent_bytes(model: RunModel, exits: Exits, images: Images, count: int) -> Tensor:
     """Return the bytes of the first `count` images where they are sent one by one as the run sends, requests and
-    answers, int64 `[count]`; none, `[0]`, where its reducer merges samples."""
-    trunk = model.trunk
+    answers, for an answer by each exit and by the whole model, int64 `[E + 1, count]`; none, `[E + 1, 0]`, where its
+    reducer merges samples."""
+    trunk, ends = model.trunk, [*exits.blocks, None]
     if not model.scenario.compression.reducer.single:
-        return torch.zeros(0, dtype=torch.int64)
-    geometry = trunk.front.geometry(1, len(model.classes))
-    asking, down = Asking(model.scenario.compression, trunk, geometry, model.device), 0
+        return torch.zeros(len(ends), 0, dtype=torch.int64)
+    geometry, asked = trunk.front.geometry(1, len(model.classes)), behind(trunk, exits)[0]
+    asking, down = Asking(model.scenario.compression, trunk, geometry, model.device), torch.zeros(0)
+    rule = Rule(0.5) if asked is not None else None
     attention = ClsAttention(trunk.front, trunk.cut) if asking.needs_attention(trunk.cut) else None
-    found: list[int] = []
+    found: list[Tensor] = []
     for batch in plain(model, images, torch.arange(count)):
         tokens = trunk.begin(batch.images.to(model.device))
         for number in range(1, trunk.cut + 1):
@@ -193,12 +193,24 @@ def sent_bytes(model: RunModel, images: Images, count: int) -> Tensor:
             one = slice(row, row + 1)
             packed = asking.pack(
                 tokens[one], trunk.cut, Key(0).at("ask", len(found)), model="0" * 16,
-                attention=None if looked is None else partial(looked.__getitem__, one),
+                attention=None if looked is None else partial(looked.__getitem__, one), rule=rule,
             )  # fmt: skip
-            # Logits in float32 are as many bytes for all.
-            down = down or asking.answer(asking.unpack(packed.buffer)).total
+            if not len(down):  # logits in float32 are as many bytes for all images
+                down = _answer_bytes(asking, asking.unpack(packed.buffer), ends, asked)
             found.append(packed.total + down)
-    return torch.tensor(found, dtype=torch.int64)
+    sent = torch.tensor([end is None or end > trunk.cut for end in ends])
+    return sent[:, None] * torch.stack(found, 1)
+
+
+def _answer_bytes(asking: Asking, one: Asked, ends: Sequence[int | None], asked: Exits | None) -> Tensor:
+    """Return the bytes of the answer to an image by each of these exits, int64 `[E]`; None is the whole model, as are
+    exits that have no part in it."""
+    whole = asking.answer(one)
+    logits = torch.zeros(1, asked.classes) if asked is not None else torch.zeros(0)
+    return torch.tensor([
+        asking.pack_answer(one.number, logits, [end]).total if asked is not None and end in asked.blocks
+        else whole.total for end in ends
+    ], dtype=torch.int64)  # fmt: skip
 
 
 def operations(model: RunModel, exits: Exits | None, blocks: Sequence[int]) -> list[float]:
@@ -220,6 +232,26 @@ def operations(model: RunModel, exits: Exits | None, blocks: Sequence[int]) -> l
                 tokens = trunk.cross(tokens)
         trunk.end(tokens)
         return [*so_far, float(counter.get_total_flops())]
+
+
+def behind(trunk: Trunk, exits: Exits | None) -> tuple[Exits | None, str]:
+    """Return those exits of a run that can answer at a server, as they follow its blocks, by themselves, or None; and
+    why not, where there are some that cannot, or nothing."""
+    later = [block for block in exits.blocks if block > trunk.cut] if exits is not None else []
+    if exits is None or not later:
+        return None, ""
+    if trunk.tail is not None:
+        return None, "labels are private, and what the server answers with has to go through the tail"
+    if len(later) > MAX_META:
+        return None, f"there are {len(later)} of them, and an answer can name {MAX_META}"
+    if len(later) == len(exits.blocks):
+        return exits, ""
+    if exits.ensemble is not None or exits.heads == "cascade":
+        kind = "an ensemble" if exits.ensemble is not None else "a cascade"
+        return None, f"in {kind} they go by what exits before the cut say, and no logits cross"
+    made = Exits(later, trunk.width, exits.classes, trunk.prefix, key=Key(0)).eval().requires_grad_(False)
+    made.outputs = torch.nn.ModuleDict({str(block): exits.outputs[str(block)] for block in later})
+    return made, ""
 
 
 def features(model: RunModel, exits: Exits, images: Tensor) -> tuple[list[Tensor], Tensor]:

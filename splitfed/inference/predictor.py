@@ -92,8 +92,8 @@ class Predictor:
         for number in range(1, len(trunk) + 1):
             tokens = trunk.block(number, tokens)
             if (sure := way.passes(number, tokens)) is not None:
-                answered, probabilities = sure
-                found[way.rows[answered]] = probabilities[answered]
+                answered, said = sure
+                found[way.rows[answered]] = said.softmax(-1)[answered]
                 tokens = way.leave(answered, tokens, number)
                 if not len(tokens):
                     return found, way.exits

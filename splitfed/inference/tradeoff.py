@@ -206,7 +206,7 @@ def _across(
             tokens[row : row + 1], block, key, number=first + row, model="0" * 16, attention=looked_at,
         )  # fmt: skip
         down = asking.answer(asking.unpack(up.buffer))
-        logits = asking.unpack_answer(down.buffer, first + row, 1)
+        logits = asking.unpack_answer(down.buffer, first + row, 1).logits
         right = bool(logits.argmax(1)[0] == labels[row])
         found.append((right, up.total, down.total, up.sizes["smashed"].sent))
     return found

@@ -21,7 +21,8 @@ from splitfed.errors import WireError
 MAX_HEADER = 64 * 1024
 MAX_NUMBER = 2**63 - 1
 MAX_TEXT = 256
-_MAX_META, _MAX_KEY, _MAX_DIMS = 16, 32, 8
+MAX_META = 16
+_MAX_KEY, _MAX_DIMS = 32, 8
 
 Scalar = int | float | str | bool
 
@@ -74,8 +75,8 @@ def read_header(data: Buffer, kinds: Mapping[str, Expected]) -> Header:
 
 def meta_problem(meta: Mapping[str, Scalar]) -> str | None:
     """Tell why no receiver would take these, or None: at most 16 small scalars, and no NaN or infinity."""
-    if len(meta) > _MAX_META:
-        return f"{len(meta)} entries, more than {_MAX_META}"
+    if len(meta) > MAX_META:
+        return f"{len(meta)} entries, more than {MAX_META}"
     for key, value in meta.items():
         if type(key) is not str or len(key) > _MAX_KEY:
             return f"the key {_short(key)}"
@@ -101,7 +102,7 @@ def _parse(data: Buffer, longest: int) -> Any:
             max_str_len=4 * MAX_TEXT,
             max_bin_len=0,
             max_ext_len=0,
-            max_map_len=_MAX_META,
+            max_map_len=MAX_META,
             max_array_len=longest,
         )
     # ValueError is what msgpack raises for bad UTF-8, its limits, trailing and missing bytes, and a key twice; its

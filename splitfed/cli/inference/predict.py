@@ -17,7 +17,8 @@ def predict(
         float | None,
         typer.Option(
             min=0,
-            help="Let the run's exits take part: the first that is so sure, from 0 to 1, answers.",
+            help="Let the run's exits take part, with a server also those of its back: the first that is so sure, from "
+            "0 to 1, answers.",
             show_default="the whole model answers",
         ),
     ] = None,
@@ -123,7 +124,7 @@ def predict(
     ] = None,
 ) -> None:
     """Say what images show, a line for each: by a run's model, or by the front and exits of a server, which is asked
-    where they are not sure.
+    where they are not sure, and answers by exits of its own or by the whole model.
 
     What cannot be decoded is named, the others are answered, and the exit code is 1. Where a server cannot be reached
     the last exit answers, and the line says so.
@@ -160,7 +161,7 @@ def predict(
     else:
         predictor = splitfed.Predictor(model, round=round, overrides=set_, **how)
     wrong = 0
-    with WRITERS["json" if json else "csv" if csv else "text"](top, predictor.rule.threshold <= 1) as written:
+    with WRITERS["json" if json else "csv" if csv else "text"](top, predictor.rule.answers) as written:
         for found in predictor.stream(images):
             written(found)
             wrong += found.problem is not None

@@ -67,8 +67,8 @@ def serve_model(
     device: Device = None,
     set_: Overrides = None,
 ) -> None:
-    """Answer what clients' fronts are not sure of: the back of a run, for many clients at once, who 'splitfed
-    predict'."""
+    """Answer what clients' fronts are not sure of: the back of a run and the exits in it, for many clients at once, who
+    'splitfed predict'."""
     from splitfed.engines.deployment.processes import port_number
     from splitfed.inference.service.serve import serve_model
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from splitfed.errors import RunError, SplitfedError
 from splitfed.files import reason
-from splitfed.inference.exits import Exits, Judged
+from splitfed.inference.exits import Exits, Judged, behind
 from splitfed.inference.rates import Rate
 from splitfed.inference.run_model import RunModel, Trunk
 from splitfed.model.build import pixel_stats
@@ -32,17 +32,20 @@ from splitfed.split.assembly import assemble
 FORMAT = 1
 _ABOUT = "splitfed"
 _FRONT, _TAIL, _EXITS, _JUDGED = "front.", "tail.", "exits.", "judged."
+_BEHIND = "behind."  # how exits of the server do
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a client has read: `name` is the SHA-256 of the file, `trunk` has no back that computes, `rates` are those
-    that the server takes, the best first, and `most` how many images a request may hold."""
+    """What a client has read: `name` is the SHA-256 of the file, `trunk` has no back that computes, `exits` are those
+    of the front, and `behind` the blocks after which exits of the server answer. `judged` is how all these do, `rates`
+    are those that the server takes, the best first, and `most` how many images a request may hold."""
 
     name: str
     scenario: Scenario
     trunk: Trunk
     exits: Exits | None
+    behind: tuple[int, ...]
     judged: Judged | None
     classes: list[str]
     rates: list[Rate]
@@ -60,8 +63,8 @@ def name_of(content: bytes) -> str:
 def pack_bundle(
     model: RunModel, exits: Exits | None, judged: Judged | None, rates: Sequence[Rate], most: int
 ) -> bytes:  # fmt: skip
-    """Write what clients of a run's model need: of the exits, and how they do if that is known, those of the front; of
-    the scenario no folder of this machine."""
+    """Write what clients of a run's model need: those exits of the front, after which blocks some of the server answer,
+    and how all of them do if that is known; of the scenario no folder of this machine."""
     front, _, tail = model.parts
     scenario = for_clients(model.scenario)
     # What exits it was trained with go as the others do.
@@ -82,8 +85,14 @@ def pack_bundle(
         part = _first(exits, model.trunk, kept)
         tensors |= {_EXITS + name: tensor for name, tensor in part.state_dict().items()}
         if judged is not None:
-            first = judged.first(len(kept))
+            first = judged.part(range(len(kept)))
             tensors |= {_JUDGED + name: getattr(first, name) for name in Judged.__slots__}
+    later, _ = behind(model.trunk, exits)
+    if later is not None:
+        about["behind"] = {"blocks": later.blocks, "judged": judged is not None}
+        if judged is not None:
+            rest = judged.part(range(len(kept), len(kept) + len(later.blocks)))
+            tensors |= {_BEHIND + name: getattr(rest, name) for name in Judged.__slots__}
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     return save(plain, {_ABOUT: json.dumps(about, sort_keys=True)})  # one entry: of more the order is by chance
 
@@ -131,12 +140,13 @@ def read_bundle(path: Path, device: str | None = None) -> Bundle:
             part.to(where).eval().requires_grad_(False)
         trunk = Trunk(parts, lambda: autocast(scenario.training.precision, where))
         exits, judged = _exits(about.get("exits"), tensors, trunk, len(classes))
+        later, judged = _behind(about.get("behind"), tensors, trunk, judged)
         compression = type(scenario.compression)
         rates = [Rate(str(rate["name"]), compression.model_validate(rate["compression"])) for rate in about["rates"]]
         mean, std = pixel_stats(scenario.model)
         return Bundle(
-            name_of(path.read_bytes()), scenario, trunk, exits.to(where) if exits else None, judged, classes, rates,
-            int(about["most"]), mean, std, where,
+            name_of(path.read_bytes()), scenario, trunk, exits.to(where) if exits else None, later, judged, classes,
+            rates, int(about["most"]), mean, std, where,
         )  # fmt: skip
     except SplitfedError:
         raise
@@ -160,6 +170,23 @@ def _exits(
     if judged is not None and not judged.fits(len(exits.blocks)):
         raise ValueError("how its exits do has another shape than they")
     return exits.eval().requires_grad_(False), judged
+
+
+def _behind(
+    about: dict | None, tensors: dict[str, Tensor], trunk: Trunk, first: Judged | None
+) -> tuple[tuple[int, ...], Judged | None]:
+    """Return after which blocks exits of the server answer, and how the front's and these do."""
+    if about is None:
+        return (), first
+    blocks = tuple(int(block) for block in about["blocks"])
+    if list(blocks) != sorted({block for block in blocks if trunk.cut < block < len(trunk)}):
+        raise ValueError("its server's exits follow blocks that are not the server's")
+    if not about["judged"]:
+        return blocks, None
+    rest = Judged(**_below(tensors, _BEHIND))
+    if not rest.fits(len(blocks)):
+        raise ValueError("how its server's exits do has another shape than they")
+    return blocks, rest if first is None else first.then(rest)
 
 
 def pack_norms(norms: Mapping[str, Tensor]) -> bytes:

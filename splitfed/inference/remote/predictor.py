@@ -52,13 +52,14 @@ class RemotePredictor:
 
     `tls` is this client's folder from `splitfed certs`; without it all is plain text, which must be wanted
     (`insecure`) for another machine, and `client` is the number that it says. `confidence`, `accuracy`, `most_bytes`,
-    `most_operations`, `measure`, `rise` and `top` are as in `Predictor`; without a confidence all images are sent, and
-    with a `rise` some leave before the cut. `rate` is one of those that the server takes, the first if None; with a
-    `target`, such as `20kB/s` (both ways) or `200ms` (from when a mini-batch is sent until its last answer), it is
-    chosen for each mini-batch so that the mean keeps to it in the long run, and where even the smallest is too much the
-    last exit answers. `batch` images are computed at once, and
-    those of them that leave after the same block are sent in one request. What is not answered within `deadline`
-    seconds is answered by the last exit, and says so (`Prediction.alone`), or has a problem where there is none.
+    `most_operations`, `measure`, `rise` and `top` are as in `Predictor`, also for exits of the server; without a
+    confidence all images are sent and the whole model answers, and with a `rise` some leave before the cut. `rate` is
+    one of those that the server takes, the first if None; with a `target`, such as `20kB/s` (both ways) or `200ms`
+    (from when a mini-batch is sent until its last answer), it is chosen for each mini-batch so that the mean keeps to
+    it in the long run, and where even the smallest is too much the last exit answers. `batch` images are computed at
+    once, and those of them that leave after the same block are sent in one request. What is not answered within
+    `deadline` seconds is answered by the last exit here, and says so (`Prediction.alone`), or has a problem where there
+    is none.
 
     With a `select`, of `Informative` or `Drawn` by kind and keys, images are kept for the server to adapt by: those of
     them that are sent are marked, or with `send_images`, which is how one says that images may leave, they go up as
@@ -187,9 +188,9 @@ class RemotePredictor:
 
     def _walker_of(self, file: Path) -> Walker:
         bundle = read_bundle(file, self._device)
-        if self._aim.of_exits and bundle.exits is None:
+        if self._aim.of_exits and bundle.exits is None and not bundle.behind:
             raise RunError(
-                f"a confidence is asked for, and what {self._dialler.where} serves has no exits before its cut: make "
+                f"a confidence is asked for, and what {self._dialler.where} serves has no exits that take part: make "
                 "some there with 'splitfed exits RUN', or leave it out to send every image"
             )
         if self._aim.follows and bundle.judged is None:
@@ -279,8 +280,10 @@ class RemotePredictor:
                 elif header.kind == REFUSED:
                     self._without(walked, leaving, None, f"refused: {shown(str(header.meta.get('why', '')))}")
                 else:
-                    logits = leaving.asking.unpack_answer(buffer, leaving.number, len(leaving.rows))
-                    answered.probabilities[leaving.rows] = logits.float().softmax(1)
+                    found = leaving.asking.unpack_answer(buffer, leaving.number, len(leaving.rows), leaving.exits)
+                    answered.probabilities[leaving.rows] = found.logits.float().softmax(1)
+                    for row, block in zip(leaving.rows.tolist(), found.exits, strict=True):
+                        answered.exits[row] = block
             except Unreached as error:
                 self._line(awaited.rate).forget(leaving.number)
                 awaited.heard = awaited.until

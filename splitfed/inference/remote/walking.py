@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from splitfed.errors import Diverged, SplitfedError
-from splitfed.inference.asking import MOST_KEPT, Asking
+from splitfed.inference.asking import MOST_MARKED, Asking
 from splitfed.inference.deciding import Rule
 from splitfed.inference.predictor import Answered
 from splitfed.inference.remote.bundle import Bundle
@@ -20,12 +21,14 @@ from splitfed.wire.frame import Packed
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """A request that is ready: of which images of the mini-batch it is (int64 `[k]`), and how its answer is read."""
+    """A request that is ready: of which images of the mini-batch it is (int64 `[k]`), and how its answer is read, which
+    `exits` of the server, by their blocks, may have given."""
 
     number: int
     rows: Tensor
     packed: Packed
     asking: Asking
+    exits: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -41,11 +44,26 @@ class Walked:
     leaving: list[Leaving] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Images of a mini-batch that leave after a `block`: their places (int64 `[k]`), what it made of them, `[k, n, D]`,
+    the `attention` `[k, n]` of its class token where that is read, whether the server's exits are asked, and how sure
+    the front's last one was, `[k]`."""
+
+    rows: Tensor
+    tokens: Tensor
+    attention: Tensor | None
+    block: int
+    asks: bool
+    before: Tensor | None
+
+
 class Walker:
     """Takes images through the front of a bundle, and packs what is not answered there."""
 
     def __init__(self, bundle: Bundle, rule: Rule) -> None:
         self.bundle, self._rule = bundle, rule
+        self._asks = bool(bundle.behind) and rule.answers  # the server's exits
         geometry = bundle.trunk.front.geometry(bundle.most, len(bundle.classes))
         self.asking = {
             rate.name: Asking(rate.compression, bundle.trunk, geometry, bundle.device) for rate in bundle.rates
@@ -70,10 +88,10 @@ class Walker:
         numbers = Key(0).at("sizes").generator()
         tokens = torch.randn(1, geometry.tokens, geometry.width, generator=numbers).to(self.bundle.device)
         attention = torch.rand(1, geometry.tokens, generator=numbers).to(self.bundle.device)
+        how: dict[str, Any] = {"attention": lambda: attention, "rule": self._rule if self._asks else None}
         down = 4 * (geometry.tokens * geometry.width if trunk.tail else geometry.classes)
         return {
-            name: down
-            + asking.pack(tokens, trunk.cut, Key(0), model=self.bundle.name, attention=lambda: attention).total
+            name: down + asking.pack(tokens, trunk.cut, Key(0), model=self.bundle.name, **how).total
             for name, asking in self.asking.items()
         }
 
@@ -96,43 +114,49 @@ class Walker:
             tokens = trunk.block(block, tokens)
             attention = self._attention[block].read() if block in self._attention else None
             if (sure := way.passes(block, tokens)) is not None:
-                answered, probabilities = sure
-                found[way.rows] = probabilities
+                answered, said = sure
+                found[way.rows] = said.softmax(-1)
                 for row in way.rows.tolist():
                     last[row] = block
                 attention = None if attention is None else attention[~answered]
                 tokens = way.leave(answered, tokens, block)
-            gone = torch.ones_like(way.given_up) if block == trunk.cut else way.given_up
-            if bool(gone.any()):
-                looked = None if attention is None else attention[gone]
-                self._send(walked, way.rows[gone], tokens[gone], looked, block, rate, first, select)
-                tokens = way.leave(gone, tokens, None)
+            rest = ~way.given_up if block == trunk.cut else torch.zeros_like(way.given_up)
+            for gone, asks in ((way.given_up, False), (rest, self._asks)):  # of who was given up no exit is asked
+                if bool(gone.any()):
+                    looked = None if attention is None else attention[gone]
+                    before = way.before[gone] if asks and way.before is not None else None
+                    sent = Sent(way.rows[gone], tokens[gone], looked, block, asks, before)
+                    self._send(walked, sent, rate, first, select)
+            gone = way.given_up | rest
+            tokens = way.leave(gone, tokens, None) if bool(gone.any()) else tokens
             if not len(tokens):
                 break
         return walked
 
     def _send(
-        self, walked: Walked, rows: Tensor, tokens: Tensor, attention: Tensor | None, block: int, rate: str, first: int,
-        select: Callable[[Tensor], Tensor] | None,
+        self, walked: Walked, sent: "Sent", rate: str, first: int, select: Callable[[Tensor], Tensor] | None
     ) -> None:  # fmt: skip
         """Pack requests of as many images as one may hold; of samples with as many tokens as they need, of one."""
         asking, most = self.asking[rate], 1 if self._single[rate] else self.bundle.most
-        kept: list[bool] = []
+        rows, kept = sent.rows, list[bool]()
+        if select is not None or sent.asks:
+            most = min(most, MOST_MARKED)
         if select is not None:
-            most = min(most, MOST_KEPT)
             seen = all(walked.last[row] is not None for row in rows.tolist())  # by an exit, all of them or none
             kept = select(walked.answered.probabilities[rows]).tolist() if seen else []
         for start in range(0, len(rows), most):
             part = slice(start, start + most)
             number = first + len(walked.leaving)
-            looked = None if attention is None else partial(attention.__getitem__, part)
+            looked = None if sent.attention is None else partial(sent.attention.__getitem__, part)
             try:
                 packed = asking.pack(
-                    tokens[part], block, Key(0).at("ask", number), number=number, model=self.bundle.name,
-                    attention=looked, kept=kept[part],
+                    sent.tokens[part], sent.block, Key(0).at("ask", number), number=number, model=self.bundle.name,
+                    attention=looked, kept=kept[part], rule=self._rule if sent.asks else None,
+                    before=None if sent.before is None else sent.before[part],
                 )  # fmt: skip
             except SplitfedError as error:  # numbers that cannot be sent
                 for row in rows[part].tolist():
                     walked.answered.problems[row] = error.problem if isinstance(error, Diverged) else str(error)
                 continue
-            walked.leaving.append(Leaving(number, rows[part], packed, asking))
+            exits = self.bundle.behind if sent.asks else ()
+            walked.leaving.append(Leaving(number, rows[part], packed, asking, exits))

@@ -10,7 +10,7 @@ from threading import Lock
 from splitfed.errors import DataError, RunError
 from splitfed.inference.asking import MODEL, Asking
 from splitfed.inference.deciding import Judged
-from splitfed.inference.exits import Exits, fingerprint, has_exits, heads, load
+from splitfed.inference.exits import Exits, behind, fingerprint, has_exits, heads, load
 from splitfed.inference.rates import Rate, one_by_one, rates
 from splitfed.inference.remote.bundle import name_of, pack_bundle, patched
 from splitfed.inference.run_model import RunModel
@@ -27,7 +27,7 @@ class Back:
     """What a run has learnt after a round, ready to go on with what clients ask at any of its rates, by their names.
     `name` is the SHA-256 of what a client needs for it: `bundle`, with these `norms` in place of its own where there
     are some, by which alone it differs from other fronts of the same run. The `model` is the whole, its `weights` the
-    SHA-256 of what was read, and `exits` are those that it has."""
+    SHA-256 of what was read, `exits` are those that it has, and `behind` those of them that answer here."""
 
     name: str
     round: int
@@ -36,6 +36,7 @@ class Back:
     model: RunModel
     weights: str
     exits: Exits | None
+    behind: Exits | None
     norms: bytes = b""
 
     @property
@@ -154,7 +155,7 @@ class Backs:
         """Return what has come of `base`: a model in `parts`, whose front and tail, where there are `norms`, differ by
         these."""
         model = replace(base.model, parts=parts)
-        asking = self._asking(model, self._rates(model))
+        asking = self._asking(model, base.behind, self._rates(model))
         found = replace(base, asking=asking, model=model, norms=norms)
         return replace(found, name=name_of(found.content))
 
@@ -163,12 +164,15 @@ class Backs:
         exits, judged = _exits(model)
         taken = self._rates(model)
         bundle = pack_bundle(model, exits, judged, taken, self._most)
-        asking = self._asking(model, taken)
-        return Back(name_of(bundle), model.round, bundle, asking, model, fingerprint(model), exits)
+        later, why = behind(model.trunk, exits)
+        if why:
+            log.warning("exits behind the cut take no part: %s", why)
+        asking = self._asking(model, later, taken)
+        return Back(name_of(bundle), model.round, bundle, asking, model, fingerprint(model), exits, later)
 
-    def _asking(self, model: RunModel, taken: Sequence[Rate]) -> dict[str, Asking]:
+    def _asking(self, model: RunModel, later: Exits | None, taken: Sequence[Rate]) -> dict[str, Asking]:
         geometry = model.trunk.front.geometry(self._most, len(model.classes))
-        return {rate.name: Asking(rate.compression, model.trunk, geometry, model.device) for rate in taken}
+        return {rate.name: Asking(rate.compression, model.trunk, geometry, model.device, later) for rate in taken}
 
     def _rates(self, model: RunModel) -> list[Rate]:
         own = model.scenario.compression

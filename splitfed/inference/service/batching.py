@@ -53,7 +53,8 @@ class Request:
 
 class Batcher:
     """Answers requests within its `with` block. Up to `queue` wait, of one client up to a quarter of them. Those that
-    left after the same block with as many tokens are computed together, `batch` images at most; for the others of
+    left after the same block with as many tokens are computed together, however sure exits must be for each of them,
+    `batch` images at most; for the others of
     those who are `there` the first waits up to `wait` seconds. With a `batch` of 1 each is computed alone, as it
     came. `kept` hears of images that the model may learn from: whose they are, of which back, and the block after which
     they left, with their tokens `[B, k, D]`."""
@@ -159,9 +160,9 @@ class Batcher:
         now = self._clock()
         images = sum(len(asked.tokens) for _, asked in group)
         self._metrics.batch(len(group), images, now - started)
-        for (request, asked), packed in zip(group, found, strict=True):
-            self._metrics.answered(asked.block, len(asked.tokens), now - request.arrived)
-            request.answer(packed)
+        for (request, asked), answer in zip(group, found, strict=True):
+            self._metrics.answered(asked.block, answer.exits, now - request.arrived)
+            request.answer(answer)
             if self._kept is not None and asked.kept:
                 self._kept(request.client, request.back, asked.block, asked.tokens[list(asked.kept)])
 

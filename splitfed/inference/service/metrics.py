@@ -3,8 +3,8 @@ alone."""
 
 import threading
 from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -16,6 +16,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOLD = {
     "splitfed_requests_total": "counter: requests by what came of them",
     "splitfed_images_total": "counter: images answered, by the block after which they left their client",
+    "splitfed_answers_total": "counter: images answered, by the block whose exit answered; model: the whole model",
     "splitfed_bytes_total": "counter: bytes of frames, by direction and role",
     "splitfed_adapted_images_total": "counter: images of adaptation, by what was done with them",
     "splitfed_request_seconds": "histogram: seconds from a request's arrival to its answer",
@@ -64,10 +65,13 @@ class Metrics:
         """Count a request that was not answered."""
         self._add("splitfed_requests_total", 1, outcome=outcome)
 
-    def answered(self, block: int, images: int, seconds: float) -> None:
-        """Count a request that was answered, for images that had left their client after a block."""
+    def answered(self, block: int, exits: Sequence[int | None], seconds: float) -> None:
+        """Count a request that was answered, for images that had left their client after a block, each answered by the
+        exit after another one, or None, the whole model."""
         self._add("splitfed_requests_total", 1, outcome="answered")
-        self._add("splitfed_images_total", images, block=str(block))
+        self._add("splitfed_images_total", len(exits), block=str(block))
+        for by, images in Counter(exits).items():
+            self._add("splitfed_answers_total", images, exit="model" if by is None else str(by))
         with self._lock:
             self._histograms["splitfed_request_seconds"].add(seconds)
 

@@ -142,6 +142,8 @@ def serve_model(
         with Service(run, host=host, port=port, metrics_port=metrics_port, **more) as service:
             say(f"serving     round {service.backs.now.round} of {service.run}, at {endpoint(host, service.port)}")
             say(f"rates       {', '.join(service.backs.now.asking)}")
+            if (exits := service.backs.base.behind) is not None:
+                say(f"exits       here after block {', '.join(map(str, exits.blocks))}, for who asks with a confidence")
             say(f"metrics at  http://127.0.0.1:{service.metrics_port}/metrics")
             say(f"bytes in    {service.tally.folder}")
             if service.adapter is not None:

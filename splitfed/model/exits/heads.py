@@ -72,9 +72,13 @@ class Exits(nn.Module):
     def answer(self, place: int, logits: Sequence[Tensor]) -> Tensor:
         """Return the probabilities `[B, C]` with which exit number `place` answers, from the logits of all heads up to
         it."""
+        return self.say(place, logits).softmax(-1)
+
+    def say(self, place: int, logits: Sequence[Tensor]) -> Tensor:
+        """Return the numbers `[B, C]` whose softmax exit number `place` answers with, as `answer` does."""
         if self.ensemble is None:
-            return logits[place].softmax(-1)
-        return self.ensemble(place, [log_softmax(one, -1) for one in logits[: place + 1]]).softmax(-1)
+            return logits[place]
+        return self.ensemble(place, [log_softmax(one, -1) for one in logits[: place + 1]])
 
     def loss(self, seen: Mapping[int, Tensor], targets: Tensor) -> Tensor:
         """Return what joins the model's loss on a mini-batch: the sum of the heads' losses, weighed, from what each

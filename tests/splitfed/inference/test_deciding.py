@@ -21,6 +21,12 @@ from splitfed.inference.deciding import (
 from splitfed.seeds import Key
 
 
+@pytest.mark.parametrize("rise", [math.nan, math.inf, -math.inf])
+def test_a_rise_that_is_none_is_refused(rise: float) -> None:
+    with pytest.raises(SplitfedError, match="a rise of"):
+        Rule(0.5, rise=rise)
+
+
 def slowly(confidences: list[list[float]], rule: Rule) -> list[tuple[int, int]]:
     """The place where each image is answered, and the last exit that it saw."""
     found = []

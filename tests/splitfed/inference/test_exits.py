@@ -3,6 +3,7 @@
 from pathlib import Path
 from shutil import copytree
 
+import msgpack
 import pytest
 import torch
 from helpers import DEEPER, small
@@ -129,8 +130,10 @@ def test_exits_that_were_trained_with_the_model_need_no_more(joint: Path) -> Non
     measured, _ = tradeoff(joint, rates=["run"], limit=20)
     assert measured.blocks == (1, 2)
     sent = (measured.sent["run"][2].up + measured.sent["run"][2].down)[:20]
-    assert (judged.bytes[-1, :20] - sent).abs().max() <= 2  # the number of a request has more digits
-    assert judged.bytes[2].equal(judged.bytes[-1])  # after block 3 an image has crossed
+    # Where an exit of the server may answer, a request says how sure it must be, and an answer which one it was.
+    asks, says = (len(msgpack.packb(meta)) - 1 for meta in ({"sure": 0.5}, {"exit_3": "1"}))
+    assert (judged.bytes[-1, :20] - sent - asks).abs().max() <= 2  # the number of a request has more digits
+    assert judged.bytes[2].equal(judged.bytes[-1] + says)  # after block 3 an image has crossed
     assert not judged.bytes[:2].any()
     assert judged.operations.tolist() == [operations(model, exits, (1, 2, 3))[place] for place in (1, 2, 3, -1)]
     assert judged.operations.diff().gt(0).all()

@@ -83,7 +83,7 @@ def test_without_exits_it_is_a_problem_of_each_image(
 ) -> None:  # fmt: skip
     with serving(finished):
         predictor = RemotePredictor(f"127.0.0.1:{port}", state=tmp_path / "state")
-        with pytest.raises(RunError, match="has no exits before its cut"):
+        with pytest.raises(RunError, match="has no exits that take part"):
             RemotePredictor(f"127.0.0.1:{port}", state=tmp_path / "state", confidence=0.5)
     for one in predictor.predict(digits):
         assert f"127.0.0.1:{port}" in (one.problem or "")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from splitfed.errors import RunError
+from splitfed.inference.deciding import Judged
 from splitfed.inference.exits import load
 from splitfed.inference.fitting import fit
 from splitfed.inference.rates import rates
@@ -45,6 +46,38 @@ def test_exits_before_the_cut_answer_as_they_did(finished: Path, tmp_path: Path,
         for place in (0, 1):
             assert found.exits.answer(place, logits).equal(exits.answer(place, expected))
     assert (found.classes, found.mean, found.std) == (model.classes, model.mean, model.std)
+
+
+def test_how_all_exits_do_is_told_and_an_older_reader_finds_those_of_the_front(
+    with_exits: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    model = RunModel.read(with_exits)
+    _, _, judged = load(model)
+    content = bundle(with_exits)
+    (tmp_path / "bundle").write_bytes(content)
+    found = read_bundle(tmp_path / "bundle")
+    assert found.behind == (3,)
+    for name in Judged.__slots__:
+        assert found.judged is not None
+        assert getattr(found.judged, name).equal(getattr(judged, name))
+    (tmp_path / "older").write_bytes(content.replace(b'\\"behind\\"', b'\\"b3hind\\"'))
+    older = read_bundle(tmp_path / "older")
+    assert older.behind == ()
+    assert older.judged is not None
+    assert older.judged.fits(2)
+    assert older.judged.confidences.equal(judged.confidences[:, :2])
+
+
+@pytest.mark.parametrize("blocks", [b"[2]", b"[4]", b"[0]", b"[9]", b"[3, 3]", b"[{]", b"3"])
+def test_exits_of_the_server_follow_its_blocks(with_exits: Path, tmp_path: Path, blocks: bytes) -> None:
+    content = bundle(with_exits)
+    known = b'\\"behind\\": {\\"blocks\\": [3]'
+    start = 8 + struct.unpack("<Q", content[:8])[0]
+    header = content[8:start].replace(known, known.replace(b"[3]", blocks))
+    assert header != content[8:start]
+    (tmp_path / "bundle").write_bytes(struct.pack("<Q", len(header)) + header + content[start:])
+    with pytest.raises(RunError, match="cannot be read"):
+        read_bundle(tmp_path / "bundle")
 
 
 def test_its_name_is_that_of_its_content(with_exits: Path, tmp_path: Path) -> None:
@@ -100,7 +133,10 @@ def test_it_holds_no_back_and_no_folder_of_the_server(with_exits: Path, tmp_path
     assert str(tmp_path).encode() not in content
     length = struct.unpack("<Q", content[:8])[0]
     names = set(json.loads(content[8 : 8 + length])) - {"__metadata__"}
-    assert {name.split(".")[0] for name in names} == {"front", "exits", "judged"}
+    assert {name.split(".")[0] for name in names} == {"front", "exits", "judged", "behind"}
+    assert {name for name in names if name.startswith("exits.")} == {
+        f"exits.outputs.{block}.{own}" for block in (1, 2) for own in ("weight", "bias")
+    }
     assert not [name for name in names if name.startswith(("front.blocks.2", "front.blocks.3", "front.head"))]
     (tmp_path / "bundle").write_bytes(content)
     assert all(parameter.is_meta for parameter in read_bundle(tmp_path / "bundle").trunk.back.blocks.parameters())

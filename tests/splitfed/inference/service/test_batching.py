@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from splitfed.errors import Diverged, WireError
-from splitfed.inference.asking import Asked
+from splitfed.inference.asking import Answer, Asked
 from splitfed.inference.service.batching import Batcher, Busy, Request
 from splitfed.inference.service.metrics import Metrics
 from splitfed.wire.answers import LATE, REFUSED, heading
@@ -33,13 +33,13 @@ class Asking:
         block, tokens, number = map(int, buffer.split(b","))
         return Asked(number, block, "", torch.zeros(1, tokens, 2))
 
-    def answers(self, asked: Sequence[Asked]) -> list[Packed]:
+    def answers(self, asked: Sequence[Asked]) -> list[Answer]:
         self.begun.set()
         assert self.go.wait(10)
         if any(one.block == 9 for one in asked):
             raise RuntimeError("out of memory")
         self.together.append([one.number for one in asked])
-        return [Packed({}, 1, str(one.number).encode()) for one in asked]
+        return [Answer({}, 1, str(one.number).encode(), (None,)) for one in asked]
 
 
 class Back:

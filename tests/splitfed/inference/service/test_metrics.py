@@ -14,7 +14,7 @@ from splitfed.inference.service.metrics import Metrics, Page
 def test_histograms_add_up() -> None:
     metrics = Metrics()
     for seconds in (0.0005, 0.001, 0.03, 60.0):
-        metrics.answered(2, 3, seconds)
+        metrics.answered(2, (3, None, 3), seconds)
     metrics.batch(4, 12, 0.02)
     metrics.crossed("up", "smashed", 10)
     metrics.crossed("up", "smashed", 5)
@@ -23,6 +23,8 @@ def test_histograms_add_up() -> None:
     values = dict(re.findall(r"^(\w+(?:\{[^}]*\})?) (\S+)$", text, re.MULTILINE))
     assert values['splitfed_requests_total{outcome="answered"}'] == "4"
     assert values['splitfed_images_total{block="2"}'] == "12"
+    assert values['splitfed_answers_total{exit="3"}'] == "8"
+    assert values['splitfed_answers_total{exit="model"}'] == "4"
     assert values['splitfed_bytes_total{direction="up",role="smashed"}'] == "15"
     assert values["splitfed_waiting"] == "7"
     counts = [int(values[f'splitfed_request_seconds_bucket{{le="{bound}"}}']) for bound in ("0.001", "0.025", "0.05", "10.0", "+Inf")]  # fmt: skip  # noqa: E501
