@@ -14,6 +14,7 @@ marked with *. Runs that are done are not made again.
 """
 
 import argparse
+import csv
 import statistics
 import tempfile
 from pathlib import Path
@@ -107,6 +108,12 @@ def at(run: Run, amount: float, of: Axis) -> tuple[float, str]:
     return last, "*"
 
 
+def mean_seconds(folder: Path) -> float:
+    """Return what the rounds of a run's clients took in the mean, by themselves."""
+    with open(folder / "control.csv", newline="") as file:
+        return statistics.mean(float(row["seconds"]) for row in csv.DictReader(file))
+
+
 def main() -> None:
     """Run all, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -132,7 +139,7 @@ def compared(given: argparse.Namespace, folder: Path) -> None:
             own = runs[name]
             last = own.rounds[-1]
             bytes_, time = last.total_bytes, last.simulated_seconds or 0.0
-            row = [str(seed), f"{last.eval_accuracy or 0.0:.1%}", f"{time / len(own.rounds):.2f} s",
+            row = [str(seed), f"{last.eval_accuracy or 0.0:.1%}", f"{mean_seconds(own.folder):.2f} s",
                    f"{bytes_ / 1e6:.2f} MB", f"{time:.0f} s"]  # fmt: skip
             sums.setdefault("own", []).append(last.eval_accuracy or 0.0)
             for axis, amount in (("total", bytes_), ("simulated", time)):
@@ -143,7 +150,7 @@ def compared(given: argparse.Namespace, folder: Path) -> None:
             rows.append(row)
         means = [statistics.mean(values) for values in sums.values()]
         rows.append(["mean", f"{means[0]:.1%}", "", "", "", *(f"{mean:.1%}" for mean in means[1:])])
-        heads = ["seed", name, "a round", "bytes", "time", *(f"{one}, bytes" for one in FIXED),
+        heads = ["seed", name, "a client's round", "bytes", "time", *(f"{one}, bytes" for one in FIXED),
                  *(f"{one}, time" for one in FIXED)]  # fmt: skip
         for line in [heads, ["---"] * len(heads), *rows]:
             print(f"| {' | '.join(line)} |")
