@@ -149,6 +149,10 @@ class Asking:
                 kind, packets[_BEFORE] = _RISING, (FloatCodec(torch.float32).encode(before, Key(0)), NoStage())
         return pack(kind, *place, packets, meta)
 
+    def stand_in(self, tokens: Tensor, key: Key) -> Tensor:
+        """Return activations at the cut, `[B, n, D]`, of which as many tokens are closed as a front's gates close."""
+        return self._at_cut.reducer.stand_in(tokens, self._trunk.prefix, key, training=False)
+
     def unpack(self, buffer: bytes) -> Asked:
         """Decode a request. Raises WireError for anything else, and Diverged for numbers that no front makes."""
         frame = unpack(buffer, self._kinds, device=self._device, max_bytes=self.most_bytes)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
-from splitfed.compression.reducers.settings import JsccConfig
+from splitfed.compression.reducers.settings import JsccConfig, SemanticTokensConfig
 from splitfed.errors import SplitfedError
 from splitfed.scenario.presets import PRESETS
 
@@ -34,6 +34,12 @@ class Rate:
 
     name: str
     compression: "Compression"
+
+    @property
+    def budget(self) -> float | None:
+        """The share of patch tokens that gates in the front let through at this rate; None where there are none."""
+        reducer = self.compression.reducer
+        return reducer.budget if isinstance(reducer, SemanticTokensConfig) else None
 
 
 def one_by_one(compression: "Compression") -> bool:

@@ -1,5 +1,6 @@
 """The model of a run as it answers: whole, and block by block, so that an answer may end or move on after each."""
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -73,7 +74,10 @@ class RunModel:
 class Trunk:
     """A model's parts as one row of blocks, numbered from 1: the first `cut` of them are the client's, and those up
     to `server` the server's. Taken one after the other they make what the whole model makes, to the last bit.
-    `precision` is the context that they compute in."""
+    `precision` is the context that they compute in. `budget` is the share of patch tokens that the gates of a front
+    let through; None is what the run says."""
+
+    budget: float | None = None
 
     def __init__(self, parts: Parts, precision: Callable[[], AbstractContextManager] = nullcontext) -> None:
         self.front, self.back, tail = parts
@@ -92,6 +96,12 @@ class Trunk:
     def __len__(self) -> int:
         return len(self._blocks)
 
+    def at(self, budget: float | None) -> "Trunk":
+        """Return the same blocks with another budget of the front's gates."""
+        other = copy.copy(self)
+        other.budget = budget
+        return other
+
     def begin(self, images: Tensor) -> Tensor:
         """Turn images `[B, 3, S, S]` into the input of the first block, `[B, n, D]`."""
         front = self.front
@@ -103,7 +113,7 @@ class Trunk:
         its last one is asked for."""
         with self._precision():
             if (gates := self.front.gates) is not None and number <= self.cut:
-                return gates(tokens, list(self.front.blocks)) if number == self.cut else tokens
+                return gates(tokens, list(self.front.blocks), self.budget) if number == self.cut else tokens
             block, here = self._blocks[number - 1], self._here(tokens) if number > self.cut else None
             # Nothing attends to rows that stand for no token, and they stay zeros, so that the next block knows them.
             return block(tokens) if here is None else block(tokens, attn_mask=here[:, None, None]) * here.unsqueeze(-1)

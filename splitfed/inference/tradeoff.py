@@ -14,7 +14,7 @@ from torch import Tensor
 
 from splitfed.data.batches import batches
 from splitfed.data.images import Images
-from splitfed.errors import DataError
+from splitfed.errors import DataError, RunError
 from splitfed.inference.asking import Asking
 from splitfed.inference.deciding import Measure, Rule, chosen, confidence, routes
 from splitfed.inference.exits import Exits, has_exits, heads, operations
@@ -110,7 +110,9 @@ def measure_all(
     model: RunModel, exits: Exits | None, images: Images, rows: Tensor, rates: Sequence[Rate], *, early: bool = False
 ) -> Measured:  # fmt: skip
     """Take these rows of images past the exits of the front, and across after its last block at each rate; with
-    `early` also after each of the exits. Raises a SplitfedError for a rate that merges samples."""
+    `early` also after each of the exits. Raises a SplitfedError for a rate that merges samples, and for one at which
+    exits would see other tokens than those of the run."""
+    budgets = _budgets(model, exits, rates)
     trunk, size = model.trunk, min(model.scenario.training.eval_batch_size, 64)
     geometry = trunk.front.geometry(1, len(model.classes))
     asking = {rate.name: Asking(rate.compression, trunk, geometry, model.device) for rate in rates}
@@ -128,7 +130,8 @@ def measure_all(
     ):  # fmt: skip
         labels = batch.labels.to(model.device)
         with torch.no_grad():
-            made = watch.run(batch.images.to(model.device))
+            each = {budget: watch.run(batch.images.to(model.device), budget) for budget in {None, *budgets.values()}}
+            made = each[None]
             if exits is not None and blocks:
                 said = exits([exits.look(made[block][0]) for block in blocks])
                 found = torch.stack([exits.answer(place, said) for place in range(len(blocks))])
@@ -138,7 +141,7 @@ def measure_all(
             whole.append((logits.argmax(1) == labels).cpu())
         for name, one in asking.items():
             for block in leaving:
-                crossed[name][block] += _across(one, block, *made[block], labels, done)
+                crossed[name][block] += _across(one, block, *each[budgets[name]][block], labels, done)
         done += len(labels)
     so_far = operations(model, exits, blocks)
     sent = {
@@ -193,6 +196,19 @@ def point(found: Measured, rate: str, rule: Rule) -> Point:
     )  # fmt: skip
 
 
+def _budgets(model: RunModel, exits: Exits | None, rates: Sequence[Rate]) -> dict[str, float | None]:
+    """Return the budgets of rates with gates, None where it is that of the run."""
+    own = Rate("run", model.scenario.compression).budget
+    found = {rate.name: rate.budget if rate.budget != own else None for rate in rates}
+    for name, budget in found.items():
+        if exits is not None and budget is not None:
+            raise RunError(
+                f"--rate {name}: gates with a budget of {budget:g} show the exits other tokens than the {own:g} of the "
+                "run: name that, or measure a run without exits"
+            )
+    return found
+
+
 def _across(
     asking: Asking, block: int, tokens: Tensor, attention: Tensor | None, labels: Tensor, first: int
 ) -> list[_Crossed]:
@@ -220,10 +236,11 @@ class _Watch:
         asked = [block for block in leaving if any(rate.needs_attention(block) for rate in rates)]
         self._attention = {block: ClsAttention(trunk.front, block) for block in asked}
 
-    def run(self, images: Tensor) -> dict[int, tuple[Tensor, Tensor | None]]:
-        """Return by block what it made, `[B, n, D]`, and the attention `[B, n]` or None."""
-        made, tokens = {}, self._trunk.begin(images)
-        for block in range(1, self._trunk.cut + 1):
-            tokens = self._trunk.block(block, tokens)
+    def run(self, images: Tensor, budget: float | None) -> dict[int, tuple[Tensor, Tensor | None]]:
+        """Return by block what it made at a budget of its gates, `[B, n, D]`, and the attention `[B, n]` or None."""
+        trunk = self._trunk.at(budget)
+        made, tokens = {}, trunk.begin(images)
+        for block in range(1, trunk.cut + 1):
+            tokens = trunk.block(block, tokens)
             made[block] = tokens, self._attention[block].read() if block in self._attention else None
         return made

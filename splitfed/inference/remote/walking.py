@@ -68,6 +68,7 @@ class Walker:
         self.asking = {
             rate.name: Asking(rate.compression, bundle.trunk, geometry, bundle.device) for rate in bundle.rates
         }
+        self._trunks = {rate.name: bundle.trunk.at(rate.budget) for rate in bundle.rates}
         self._single = {rate.name: rate.compression.reducer.ragged for rate in bundle.rates}
         trunk = bundle.trunk
         # Where rates look at what a class token looks at; gated blocks run together, at the last.
@@ -82,7 +83,8 @@ class Walker:
             one.close()
 
     def sizes(self) -> dict[str, float]:
-        """Return about how many bytes an image takes at each rate, both ways: those of random numbers."""
+        """Return about how many bytes an image takes at each rate, both ways: those of random numbers, for as many
+        tokens as are left."""
         trunk = self.bundle.trunk
         geometry = trunk.front.geometry(1, len(self.bundle.classes))
         numbers = Key(0).at("sizes").generator()
@@ -91,7 +93,8 @@ class Walker:
         how: dict[str, Any] = {"attention": lambda: attention, "rule": self._rule if self._asks else None}
         down = 4 * (geometry.tokens * geometry.width if trunk.tail else geometry.classes)
         return {
-            name: down + asking.pack(tokens, trunk.cut, Key(0), model=self.bundle.name, **how).total
+            name: down
+            + asking.pack(asking.stand_in(tokens, Key(0)), trunk.cut, Key(0), model=self.bundle.name, **how).total
             for name, asking in self.asking.items()
         }
 
@@ -102,7 +105,7 @@ class Walker:
         """Take normalised images `[B, 3, S, S]` to where an exit answers, or they leave at this rate; requests are
         numbered from `first` on. `pixels` are kept beside. With a `select` those that leave are marked of which it says
         so, by what the last exit said of them."""
-        bundle, trunk = self.bundle, self.bundle.trunk
+        bundle, trunk = self.bundle, self._trunks[rate]
         count = len(images)
         found = torch.zeros(count, len(bundle.classes), device=images.device)
         last: list[int | None] = [None] * count
