@@ -67,7 +67,11 @@ def test_ray_chooses_as_one_process_does(tmp_path: Path) -> None:
     assert table(runs[0] / "control.csv") == table(runs[1] / "control.csv")
 
 
-UNEVEN = (*DEEPER, "federation.profiles={phone: {share: 0.5, cut: 1}, hospital: {share: 0.5, cut: 3}}")
+UNEVEN = (
+    *DEEPER,
+    "federation.profiles={phone: {share: 0.5, cut: 1, compression: {smashed: {codec: float16}, front_weights: {codec: "
+    "bfloat16}}}, hospital: {share: 0.5, cut: 3}}",
+)
 
 
 @pytest.mark.long
