@@ -78,8 +78,8 @@ class Work:
             before = found.front_forward + found.making_up + forward + sending
             return Spent((share * before,), serve, share * (found.front + net + sending - before))
         # Features of the front are made up as it makes its own; of their loss the way back is little.
-        forward = found.front_forward + found.making_up
-        first, rest = share * (forward + sending), share * (found.front - forward)
+        making = found.front_forward + found.making_up
+        first, rest = share * (making + sending), share * (found.front - making)
         return Spent((first, share * found.tail) if len(serve) > 1 else (first,), serve, rest)
 
     def evaluating(self, client: int, images: int) -> tuple[float, float]:
