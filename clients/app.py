@@ -95,7 +95,8 @@ def train(message: Message, context: Context) -> Message:
         if (order.stored is not None) != worker.scenario.remembers(round):
             raise WireError("the server's order says otherwise than the scenario whether what is sent is kept")
         wires = worker.wires(round, terms)
-        exchange = RoundWeights(wires, worker.state(states, client), round, client, phase, order.trained)
+        phases = worker.scenario.phase
+        exchange = RoundWeights(wires, worker.state(states, client), round, client, phases, order.trained)
         try:
             weights, frozen = exchange.down(sent)
             copies = worker.copies(states, client, round, order.trained)
@@ -131,8 +132,9 @@ def evaluate(message: Message, context: Context) -> Message:
     sent = Weights.read(asked(message))
     client, round, states = settings.partition, order.round, settings.states_of(_run(context))
     with _worker(context, settings, states) as worker:
-        phase = worker.scenario.phase(round)
-        exchange = RoundWeights(worker.wires(), worker.state(states, client), round, client, phase)
+        exchange = RoundWeights(
+            worker.wires(), worker.state(states, client), round, client, worker.scenario.phase
+        )  # fmt: skip
         try:
             weights, frozen = exchange.to_evaluate(sent)
         except Lacking as lacking:

@@ -34,7 +34,7 @@ def evaluate_held_out(
     if not len(rows):
         raise WireError(f"client {client} is asked to evaluate, but holds out no images")
     worker.load(weights, states, client, worker.own(states, client, round + 1))  # this round's too
-    cut = EvaluationCut(worker.cut, worker.front.encoder)
+    cut = EvaluationCut(worker.cuts.under(worker.terms(client)), worker.front.encoder)
     found: list[Evaluated] = []
     step = up = down = 0
     worker.part.eval()

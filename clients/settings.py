@@ -84,11 +84,13 @@ class Settings:
         return scenario
 
     def with_chunk(self, scenario: Scenario) -> Scenario:
-        """Return the scenario with the chunk in which this machine computes. Raises RunError where it has no place."""
+        """Return the scenario with the chunk in which this machine computes: all at once where it takes a whole
+        mini-batch. Raises RunError where it has no place."""
         if self.chunk is None:
             return scenario
+        chunk = self.chunk if self.chunk < scenario.training.batch_size else "null"
         try:
-            return scenario.with_([f"training.client.chunk={self.chunk}"])
+            return scenario.with_([f"training.client.chunk={chunk}"])
         except ScenarioError as error:
             raise RunError(f"--chunk {self.chunk}: {error.problems[0]}") from None
 

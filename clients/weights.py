@@ -1,5 +1,6 @@
 """The client's end of the control plane: weights that it takes and weights that it returns, whole or as differences."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -28,16 +29,17 @@ class Wires:
 
 
 class RoundWeights:
-    """One client's weights in one round, which is in this phase: `down` first, then `up`. `trained` is the last round
-    before in which the server took this client's weights."""
+    """One client's weights in one round, `phases` telling which phase a round is in: `down` first, then `up`. `trained`
+    is the last round before in which the server took this client."""
 
     def __init__(
-        self, wires: Wires, state: ClientState, round: int, client: int, phase: Phase, trained: int | None = None
+        self, wires: Wires, state: ClientState, round: int, client: int, phases: Callable[[int], Phase],
+        trained: int | None = None,
     ) -> None:  # fmt: skip
         self._wire, self._once, self._initial = wires.each_round, wires.once, wires.initial
         self._turns = wires.turns
-        self._state, self._round, self._client, self._phase = state, round, client, phase
-        self._trained = trained
+        self._state, self._round, self._client = state, round, client
+        self._phase, self._phases, self._trained = phases(round), phases, trained
         self._known: Weights = {}
         self._missing: Weights = {}  # what its weights lacked that it returned last
 
@@ -53,7 +55,9 @@ class RoundWeights:
             return weights, frozen
         # Asked for before the client trains: where it is gone, the server can be told.
         if self._wire.delta and self._wire.lossy:
-            self._missing = self._state.residual(self._round, self._trained)
+            # In a frozen phase nothing came back, and what lacked before still does.
+            learned = self._trained is not None and not self._phases(self._trained).frozen
+            self._missing = self._state.residual(self._round, self._trained if learned else None)
         return weights, frozen
 
     def to_evaluate(self, sent: Sent) -> tuple[Weights, Weights]:
@@ -69,7 +73,9 @@ class RoundWeights:
             if not sent.weights:
                 return self._initial.weights
         elif not sent.weights:
-            return self._settled()
+            if not self._phase.frozen:
+                raise WireError("the message has no weights, in a round in which they change")
+            return self._settled(self._phase)
         weights, frame = self._wire.unpack(sent.weights)
         same_round(frame.round, self._round)
         if (base := base_of(frame)) is None:
@@ -89,12 +95,10 @@ class RoundWeights:
             raise Lacking(f"the parts of the adapter that round {self._trained} began with are not here")
         return {**kept, **weights}
 
-    def _settled(self) -> Weights:
-        if not self._phase.frozen:
-            raise WireError("the message has no weights, in a round in which they change")
-        kept = self._state.settled(self._phase.first)
+    def _settled(self, phase: Phase) -> Weights:
+        kept = self._state.settled(phase.first)
         if kept is None or not fits(self._wire, kept):
-            raise Lacking(f"the weights of the phase that began in round {self._phase.first} are not here")
+            raise Lacking(f"the weights of the phase that began in round {phase.first} are not here")
         return kept
 
     def up(self, weights: dict[str, Tensor], key: Key) -> Packed:
@@ -130,6 +134,8 @@ class RoundWeights:
             if self._initial is None:
                 raise WireError("the message builds on weights that this client was not to load")
             return self._initial.weights
+        if (phase := self._phases(round)).frozen:
+            return self._settled(phase)
         known = self._state.known(round)
         if known is None or not fits(self._wire, known):
             raise Lacking(f"the weights of round {round}, from which this round's are measured, are not here")

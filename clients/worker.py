@@ -186,7 +186,8 @@ class Worker:
         whole = step.loss if isinstance(step, LocalStep) else None
         loss = losses / max(1, number) if whole is None else whole
         pace = stream.throughput if isinstance(stream, Measured) else None
-        computed = adapted_operations(part, self.geometry, self.scenario.model.image_size, self._counting)
+        beside = fraug.samples if fraug else 0
+        computed = adapted_operations(part, self.geometry, self.scenario, self._counting, beside)
         return Trained(part.travelling(round), loss, crossed, len(rows), pace, computed)
 
     def _step(self, round: int, part: ClientPart, stored: int | None, terms: Terms) -> Step:

@@ -118,7 +118,7 @@ def main(grid: Grid, context: Context) -> None:
         )  # fmt: skip
         evaluate = EvaluateCall(
             scenario, dispatch, split, listener, exchanges[MessageType.EVALUATE], roster, attendance, align,
-            refusals,
+            refusals, terms,
         )  # fmt: skip
         checkpoints.register(
             model=model, strategy=strategy, weights=exchanges[MessageType.TRAIN], roster=roster, alignment=align,
@@ -138,7 +138,8 @@ def main(grid: Grid, context: Context) -> None:
 def _exchanges(scenario: Scenario, model: Model, key: Key, terms: ClientTerms) -> dict[str, WeightExchange]:
     """Return how the weights in messages of each type cross."""
     compression = scenario.compression
-    by_front = {cut: exchanges_of(scenario, held, key, terms.packs) for cut, held in model.held_by.items()}
+    packs = terms.packs, terms.packs_to_evaluate
+    by_front = {cut: exchanges_of(scenario, held, key, *packs) for cut, held in model.held_by.items()}
     each_round, evaluation = by_front[scenario.cuts[1]]
     if scenario.uneven:
         each_round, evaluation = (

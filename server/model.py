@@ -110,7 +110,7 @@ class Model:
             images, rows, len(rows), Key(0), augment="none", mean=self.mean, std=self.std, epochs=1, shuffle=False
         )
         front, back, tail = self.whole
-        with evaluating(self.parts), autocast(training.precision, self.device):
+        with evaluating(self.whole), autocast(training.precision, self.device):
             with torch.no_grad():
                 smashed = front.encoder(front(batch.images.to(self.device)))
             logits = tail(back(back.decoder(smashed)))
@@ -142,7 +142,7 @@ class Model:
 
         classes = list(self.data.classes)
         model = RunModel(folder, self.scenario, round, self.whole, classes, self.mean, self.std, self.device)
-        with evaluating(self.parts):
+        with evaluating(self.whole):
             keep(model, self.data.validation)
 
 

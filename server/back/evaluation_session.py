@@ -16,10 +16,15 @@ from splitfed.wire.frame import Frame, Packed
 
 class EvaluationRound:
     """One evaluation, of the back as the last round left it, for clients who hold out so many images each. The back is
-    in evaluation mode from when this is made until it is closed. Safe to call from threads."""
+    in evaluation mode from when this is made until it is closed. Some have a cut of their `own`. Safe to call from
+    threads."""
 
-    def __init__(self, context: RoundContext, cut: EvaluationCut, trainer: Trainer, images: Mapping[int, int]) -> None:
+    def __init__(
+        self, context: RoundContext, cut: EvaluationCut, trainer: Trainer, images: Mapping[int, int],
+        own: Mapping[int, EvaluationCut],
+    ) -> None:  # fmt: skip
         self._context, self._cut, self._trainer, self._images = context, cut, trainer, dict(images)
+        self._own = own
         trainer.back.eval()
         self._sessions: dict[int, EvaluationSession] = {}
         self.refused: dict[int, Refused | WireError] = {}  # clients that were settled, and had been refused
@@ -33,7 +38,8 @@ class EvaluationRound:
                 raise WireError(f"client {client} has no part in the evaluation of round {round}, or not any more")
             if client not in self._sessions:
                 images, back = self._images[client], self._trainer.behind(client)
-                self._sessions[client] = EvaluationSession(self._context, client, self._cut, back, images)
+                cut = self._own.get(client, self._cut)
+                self._sessions[client] = EvaluationSession(self._context, client, cut, back, images)
             session = self._sessions[client]
             session.attach()
             return session

@@ -36,13 +36,13 @@ class Trainer:
         return None if self.fronts is None else self.fronts(client)
 
     def behind(self, client: int) -> nn.Module:
-        """Return what of the back follows a client's front."""
+        """Return what of the back follows a client's front, in training where the back is."""
         if (cut := self.enters(client)) is None:
             return self.back
         if cut not in self._behind:
             assert isinstance(self.back, Back)
             self._behind[cut] = self.back.since(cut)
-        return self._behind[cut]
+        return self._behind[cut].train(self.back.training)  # its blocks are the back's, and know; it does not
 
     def passed(self, client: int) -> dict[str, Tensor]:
         """Return what a client's mini-batches go through: of the back as `back/<name>`, of its blocks' budgets as

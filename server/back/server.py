@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Lock
+from types import MappingProxyType
 from typing import Any
 
 from splitfed.errors import Refused, WireError
@@ -221,12 +222,16 @@ class SplitServer:
             yield batch, outcome
 
     @contextmanager
-    def evaluation(self, round: int, images: Mapping[int, int]) -> Iterator[EvaluationRound]:
+    def evaluation(
+        self, round: int, images: Mapping[int, int], cuts: Mapping[int, Cut] = MappingProxyType({})
+    ) -> Iterator[EvaluationRound]:
         """Accept streams of these clients, who hold out so many images each, for the evaluation after a round, and no
-        others while the `with` block lasts."""
-        assert self._evaluation_cut is not None
+        others while the `with` block lasts. Some have `cuts` of their own."""
+        common = self._evaluation_cut
+        assert common is not None
+        own = {client: common.across(cut) for client, cut in cuts.items()}
         context = self._context(round, self._key.at("evaluation", round))
-        self._evaluation = EvaluationRound(context, self._evaluation_cut, self._pool.trainer, images)
+        self._evaluation = EvaluationRound(context, common, self._pool.trainer, images, own)
         try:
             yield self._evaluation
         finally:

@@ -91,6 +91,7 @@ class Foreseen:
         self._scenario, self._model, self._cuts, self._key = scenario, model, cuts, key
         self._frames: dict[tuple[int, bool, bool, Terms], list[Pair]] = {}
         self._weights: dict[tuple[int, Terms], int] = {}
+        self._samples = max(map(len, model.data.partitions), default=0) * (scenario.data.variants or 1)
 
     def __call__(self, phase: Phase, images: Sequence[int], terms: Terms = COMMON) -> Sent:
         """Return what a client sends and is sent whose mini-batches that go up have so many images."""
@@ -113,7 +114,7 @@ class Foreseen:
         if (images, quiet, evaluates, terms) not in self._frames:
             cut, key = self._cuts.under(terms), self._key.at("foreseen", images)
             encoder, decoder = self._model.front.encoder, self._model.back.decoder
-            batch = RandomBatch(images, cut.geometry, key, cut.device, self._model.back)
+            batch = RandomBatch(images, cut.geometry, key, cut.device, self._model.back, self._samples)
             frames = cut.rehearse(batch, key, encoder, decoder, quiet, evaluates=evaluates)
             self._frames[images, quiet, evaluates, terms] = pairs(frames)
             for part in (encoder, decoder):

@@ -23,6 +23,7 @@ from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.replies import checked_score
 from splitfed.server.cohort.roster import Roster
 from splitfed.server.cohort.train import invite, present
+from splitfed.server.control.terms import ClientTerms
 from splitfed.server.weights.exchange import WeightExchange
 from splitfed.split.evaluation import mean
 from splitfed.wire.channel import Listener
@@ -37,10 +38,12 @@ class EvaluateCall:
     def __init__(
         self, scenario: Scenario, dispatch: Dispatch, split: SplitServer | Unsplit, listener: Listener,
         exchange: WeightExchange, roster: Roster, attendance: Attendance, alignment: AlignCall, refusals: Refusals,
+        terms: ClientTerms,
     ) -> None:  # fmt: skip
         self.settings, self.clients, self.key = scenario.evaluation, scenario.federation.clients, Key(scenario.seed)
         self.dispatch, self.split, self.listener, self.exchange = dispatch, split, listener, exchange
         self.roster, self.attendance, self.alignment, self.refusals = roster, attendance, alignment, refusals
+        self.terms = terms
         self._grace = scenario.engine.grace if isinstance(scenario.engine, Remote) else 0.0
         self._seconds = scenario.federation.deadline if isinstance(scenario.engine, Deployment) else None
         self.refused: dict[int, Refused] = {}  # clients whose numbers were refused in the last evaluation
@@ -56,7 +59,7 @@ class EvaluateCall:
         for client, message in messages.items():
             invite(message, self.listener, round, client)
         scores: dict[int, Score] = {}
-        with self.split.evaluation(round, images) as evaluation:
+        with self.split.evaluation(round, images, self.terms.evaluates(images)) as evaluation:
 
             def settle(client: int, reply: Message | None) -> None:
                 seen = evaluation.settle(client)

@@ -9,6 +9,7 @@ from splitfed.scenario.engine import Deployment
 from splitfed.scenario.sections import COMMON, Terms
 from splitfed.server.back.round_context import Own
 from splitfed.split.assembly import Cuts
+from splitfed.split.cut import Cut
 
 
 class ClientTerms:
@@ -34,7 +35,17 @@ class ClientTerms:
 
     def packs(self, client: int) -> tuple[Terms, Compression] | None:
         """Return what packs a client's weights, and under which terms; None where they are packed as those of all."""
-        own, common = self._packed[terms := self.of(client)], self._scenario.compression
+        return self._packs(self.of(client))
+
+    def packs_to_evaluate(self, client: int) -> tuple[Terms, Compression] | None:
+        """Return the same for weights to be evaluated: an operating point is of rounds that train."""
+        return self._packs(self._always(client))
+
+    def _always(self, client: int) -> Terms:
+        return self.of(client)._replace(point="")
+
+    def _packs(self, terms: Terms) -> tuple[Terms, Compression] | None:
+        own, common = self._packed[terms], self._scenario.compression
         same = (own.front_weights, own.parts) == (common.front_weights, common.parts)
         return None if same else (terms, own)
 
@@ -47,3 +58,10 @@ class ClientTerms:
                 cut = self._cuts.under(terms)  # type: ignore[union-attr]
                 found[client] = Own(cut, self._scenario.answer_every(phase, terms))
         return found
+
+    def evaluates(self, clients: Iterable[int]) -> dict[int, Cut]:
+        """Return the cut that an evaluation crosses, of these clients whose profile has one of its own."""
+        if self._cuts is None:
+            return {}
+        found = {client: self._cuts.under(self._always(client)) for client in clients}
+        return {client: cut for client, cut in found.items() if cut is not self._cuts.plain}

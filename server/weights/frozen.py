@@ -77,10 +77,11 @@ class FrozenOnce(WeightExchange):
 
 
 def exchanges_of(
-    scenario: Scenario, held: HeldByPhase, key: Key, packs: Packs = all_alike
+    scenario: Scenario, held: HeldByPhase, key: Key, packs: Packs = all_alike, to_evaluate: Packs = all_alike
 ) -> tuple[WeightExchange, WeightExchange]:
     """Return how the weights of what clients hold cross each round, and how to be evaluated; and give the part that is
-    held those that all clients will have of what is frozen. `packs` tells whose cross packed otherwise."""
+    held those that all clients will have of what is frozen. `packs` tells whose cross packed otherwise each round, and
+    `to_evaluate` whose to be evaluated."""
     compression, guard = scenario.compression, Guard(scenario.federation.clip.front_weights)
     part, wire, initial = held.plain.part, held.plain.wire, held.plain.initial
     each_round: WeightExchange = WholeWeights(wire, guard=guard, initial=initial, held=held, packs=packs)
@@ -89,7 +90,7 @@ def exchanges_of(
     elif wire.delta:
         in_turn = scenario.federation.mode == "sl"
         each_round = WeightDifferences(wire, guard, initial, held, in_turn=in_turn)
-    evaluation: WeightExchange = WholeWeights(wire, purpose="evaluation", initial=initial)
+    evaluation: WeightExchange = WholeWeights(wire, purpose="evaluation", initial=initial, packs=to_evaluate)
     if any(not phase.learns for phase in scenario.phases):
         each_round = Settled(each_round, scenario)
         evaluation = Kept(evaluation, each_round)

@@ -194,4 +194,5 @@ class ClientSide(SideConfig):
     crosses is still one frame of the whole of it. The front keeps only what it made, and computes each chunk again when
     the gradient is there, which takes its forward pass once more; a tail, or with `fl` the whole model, sums gradients
     chunk by chunk. Weights come out the same but for the order in which floats are summed, and dropout draws for each
-    chunk. A client's own machine may say otherwise (`splitfed join --chunk`). Null is all at once."""
+    chunk. It is `training.batch_size` at most. A client's own machine may say otherwise (`splitfed join --chunk`). Null
+    is all at once."""

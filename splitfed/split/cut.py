@@ -333,7 +333,7 @@ class Cut:
         time.
         """
         here, there = ends or (self.copies(), self.copies())
-        visit = Visit(torch.arange(len(batch)), here) if here else None
+        visit = Visit(batch.ids, here) if here else None
         made = self.reducer.stand_in(batch.activations, self.geometry.prefix, key, training=not evaluates)
         attention = partial(batch.attention, made.shape[1])
         plan, targets = self.plan(made, batch.labels, key, attention, encoder, self.reducer.foreseen())

@@ -14,7 +14,9 @@ tail and loss go on at the client.
 
 import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -63,8 +65,18 @@ class EvaluationCut:
     between calls."""
 
     def __init__(self, cut: Cut, encoder: nn.Module) -> None:
+        self._of_encoder = _sizes(encoder, cut.geometry, cut.device)
+        self._cross(cut)
+
+    def across(self, cut: Cut) -> Self:
+        """Return the same over another cut, of the same front."""
+        other = copy(self)
+        other._cross(cut)
+        return other
+
+    def _cross(self, cut: Cut) -> None:
         self.cut, geometry = cut, cut.geometry
-        smashed = Expect.floats((1, geometry.batch), *_sizes(encoder, geometry, cut.device))
+        smashed = Expect.floats((1, geometry.batch), *self._of_encoder)
         expected = {"smashed": (smashed,), "targets": expected_targets(geometry)}
         if cut.reducer.evaluates:
             expected = dict(cut.reducer.expected(geometry))

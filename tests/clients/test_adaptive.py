@@ -231,3 +231,22 @@ def test_a_dry_run_expects_what_a_run_then_counts(tmp_path: Path) -> None:
     assert found.front < 0.8 * plain.operations.front
     assert found.back < 0.7 * plain.operations.back
     assert told.server.activations < plain.server.activations
+
+
+@pytest.mark.parametrize("overrides", [[*WHOLE], ["model.exits={blocks: [2]}"]], ids=["fl", "exits"])
+def test_features_that_are_made_up_count_for_each_image(overrides: list[str], tmp_path: Path) -> None:
+    """Those of an exit of the front are made up where the front learns."""
+    plan, runs = scenario("2", "federation.rounds=1", *overrides, alpha=0), []
+    more = ["training.client.fraug={}"]
+    for one in (plan, plan.with_(more)):
+        runs.append(simulate(one, runs=tmp_path))
+    without, found = (run.rounds[0].client_operations for run in runs)
+    each = estimate(plan.with_(more)).operations.client - estimate(plan).operations.client
+    assert found is not None
+    assert without is not None
+    learned = 1.0
+    if plan.federation.splits:
+        ask = numbers(plan)
+        steps = [ask.front_learns(1, client, step) for client in range(3) for step in (1, 2)]
+        learned, each = sum(steps) / len(steps), each / ask.share
+    assert found - without == pytest.approx(learned * each)

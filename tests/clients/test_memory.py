@@ -87,6 +87,12 @@ def test_the_limits_of_a_process_count() -> None:
     assert 0 < limited <= 64_000_000
 
 
+def test_a_machine_that_takes_more_than_a_mini_batch_takes_all_of_it() -> None:
+    """It knows nothing of mini-batches, and says how many images it has room for; that is the scenario's mistake."""
+    for chunk, taken in ((4, 4), (15, 15), (16, None), (400, None)):
+        assert Settings(0, chunk=chunk).with_chunk(plan("training.client.chunk=8")).training.client.chunk == taken
+
+
 def test_a_chunk_that_does_not_go_with_the_servers_scenario() -> None:
     with pytest.raises(RunError, match=r"--chunk 4: .*training\.client\.chunk: with training\.ahead"):
         Worker(plan("training.ahead=1"), Settings(0, chunk=4))

@@ -1,5 +1,7 @@
-"""Clients that say of which profile they are, and a controller that goes by what their exchanges measure, for real."""
+"""Clients that say of which profile they are, a controller that goes by what their exchanges measure, and what a client
+has of its own or computes in its own way, for real."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -67,7 +69,11 @@ def test_ray_chooses_as_one_process_does(tmp_path: Path) -> None:
     assert table(runs[0] / "control.csv") == table(runs[1] / "control.csv")
 
 
-UNEVEN = (*DEEPER, "federation.profiles={phone: {share: 0.5, cut: 1}, hospital: {share: 0.5, cut: 3}}")
+UNEVEN = (
+    *DEEPER,
+    "federation.profiles={phone: {share: 0.5, cut: 1, compression: {smashed: {codec: float16}, front_weights: {codec: "
+    "bfloat16}}}, hospital: {share: 0.5, cut: 3}}",
+)
 
 
 @pytest.mark.long
@@ -91,5 +97,44 @@ def test_who_joins_holds_the_front_of_its_profile(tmp_path: Path) -> None:
         assert server.end() == 0, server.text
         assert [client.end() for client in clients] == [0, 0], [client.text for client in clients]
         (other,) = here.runs
+    same(one, other)
+    assert outcome(one)["model"] == outcome(other)["model"]
+
+
+OWN = ["federation.clients=2", "federation.rounds=2", "evaluation.held_out=0.2", "federation.local_norms=true"]
+
+
+@pytest.mark.slow
+def test_norms_stay_and_features_are_made_up(tmp_path: Path) -> None:
+    plan = small(*DEEPER, *OWN, "model.exits={blocks: [1, 2]}", "training.client.fraug={}")
+    one = simulate(plan, runs=tmp_path / "inline").folder
+    with deployment(tmp_path) as here:
+        server = here.serve(plan.with_(["engine={kind: deployment, threads: 1}"]))
+        clients = [here.join(number, "--threads", 1) for number in range(2)]
+        assert server.end() == 0, server.text
+        assert [client.end() for client in clients] == [0, 0], [client.text for client in clients]
+        (other,) = here.runs
+    same(one, other)
+    assert outcome(one)["model"] == outcome(other)["model"]
+
+
+@pytest.mark.slow
+def test_a_client_takes_the_chunk_that_its_memory_bears(tmp_path: Path) -> None:
+    """One is too small for the scenario's mini-batch, says which chunk would fit, and joins with that."""
+    profiles = "federation.profiles={phone: {share: 0.5, device: {memory: 220kB}}, hospital: {share: 0.5}}"
+    plan = small(*DEEPER, *OWN, profiles)
+    kinds = plan.dealt_profiles()
+    with deployment(tmp_path) as here:
+        server, phone = here.serve(plan.with_(["engine={kind: deployment, threads: 1}"])), kinds.index("phone")
+        large = here.join(phone, "--threads", 1, "--profile", "phone")
+        assert large.end(60) == 2, large.text
+        found = re.search(r"0\.2 MB by profile phone, is less than the .* to train: --chunk (\d+) here", large.text)
+        assert found, large.text
+        chunk = int(found[1])
+        clients = [here.join(n, "--threads", 1, "--profile", kinds[n], "--chunk", chunk) for n in range(2)]
+        assert server.end() == 0, server.text
+        assert [client.end() for client in clients] == [0, 0], [client.text for client in clients]
+        (other,) = here.runs
+    one = simulate(plan.with_([f"training.client.chunk={chunk}"]), runs=tmp_path / "inline").folder
     same(one, other)
     assert outcome(one)["model"] == outcome(other)["model"]

@@ -14,6 +14,7 @@ from splitfed.server.cohort.dispatch import Dispatch, after
 from splitfed.server.cohort.evaluate import EvaluateCall
 from splitfed.server.cohort.refusals import Refusals
 from splitfed.server.cohort.train import Cohort
+from splitfed.server.control.terms import ClientTerms
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -49,7 +50,7 @@ def test_an_evaluation_ends_at_the_deadline(caplog):
     exchange = SimpleNamespace(close=lambda taken: None, forget=lambda client: None)
     phase = EvaluateCall(
         scenario, Dispatch(mail), Unsplit(lambda *_: None), Unheard(), exchange, roster, attendance,  # type: ignore[arg-type]
-        SimpleNamespace(ready=lambda client: True), Refusals(),  # type: ignore[arg-type]
+        SimpleNamespace(ready=lambda client: True), Refusals(), ClientTerms(scenario, None, {}),  # type: ignore[arg-type]
     )  # fmt: skip
     assert phase.run(3, ArrayRecord()) == []
     assert sorted(mail.forgotten) == mail.sent == ["m0", "m1"]

@@ -78,6 +78,10 @@ BREAKS = {
         "training: {ahead: 1, client: {checkpointing: true}}  # training.client.checkpointing: with training.ahead a",
         "training: {ahead: 1, client: {chunk: 4}}  # training.client.chunk: with training.ahead a mini-batch is gone",
     ],
+    "chunks_are_of_a_mini_batch": [
+        "training: {client: {chunk: 33}}  # training.client.chunk: is 33, more images than a mini-batch has (training",
+        "training: {batch_size: 4, client: {chunk: 5}}  # training.client.chunk: is 5, more images than a mini-batch",
+    ],
     "compiled_blocks_run_alone": [
         exits("blocks: [1]") + "training: {server: {compile: true}}  # training.server.compile: with model.exits heads",
         "training: {client: {compile: true, chunk: 4}}  # training.client.chunk: compiled blocks are not computed",

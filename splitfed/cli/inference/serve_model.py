@@ -48,7 +48,8 @@ def serve_model(
         float, typer.Option(min=0, help="Seconds for which clients with an older front are still answered.")
     ] = 60.0,
     metrics_port: Annotated[
-        str, typer.Option(metavar="INTEGER", help="The port of /metrics and /health at 127.0.0.1.")
+        str,
+        typer.Option(metavar="INTEGER|none", help="The port of /metrics and /health at 127.0.0.1; none opens none."),
     ] = "9095",
     ledger: Annotated[
         Path | None,
@@ -74,9 +75,10 @@ def serve_model(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as orderly as Ctrl-C: what systemd sends to stop
 
+    page = None if metrics_port == "none" else port_number(metrics_port, "--metrics-port")
     serve_model(
-        run, host=host, port=port_number(port, "--port"), metrics_port=port_number(metrics_port, "--metrics-port"),
-        watch=watch, say=lambda line: print(line, flush=True), tls=tls, insecure=insecure, rates=rate or (),
-        batch=batch, wait=wait / 1000, queue=queue, most=most, keep_old=keep_old, ledger=ledger, adapt=adapt,
-        round=round, device=device, overrides=set_,
+        run, host=host, port=port_number(port, "--port"), metrics_port=page, watch=watch,
+        say=lambda line: print(line, flush=True), tls=tls, insecure=insecure, rates=rate or (), batch=batch,
+        wait=wait / 1000, queue=queue, most=most, keep_old=keep_old, ledger=ledger, adapt=adapt, round=round,
+        device=device, overrides=set_,
     )  # fmt: skip

@@ -3,7 +3,7 @@ own."""
 
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from splitfed.config import Config, as_tuple
 from splitfed.data.partitions.base import Column, complete, deal, in_order, require
@@ -68,6 +68,13 @@ class Shifted(Iid):
     random in an image, its `noise`, is drawn once."""
     severity: int = Field(3, ge=0, le=SEVERITIES)
     """How much it changes, from 1 to 5; 0 is nothing."""
+
+    @field_validator("transforms")
+    @classmethod
+    def _each_once(cls, transforms: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := [name for name in dict.fromkeys(transforms) if transforms.count(name) > 1]:
+            raise ValueError(f"{twice[0]} is named twice: name each once, as each is dealt to as many clients")
+        return transforms
 
     def views(self, clients: int, key: Key) -> list[View]:
         """Return how each client sees its images; the same key gives the same views."""

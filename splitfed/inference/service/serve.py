@@ -27,7 +27,8 @@ _LOOK_SECONDS = 0.25
 
 
 class Service:
-    """The back of a run as a service, within its `with` block; `port` and `metrics_port` are where it is then.
+    """The back of a run as a service, within its `with` block; `port` and `metrics_port` are where it is then. Either
+    may be 0, for a free one; with `metrics_port` None there is no `/metrics`.
 
     `tls` is the folder that `splitfed certs` made; without it everything is plain text, and clients say themselves who
     they are, which must be wanted (`insecure`) anywhere but on this machine. Up to `batch` images are computed
@@ -40,7 +41,7 @@ class Service:
     def __init__(
         self, run: str | Path, *, host: str = "127.0.0.1", port: int = PORT, tls: Path | None = None,
         insecure: bool = False, rates: Sequence[str] = (), batch: int = 32, wait: float = 0.002, queue: int = 256,
-        most: int = 64, keep_old: float = 60.0, metrics_port: int = METRICS_PORT, ledger: Path | None = None,
+        most: int = 64, keep_old: float = 60.0, metrics_port: int | None = METRICS_PORT, ledger: Path | None = None,
         adapt: Any = None, round: int | None = None, device: str | None = None, overrides: list[str] | None = None,
     ) -> None:  # fmt: skip
         if not host:
@@ -73,7 +74,7 @@ class Service:
             "splitfed_waiting": lambda: len(self._batcher), "splitfed_streams": lambda: self._listener.streams,
             "splitfed_round": lambda: self.backs.now.round,
         }  # fmt: skip
-        self._page = Page(self.metrics, metrics_port)
+        self._page = None if metrics_port is None else Page(self.metrics, metrics_port)
         self._entered = ExitStack()
 
     @property
@@ -82,9 +83,9 @@ class Service:
         return self._listener.port
 
     @property
-    def metrics_port(self) -> int:
-        """The port of `/metrics` and `/health`."""
-        return self._page.port
+    def metrics_port(self) -> int | None:
+        """The port of `/metrics` and `/health`; None where there are none."""
+        return self._page.port if self._page else None
 
     def __enter__(self) -> "Service":
         with ExitStack() as entered:
@@ -125,14 +126,15 @@ class Service:
 
 
 def serve_model(
-    run: str | Path, *, host: str = "127.0.0.1", port: int = PORT, metrics_port: int = METRICS_PORT,
+    run: str | Path, *, host: str = "127.0.0.1", port: int = PORT, metrics_port: int | None = METRICS_PORT,
     watch: float | None = None, say: Callable[[str], None] = print, **more,
 ) -> None:  # fmt: skip
     """Serve a run's back until KeyboardInterrupt. SIGHUP reads checkpoint and keys anew; with `watch` the run's folder
     is looked at each so many seconds for a newer checkpoint. `say` gets one line for whatever happens. `more` is what
     `Service` takes."""
-    for name, number in (("--port", port), ("--metrics-port", metrics_port)):
-        port_number(number, name)
+    port_number(port, "--port")
+    if metrics_port is not None:
+        port_number(metrics_port, "--metrics-port")
     if watch is not None and more.get("round") is not None:
         raise RunError("--watch looks for a newer checkpoint, and --round names one: leave one of them out")
     raise_file_limit()
@@ -144,7 +146,8 @@ def serve_model(
             say(f"rates       {', '.join(service.backs.now.asking)}")
             if (exits := service.backs.base.behind) is not None:
                 say(f"exits       here after block {', '.join(map(str, exits.blocks))}, for who asks with a confidence")
-            say(f"metrics at  http://127.0.0.1:{service.metrics_port}/metrics")
+            if service.metrics_port is not None:
+                say(f"metrics at  http://127.0.0.1:{service.metrics_port}/metrics")
             say(f"bytes in    {service.tally.folder}")
             if service.adapter is not None:
                 say(f"adapting    norms: {service.adapter.settings.norms}, after {service.adapter.steps} steps so far")

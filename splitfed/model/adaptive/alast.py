@@ -120,12 +120,12 @@ class Tally:
         """Return the operations of an image on average; None where there was no pass."""
         if self._adaptive is None:
             return None
-        return sum(of(one, self._adaptive) * one.images * n for one, n in self._passes.items()) / self._images
+        return sum(of(one, self._adaptive) * one.images * n for one, n in self._passes.items()) / self.images
 
     @property
     def tokens(self) -> float | None:
         """How many tokens of a sample were left on average."""
-        return self._tokens / self._images if self._passes else None
+        return self._tokens / self.images if self._passes else None
 
     @property
     def unanswered(self) -> float | None:
@@ -135,7 +135,8 @@ class Tally:
         return sum(n for one, n in self._passes.items() if not one.learns) / self._passes.total()
 
     @property
-    def _images(self) -> int:
+    def images(self) -> int:
+        """How many images have passed."""
         return sum(one.images * n for one, n in self._passes.items())
 
 

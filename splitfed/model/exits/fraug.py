@@ -97,6 +97,7 @@ class Fraug(Features):
         nets = (generator, self._net)
         self._optimisers = [torch.optim.SGD(list(net.parameters()), settings.lr, _MOMENTUM) for net in nets]
         self._seen: list[Tensor] = []
+        self.samples = 0  # beside which features were made up
 
     def state(self) -> dict[str, Tensor]:
         """Return what the client's next round needs: its net, and the mean features of each class."""
@@ -123,6 +124,7 @@ class Fraug(Features):
             return 0.0
         with torch.autocast(self._means.device.type, enabled=False):
             features, key = torch.cat(self._seen).float(), self._key.at(*place)
+            self.samples += len(features)
             made = self._made(features.detach(), self._shares(targets), key)
             with torch.no_grad():
                 fakes = [(real + self._net(self._generator(noise, of), of), of) for real, of, noise in made]

@@ -45,7 +45,8 @@ def seconds_of_a_round(
         there = federation.availability.open(seed.at("availability"), federation.clients, Path(folder))
         for terms in used_terms(scenario):
             answered = scenario.answer_every(phase, terms)
-            frames = _frames(sizes, sends, answered, phase.frozen, parts, cuts.under(terms), key)
+            samples = images * (scenario.data.variants or 1)
+            frames = _frames(sizes, sends, answered, phase.frozen, parts, cuts.under(terms), key, samples)
             part = ClientPart.of(scenario, parts.at(scenario.cut_of(terms.profile)))
             own = WeightWire.of(part, scenario.compression_under(terms), phase.first)
             weights = 0 if phase.frozen else size(own.rehearse(key))
@@ -69,16 +70,16 @@ def used_terms(scenario: Scenario) -> list[Terms]:
 
 
 def _frames(
-    sizes: Sequence[int], sends: Set[int], every: int, frozen: bool, parts: Parts, cut: Cut, key: Key
+    sizes: Sequence[int], sends: Set[int], every: int, frozen: bool, parts: Parts, cut: Cut, key: Key, samples: int
 ) -> dict[int, list[Pair]]:  # fmt: skip
-    """Return the bytes of the frames of the mini-batches that are sent, each of so many images, of which one in `every`
-    is answered with its gradient; a front that is `frozen` computes as in evaluation."""
+    """Return the bytes of the frames of the mini-batches that are sent, each of so many images of a client's `samples`,
+    of which one in `every` is answered with its gradient; a front that is `frozen` computes as in evaluation."""
     encoder, decoder, made = parts.front.encoder, parts.back.decoder, dict[tuple[int, bool], list[Pair]]()
     share = answered_share(parts.front)
 
     def frames(size: int, quiet: bool) -> list[Pair]:
         if (size, quiet) not in made:
-            batch = RandomBatch(size, cut.geometry, key.at("timing", size), cut.device, parts.back)
+            batch = RandomBatch(size, cut.geometry, key.at("timing", size), cut.device, parts.back, samples)
             made[size, quiet] = pairs(cut.rehearse(batch, key, encoder, decoder, quiet, evaluates=frozen))
         return made[size, quiet]
 

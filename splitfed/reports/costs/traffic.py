@@ -124,7 +124,8 @@ class Traffic:
 
     def _random_batch(self, size: int, *purpose: str) -> RandomBatch:
         key = self.key.at("estimate", *purpose, size)
-        return RandomBatch(size, self.cut.geometry, key, self.cut.device, self.parts.back)
+        samples = max(self.shares.trained) * (self.scenario.data.variants or 1)
+        return RandomBatch(size, self.cut.geometry, key, self.cut.device, self.parts.back, samples)
 
     def _add_batches(self, found: _Sum, phase: Phase, share: float) -> None:
         encoder, decoder = self.parts.front.encoder, self.parts.back.decoder

@@ -111,6 +111,16 @@ def checkpointing_is_of_weights_that_stay(training: Training) -> Found:
             )
 
 
+def chunks_are_of_a_mini_batch(training: Training) -> Found:
+    """What is computed at a time is a part of a mini-batch, or all of it."""
+    if (chunk := training.client.chunk or 0) > training.batch_size:
+        yield (
+            "training.client.chunk",
+            f"is {chunk}, more images than a mini-batch has (training.batch_size: {training.batch_size}): set fewer, "
+            "or leave it out",
+        )
+
+
 def compiled_blocks_run_alone(training: Training, model: ModelConfig, compression: Compression) -> Found:
     """What is compiled is a block that is run as it is, with nobody looking into it."""
     for name, side in (("client", training.client), ("server", training.server)):

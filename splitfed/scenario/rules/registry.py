@@ -20,6 +20,7 @@ RULES: tuple[Rule, ...] = (
     federation.private_labels_need_whole_mini_batches,
     federation.ahead_is_of_gradients_on_their_way,
     federation.checkpointing_is_of_weights_that_stay,
+    federation.chunks_are_of_a_mini_batch,
     federation.compiled_blocks_run_alone,
     federation.local_norms_are_learned,
     federation.steps_or_epochs,

@@ -1,8 +1,9 @@
 """What a training step of a scenario computes at each side, counted by torch while it runs (`FlopCounterMode`).
 
 Counted are the products of matrices, convolutions and Fourier transforms of the real modules, forward and backward: the
-front, the back, the tail, their exits, the reducer's two halves, and the codecs. Samples of one shape take the same, so
-one passes through the model for all; reducer and codecs see a whole mini-batch of random activations.
+front, the back, the tail, their exits, what makes up features beside them, the reducer's two halves, and the codecs.
+Samples of one shape take the same, so one passes through the model for all; reducer and codecs see a whole mini-batch
+of random activations.
 
 - Attention counts as its two products and their gradients, on any device: what a fused kernel computes once more to
   save memory is left out.
@@ -31,6 +32,7 @@ from splitfed.data.dataset import load
 from splitfed.federation.phases import Phase, spans
 from splitfed.model.adaptive.alast import adaptives
 from splitfed.model.adaptive.attention import check_readable
+from splitfed.model.exits.fraug import Fraug
 from splitfed.model.exits.heads import exits_of, watching
 from splitfed.model.forward import keyed_rng
 from splitfed.model.parts import Back, Front, Parts
@@ -43,6 +45,8 @@ from splitfed.split.computing.adaptive import Expected, PassOperations, expected
 from splitfed.split.computing.rehearsal import RandomBatch
 from splitfed.split.cut import Cut
 
+_SAMPLES = 2  # beside which features are made up: of one there is nothing to norm by
+
 
 @dataclass(frozen=True, slots=True)
 class Operations:
@@ -53,6 +57,7 @@ class Operations:
     without a reducer, and `examples` the mini-batch that was counted. Where a client trains the whole model, all beside
     the front is its tail. `taught` is what a client computes in a local phase, with the auxiliary net, and with what it
     packs and fits of the mini-batches that go up; of several phases that which takes most; 0 where there is none.
+    `making_up` is what of the front is for features that are made up for its exit; those of a tail are in that.
     `front_forward` and `back_forward` are the share of those parts that a pass without backward takes. Where blocks
     have budgets, all of these are what is to be expected (`adaptive`), and `plain_front` and the like are without.
     """
@@ -70,6 +75,7 @@ class Operations:
     taught: float = 0.0
     plain_front: float = 0.0
     adaptive: Expected | None = None
+    making_up: float = 0.0
 
     @property
     def client(self) -> float:
@@ -114,11 +120,13 @@ def _classes(scenario: Scenario, key: Key) -> int:
 def count_step(parts: Parts, cut: Cut, scenario: Scenario, examples: int, key: Key) -> Operations:
     """Count a step of `examples` images between a model's parts, or of a client that trains all of it, on their device;
     leaves no gradients."""
-    size = scenario.model.image_size
-    ClientPart.of(scenario, parts).turn_to(1)
+    part = ClientPart.of(scenario, parts)
+    part.turn_to(1)
+    each = making_up(part, scenario) if examples > 1 else 0.0  # beside one sample alone none are made up
+    made = (each, 0.0) if parts.front.generator is not None else (0.0, each)
     if not scenario.federation.splits:
-        return _count_whole(parts, cut, size, examples, key)
-    found = _count_split(parts, cut, size, examples, key)
+        return _count_whole(parts, cut, scenario.model.image_size, examples, key, made[1])
+    found = _count_split(parts, cut, scenario.model.image_size, examples, key, made)
     if again := (scenario.training.client.chunk or examples) < examples:
         found = replace(found, front=found.front + found.front_forward)
     phases = [phase for phase, _ in spans(scenario.phases, scenario.federation.rounds) if phase.local]
@@ -142,18 +150,40 @@ def _taught(found: Operations, phase: Phase, parts: Parts, cut: Cut, key: Key, a
     return found.front + beside + again * forward + found.reducing * sent + fit * answered
 
 
-def _count_whole(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key) -> Operations:
+def making_up(part: ClientPart, scenario: Scenario) -> float:
+    """Count what a client computes for each sample that a head sees to make up features beside it, and learn of them; 0
+    where it makes up none. Leaves the part as it is."""
+    settings, found = scenario.training.client.fraug, part.generator
+    if settings is None or found is None:
+        return 0.0
+    generator, owner = found
+    generator, head = deepcopy(generator), deepcopy(owner.last_head)
+    of_head = {id(one) for one in owner.last_head.parameters()}
+    apart = isinstance(owner, Front) and owner.exits is not None and owner.exits.apart
+    asked = any(one.requires_grad and id(one) not in of_head for one in part.parameters()) and not apart
+    made = Fraug(settings, generator, head, Key(0), 0.5, {})
+    samples = torch.zeros(_SAMPLES, head.in_features, device=head.weight.device, requires_grad=asked)
+    with made.watching():
+        head(samples)
+    with _counting() as counter:
+        loss = made.beside(torch.zeros(_SAMPLES, dtype=torch.int64, device=samples.device), 0)
+        assert isinstance(loss, torch.Tensor)
+        loss.backward()
+    return counter.get_total_flops() / _SAMPLES
+
+
+def _count_whole(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key, made: float) -> Operations:
     with keyed_rng(key.at("operations", "sample"), cut.device):
         front, front_forward = _sample(parts.front, (3, image_size, image_size), cut.device, inner=False)
         shape, asked = (cut.geometry.tokens, cut.geometry.width), _learns(parts.front)
         back, back_forward = _sample(parts.back, shape, cut.device, inner=asked)
     for part in parts:
         part.zero_grad(set_to_none=True)
-    found = Operations(front, 0, 0, 0, 0, examples, back, back, front_forward, back_forward)
+    found = Operations(front, 0, 0, 0, 0, examples, back + made, back + made, front_forward, back_forward)
     if (adapted := _adapted(parts, cut, (front, front_forward), (back, back_forward))) is None:
         return found
     return replace(
-        found, front=adapted.front, tail=adapted.back, front_forward=adapted.front_forward,
+        found, front=adapted.front, tail=adapted.back + made, front_forward=adapted.front_forward,
         back_forward=adapted.back_forward, plain_front=front, adaptive=adapted,
     )  # fmt: skip
 
@@ -177,7 +207,9 @@ def _adapted(
     return expected(found[0], found[1], made[0], made[1], tokens, left or prefix + first, prefix)
 
 
-def _count_split(parts: Parts, cut: Cut, image_size: int, examples: int, key: Key) -> Operations:
+def _count_split(
+    parts: Parts, cut: Cut, image_size: int, examples: int, key: Key, made: tuple[float, float]
+) -> Operations:  # fmt: skip
     (front, back, tail), geometry = parts, cut.geometry
     _crossing(cut, front.encoder, back.decoder, examples, key)  # the first does what a run does once, as drawing keys
     reducing, restoring, restored = _crossing(cut, front.encoder, back.decoder, examples, key)
@@ -193,14 +225,15 @@ def _count_split(parts: Parts, cut: Cut, image_size: int, examples: int, key: Ke
     share = restored[0] / examples
     (at_back, back_forward), (at_tail, _) = left
     found = Operations(
-        at_front, reducing / examples, at_back * share, restoring / examples, plain[0][0], examples, at_tail * share,
-        plain[1][0], front_forward, back_forward * share,
+        at_front + made[0], reducing / examples, at_back * share, restoring / examples, plain[0][0], examples,
+        (at_tail + made[1]) * share, plain[1][0] + made[1], front_forward, back_forward * share, making_up=made[0],
     )  # fmt: skip
     if (adapted := _adapted(parts, cut, (at_front, front_forward), plain[0], restored[1])) is None:
         return found
+    often = made[0] * adapted.learns  # exits learn where the front does
     return replace(
-        found, front=adapted.front, back=adapted.back, front_forward=adapted.front_forward,
-        back_forward=adapted.back_forward, plain_front=at_front, adaptive=adapted,
+        found, front=adapted.front + often, back=adapted.back, front_forward=adapted.front_forward,
+        back_forward=adapted.back_forward, plain_front=found.front, adaptive=adapted, making_up=often,
     )  # fmt: skip
 
 
@@ -214,18 +247,22 @@ def pass_operations(part: Front | Back, geometry: Geometry, image_size: int) -> 
 
 
 def adapted_operations(
-    part: ClientPart, geometry: Geometry, image_size: int, known: dict[str, PassOperations]
+    part: ClientPart, geometry: Geometry, scenario: Scenario, known: dict[str, PassOperations], beside: int
 ) -> float | None:
     """Return what a client has computed for an image since its tallies began, in parts whose blocks have budgets; None
-    where none have. What counts them is made once and `known` from then on."""
+    where none have. What counts them is made once and `known` from then on. Features were made up `beside` so many
+    samples."""
     found = []
     for one in (part.front, part.beside):
         for adaptive in adaptives(one):
             if adaptive.side not in known:
-                known[adaptive.side] = pass_operations(one, geometry, image_size)  # type: ignore[arg-type]
+                known[adaptive.side] = pass_operations(one, geometry, scenario.model.image_size)  # type: ignore[arg-type]
             found.append(adaptive.tally.operations(known[adaptive.side]))
     told = [one for one in found if one is not None]
-    return sum(told) if told else None
+    if not told:
+        return None
+    images = adaptives(part.front)[0].tally.images
+    return sum(told) + (making_up(part, scenario) * beside / images if beside else 0.0)
 
 
 def count_net(net: nn.Module, cut: Cut, key: Key, again: bool = False) -> tuple[int, int]:

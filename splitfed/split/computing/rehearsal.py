@@ -54,13 +54,16 @@ class RandomBatch:
 
     What depends on values and not on shapes alone, such as the bytes of a codec that looks for what rows have in
     common, is told as for a pretrained front. One that starts from random weights sends less at first. A `back` is for
-    how many tokens it passes on to a tail, if its blocks have budgets."""
+    how many tokens it passes on to a tail, if its blocks have budgets. Of so many `samples` of a client, in all their
+    variants, it has the last, whose `ids` take the most bits."""
 
     def __init__(
-        self, examples: int, geometry: Geometry, key: Key, device: torch.device, back: nn.Module | None = None
+        self, examples: int, geometry: Geometry, key: Key, device: torch.device, back: nn.Module | None = None,
+        samples: int = 0,
     ) -> None:  # fmt: skip
         self._generator, self._device, self._prefix = key.generator(), device, geometry.prefix
         self._back = next(iter(adaptives(back)), None)
+        self.ids = torch.arange(examples) + max(0, samples - examples)
         shape = (examples, geometry.tokens, geometry.width)
         self.activations = self._rows(shape, _ACTIVATIONS).requires_grad_()
         self._attention = torch.rand(examples, geometry.tokens, generator=self._generator).to(device)

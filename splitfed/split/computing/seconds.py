@@ -75,9 +75,11 @@ class Work:
             return Spent((share * (found.front_forward + sending),), serve, 0.0)
         if local := phase.local:
             net, forward = self._nets(client)[local.blocks]
-            before = found.front_forward + forward + sending
+            before = found.front_forward + found.making_up + forward + sending
             return Spent((share * before,), serve, share * (found.front + net + sending - before))
-        first, rest = share * (found.front_forward + sending), share * (found.front - found.front_forward)
+        # Features of the front are made up as it makes its own; of their loss the way back is little.
+        making = found.front_forward + found.making_up
+        first, rest = share * (making + sending), share * (found.front - making)
         return Spent((first, share * found.tail) if len(serve) > 1 else (first,), serve, rest)
 
     def evaluating(self, client: int, images: int) -> tuple[float, float]:

@@ -90,7 +90,8 @@ def test_rows_of_nobody_stay_as_they_are():
 
 @pytest.mark.parametrize(
     ("given", "named"), [({"severity": 6}, "severity"), ({"transforms": []}, "transforms"),
-                         ({"transforms": "fog"}, "transforms")],
+                         ({"transforms": "fog"}, "transforms"),
+                         ({"transforms": ["none", "blur", "hue", "blur"]}, "blur is named twice: name each once")],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(given, named: str):
     with pytest.raises(ValidationError, match=named):

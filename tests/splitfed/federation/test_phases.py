@@ -105,7 +105,26 @@ def test_differences_go_on_where_the_front_settles(tmp_path):
     assert down["3"] < 0.7 * down["1"]
 
 
+@pytest.mark.parametrize("frozen", few([1, 2]))
+def test_differences_go_on_where_the_front_learns_again(frozen, tmp_path):
+    """Nobody lacks anything after the frozen phase: not a round starts again. Of one round it is built upon."""
+    phases = f"phases=[{{kind: gradient, rounds: 2}}, {{kind: frozen, rounds: {frozen}}}, gradient]"
+    delta = "compression.front_weights={codec: {kind: uniform, bits: 8}, delta: {kind: uniform, bits: 4}}"
+    plan = small(f"federation.rounds={3 + frozen}", "checkpoints.keep=9", phases, delta)
+    folder = simulate(plan, runs=tmp_path, observers=()).folder
+    assert not table(folder / "wasted.csv")
+    coded = [int(row["coded_bytes"]) for row in table(folder / "ledger.csv") if row["role"] == "front_weights"
+             and row["direction"] == "down" and row["round"] in ("1", str(3 + frozen))]  # fmt: skip
+    assert len(coded) == 6
+    assert set(coded[3:]) == ({coded[0]} if frozen > 1 else {max(coded[3:])})
+    assert (max(coded[3:]) < 0.7 * coded[0]) == (frozen == 1)
+
+
+LEARNS_AGAIN = "phases=[{kind: gradient, rounds: 1}, {kind: frozen, rounds: 1}, gradient]"
+
+
 @pytest.mark.parametrize("more", few([
+    [LEARNS_AGAIN, "compression.front_weights={codec: {kind: uniform, bits: 8}, delta: {kind: uniform, bits: 4}}"],
     [], ["model.adapter=norms"], ["federation.cohort=2", "evaluation={held_out: 0.2}"],
     ["compression.front_weights={codec: {kind: uniform, bits: 8}, delta: true}", "federation.cohort=2"],
     ["compression.reducer={kind: bottleneck, width: 8}"],

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers import small, table
+from helpers import DEEPER, small, table
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -138,6 +138,52 @@ def test_the_estimate_has_each_profile_and_their_mean(tmp_path: Path) -> None:
         assert found.each[Terms(kind)] == pytest.approx(size, rel=0.02, abs=1500)  # with envelopes
     cut = sum(int(row["sent_bytes"]) for row in table(run.folder / "ledger.csv") if row["plane"] == "data")
     assert found.round.cut.sent == pytest.approx(cut / 2, rel=0.01)
+
+
+UNTOLD = {("control", "envelope"), ("control", "metrics"), ("data", "envelope")}  # what Flower adds, and counts
+
+
+PHONE = "federation.profiles.phone"
+TAIL = [f"compression.{role}.lossless=none" for role in ("tail_smashed", "tail_gradient")]
+WEIGHTS = "{front_weights: {codec: {kind: uniform, bits: 8}}}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [COMPRESSED, *LOOSE, "federation.mode=sfl-v1"],
+        [COMPRESSED, *LOOSE, *TAIL, *DEEPER, "federation.labels=private",
+         f"{PHONE}.compression.tail_smashed.codec=float16"],
+        ["federation.mode=fl", "training.server={}", f"{PHONE}={{share: 0.5, compression: {WEIGHTS}}}",
+         "federation.profiles.hospital.share=0.5", LOOSE[-1]],
+        [COMPRESSED, *LOOSE, *DEEPER, f"{PHONE}.cut=1"],
+    ],
+    ids=["shared", "private", "fl", "uneven"],
+)  # fmt: skip
+def test_a_client_evaluates_as_its_profile_says(changes: list[str], tmp_path: Path) -> None:
+    plan = small("data.partition=iid", "federation.clients=4", "evaluation.held_out=0.25", *changes)
+    if plan.federation.mode != "fl":
+        plan = plan.with_([f"{PHONE}.compression.reducer={{kind: discard_tokens, kept_tokens: 0.5}}"])
+    found, told = estimate(plan).round, simulate(plan, runs=tmp_path).totals
+    foretold = {place: sizes for place, sizes in found.sums.items() if (place[0], place[2]) not in UNTOLD}
+    real = {place: sizes for place, sizes in told.sums.items() if (place[0], place[2]) not in UNTOLD}
+    assert ("data", "up", "evaluation") in real or plan.federation.mode == "fl"
+    assert foretold.keys() == real.keys()
+    for place, sizes in real.items():
+        each = (sizes.raw, sizes.reduced, sizes.coded, sizes.sent)
+        guess = (getattr(foretold[place], name) for name in ("raw", "reduced", "coded", "sent"))
+        assert [2 * one for one in guess] == pytest.approx(each, abs=4), place  # halves of bytes
+
+
+def test_an_operating_point_is_of_rounds_that_train(tmp_path: Path) -> None:
+    points = f"{{fine: {{utility: 0}}, coarse: {{compression: {WEIGHTS}, utility: 1}}}}"
+    control = f"control={{kind: drift_plus_penalty, target: {{kind: all_bytes, bytes: 1GB}}, points: {points}}}"
+    plan = small("evaluation.held_out=0.25", "federation.rounds=1", LOOSE[-1], control)
+    run = simulate(plan, runs=tmp_path)
+    found, whole = sent(run.folder, "front_weights"), run.totals.select(role="front_weights", direction="up").raw
+    for client, coarse in found["up/front_weights"].items():
+        assert 3 * coarse < whole  # of three clients
+        assert found["down/front_weights"][client] == coarse + whole // 3  # to be trained, and to be evaluated
 
 
 @pytest.mark.parametrize(

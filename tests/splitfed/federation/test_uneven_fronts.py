@@ -12,6 +12,8 @@ from outcomes import outcome
 from torch import Tensor, nn
 
 from splitfed import Scenario, estimate, simulate
+from splitfed.clients.images import hold
+from splitfed.clients.settings import Settings
 from splitfed.data.batches import Batch, batches
 from splitfed.data.dataset import load
 from splitfed.errors import ScenarioError
@@ -20,6 +22,8 @@ from splitfed.model.parts import Front
 from splitfed.reports.costs.text import text
 from splitfed.run.ledger import Ledger
 from splitfed.seeds import Key
+from splitfed.server.back.pools import Trainer
+from splitfed.split.assembly import assemble
 from splitfed.split.mistakes import of_the_model
 
 CUTS = {"phone": 1, "tablet": 2, "hospital": 3}
@@ -227,3 +231,43 @@ def test_what_does_not_go_with_it_is_refused(more: str, problem: str) -> None:
         Scenario.parse(BASE, overrides=[*UNEVEN, more], also=[of_the_model])
     (found,) = error.value.problems
     assert problem in found
+
+
+DROPOUT = "model.args={patch_size: 4, embed_dim: 16, depth: 4, num_heads: 2, proj_drop_rate: 0.3, drop_rate: 0.3}"
+
+
+@pytest.mark.parametrize("asked_first", [True, False], ids=["in training", "in evaluation"])
+def test_what_follows_a_front_trains_and_evaluates_with_the_back(asked_first: bool) -> None:
+    """However it was when it was first asked for, and whoever asked."""
+    plan = small(*UNEVEN, DROPOUT)
+    back = assemble(plan, 10, cuts=plan.cuts).back.train(asked_first)
+    trainer, inputs = Trainer(back, plan.training.server, lambda client: 1 + client), torch.rand(4, 5, 16)
+    follows = [trainer.behind(client) for client in range(3)]
+    assert follows[0] is back
+    for training in (asked_first, not asked_first, asked_first):
+        back.train(training)
+        for client, known in enumerate(follows):
+            one = trainer.behind(client)
+            assert one is known
+            assert {module.training for module in one.modules()} == {training}
+            assert one(inputs).equal(one(inputs)) != training  # dropout draws
+
+
+def test_clients_evaluate_without_dropout_between_rounds_that_train_with_it(tmp_path: Path) -> None:
+    """What each finds is what the model of the checkpoint, cut as its own, says of the images that it holds out."""
+    plan = small(*UNEVEN, DROPOUT, "evaluation.held_out=0.25", "federation.rounds=2", *PLAIN)
+    folder = simulate(plan, runs=tmp_path).folder
+    parts, weights = assemble(plan, 10, cuts=plan.cuts), newest(folder)
+    for part in parts:
+        part.load_state_dict({name: weights[name] for name in part.state_dict()})
+        part.eval()
+    mean, std = pixel_stats(plan.model)
+    told = [row for row in table(folder / "clients.csv") if row["round"] == "2"]
+    assert len(told) == 3
+    for client, row in enumerate(told):
+        held = hold(plan, Settings(client), ())
+        rows = held.held_out(client)
+        (batch,) = batches(held.images, rows, len(rows), Key(0), epochs=1, shuffle=False, mean=mean, std=std)
+        with torch.no_grad():
+            logits = parts.at(CUTS[plan.dealt_profiles()[client]]).whole()(batch.images)
+        assert float(row["loss"]) == pytest.approx(float(nn.functional.cross_entropy(logits, batch.labels)), rel=1e-4)

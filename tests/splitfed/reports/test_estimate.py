@@ -203,6 +203,20 @@ def test_samples_that_cross_as_differences_and_then_into_memory_are_foretold(tmp
         assert 4 * guess.select(role=role).coded == pytest.approx(real.select(role=role).coded, abs=9), role
 
 
+@pytest.mark.parametrize("more", [[], ["data.augment=flip", "data.variants=2"]], ids=["images", "variants"])
+def test_ids_of_samples_take_the_bits_of_the_largest_that_a_client_has(more: list[str], tmp_path) -> None:
+    """Of 32 and of 64 samples, in two frames of 16 a round: each as many ids, and as many bits of what is skipped."""
+    skipping = "compression.smashed={delta: true, skip: 0.9, lossless: none, codec: {kind: uniform, bits: 8}}"
+    plan = small(*BARE, skipping, "federation.rounds=4", *more)
+    guess, real = estimate(plan).round, simulate(plan, runs=tmp_path).totals
+    bits = 6 if more else 5
+    assert guess.select(role="ids").coded == 3 * 2 * (1 + 16 * bits / 8 + 1 + 16 / 8)
+    for role in ("ids", "smashed", "targets", "cut_gradient"):
+        assert 4 * guess.select(role=role).coded >= real.select(role=role).coded, role
+    assert 4 * guess.select(role="ids").coded < 1.2 * real.select(role="ids").coded
+    assert real.select(role="smashed").coded < 3.9 * guess.select(role="smashed").coded  # some were skipped
+
+
 def test_a_joint_step_takes_the_memory_of_all_its_clients() -> None:
     psl = "federation.mode=psl"
     one, three, two = (

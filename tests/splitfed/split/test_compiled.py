@@ -1,7 +1,9 @@
 """Compiled blocks compute what they did, in every mode, and a run is the same again."""
 
+import re
 import shutil
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,8 @@ import torch
 from helpers import ADC, DEEPER, PLAIN, small, table
 from models import newest
 
-from splitfed import simulate
-from splitfed.errors import ModelError
+from splitfed import estimate, simulate
+from splitfed.errors import ModelError, SplitfedError
 from splitfed.split.assembly import assemble
 from splitfed.split.computing.compiled import check_compiler, compile_blocks, copied
 
@@ -26,6 +28,22 @@ def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         check_compiler("client", torch.device("cpu"))
     with pytest.raises(ModelError, match=r"training\.server\.compile: torch does not compile for mps"):
         check_compiler("server", torch.device("mps"))
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_a_dry_run_says_so_as_a_run_does(side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine elsewhere it knows nothing."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    plan, told = small(f"training.{side}.compile=true"), []
+    for start in (estimate, partial(simulate, runs=tmp_path, observers=())):
+        with pytest.raises(SplitfedError) as error:
+            start(plan)
+        told.append(str(error.value))
+    assert told[0].startswith(f"training.{side}.compile: torch needs a compiler of C++")
+    assert re.sub(r"^client \d cannot take part: ", "", told[1]) == told[0]
+    if side == "client":
+        estimate(plan.with_(["engine=deployment"]))
 
 
 @HERE

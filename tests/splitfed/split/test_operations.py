@@ -2,6 +2,7 @@
 
 from math import log2
 
+import pytest
 import torch
 from helpers import small
 
@@ -9,6 +10,7 @@ from splitfed import estimate
 from splitfed.compression.reducers.samples.merging import kept, kept_tokens
 from splitfed.reports.costs.text import text
 from splitfed.split.computing.operations import Operations, count
+from splitfed.split.computing.seconds import Work
 
 # As tests/helpers.py has it, but 17 tokens: 16 of 2 x 2 pixels, and the class token.
 BATCH, IMAGE, PATCH, TOKENS, WIDTH, CLASSES = 16, 8, 2, 17, 16, 10
@@ -107,6 +109,60 @@ def test_an_auxiliary_net_computes_at_the_client_in_a_local_phase() -> None:
     assert 10 < (once - never) / back(TOKENS) < 40
     rarely = counted(PLAIN, "phases=[{kind: local, upload_every: 2, align_every: 5}]").taught
     assert rarely - never == (once - never) / 10
+
+
+def made_up(width: int, gradients: int = 3) -> int:
+    """Beside each sample that a head of this width sees, so many products of which are for the sample itself, by what
+    FRAug says of a step; the first layer of what learns gives no gradient to what it is given."""
+    noise, inner, head = width // 2, width // 2, 2 * width * CLASSES
+    generator = 2 * (noise + CLASSES) * width, 2 * width * width
+    change = 2 * (width + CLASSES) * inner, 2 * inner * width
+    means = 2 * width * CLASSES
+    loss = 2 * (sum(generator) + sum(change) + 2 * head) + gradients * head
+    of_generator = 2 * generator[0] + 3 * generator[1] + 2 * head
+    of_change = sum(generator) + 2 * change[0] + 3 * change[1] + 2 * head
+    return means + loss + of_generator + 2 * of_change
+
+
+FRAUG, PRIVATE = "training.client.fraug={}", "federation.labels=private"
+
+
+def test_features_that_are_made_up_are_products_beside_each_sample() -> None:
+    plain, found = counted(DEEP, PLAIN, PRIVATE), counted(DEEP, PLAIN, PRIVATE, FRAUG)
+    assert found.tail - plain.tail == found.plain_tail - plain.plain_tail == made_up(WIDTH)
+    assert (found.front, found.back, found.client_ratio) == (plain.front, plain.back, 1)
+    # Half of the samples reach the tail.
+    merged = [counted(DEEP, PRIVATE, "compression.reducer={kind: merge_samples, kept_samples: 0.5}", *more)
+              for more in ((), (FRAUG,))]  # fmt: skip
+    assert merged[1].tail - merged[0].tail == made_up(WIDTH) / 2
+    whole = [counted("federation.mode=fl", "training.server={}", *more) for more in ((), (FRAUG,))]
+    assert whole[1].client - whole[0].client == made_up(WIDTH)
+    for regime, gradients in (("joint", 3), ("disjoint", 2)):
+        exits = f"model.exits={{blocks: [1, 2], regime: {regime}}}"
+        pair = [counted(DEEP, PLAIN, exits, "phases=[{kind: local}]", *more) for more in ((), (FRAUG,))]
+        extra = made_up(2 * WIDTH, gradients)
+        assert pair[1].making_up == pair[1].front - pair[0].front == pair[1].taught - pair[0].taught == extra
+        assert (pair[1].front_forward, pair[1].back) == (pair[0].front_forward, pair[0].back)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[PRIVATE], ["model.exits={blocks: [1]}"], ["model.exits={blocks: [1]}", "phases=[{kind: local, upload_every: 1}]"],
+     ["federation.mode=fl", "training.server={}"]],
+    ids=["private", "exits", "local", "fl"],
+)  # fmt: skip
+def test_a_device_takes_its_time_for_them(overrides: list[str]) -> None:
+    plan = small(FINE, DEEP, FRAUG, *overrides, "federation.profiles={phone: {share: 1, device: {flops: 1MFLOPS}}}")
+    work, told = Work(plan), count(plan)
+    work.classes = CLASSES
+    spent = work.training(0, BATCH, plan.phase(1), True, None)
+    each = told.taught or told.client
+    assert sum(spent.before) + spent.after == pytest.approx(BATCH * each / 1e6)
+    still = Work(plan.with_(["training.client.fraug=null"]))
+    still.classes = CLASSES
+    without = still.training(0, BATCH, plan.phase(1), True, None)
+    more = BATCH * made_up((2 if plan.model.exits else 1) * WIDTH) / 1e6
+    assert sum(spent.before) - sum(without.before) == pytest.approx(more)  # all of it before the last frame goes out
 
 
 def test_bottleneck_adds_its_layers_to_both_sides() -> None:

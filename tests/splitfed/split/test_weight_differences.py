@@ -1,6 +1,7 @@
 """Weights as differences: both ends agree, errors are made up for, who holds what, and whole runs."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from splitfed import estimate, simulate
 from splitfed.clients.state import ClientState
 from splitfed.clients.weights import RoundWeights, Wires
 from splitfed.errors import Lacking, RunError, WireError
-from splitfed.federation.phases import phase_of
+from splitfed.federation.phases import Frozen, Gradient, phase_of
 from splitfed.scenario.compression import Compression
 from splitfed.seeds import Key
 from splitfed.server.cohort.attendance import Attendance
@@ -96,7 +97,7 @@ def test_residuals_make_up_for_what_few_bits_take(feedback, tmp_path):
         whole = Message(wire().pack(weights(0), KEY, round, -1).buffer)
         if not feedback:
             state.save_weights(round - 1, {}, {name: torch.zeros(shape) for name, shape in SHAPES.items()})
-        crossing = RoundWeights(Wires(one, NONE), state, round, 0, GRADIENT)
+        crossing = RoundWeights(Wires(one, NONE), state, round, 0, lambda _: GRADIENT)
         known, _ = crossing.down(whole)
         came, _ = one.unpack(crossing.up(added(known, step), KEY).buffer)
         total = added(total, came)
@@ -105,6 +106,28 @@ def test_residuals_make_up_for_what_few_bits_take(feedback, tmp_path):
         assert worst < 0.5  # a step of the grid: a third of what a row spans, with what is left of the last round
     else:
         assert worst == pytest.approx(rounds * 0.1, rel=1e-3)
+
+
+def test_a_frozen_phase_between_takes_neither_what_lacked_nor_the_base(tmp_path):
+    """What a client learned in rounds 1 and 4 has come, but for what the last frame lacks. In 2 and 3 nothing changes,
+    and round 4 builds on what came in 2."""
+    one, state = wire(codec={"kind": "uniform", "bits": 2}), ClientState(tmp_path, 0)
+    phases = partial(phase_of, [Gradient(rounds=1), Frozen(rounds=2), Gradient()])
+    came, learned = [], []
+    for round, trained in ((1, None), (2, 1), (3, 2), (4, 3)):
+        crossing = RoundWeights(Wires(one, NONE), state, round, 0, phases, trained)
+        base = Base(2, weights(2)) if round == 4 else None
+        frame = send(wire(), weights(round), base, KEY, round, -1).packed.buffer if round != 3 else b""
+        known, _ = crossing.down(Message(frame))
+        assert round != 3 or same({name: known[name] for name in SHAPES}, weights(2))
+        if not phases(round).frozen:
+            learned.append(weights(50 + round, 0.1))
+            came.append(one.unpack(crossing.up(added(known, learned[-1]), KEY.at(round)).buffer)[0])
+    assert all(torch.allclose(known[name], weights(4)[name], atol=1e-6) for name in SHAPES)
+    lacks = state.residual(5, 4)
+    for name in SHAPES:
+        assert torch.allclose(added(*came, lacks)[name], added(*learned)[name], atol=1e-5)
+        assert not torch.allclose(came[0][name], learned[0][name], atol=1e-5) or name == "scale"
 
 
 def test_values_that_add_up_to_infinity_are_refused():
@@ -121,7 +144,7 @@ class Client:
 
     def train(self, server: WeightDifferences, front: ArrayRecord, round: int) -> dict[str, torch.Tensor]:
         sent, _ = server.down(front, self.number, round, KEY.at(round))
-        crossing = RoundWeights(Wires(self.wire, NONE), self.state, round, self.number, GRADIENT)
+        crossing = RoundWeights(Wires(self.wire, NONE), self.state, round, self.number, lambda _: GRADIENT)
         new = added(crossing.down(sent)[0], weights(100 * round + self.number, 0.01))
         self.last_down = base_of(self.wire.unpack(sent.weights)[1])
         came, _ = server.up(crossing.up(new, KEY.at("up", round)).buffer, self.number)

@@ -2,12 +2,17 @@
 
 import re
 import socket
+import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
+from splitfed.cli.main import main
+from splitfed.engines.deployment.processes import free_port
 from splitfed.errors import RunError
+from splitfed.inference.service import serve
 from splitfed.inference.service.metrics import Metrics, Page
 
 
@@ -51,3 +56,30 @@ def test_the_page_is_this_machines() -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", taken))
+
+
+def test_no_page_is_opened_where_none_is_wanted(finished: Path, tmp_path: Path, monkeypatch) -> None:
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.startswith("bytes in"):
+            assert not [thread for thread in threading.enumerate() if thread.name == "metrics"]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        serve.serve_model(finished, port=free_port(), metrics_port=None, ledger=tmp_path, say=say)
+    assert lines[0].startswith("serving     round ")
+    assert not any("metrics" in line for line in lines)
+
+
+def test_the_command_opens_none_a_port_or_the_usual_one(monkeypatch, capsys) -> None:
+    asked: list[int | None] = []
+    monkeypatch.setattr(serve, "serve_model", lambda run, *, metrics_port, **more: asked.append(metrics_port))
+    for words in (["--metrics-port", "none"], ["--metrics-port", "9100"], [], ["--metrics-port", "off"]):
+        monkeypatch.setattr("sys.argv", ["splitfed", "serve-model", "run", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == (2 if words[1:] == ["off"] else 0)
+    assert asked == [None, 9100, 9095]
+    assert "--metrics-port: a port is a number from 1 to 65535, not 'off'" in capsys.readouterr().err
