@@ -36,7 +36,7 @@ from splitfed.inference.service.adaptation.kept import Kept, Replay
 from splitfed.inference.service.adaptation.learning import Pupil
 from splitfed.inference.service.adaptation.models import OtherModel, OwnModel
 from splitfed.inference.service.adaptation.settings import Adapt, AdaptConfig
-from splitfed.model.attention import ClsAttention
+from splitfed.model.adaptive.attention import ClsAttention
 from splitfed.model.exits.heads import Exits
 from splitfed.run.origin import load_data
 from splitfed.seeds import Key
