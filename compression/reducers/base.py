@@ -214,8 +214,9 @@ class ReducerSettings(Config, ABC):
         return self
 
     def serves(self, trained: "ReducerSettings") -> bool:
-        """Tell whether answers can go by it where the model was trained with another: the layers are the same."""
-        return self == trained or not (self.layered or trained.layered)
+        """Tell whether answers can go by it where the model was trained with another: the layers are the same, gates in
+        the front among them."""
+        return self == trained or not any(one.layered or one.ragged for one in (self, trained))
 
     def symbols(self, reduced: int) -> int | None:
         """Return the channel symbols in smashed tensors of so many bytes in float32; None where it sends none."""

@@ -130,6 +130,10 @@ class SemanticTokensConfig(ReducerSettings):
     """After how many of the front's blocks, the last ones, tokens are closed; each closes the same share of what the
     one before it has left."""
 
+    def serves(self, trained: ReducerSettings) -> bool:
+        """Tell whether there are as many gates; one model serves every budget."""
+        return isinstance(trained, SemanticTokensConfig) and self.gates == trained.gates
+
     @model_validator(mode="after")
     def _from_less_to_more(self) -> "SemanticTokensConfig":
         if self.drawn is not None and self.drawn[0] > self.drawn[1]:

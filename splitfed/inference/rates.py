@@ -112,7 +112,7 @@ def _own(own: "Compression") -> Rate:
 
 def _usual(own: "Compression") -> Iterator[Rate]:
     for name, keys in USUAL.items():
-        if not own.reducer.layered:
+        if not (own.reducer.layered or own.reducer.ragged):
             yield Rate(name, _with(own, name, keys))
         elif keys["reducer"] == "none":
             yield Rate(name, _with(own, name, {**keys, "reducer": own.reducer.settled().model_dump()}))
@@ -152,7 +152,7 @@ def _with(own: "Compression", option: str, keys: dict[str, Any]) -> "Compression
         raise SplitfedError(f"{option}: compression.{where}: {first['msg']}") from None
     if not made.reducer.serves(own.reducer):
         raise SplitfedError(
-            f"{option}: the layers of {made.reducer.kind}, with these keys, are not those that the run was trained "
-            f"with: its reducer is {own.reducer.kind}; name that, with the keys of its layers as they are there"
+            f"{option}: {made.reducer.kind}, with these keys, has not the layers that the run was trained with: its "
+            f"reducer is {own.reducer.kind}; name that, with the keys of its layers as they are there"
         )
     return made.model_copy(update={"reducer": made.reducer.settled()})

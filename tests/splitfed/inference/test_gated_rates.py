@@ -13,6 +13,7 @@ from splitfed.data.batches import normaliser
 from splitfed.data.sources.base import open_digits
 from splitfed.errors import SplitfedError
 from splitfed.inference.fitting import fit
+from splitfed.inference.rates import rates
 from splitfed.inference.remote.bundle import read_bundle
 from splitfed.inference.remote.walking import Walker
 from splitfed.inference.run_model import RunModel
@@ -83,3 +84,22 @@ def test_exits_are_not_measured_at_budgets_that_are_not_theirs(gated: Path, tmp_
     tradeoff(run, rates=[RATES[1], "run"])
     with pytest.raises(SplitfedError, match=r"^--rate 0.25: gates with a budget of 0.25 .* than the 0.5 of the run"):
         tradeoff(run, rates=[RATES[0]])
+
+
+def test_without_names_the_rates_are_the_runs_own_gates_in_other_codecs(gated: Path) -> None:
+    found, _ = tradeoff(gated, limit=8)
+    assert {*found.sent} == {"run", "8 bits", "3 bits"}
+
+
+@pytest.mark.parametrize(
+    ("own", "rate"),
+    [
+        ("none", "a={reducer: {kind: semantic_tokens, budget: 0.5}}"),
+        ("semantic_tokens", "a={reducer: {kind: semantic_tokens, gates: 2}}"),
+        ("semantic_tokens", "a={reducer: {kind: discard_tokens, kept_tokens: 0.5}}"),
+    ],
+)
+def test_gates_serve_a_run_that_was_trained_with_as_many(own: str, rate: str) -> None:
+    compression = small(f"compression.reducer={own}").compression
+    with pytest.raises(SplitfedError, match=f"^--rate a: .* has not the layers .* its reducer is {own};"):
+        rates(compression, [rate])

@@ -100,8 +100,8 @@ def test_the_command_writes_all_of_it(sending: Path, tmp_path: Path, capsys: pyt
         (["--snr", "loud"], "--snr loud: write numbers with commas"), (["--snr", ""], "--snr : write numbers"),
         (["--snr", "99"], "--snr 99: compression.reducer"), (["--ratio", "0.2"], "--ratio: goes with --snr"),
         (["--snr", "0", "--rate", "run"], "leave out --rate"), (["--snr", "0", "--rise", "0.1"], "leave out --rate"),
-        (["--rate", "small"], "--rate small: the layers of none"),
-        (["--rate", "a={reducer: {kind: jscc, ratio: 0.6}}"], "--rate a: the layers of jscc, with these keys, are"),
+        (["--rate", "small"], "--rate small: none, with these keys, has not the layers"),
+        (["--rate", "a={reducer: {kind: jscc, ratio: 0.6}}"], "--rate a: jscc, with these keys, has not the layers"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_refused_in_a_line(sending: Path, arguments: list[str], why: str) -> None:
