@@ -49,7 +49,7 @@ def bare(pipe: Connection, run: str, threads: int) -> None:
     @torch.no_grad()
     def answer(buffer: bytes) -> bytes:
         tokens = torch.frombuffer(bytearray(buffer), dtype=torch.float32).view(1, geometry.tokens, geometry.width)
-        return trunk.end(trunk.go_on(trunk.cut, trunk.cross(tokens))).numpy().tobytes()
+        return trunk.end(trunk.go_on(trunk.cut, trunk.cross(tokens))).float().numpy().tobytes()
 
     async def ask(requests, context):
         async for buffer in requests:
