@@ -22,9 +22,11 @@ class Spent:
 
 
 class Account(ABC):
-    """The queues of a target. Costs are in units of about a round's allowance, and of a client's or of all together."""
+    """The queues of a target, which is kept where what was spent is no more than `allowed`, in the target's own unit.
+    Costs are in units of about a round's allowance, and of a client's or of all together."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowed: float) -> None:
+        self.allowed = allowed
         self._queues: dict[int, float] = {}
         self._whole = True  # whether what was spent is known of all rounds: an earlier version's state has it not
 
@@ -71,13 +73,12 @@ class RoundAccount(Account):
     it."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__()
-        self._seconds = seconds
+        super().__init__(seconds)
         self._took: dict[int, tuple[float, int]] = {}  # of each client, the seconds of its rounds, and how many
 
     def cost(self, spent: Spent) -> float:
         """Return the round's seconds, in multiples of what is allowed, beyond that."""
-        return 0.0 if spent.seconds is None else spent.seconds / self._seconds - 1
+        return 0.0 if spent.seconds is None else spent.seconds / self.allowed - 1
 
     def close(self, spent: Mapping[int, Spent], round: int, now: float) -> None:
         """Count the round for those who had a part in it."""
@@ -106,14 +107,14 @@ class RateAccount(Account):
     first round of anyone took."""
 
     def __init__(self, rate: float) -> None:
-        super().__init__()
-        self._rate, self._unit = rate, 0.0
+        super().__init__(rate)
+        self._unit = 0.0
         self._since: dict[int, float] = {}
         self._sent: dict[int, float] = {}
 
     def cost(self, spent: Spent) -> float:
         """Return the bytes beyond those that are allowed in the time that they take."""
-        return (spent.bytes - self._rate * (spent.seconds or 0.0)) / self._unit if self._unit else 0.0
+        return (spent.bytes - self.allowed * (spent.seconds or 0.0)) / self._unit if self._unit else 0.0
 
     def close(self, spent: Mapping[int, Spent], round: int, now: float) -> None:
         """Count the round's bytes, and the time since a client's last round."""
@@ -121,7 +122,7 @@ class RateAccount(Account):
         if not self._unit:
             return
         for client, one in spent.items():
-            self._add(client, (one.bytes - self._rate * (now - self._since.get(client, 0.0))) / self._unit)
+            self._add(client, (one.bytes - self.allowed * (now - self._since.get(client, 0.0))) / self._unit)
             self._since[client] = now
             self._sent[client] = self._sent.get(client, 0.0) + one.bytes
 
@@ -146,8 +147,8 @@ class TotalAccount(Account):
     and none after it. One unit is what a client's even share of them comes to, by the first cohort."""
 
     def __init__(self, limit: float, rounds: int | None, seconds: float | None) -> None:
-        super().__init__()
-        self._limit, self._rounds, self._seconds = limit, rounds, seconds
+        super().__init__(limit)
+        self._rounds, self._seconds = rounds, seconds
         self._earned, self._unit, self._sent = 0.0, 0.0, 0.0
 
     def payer(self, client: int) -> int:
@@ -161,11 +162,11 @@ class TotalAccount(Account):
     def close(self, spent: Mapping[int, Spent], round: int, now: float) -> None:
         """Count all bytes of the round, and how far it has come on the way to the end."""
         total = sum(one.bytes for one in spent.values())
-        if self._earned < self._limit:  # the round began before the end
+        if self._earned < self.allowed:  # the round began before the end
             self._sent += total
         self._unit = self._unit or total / max(1, len(spent))
         share = round / self._rounds if self._rounds else now / (self._seconds or 1.0)
-        earned = min(1.0, share) * self._limit
+        earned = min(1.0, share) * self.allowed
         if self._unit:
             self._add(ALL, (total - (earned - self._earned)) / self._unit)
         self._earned = earned

@@ -22,9 +22,9 @@ def came_to(summary: Summary) -> str | None:
     until = f" by {summary.target_until}" if summary.target_until else " in all"
     of, whose = _WHOSE.get(kind, (until, ""))
     if spent is None:
-        return f"{_amount(kind, summary.target)}{of}: nothing told what came of it"
+        return f"{amount(kind, summary.target)}{of}: nothing told what came of it"
     held = "within it" if summary.target_held else "above it"
-    return f"{_amount(kind, summary.target)}{of}: {_amount(kind, spent)}{whose}, {held}"
+    return f"{amount(kind, summary.target)}{of}: {amount(kind, spent)}{whose}, {held}"
 
 
 def foretold(
@@ -44,13 +44,13 @@ def foretold(
         if target.kind == "seconds_per_round":
             least = min(mine, key=lambda terms: simulated[terms][1])
             cost, slow = simulated[least][1], " for the slowest" if simulated[least][0] < simulated[least][1] else ""
-            said = f"a round takes {whom} {_amount(target.kind, cost)}{slow}"
+            said = f"a round takes {whom} {amount(target.kind, cost)}{slow}"
         else:
             least = min(mine, key=lambda terms: each[terms] / simulated[terms][1])
             cost = each[least] / simulated[least][1]
-            said = f"{whom} has {_amount(target.kind, cost)} while it trains"
+            said = f"{whom} has {amount(target.kind, cost)} while it trains"
         if cost > target.allowed:
-            allowed = f"{_amount(target.kind, target.allowed)}{_WHOSE[target.kind][0]}"
+            allowed = f"{amount(target.kind, target.allowed)}{_WHOSE[target.kind][0]}"
             found.append(f"{allowed}: even at {least.point} {said}, above it")
     return found
 
@@ -70,11 +70,11 @@ def _of_all(scenario: Scenario, each: Mapping[Terms, int], rounds: int) -> list[
     points = " and ".join(dict.fromkeys(terms.point for terms in least.values()))
     until = f" by {target.until}" if target.until else " in all"
     return [
-        f"{_amount(target.kind, target.allowed)}{until}: even at {points} it is {_amount(target.kind, cost)}, above it"
+        f"{amount(target.kind, target.allowed)}{until}: even at {points} it is {amount(target.kind, cost)}, above it"
     ]
 
 
-def _amount(kind: str, number: float) -> str:
+def amount(kind: str, number: float) -> str:
     """Return so many seconds, bytes a second or bytes."""
     if kind == "seconds_per_round":
         return f"{number:.3g} s" if number < 59.95 else units.duration(number)

@@ -9,7 +9,7 @@ import torch
 from helpers import DEEPER, small
 
 from splitfed import simulate
-from splitfed.errors import SplitfedError
+from splitfed.errors import RunError, SplitfedError
 from splitfed.inference.deciding import Rule
 from splitfed.inference.exits import load
 from splitfed.inference.fitting import fit
@@ -134,3 +134,9 @@ def test_over_seeds_it_does_so_at_every_share(tmp_path: Path) -> None:
     assert all(sum(found) > 0 for tenth, found in gains.items() if 0 < tenth < 10), gains
     assert sum(gains[0]) == pytest.approx(0, abs=1e-6)
     assert sum(gains[10]) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("how", [{"rise": 0.1}, {"measure": "entropy"}])
+def test_a_confidence_where_no_exits_are_is_refused(finished: Path, how: dict) -> None:
+    with pytest.raises(RunError, match="no exits are there to be confident"):
+        tradeoff(finished, **how)
