@@ -106,6 +106,10 @@ def test_it_is_told_and_drawn(measured: Measured, with_exits: Path, tmp_path: Pa
     [
         ("8bits", "write run, medium"), ("a={reducer", "is no YAML"), ("a={tokens: 3}", "takes the keys"),
         ("a={reducer: {kind: discard_tokens, kept_tokens: 2}}", "kept_tokens"), ("a=3", "takes the keys"),
+        ("z={reducer: {kind: semantic_tokens, budget: 0}}",
+         r"^--rate z: compression\.reducer\.budget: must be greater than 0, not 0$"),
+        ("z={reducer: nune}", r"^--rate z: compression\.reducer: unknown kind 'nune', .* did you mean 'none'\?$"),
+        ("z={smashed: {codek: float16}}", r"^--rate z: compression\.smashed\.codek: unknown key, did you mean 'codec'"),
     ],
 )  # fmt: skip
 def test_rates_that_are_none_are_refused_in_a_line(finished: Path, rate: str, why: str) -> None:
