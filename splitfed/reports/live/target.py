@@ -12,6 +12,7 @@ _WHOSE = {
     "seconds_per_round": (" a client's round", " in the mean of the slowest client"),
     "bytes_per_second": (" a client", " of the client with most"),
 }
+_BEFORE = ", above it, before the lossless stage"
 
 
 def came_to(summary: Summary) -> str | None:
@@ -40,18 +41,18 @@ def foretold(
         return _of_all(scenario, each, rounds)
     for profile in dict.fromkeys(terms.profile for terms in simulated):
         mine = [terms for terms in simulated if terms.profile == profile]
-        whom = f"a client of {profile}" if profile else "a client"
+        of = f" of {profile}" if profile else ""
         if target.kind == "seconds_per_round":
             least = min(mine, key=lambda terms: simulated[terms][1])
-            cost, slow = simulated[least][1], " for the slowest" if simulated[least][0] < simulated[least][1] else ""
-            said = f"a round takes {whom} {amount(target.kind, cost)}{slow}"
+            fastest, cost = simulated[least]
+            said = f"{'the slowest' if fastest < cost else 'a'} client{of} takes {amount(target.kind, cost)}"
         else:
             least = min(mine, key=lambda terms: each[terms] / simulated[terms][1])
             cost = each[least] / simulated[least][1]
-            said = f"{whom} has {amount(target.kind, cost)} while it trains"
+            said = f"a client{of} has {amount(target.kind, cost)} while it trains"
         if cost > target.allowed:
             allowed = f"{amount(target.kind, target.allowed)}{_WHOSE[target.kind][0]}"
-            found.append(f"{allowed}: even at {least.point} {said}, above it")
+            found.append(f"{allowed}: even at {least.point} {said}{_BEFORE}")
     return found
 
 
@@ -69,9 +70,8 @@ def _of_all(scenario: Scenario, each: Mapping[Terms, int], rounds: int) -> list[
         return []
     points = " and ".join(dict.fromkeys(terms.point for terms in least.values()))
     until = f" by {target.until}" if target.until else " in all"
-    return [
-        f"{amount(target.kind, target.allowed)}{until}: even at {points} it is {amount(target.kind, cost)}, above it"
-    ]
+    allowed = f"{amount(target.kind, target.allowed)}{until}"
+    return [f"{allowed}: even at {points} it is {amount(target.kind, cost)}{_BEFORE}"]
 
 
 def amount(kind: str, number: float) -> str:

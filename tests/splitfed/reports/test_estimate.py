@@ -303,7 +303,8 @@ def test_a_target_that_no_point_is_foretold_to_keep_is_told() -> None:
     middle = (slow + fast) / 2
     assert told(f"kind: seconds_per_round, seconds: {slow * 1.001}s")[1] == []
     assert told(f"kind: seconds_per_round, seconds: {middle}s")[1] == [
-        f"{middle:.3g} s a client's round: even at b a round takes a client of slow {slow:.3g} s, above it"
+        f"{middle:.3g} s a client's round: even at b a client of slow takes {slow:.3g} s, above it, before the lossless"
+        " stage"
     ]
     each = found.each[Terms("slow", "b")]
     assert each == found.each[Terms("fast", "b")] < found.each[Terms("fast", "a")]
@@ -314,8 +315,8 @@ def test_a_target_that_no_point_is_foretold_to_keep_is_told() -> None:
     rounds, clients = found.rounds, found.scenario.federation.sampled
     assert told(f"kind: all_bytes, bytes: {rounds * clients * each}B")[1] == []
     assert told("kind: all_bytes, bytes: 1kB")[1] == [
-        f"1.00 kB in all: even at b it is {size(rounds * clients * each)}, above it"
+        f"1.00 kB in all: even at b it is {size(rounds * clients * each)}, above it, before the lossless stage"
     ]
     assert told("kind: all_bytes, bytes: 1kB, rounds: 1")[1] == [
-        f"1.00 kB by round 1: even at b it is {size(clients * each)}, above it"
+        f"1.00 kB by round 1: even at b it is {size(clients * each)}, above it, before the lossless stage"
     ]
