@@ -114,10 +114,15 @@ def mean_seconds(folder: Path) -> float:
         return statistics.mean(float(row["seconds"]) for row in csv.DictReader(file))
 
 
+def numbers(text: str) -> list[int]:
+    """Read whole numbers with commas between them."""
+    return [int(one) for one in text.split(",")]
+
+
 def main() -> None:
     """Run all, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--seeds", type=numbers, default="0,1,2,3,4")
     parser.add_argument("--seconds", type=float, default=3.5, help="what a round is to take")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--runs", type=Path, help="where runs are made and kept; nowhere when left out")
@@ -130,10 +135,9 @@ def main() -> None:
 
 def compared(given: argparse.Namespace, folder: Path) -> None:
     """Run the sweeps of all seeds below a folder, and print what came."""
-    seeds = [int(seed) for seed in given.seeds.split(",")]
     for name in ("told", "seen"):
         rows, sums = [], dict[str, list[float]]()
-        for seed in seeds:
+        for seed in given.seeds:
             swept = splitfed.sweep(sweep(seed, folder, given.seconds), runs=folder, jobs=given.jobs)
             runs = {one.name.rpartition("-seed")[0]: Run(one, Summary.read(one)) for one in swept.done}
             own = runs[name]

@@ -30,10 +30,10 @@ print(steps / (time.perf_counter() - began))
 """
 
 
-def rate(processes: int, spins: str | None, threads: int, seconds: float) -> float:
+def rate(processes: int, spins: int | None, threads: int, seconds: float) -> float:
     """Return the mean steps/s of so many processes that train at the same time."""
     settings = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    settings |= {"GOMP_SPINCOUNT": spins} if spins else {}
+    settings |= {"GOMP_SPINCOUNT": str(spins)} if spins is not None else {}
     command = [sys.executable, "-c", STEP, str(threads), str(seconds)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": settings}
     running = [subprocess.Popen(command, **pipes) for _ in range(processes)]  # type: ignore[call-overload]
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seconds", type=float, default=6)
-    parser.add_argument("--spins", default="10000")
+    parser.add_argument("--spins", type=int, default=10000)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     for processes, name in ((1, "alone"), (2, "beside another")):

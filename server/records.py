@@ -166,12 +166,13 @@ class RunRecords:
         """Tell that the user stopped the run."""
         self.observer.interrupted(self.folder, max(0, self.finished), self.ledger.finished)
 
-    def finish(self, test_loss: float, test_accuracy: float) -> None:
-        """Write the summary, last of all, and tell it."""
+    def finish(self, test_loss: float, test_accuracy: float, spent: float | None = None) -> None:
+        """Write the summary, last of all, and tell it; `spent` is what a controller's target came to."""
         totals, rows = self.ledger.finished, [row for row, _ in self.history]
         summary = Summary.of(
             self.scenario, rows, totals, wasted_bytes(self.folder), self.seconds, test_loss=test_loss,
             test_accuracy=test_accuracy, images_bytes=self.yardstick.bytes, images_reported=self.yardstick.reported,
+            spent=spent,
         )  # fmt: skip
         summary.write(self.folder)
         self.observer.finished(summary, totals)

@@ -381,6 +381,6 @@ class Rounds:
             self.records.ledger.forget_open()
         self.model.keep_exits(self.records.folder, self.records.finished)
         test = self.model.test()
-        self.records.finish(test.loss, test.accuracy)
+        self.records.finish(test.loss, test.accuracy, self.calls.steering.came_to())
         if self.calls.memory is not None:
             self.calls.memory.store.delete()

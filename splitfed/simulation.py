@@ -21,7 +21,7 @@ from splitfed.scenario import Scenario
 from splitfed.scenario.engine import Deployment, Inline, Ray
 from splitfed.scenario.sections import Federation
 from splitfed.split.assembly import check_model
-from splitfed.split.mistakes import BEFORE_A_RUN
+from splitfed.split.mistakes import BEFORE_A_RUN_HERE
 from splitfed.waiting import waiting
 
 
@@ -56,7 +56,7 @@ def simulate(
     if observers is None:
         observers = (Notebook(),) if in_notebook() else ()
     if isinstance(scenario, (str, Path)):
-        scenario = Scenario.load(scenario, also=BEFORE_A_RUN)
+        scenario = Scenario.load(scenario, also=BEFORE_A_RUN_HERE)
     if resume is not None:
         scenario = check_resumable(Path(resume), scenario)
     elif scenario is None:

@@ -163,8 +163,8 @@ def measured(arguments: argparse.Namespace) -> Iterator[dict]:
     settings = read_option("--adapt", {**json.loads(arguments.adapt), "norms": arguments.norms}, Adapt)
     select = read_option("--select", arguments.select, Select)
     for kind in arguments.corruptions.split(","):
-        for severity in map(int, arguments.severities.split(",")):
-            for seed in map(int, arguments.seeds.split(",")):
+        for severity in arguments.severities:
+            for seed in arguments.seeds:
                 key = Key(seed).at("adaptation")
                 order = torch.randperm(len(images), generator=key.at("order").generator())
                 seen, others = order[: arguments.images], order[arguments.images :]
@@ -188,15 +188,20 @@ def measured(arguments: argparse.Namespace) -> Iterator[dict]:
                     }  # fmt: skip
 
 
+def numbers(text: str) -> list[int]:
+    """Read whole numbers with commas between them."""
+    return [int(one) for one in text.split(",")]
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--norms", choices=("back", "whole"), default="whole")
     parser.add_argument("--corruptions", default="noise,blur,brightness,jpeg", help=", ".join(CORRUPTIONS))
-    parser.add_argument("--severities", default="1,2,3,4,5")
+    parser.add_argument("--severities", type=numbers, default="1,2,3,4,5")
     parser.add_argument("--images", type=int, default=2000, help="what clients see")
-    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--seeds", type=numbers, default="0")
     parser.add_argument("--select", default="entropy")
     parser.add_argument("--adapt", default="{}", help="keys of AdaptConfig, as JSON")
     parser.add_argument("--rate", default=PLAIN, help="how kept activations cross, with --norms back")
@@ -210,7 +215,7 @@ def main() -> None:
     for row in measured(arguments):
         rows.append(row)
         same = [one for one in rows if all(one[key] == row[key] for key in ("corruption", "severity", "select"))]
-        if len(same) == len(arguments.seeds.split(",")):
+        if len(same) == len(arguments.seeds):
             mean = {key: statistics.mean(one[key] for one in same) for key in row if isinstance(row[key], float | int)}
             print(
                 f"{row['corruption']:10} {row['severity']:8} {row['select']:8} {mean['kept']:6.1%}"

@@ -52,11 +52,16 @@ def unaware(path: Path, device: str | None = None) -> Bundle:
     return replace(read_bundle(path, device), behind=())
 
 
+def numbers(text: str) -> list[float]:
+    """Read numbers with commas between them."""
+    return [float(one) for one in text.split(",")]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--sure", default="0.7,0.8,0.9,0.95")
+    parser.add_argument("--sure", type=numbers, default="0.7,0.8,0.9,0.95")
     parser.add_argument("--rate", default="run")
     parser.add_argument("--batch", type=int, default=1)
     given = parser.parse_args()
@@ -71,7 +76,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Service(
         given.run, port=0, metrics_port=0, rates=[given.rate], batch=given.batch, ledger=Path(folder) / "ledger"
     ) as service:  # fmt: skip
-        for sure in map(float, given.sure.split(",")):
+        for sure in given.sure:
             now = ask(service, Path(folder), images, labels, confidence=sure, batch=given.batch)
             with patch("splitfed.inference.remote.predictor.read_bundle", unaware):
                 without = ask(service, Path(folder), images, labels, confidence=sure, batch=given.batch)

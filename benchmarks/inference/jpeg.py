@@ -42,11 +42,16 @@ def accuracy(model: RunModel, pixels: Tensor, labels: Tensor) -> float:
     return right / len(labels)
 
 
+def numbers(text: str) -> list[int]:
+    """Read whole numbers with commas between them."""
+    return [int(one) for one in text.split(",")]
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--quality", default="95,75,50,25,10")
+    parser.add_argument("--quality", type=numbers, default="95,75,50,25,10")
     parser.add_argument("--formats", default="jpeg,webp")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", action="append", help="a value of the runs' scenarios, such as data.path=FOLDER")
@@ -61,7 +66,7 @@ def main() -> None:
         stored = data.test.stored_bytes(torch.arange(len(data.test))) / len(data.test)
         print(f"{run}: as stored {stored / 1e3:.2f} kB, {whole:.1%}", flush=True)
         for kind in given.formats.split(","):
-            for quality in map(int, given.quality.split(",")):
+            for quality in given.quality:
                 files = [written(source.image(row), kind, quality) for row in range(len(source))]
                 pictures = [one.pixels for one in read([image for _, image in files], size, white, _BATCH)]
                 right = accuracy(model, torch.stack([one for one in pictures if one is not None]), data.test.labels)

@@ -150,10 +150,15 @@ def request(run: str, bundle: bytes, folder: Path) -> tuple[bytes, bytes]:
     return packed.buffer, tokens.numpy().tobytes()
 
 
+def numbers(text: str) -> list[int]:
+    """Read whole numbers with commas between them."""
+    return [int(one) for one in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?")
-    parser.add_argument("--clients", default="1,8,32")
+    parser.add_argument("--clients", type=numbers, default="1,8,32")
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -171,7 +176,7 @@ def main() -> None:
         places = [server.recv() for server in servers]
         frame, plain = request(run, places[1][1], folder)
         print("clients  server     requests/s   of bare   p50 ms   of bare   p99 ms   of bare")
-        for count in map(int, told.clients.split(",")):
+        for count in told.clients:
             found: dict[str, list[tuple[float, float, float]]] = {"bare": [], "alone": [], "together": []}
             for _ in range(told.repeats):
                 for name, (port, _) in zip(found, places, strict=True):

@@ -78,7 +78,8 @@ class Traffic:
             return
         up, ends = self._up.pop(client)
         if ends:
-            self._sent[client].end = up, down
+            before = self._sent[client].end or (0, 0)  # a round may have streams of several calls
+            self._sent[client].end = before[0] + up, before[1] + down
         else:
             self._sent[client].frames.append((up, down))
 

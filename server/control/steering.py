@@ -50,6 +50,10 @@ class Steers:
         """End a round; return what was chosen in it."""
         return []
 
+    def came_to(self) -> float | None:
+        """Return what was spent of what a target allows, in its unit; None where nothing tells."""
+        return None
+
 
 class Steering(Steers):
     """A scenario's controller at work; whatever one of the user's own raises becomes a RunError that names it. Its
@@ -137,6 +141,10 @@ class Steering(Steers):
         self._open = {}
         self._terms.points.clear()
         return found
+
+    def came_to(self) -> float | None:
+        """Return what was spent in the unit of the target, by the account that the queue goes by."""
+        return self._account.came_to()
 
     def _learn(self, round: int, choice: Choice, gain: float | None) -> None:
         try:

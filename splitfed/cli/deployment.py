@@ -64,7 +64,7 @@ def serve(
     from splitfed.reports.live.console import Console
     from splitfed.reports.live.log import recorders
     from splitfed.server.deployment.serve import serve
-    from splitfed.split.mistakes import BEFORE_A_RUN
+    from splitfed.split.mistakes import BEFORE_A_RUN_HERE
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as orderly as Ctrl-C: what systemd sends to stop
 
@@ -80,7 +80,9 @@ def serve(
         )
     check_moved(resume, data, weights)
     loaded = (
-        splitfed.Scenario.load(scenario, changes, preset=preset, also=BEFORE_A_RUN) if scenario is not None else None
+        splitfed.Scenario.load(scenario, changes, preset=preset, also=BEFORE_A_RUN_HERE)
+        if scenario is not None
+        else None
     )
     serve(
         loaded, host=host, **ports, tls=tls, insecure=insecure, clients=clients,

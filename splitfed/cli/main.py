@@ -79,7 +79,7 @@ def simulate(
 ) -> None:
     """Run a scenario with all its clients on this machine."""
     import splitfed
-    from splitfed.split.mistakes import BEFORE_A_RUN, out_of_reach
+    from splitfed.split.mistakes import BEFORE_A_RUN_HERE, out_of_reach
 
     changes = [
         *([f"engine.kind={engine}"] if engine else []),  # first: what is set in it is meant for this kind
@@ -96,7 +96,9 @@ def simulate(
     if scenario is None and resume is None:
         raise SplitfedError("name a scenario, for instance: splitfed simulate digits")
     loaded = (
-        splitfed.Scenario.load(scenario, changes, preset=preset, also=BEFORE_A_RUN) if scenario is not None else None
+        splitfed.Scenario.load(scenario, changes, preset=preset, also=BEFORE_A_RUN_HERE)
+        if scenario is not None
+        else None
     )
     if dry_run:
         from splitfed.reports.costs.text import text as estimate_text

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from splitfed.compression.reducers.settings import JsccConfig, SemanticTokensConfig
 from splitfed.errors import SplitfedError
 from splitfed.scenario.presets import PRESETS
+from splitfed.scenario.problems import first
 
 if TYPE_CHECKING:
     from splitfed.scenario.compression import Compression
@@ -147,9 +148,7 @@ def _with(own: "Compression", option: str, keys: dict[str, Any]) -> "Compression
     try:
         made = type(own).model_validate(said)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
-        raise SplitfedError(f"{option}: compression.{where}: {first['msg']}") from None
+        raise SplitfedError(f"{option}: compression.{first(error, type(own), said)}") from None
     if not made.reducer.serves(own.reducer):
         raise SplitfedError(
             f"{option}: {made.reducer.kind}, with these keys, has not the layers that the run was trained with: its "

@@ -90,6 +90,11 @@ def tradeoff(
     model = RunModel.read(run, round=round, device=device, overrides=overrides)
     chosen_rates = read_rates(model.scenario.compression, rates)
     exits = heads(model) if has_exits(model) else None
+    if exits is None and (rise is not None or measure != "probability"):
+        raise RunError(
+            f"{run}: a measure or a rise of confidence is asked for, and no exits are there to be confident: leave it "
+            "out, or make some with 'splitfed exits RUN'"
+        )
     images, rows = some_of(model, split, limit)
     found = measure_all(model, exits, images, rows, chosen_rates, early=rise is not None)
     return found, {rate.name: curve(found, rate.name, measure, rise) for rate in chosen_rates}

@@ -34,7 +34,10 @@ class Summary:
     clients train on or hold out, as they are stored; `images_factor` how many times that was sent in all, `total_bytes`
     over it; `images_reported`: by the word of clients, and not as the server's own data have it. Both are None where
     nothing tells them. `symbols` are those of the channel that went up in training, None where a reducer makes none.
-    Fields with a default may be missing in a file, as in those of earlier versions."""
+    `target` is what the controller's target allows, in seconds, bytes a second or bytes as `target_kind` says, and
+    `target_until` the round or time by which all bytes count, None for the end; `target_spent` what came of it, of the
+    client that spent most where each has its own, and `target_held` whether that is within it: None where nothing
+    tells. Fields with a default may be missing in a file, as in those of earlier versions."""
 
     scenario: str
     seed: int
@@ -66,13 +69,20 @@ class Summary:
     images_factor: float | None = None
     images_reported: bool = False
     symbols: int | None = None
+    target_kind: str | None = None
+    target: float | None = None
+    target_until: str | None = None
+    target_spent: float | None = None
+    target_held: bool | None = None
 
     @classmethod
     def of(
         cls, scenario: "Scenario", rows: Sequence[Metrics], totals: Totals, wasted: int, seconds: float,
         test_loss: float, test_accuracy: float, images_bytes: int | None = None, images_reported: bool = False,
+        spent: float | None = None,
     ) -> "Summary":  # fmt: skip
-        """Sum up a run whose rounds were reported as these rows, and that has `wasted` bytes beside the `totals`."""
+        """Sum up a run whose rounds were reported as these rows, and that has `wasted` bytes beside the `totals`;
+        `spent` is what a controller's target came to."""
         last, total = rows[-1] if rows else None, totals.total.sent + wasted
         rounds, federation = last.round if last else 0, scenario.federation
         return cls(
@@ -87,7 +97,7 @@ class Summary:
             images_bytes=images_bytes or None, images_factor=total / images_bytes if images_bytes else None,
             images_reported=images_reported,
             symbols=scenario.compression.reducer.symbols(totals.select(direction="up", role="smashed").reduced),
-            **{name: getattr(last, name, None) for name in _LAST},
+            **{name: getattr(last, name, None) for name in _LAST}, **_target(scenario, spent),
         )  # fmt: skip
 
     def write(self, folder: Path) -> None:
@@ -119,9 +129,20 @@ def _why(scenario: "Scenario", rows: Sequence[Metrics]) -> str:
     return "memory" if passes is not None and sum(row.phase == RECALL for row in rows) >= passes else "budget"
 
 
+def _target(scenario: "Scenario", spent: float | None) -> dict[str, Any]:
+    if (target := scenario.control.target) is None:
+        return {}
+    until, held = getattr(target, "until", None), None if spent is None else spent <= target.allowed
+    return {
+        "target_kind": target.kind, "target": float(target.allowed), "target_until": until, "target_spent": spent,
+        "target_held": held,
+    }  # fmt: skip
+
+
 def _check(name: str, value: Any, kind: Any) -> None:
     """Raise ValueError for a value of another kind than the field's, and for a number that nothing can come to."""
-    fits = isinstance(value, (int | float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+    fits = isinstance(value, (int | float) if kind is float else kind)
+    fits = fits and (not isinstance(value, bool) or kind in (bool, bool | None))
     if fits and isinstance(value, int | float) and name != "test_loss":  # what diverged has any loss
         fits = value >= 0 and math.isfinite(value)
     if not fits:

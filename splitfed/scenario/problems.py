@@ -149,25 +149,57 @@ def note(
 ) -> None:
     """Add every problem of a validation error to the document, one line per key; beside them the keys, each with the
     reason, that break `rules`."""
-    found: dict[Path, list[tuple[ErrorDetails, Location]]] = {}
-    for details in (*_details(error), *(_of_rule((), key, why) for key, why in rules)):
-        place = locate(model, details["loc"], document.data)
-        found.setdefault(place.path, []).append((details, place))
     known = {problem.path for problem in document.problems if problem.path}
-    # Where the kind itself is wrong, what the other keys should be is anyone's guess.
-    guesses = {path[:-1] for path in found if path and path[-1] == "kind"}
-    for path, errors in found.items():
-        if any(path[: len(k)] == k for k in known) or (path and path[-1] != "kind" and path[:-1] in guesses):
-            continue
-        # Of a union of a section and something else, what is wrong inside the section tells more.
-        inside = any(len(other) > len(path) and other[: len(path)] == path for other in found)
-        if inside and all(details["type"].endswith("_type") for details, _ in errors):
+    for path, errors in _by_place(error, model, document.data, rules).items():
+        if any(path[: len(k)] == k for k in known):
             continue
         origin = document.origin(path)
         kind_at = (*path, "kind")
         if errors[0][0]["type"] in ("union_tag_invalid", UNUSABLE) and kind_at in document.origins:
             origin = document.origins[kind_at]
         document.refuse(path, _why(errors, _value(document.data, path)), origin)
+
+
+def first(error: ValidationError, model: type[BaseModel], data: Any) -> str:
+    """Return the key of the first problem that `data` has as a section of this `model`, and the reason, in the words of
+    a scenario's problems: `reducer.budget: must be greater than 0, not 0`."""
+    path, errors = next(iter(_by_place(error, model, data).items()))
+    return f"{'.'.join(map(str, path))}: {_why(errors, _value(data, path))}"
+
+
+_Errors = list[tuple[ErrorDetails, Location]]
+
+
+def _by_place(
+    error: ValidationError, model: type[BaseModel], data: Any, rules: Iterable[tuple[str, str]] = ()
+) -> dict[Path, _Errors]:  # fmt: skip
+    """Return the problems of each key that has some, but for what only follows from others."""
+    found: dict[Path, _Errors] = {}
+    for details in (*_details(error), *(_of_rule((), key, why) for key, why in rules)):
+        place = locate(model, details["loc"], data)
+        found.setdefault(place.path, []).append((details, place))
+    # Where the kind itself is wrong, what the other keys should be is anyone's guess.
+    guesses = {path[:-1] for path in found if path and path[-1] == "kind"}
+
+    def follows(path: Path, errors: _Errors) -> bool:
+        if path and path[-1] != "kind" and path[:-1] in guesses:
+            return True
+        # Of a union of a section and something else, what is wrong inside the section tells more; and of items, what is
+        # wrong with each: pydantic counts those alone that are right.
+        inside = any(len(other) > len(path) and other[: len(path)] == path for other in found)
+        return inside and all(
+            one["type"].endswith("_type") or _long_enough(one, _value(data, path)) for one, _ in errors
+        )
+
+    return {path: errors for path, errors in found.items() if not follows(path, errors)}
+
+
+def _long_enough(details: ErrorDetails, value: Any) -> bool:
+    return (
+        details["type"] == "too_short"
+        and isinstance(value, list | tuple | dict)
+        and len(value) >= details["ctx"]["min_length"]
+    )
 
 
 def _details(error: ValidationError) -> Iterator[ErrorDetails]:

@@ -257,6 +257,11 @@ class FixedControl(Config):
         """The operating points: none."""
         return {}
 
+    @property
+    def target(self) -> None:
+        """What holds in the long run: nothing."""
+        return
+
 
 class DriftPlusPenalty(Config):
     """The point with the most V x utility - queue x cost, where the queue is what was spent over the target (Neely,

@@ -16,6 +16,7 @@ from splitfed.federation.phases import misfit
 from splitfed.link.settings import LinkSettings
 from splitfed.model.settings import ModelConfig
 from splitfed.scenario import Scenario
+from splitfed.scenario.engine import Deployment
 from splitfed.seeds import Key
 from splitfed.waiting import waiting
 
@@ -119,8 +120,31 @@ def of_the_federation(scenario: Scenario) -> Found:
                 yield f"{key}.{way}", why
 
 
-# What a run would refuse before it loads anything, whatever engine it runs on.
+def of_this_machine(scenario: Scenario) -> Found:
+    """Yield where there is nothing here to compile blocks with, of the sides that are on this machine."""
+    from splitfed.model.optim import pick_device
+    from splitfed.split.computing.compiled import check_compiler
+
+    with suppress(AttributeError):
+        here = {"server": scenario.federation.splits, "client": not isinstance(scenario.engine, Deployment)}
+        if here["client"] and scenario.federation.splits and scenario.cuts[0] == 1:
+            # Of a front of one block none is compiled where attention is read.
+            terms = scenario.all_terms()
+            here["client"] = not any(scenario.compression_under(one).reducer.build().needs_attention for one in terms)
+        for side in ("client", "server"):
+            training = getattr(scenario.training, side)
+            if here[side] and training.compile:
+                try:
+                    check_compiler(side, pick_device(training.device))
+                except ModelError as error:
+                    yield told(error, "training")
+                except RunError:
+                    pass  # there is no such device, which is told where one is taken
+
+
+# What a run would refuse before it loads anything, whatever engine and machine it runs on, and what on this one.
 BEFORE_A_RUN = (of_the_model, of_the_federation)
+BEFORE_A_RUN_HERE = (*BEFORE_A_RUN, of_this_machine)
 
 
 def of_the_data(scenario: Scenario) -> Found:

@@ -376,7 +376,7 @@ BREAKS = {
         "      compression:\n"
         "        front_weights: {delta: true}  # federation.profiles.phone.compression.front_weights.delta: is of the ",
         CONTROL.replace("control:", "control:  # control: with smashed.delta both ends keep samples as they crossed") +
-        "  points: {fine: {}, coarse: {}}\n"
+        "  points: {fine: {}, coarse: {compression: {smashed: {codec: float16}}}}\n"
         "compression: {smashed: {delta: true}}\n",
     ],
     "weights_that_are_kept_are_alike": [
@@ -402,14 +402,14 @@ BREAKS = {
     ],
     "points_are_of_what_crosses": [
         "  mode: fl\n" + CONTROL.replace("control:", "control:  # control: with fl nothing crosses a cut: leave it o") +
-        "  points: {fine: {}, coarse: {}}",
+        "  points: {fine: {}, coarse: {compression: {front_weights: {codec: float16}}}}",
         CONTROL.replace("control:", "control:  # control: what memory takes crosses once, whatever comes after it") +
-        "  points: {fine: {}, coarse: {}}\n"
+        "  points: {fine: {}, coarse: {compression: {smashed: {codec: float16}}}}\n"
         "phases: [frozen]\n"
         "memory: {}",
         CONTROL +
         "  points:\n"
-        "    fine: {utility: 1.0}\n"
+        "    fine: {utility: 1.0, gradient_every: 2}\n"
         "    coarse: {}  # control.points.coarse: utility is missing, which other points have: give it to all or to no",
         "  labels: private\n" + CONTROL +
         "  points: {fine: {}, coarse: {gradient_every: 2}}  # control.points.coarse.gradient_every: with federation.la",
@@ -417,14 +417,23 @@ BREAKS = {
         "  points: {fine: {}, coarse: {gradient_every: null}}  # control.points.coarse.gradient_every: in no phase do\n"
         "phases: [frozen]",
     ],
+    "points_differ": [
+        CONTROL +
+        "  points:\n"
+        "    fine: {}\n"
+        "    coarse: {compression: {smashed: {codec: float16}}}\n"
+        "    corse: {compression: {smashed: {codec: {kind: float16}}}}  # control.points.corse: is the same as coarse\n"
+        "    fein: {compression: {reducer: none}}  # control.points.fein: is the same as fine, for every client\n"
+        "    other: {gradient_every: 2}",
+    ],
     "targets_are_on_a_clock": [
         "control:\n"
         "  kind: drift_plus_penalty\n"
         "  target: {kind: seconds_per_round, seconds: 20s}  # control.target: seconds_per_round: nothing tells the ti\n"
-        "  points: {fine: {}, coarse: {}}",
+        "  points: {fine: {}, coarse: {compression: {smashed: {codec: float16}}}}",
         "control:\n"
         "  kind: drift_plus_penalty\n"
         "  target: {kind: all_bytes, bytes: 1MB, seconds: 1h}  # control.target: all_bytes: nothing tells the time of\n"
-        "  points: {fine: {}, coarse: {}}",
+        "  points: {fine: {}, coarse: {compression: {smashed: {codec: float16}}}}",
     ],
 }  # fmt: skip

@@ -50,7 +50,10 @@ def predict(
     ] = None,
     measure: Annotated[
         Measured,
-        typer.Option(help="What confidence is: the largest probability, its margin over the second, or entropy."),
+        typer.Option(
+            help="What confidence is, of exits and in --json and --csv: the largest probability, its margin over the "
+            "second, or entropy."
+        ),
     ] = Measured.probability,
     rise: Annotated[
         float | None,
@@ -134,6 +137,11 @@ def predict(
 
     if json and csv:
         raise SplitfedError("--json and --csv: choose one")
+    if measure != Measured.probability and not (json or csv) and {confidence, accuracy, bytes_, operations} == {None}:
+        raise SplitfedError(
+            f"--measure {measure.value}: a measure of confidence is asked for, and no confidence: exits take part "
+            "where one is named; without one --json and --csv alone show how sure the model is"
+        )
     how: dict[str, Any] = {
         "confidence": confidence, "accuracy": accuracy, "most_bytes": None if bytes_ is None else _size(bytes_),
         "most_operations": operations, "measure": measure.value, "rise": rise, "top": top, "batch": batch,
@@ -170,8 +178,20 @@ def predict(
         if (kept := predictor.kept) is not None:
             lost = f", {kept.lost} of them in vain" if kept.lost else ""
             print(f"{kept.kept} of {kept.seen} images were kept for {model}{lost}", file=sys.stderr)
+        if target is not None and predictor.held is False:
+            print(_above(target, predictor), file=sys.stderr)
     if wrong:
         raise typer.Exit(1)
+
+
+def _above(target: str, predictor: Any) -> str:
+    """Say what a target came to that was not kept."""
+    from splitfed.reports.live.target import amount
+
+    spent = amount("bytes_per_second" if "/" in target else "seconds_per_round", predictor.spent)
+    unit = "" if "/" in target else " a mini-batch"
+    why = "" if predictor.has_exits else ", as without exits every image is sent, whatever the target"
+    return f"--target {target}: it was {spent}{unit} in the mean{why}"
 
 
 def _size(text: str) -> int:

@@ -24,6 +24,11 @@ class RoundSeconds(Config):
     seconds: _Seconds
     """Seconds from when a client is called to when its answer is there: `20s`, `2min` or a number."""
 
+    @property
+    def allowed(self) -> float:
+        """The seconds."""
+        return self.seconds
+
     def build(self, rounds: int) -> "Account":
         """Return what keeps account of it, in a run of so many `rounds`."""
         from splitfed.federation.control.account import RoundAccount
@@ -39,6 +44,11 @@ class ByteRate(Config):
     kind: Literal["bytes_per_second"] = "bytes_per_second"
     bytes: Bytes
     """Bytes a second, both ways together, such as `20kB`."""
+
+    @property
+    def allowed(self) -> float:
+        """The bytes a second."""
+        return self.bytes
 
     def build(self, rounds: int) -> "Account":
         """Return what keeps account of it."""
@@ -57,6 +67,18 @@ class AllBytes(Config):
     """The round by whose end they may be sent; null is the last one, unless `seconds` is set."""
     seconds: _Seconds | None = None
     """The time by which they may be sent, from the run's beginning, such as `10min`; null goes by rounds."""
+
+    @property
+    def allowed(self) -> float:
+        """The bytes."""
+        return self.bytes
+
+    @property
+    def until(self) -> str | None:
+        """The round or the time by which they count; None where that is the run's end."""
+        if self.seconds is not None:
+            return f"{self.seconds:g} s"
+        return None if self.rounds is None else f"round {self.rounds}"
 
     @property
     def timed(self) -> bool:

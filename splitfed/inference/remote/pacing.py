@@ -78,6 +78,16 @@ class Pacing:
             self._seconds[rate] = before + _PACE * (seconds - before)
         self._account.close({_ME: Spent(sent, seconds)}, self._round, self._clock() - self._started)
 
+    @property
+    def came_to(self) -> float | None:
+        """Bytes a second, or seconds of a mini-batch, in the mean so far; None before the first."""
+        return self._account.came_to()
+
+    @property
+    def held(self) -> bool | None:
+        """Whether that keeps to the target."""
+        return None if (spent := self.came_to) is None else spent <= self._account.allowed
+
     def _expected(self, name: str | None) -> float:
         """Return the seconds of a mini-batch at a rate; one that was not tried is to take as long for its bytes as the
         fastest of the others."""

@@ -56,7 +56,8 @@ class RemotePredictor:
     confidence all images are sent and the whole model answers, and with a `rise` some leave before the cut. `rate` is
     one of those that the server takes, the first if None; with a `target`, such as `20kB/s` (both ways) or `200ms`
     (from when a mini-batch is sent until its last answer), it is chosen for each mini-batch so that the mean keeps to
-    it in the long run, and where even the smallest is too much the last exit answers. `batch` images are computed at
+    it in the long run, and where even the smallest is too much the last exit answers, or without exits all is sent at
+    it; `spent` is what the mean came to, and `held` whether it keeps to the target. `batch` images are computed at
     once, and those of them that leave after the same block are sent in one request. What is not answered within
     `deadline` seconds is answered by the last exit here, and says so (`Prediction.alone`), or has a problem where there
     is none.
@@ -142,6 +143,21 @@ class RemotePredictor:
         return self._keeping.count if self._keeping else None
 
     @property
+    def spent(self) -> float | None:
+        """What a `target` has come to in the mean, in bytes a second or seconds of a mini-batch; None without one."""
+        return self._pacing.came_to if self._pacing else None
+
+    @property
+    def held(self) -> bool | None:
+        """Whether that is within the target; None where there is none."""
+        return self._pacing.held if self._pacing else None
+
+    @property
+    def has_exits(self) -> bool:
+        """Whether exits are here, of which the last one answers what is not sent."""
+        return self._walker.bundle.exits is not None
+
+    @property
     def rates(self) -> list[str]:
         """The rates that the server takes."""
         return [rate.name for rate in self._walker.bundle.rates]
@@ -204,13 +220,12 @@ class RemotePredictor:
         return rate or self.rates[0]
 
     def _paced(self, account: Account) -> Pacing:
-        exits = self._walker.bundle.exits is not None
-        if not exits and len(self.rates) < 2:
+        if not self.has_exits and len(self.rates) < 2:
             raise RunError(
                 f"a target is asked for, and there is nothing to choose: {self._dialler.where} takes one rate and has "
                 "no exits: serve it with more than one --rate, or make exits with 'splitfed exits RUN'"
             )
-        return Pacing(account, self._walker.sizes(), exits)
+        return Pacing(account, self._walker.sizes(), self.has_exits)
 
     def _line(self, rate: str) -> Line:
         if rate not in self._lines:

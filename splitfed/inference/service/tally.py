@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
 
-from splitfed.errors import WriteError
+from splitfed.errors import RunError, WriteError
 from splitfed.files import told, write
 from splitfed.inference.service.metrics import Metrics
-from splitfed.run.folder import locked
+from splitfed.run.folder import Held, locked
 from splitfed.run.journal import count, read_table
 from splitfed.run.ledger import Direction
 from splitfed.wire.frame import Counted
@@ -56,7 +56,13 @@ class Tally:
     def __enter__(self) -> "Tally":
         with told(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self._entered.enter_context(locked(self.folder))
+        try:
+            self._entered.enter_context(locked(self.folder))
+        except Held:
+            raise RunError(
+                f"{self.folder}: another process counts in it, such as 'splitfed serve-model' of the same run: end "
+                "that, or name another folder with --ledger"
+            ) from None
         self._begin(self._day())
         self._write()
         thread = threading.Thread(target=self._run, name="tally", daemon=True)

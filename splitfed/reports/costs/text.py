@@ -8,6 +8,7 @@ import rich.console
 from splitfed.reports import units
 from splitfed.reports.costs.estimate import Estimate
 from splitfed.reports.live.console import breakdown, print_whole
+from splitfed.reports.live.target import foretold
 from splitfed.scenario import Scenario
 from splitfed.scenario.sections import Terms
 from splitfed.split.computing.adaptive import Expected
@@ -63,6 +64,7 @@ def text(found: Estimate) -> str:
     if len(found.each) > 1:
         rows += [(_named("bytes", of), f"{units.size(sent)} a round for a client") for of, sent in found.each.items()]
     rows += [(_named("simulated", of), _simulated(*spent)) for of, spent in found.simulated.items()]
+    rows += [("target", told) for told in foretold(scenario, found.each, found.simulated, found.rounds)]
     rows += list(_room(found))
     if scenario.compression.front_weights.initial == "load":
         rows.append(("weights", "clients load what the run begins with, from the model's own file"))

@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from splitfed.reports import units
+from splitfed.reports.live import target
 from splitfed.reports.plain import PlainTable
 from splitfed.run.ledger import ROLES, WASTED, Sizes, Totals, read_rows
 from splitfed.run.log import SpareFile
@@ -270,6 +271,8 @@ def _if_known(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "simulated", units.duration(summary.simulated_seconds)
     if summary.symbols is not None:
         yield "symbols", f"{summary.symbols:,} of the channel went up"
+    if (told := target.came_to(summary)) is not None:
+        yield "target", told
     if summary.lost:
         yield "lost", f"{summary.lost} clients in all rounds; what they had sent is counted"
 

@@ -74,6 +74,7 @@ RULES: tuple[Rule, ...] = (
     varying.weights_that_are_kept_are_alike,
     varying.memory_is_of_one_reducer,
     varying.points_are_of_what_crosses,
+    varying.points_differ,
     varying.targets_are_on_a_clock,
 )
 

@@ -94,6 +94,24 @@ def points_are_of_what_crosses(
         yield f"control.points.{lacking}", "utility is missing, which other points have: give it to all or to none"
 
 
+def points_differ(control: ControlConfig, federation: Federation, compression: Compression) -> Found:
+    """Of two points at which the same crosses, one is another's name that was written wrong."""
+    profiles = [compression]
+    profiles += [
+        one.compression.over(compression) for one in federation.profiles.values() if one.compression is not None
+    ]
+    found: list[tuple[str, tuple[object, ...]]] = []
+    for name, point in control.points.items():
+        comes_to = point.gradient_every, *(point.compression.over(one) for one in profiles)
+        alike = [other for other, known in found if known == comes_to]
+        if alike:
+            yield (
+                f"control.points.{name}",
+                f"is the same as {alike[0]}, for every client: say what is another at it, or leave it out",
+            )
+        found.append((name, comes_to))
+
+
 def targets_are_on_a_clock(
     control: ControlConfig, federation: Federation, engine: EngineConfig, link: LinkConfig
 ) -> Found:

@@ -15,6 +15,7 @@ from splitfed.data.corruptions import corrupt
 from splitfed.data.dataset import FederatedData, load
 from splitfed.data.partitions.evenly import CORRUPTIONS, Shifted, View
 from splitfed.data.settings import DataConfig
+from splitfed.errors import ScenarioError
 from splitfed.seeds import Key
 
 KEY = Key(5)
@@ -96,3 +97,23 @@ def test_rows_of_nobody_stay_as_they_are():
 def test_what_cannot_be_is_refused(given, named: str):
     with pytest.raises(ValidationError, match=named):
         Shifted(**given)
+
+
+@pytest.mark.parametrize(
+    ("section", "wanted"),
+    [
+        ("data.partition={kind: shifted, transforms: [nise, 3]}", ["transforms.0: must be", "transforms.1: must be"]),
+        ("data.partition={kind: shifted, transforms: []}", ["transforms: must have at least 1 item, not 0"]),
+        ("model.exits={blocks: [a]}", ["exits.blocks.0: must be a whole number"]),
+        (
+            "control={kind: drift_plus_penalty, target: {kind: all_bytes, bytes: 1MB}, points: {a: {x: 1}, b: {}}}",
+            ["points.a.x: unknown key"],
+        ),
+    ],
+)
+def test_how_many_items_there_are_is_told_of_what_was_written(section: str, wanted: list[str]) -> None:
+    """Not of those that are right."""
+    with pytest.raises(ScenarioError) as error:
+        small(section)
+    assert len(error.value.problems) == len(wanted)
+    assert all(why in problem for problem, why in zip(error.value.problems, wanted, strict=True))

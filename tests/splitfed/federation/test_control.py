@@ -1,5 +1,6 @@
 """The controller by itself, on links that are made up: against the best that any mixture of points can do."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -108,6 +109,30 @@ def test_all_bytes_by_a_time_are_earned_by_time() -> None:
     assert account.queue(0) == pytest.approx((300 - 100) / 300)
     account.close({}, 4, 300.0)  # and after the end nothing is earned
     assert account.queue(0) == pytest.approx((300 - 100) / 300)
+
+
+def test_what_came_of_a_target_is_told_by_the_account_also_after_an_interruption() -> None:
+    accounts: list[tuple[Callable[[], Account], float]] = [
+        (lambda: RoundAccount(2.0), (1.0 + 4.0 + 4.0) / 3),  # of client 0; nothing tells the time of 1's second round
+        (lambda: RateAccount(10.0), 1200 / 30.0),  # of client 0, until its last round
+        (lambda: TotalAccount(1e3, 3, None), 2000),
+        (lambda: TotalAccount(1e3, None, 15.0), 1600),  # of the round in which the end is, all
+    ]
+    rounds = [
+        {0: Spent(400, 1.0), 1: Spent(100, 1.0)}, {0: Spent(400, 4.0), 1: Spent(700)}, {0: Spent(400, 4.0)},
+        {1: Spent(600, 1.0)},
+    ]  # fmt: skip
+    for make, wanted in accounts:
+        account = make()
+        for number, spent in enumerate(rounds, 1):
+            account.close(spent, number, 10.0 * number)
+            state = json.loads(json.dumps(account.state_dict()))
+            account = make()
+            account.load_state_dict(state)
+        assert account.came_to() == pytest.approx(wanted)
+        state = {name: value for name, value in account.state_dict().items() if name != "whole"}
+        account.load_state_dict(state)  # as of a version that did not know
+        assert account.came_to() is None
 
 
 def test_on_a_varying_link_more_is_sent_while_it_is_fast() -> None:

@@ -1,6 +1,7 @@
 """Whole runs under a controller: what it chose is what crossed, and it goes on where it was."""
 
 import math
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from outcomes import outcome
 from splitfed import Scenario, simulate
 from splitfed.errors import ModelError, RunError
 from splitfed.run.observer import Observer
+from splitfed.run.summary import Summary
 from splitfed.split.mistakes import of_the_federation
 
 LINE = "link={kind: fixed, up: 1Mbit, down: 4Mbit, latency: 10ms}"
@@ -64,6 +66,14 @@ def test_each_client_sends_what_was_chosen_for_it(mode: str, tmp_path: Path) -> 
     assert all(math.isclose(int(row["expected_bytes"]), int(row["bytes"]), rel_tol=0.05) for row in later)
 
 
+def slowest(folder: Path) -> float:
+    """Return the seconds of a round in the mean of the slowest client, by the choices that were written down."""
+    took = defaultdict(list)
+    for row in table(folder / "control.csv"):
+        took[row["client"]].append(float(row["seconds"]))
+    return max(math.fsum(each) / len(each) for each in took.values())
+
+
 class _Stops(Observer):
     def progress(self, round: int, share: float) -> None:
         if round == 3 and share > 0.5:
@@ -80,6 +90,7 @@ def test_a_resumed_run_chooses_the_same(tmp_path: Path) -> None:
     simulate(resume=folder)
     assert outcome(folder) == outcome(whole)
     assert (folder / "control.csv").read_text() == (whole / "control.csv").read_text()
+    assert Summary.read(folder).target_spent == pytest.approx(slowest(whole))
 
 
 def test_what_was_chosen_in_a_round_without_a_checkpoint_is_cut(tmp_path: Path) -> None:
@@ -107,6 +118,34 @@ def test_all_bytes_hold_in_a_run_without_time(tmp_path: Path) -> None:
     sent = sum(size for (round, _), size in spent(kept.folder).items() if round)
     assert sent == pytest.approx(half, rel=0.15)
     assert {row["seconds"] for row in table(kept.folder / "control.csv")} == {""}
+
+
+def test_what_became_of_the_target_is_told(tmp_path: Path) -> None:
+    """For each kind of target, as `control.csv` has it."""
+
+    def run(target: str, *more: str) -> tuple[Summary, str, list[dict[str, str]]]:
+        plan = small(LINE, control(target), "federation.rounds=4", "federation.clients=2", *more)
+        folder = simulate(plan, runs=tmp_path).folder
+        (line,) = [line for line in (folder / "log.txt").read_text().splitlines() if line.startswith("target")]
+        return Summary.read(folder), line, table(folder / "control.csv")
+
+    for seconds, held in ("1ms", False), ("1000s", True):
+        found, line, rows = run(f"kind: seconds_per_round, seconds: {seconds}")
+        mean = max(math.fsum(float(r["seconds"]) for r in rows if r["client"] == who) / 4 for who in "01")
+        assert (found.target_spent, found.target_held) == (pytest.approx(mean), held)
+        assert f" a client's round: {mean:.3g} s in the mean of the slowest client, " in line
+        assert line.endswith("within it" if held else "above it")
+    found, line, rows = run("kind: bytes_per_second, bytes: 20kB")
+    most = max(sum(int(row["bytes"]) for row in rows if row["client"] == who) for who in "01")
+    assert found.target_spent == pytest.approx(most / found.simulated_seconds)
+    assert re.fullmatch(r"target +20\.00 kB/s a client: [\d.]+ kB/s of the client with most, above it", line)
+    found, line, rows = run("kind: all_bytes, bytes: 1MB, rounds: 2", "evaluation.held_out=0.2")
+    sizes = spent(tmp_path / max(path.name for path in tmp_path.iterdir()))
+    assert found.target_spent == sum(size for (round, _), size in sizes.items() if round in (1, 2))
+    assert re.fullmatch(r"target +1\.00 MB by round 2: [\d.]+ [km]B, within it", line, re.I)
+    found, line, rows = run("kind: all_bytes, bytes: 1kB")
+    assert found.target_spent == sum(int(row["bytes"]) for row in rows)
+    assert re.fullmatch(r"target +1\.00 kB in all: [\d.]+ [km]B, above it", line, re.I)
 
 
 OWN = """

@@ -221,6 +221,11 @@ def test_the_command_writes_lines_csv_and_json(
     assert told.out.startswith(f"{good.image}: {good.label} ")
     assert "bad[red].png: " in told.err
     assert run_cli(monkeypatch, "predict", with_exits, photos, "--csv", "--json") == 2
+    assert run_cli(monkeypatch, "predict", with_exits, photos, "--measure", "entropy") == 2
+    assert "--measure entropy: a measure of confidence is asked for" in capsys.readouterr().err
+    whole = Predictor(with_exits, measure="entropy").predict(photos / "01.png")[0]
+    assert run_cli(monkeypatch, "predict", with_exits, photos / "01.png", "--measure", "entropy", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["confidence"] == whole.confidence != max(whole.probabilities.values())
     assert run_cli(monkeypatch, "predict", with_exits, photos, "--bytes-per-image", "0.2kB", "--csv") == 0
     assert {row["exit"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))} > {"1"}
     assert run_cli(monkeypatch, "predict", with_exits, photos, "--bytes-per-image", "much") == 2

@@ -9,7 +9,7 @@ import torch
 from helpers import DEEPER, small
 
 from splitfed import simulate
-from splitfed.errors import SplitfedError
+from splitfed.errors import RunError, SplitfedError
 from splitfed.inference.deciding import Rule
 from splitfed.inference.exits import load
 from splitfed.inference.fitting import fit
@@ -106,6 +106,10 @@ def test_it_is_told_and_drawn(measured: Measured, with_exits: Path, tmp_path: Pa
     [
         ("8bits", "write run, medium"), ("a={reducer", "is no YAML"), ("a={tokens: 3}", "takes the keys"),
         ("a={reducer: {kind: discard_tokens, kept_tokens: 2}}", "kept_tokens"), ("a=3", "takes the keys"),
+        ("z={reducer: {kind: semantic_tokens, budget: 0}}",
+         r"^--rate z: compression\.reducer\.budget: must be greater than 0, not 0$"),
+        ("z={reducer: nune}", r"^--rate z: compression\.reducer: unknown kind 'nune', .* did you mean 'none'\?$"),
+        ("z={smashed: {codek: float16}}", r"^--rate z: compression\.smashed\.codek: unknown key, did you mean 'codec'"),
     ],
 )  # fmt: skip
 def test_rates_that_are_none_are_refused_in_a_line(finished: Path, rate: str, why: str) -> None:
@@ -134,3 +138,9 @@ def test_over_seeds_it_does_so_at_every_share(tmp_path: Path) -> None:
     assert all(sum(found) > 0 for tenth, found in gains.items() if 0 < tenth < 10), gains
     assert sum(gains[0]) == pytest.approx(0, abs=1e-6)
     assert sum(gains[10]) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("how", [{"rise": 0.1}, {"measure": "entropy"}])
+def test_a_confidence_where_no_exits_are_is_refused(finished: Path, how: dict) -> None:
+    with pytest.raises(RunError, match="no exits are there to be confident"):
+        tradeoff(finished, **how)

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -283,3 +284,39 @@ def test_the_mini_batch_that_fits_is_told_and_fits() -> None:
     assert 1 <= fits < 16
     assert told(memory, fits).endswith("enough")
     assert not told(memory, fits + 1).endswith("enough")
+
+
+def test_a_target_that_no_point_is_foretold_to_keep_is_told() -> None:
+    link = "{{kind: fixed, up: {}Mbit, down: 20Mbit, latency: 60ms}}"
+    profiles = ", ".join(f"{name}: {{share: 0.5, link: {link.format(up)}}}" for name, up in (("slow", 1), ("fast", 9)))
+    points = "a: {}, b: {compression: {smashed: {codec: float16}, cut_gradient: {codec: float16}}}"
+
+    def told(target: str) -> tuple[Any, list[str]]:
+        control = f"control={{kind: drift_plus_penalty, target: {{{target}}}, points: {{{points}}}}}"
+        found = estimate(small(*BARE, "federation.clients=4", f"federation.profiles={{{profiles}}}", control))
+        return found, [
+            line.removeprefix("target").strip() for line in text(found).splitlines() if line.startswith("target")
+        ]
+
+    found, _ = told("kind: seconds_per_round, seconds: 1s")
+    slow, fast = (found.simulated[Terms(name, "b")][1] for name in ("slow", "fast"))
+    middle = (slow + fast) / 2
+    assert told(f"kind: seconds_per_round, seconds: {slow * 1.001}s")[1] == []
+    assert told(f"kind: seconds_per_round, seconds: {middle}s")[1] == [
+        f"{middle:.3g} s a client's round: even at b a client of slow takes {slow:.3g} s, above it, before the lossless"
+        " stage"
+    ]
+    each = found.each[Terms("slow", "b")]
+    assert each == found.each[Terms("fast", "b")] < found.each[Terms("fast", "a")]
+    rates = each / slow, each / fast
+    _, lines = told(f"kind: bytes_per_second, bytes: {round(sum(rates) / 2)}B")
+    (line,) = lines
+    assert f"/s a client: even at b a client of fast has {size(round(rates[1]))}/s while it trains" in line
+    rounds, clients = found.rounds, found.scenario.federation.sampled
+    assert told(f"kind: all_bytes, bytes: {rounds * clients * each}B")[1] == []
+    assert told("kind: all_bytes, bytes: 1kB")[1] == [
+        f"1.00 kB in all: even at b it is {size(rounds * clients * each)}, above it, before the lossless stage"
+    ]
+    assert told("kind: all_bytes, bytes: 1kB, rounds: 1")[1] == [
+        f"1.00 kB by round 1: even at b it is {size(clients * each)}, above it, before the lossless stage"
+    ]

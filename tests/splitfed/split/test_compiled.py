@@ -11,10 +11,11 @@ import torch
 from helpers import ADC, DEEPER, PLAIN, small, table
 from models import newest
 
-from splitfed import estimate, simulate
-from splitfed.errors import ModelError, SplitfedError
+from splitfed import Scenario, estimate, simulate
+from splitfed.errors import ModelError, ScenarioError, SplitfedError
 from splitfed.split.assembly import assemble
 from splitfed.split.computing.compiled import check_compiler, compile_blocks, copied
+from splitfed.split.mistakes import BEFORE_A_RUN, BEFORE_A_RUN_HERE
 
 HERE = pytest.mark.skipif(not shutil.which("g++"), reason="there is no compiler of C++ here")
 BOTH = ("training.client.compile=true", "training.server.compile=true")
@@ -87,3 +88,25 @@ def test_a_run_learns_what_it_did_and_the_same_again(more: tuple[str, ...], tmp_
     assert "the blocks of the back were compiled in" in (compiled / "log.txt").read_text()
     again = newest(simulate(small(*plan, *BOTH), runs=tmp_path / "again").folder)
     assert all(tensor.equal(again[name]) for name, tensor in newest(compiled).items())
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_the_place_of_the_key_is_told(side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the scenario is read, of what is computed here; whatever machine is elsewhere."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    text = small(f"training.{side}.compile=true").to_yaml()
+    (tmp_path / "plan.yaml").write_text(text)
+    line = text.splitlines().index("    compile: true") + 1
+    load = partial(Scenario.load, tmp_path / "plan.yaml", also=BEFORE_A_RUN_HERE)
+    with pytest.raises(ScenarioError, match=rf"plan\.yaml:{line}: training\.{side}\.compile: torch needs a compiler"):
+        load()
+    with pytest.raises(ScenarioError, match=rf"plan\.yaml:{line}: training\.{side}\.compile: torch needs a compiler"):
+        simulate(tmp_path / "plan.yaml", runs=tmp_path)
+    Scenario.load(tmp_path / "plan.yaml", also=BEFORE_A_RUN)  # to be run on another machine
+    if side == "client":
+        load(["engine=deployment"])
+        load(["compression.reducer={kind: adc, ratio: 0.3}", "model.cut=1"])  # no block is compiled
+    set_ = f"training.{side}.compile=true"
+    with pytest.raises(ScenarioError, match=rf"^--set {set_}: training\.{side}\.compile: torch needs a compiler"):
+        load([set_])

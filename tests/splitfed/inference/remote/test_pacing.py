@@ -1,11 +1,14 @@
 """A target of bytes a second, or of seconds, holds in the long run, and what it allows is used."""
 
+import re
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from splitfed import RemotePredictor
+from splitfed.cli import main as cli
 from splitfed.data.sources.base import open_digits
 from splitfed.errors import RunError, SplitfedError
 from splitfed.federation.control.account import RateAccount, RoundAccount, Spent
@@ -95,10 +98,13 @@ def test_a_client_under_a_target_sends_less(with_exits: Path, finished: Path, tm
             with RemotePredictor(where, target=little, **how) as predictor:  # type: ignore[arg-type]
                 found = predictor.predict(digits)
             assert {one.alone for one in found} == {None, "the target allows no more"}
+            assert predictor.held is False
             assert {one.exit for one in found if one.alone} == {2}
         for much in ("1GB/s", "5min"):
             with RemotePredictor(where, target=much, **how) as predictor:  # type: ignore[arg-type]
+                assert predictor.held is predictor.spent is None
                 assert {one.alone for one in predictor.predict(digits)} == {None}
+                assert predictor.held is True
         with pytest.raises(RunError, match="name one of them"):
             RemotePredictor(where, target="1B/s", rate="few", **how)  # type: ignore[arg-type]
     with (
@@ -106,3 +112,30 @@ def test_a_client_under_a_target_sends_less(with_exits: Path, finished: Path, tm
         pytest.raises(RunError, match="nothing to choose"),
     ):
         RemotePredictor(f"127.0.0.1:{service.port}", target="1B/s", **how)  # type: ignore[arg-type]
+
+
+def test_a_target_that_is_not_kept_without_exits_is_told(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    source = open_digits()[0]
+    for row in range(4):
+        source.image(row).save(tmp_path / f"{row}.png")
+    few = "few={reducer: none, smashed: {codec: {kind: uniform, bits: 2}}}"
+    rates = ["plain={reducer: none, smashed: {codec: float32}}", few]
+    with Service(finished, port=0, metrics_port=0, rates=rates, ledger=tmp_path / "ledger") as service:
+        words = ["predict", f"127.0.0.1:{service.port}", tmp_path, "--batch", 1, "--state", tmp_path / "state"]
+        for target, unit in ("1B/s", r"[kM]?B/s"), ("1us", "s a mini-batch"), ("1GB/s", None), ("5min", None):
+            monkeypatch.setattr("sys.argv", ["splitfed", *map(str, [*words, "--target", target])])
+            with pytest.raises(SystemExit) as end:
+                cli.main()
+            told = capsys.readouterr()
+            assert (end.value.code, len(told.out.splitlines())) == (0, 4)
+            why = "as without exits every image is sent, whatever the target"
+            said = rf"--target {target}: it was [\d.e-]+ {unit} in the mean, {why}\n"
+            assert re.fullmatch(said if unit else "", told.err), told.err
+        with RemotePredictor(f"127.0.0.1:{service.port}", target="1B/s", batch=1, state=tmp_path / "state") as one:
+            begun, before = time.monotonic(), sum(one.bytes.values())
+            one.predict(tmp_path)
+            # Bytes over time: no more than all that crossed, and the time is less than that of this test.
+            assert one.spent is not None
+            assert 0.5 * (sum(one.bytes.values()) - before) / (time.monotonic() - begun) < one.spent
