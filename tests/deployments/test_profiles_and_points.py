@@ -9,7 +9,7 @@ from deployed import deployment
 from helpers import ADC, DEEPER, small, table
 from outcomes import outcome, same
 
-from splitfed import simulate
+from splitfed import Scenario, simulate
 
 PROFILES = (
     "federation.profiles={phone: {share: 0.5, compression: {reducer: {kind: topk, ratio: 0.1}}}, "
@@ -88,12 +88,16 @@ def test_actors_take_fronts_of_any_depth(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_who_joins_holds_the_front_of_its_profile(tmp_path: Path) -> None:
     plan = scenario(*UNEVEN, *ADC, "federation.mode=psl", "evaluation.held_out=0.2")
-    one = simulate(plan, runs=tmp_path / "inline").folder
-    with deployment(tmp_path) as here:
+    repeats(plan, tmp_path)
+
+
+def repeats(plan: Scenario, folder: Path) -> None:
+    """Check that two clients of a deployment, with their profiles if there are some, come to what a simulation does."""
+    one = simulate(plan, runs=folder / "inline").folder
+    kinds = [["--profile", kind] for kind in plan.dealt_profiles()] if plan.federation.profiles else [[], []]
+    with deployment(folder) as here:
         server = here.serve(plan.with_(["engine={kind: deployment, threads: 1}"]))
-        clients = [
-            here.join(number, "--threads", 1, "--profile", kind) for number, kind in enumerate(plan.dealt_profiles())
-        ]
+        clients = [here.join(number, "--threads", 1, *kind) for number, kind in enumerate(kinds)]
         assert server.end() == 0, server.text
         assert [client.end() for client in clients] == [0, 0], [client.text for client in clients]
         (other,) = here.runs
@@ -107,15 +111,7 @@ OWN = ["federation.clients=2", "federation.rounds=2", "evaluation.held_out=0.2",
 @pytest.mark.slow
 def test_norms_stay_and_features_are_made_up(tmp_path: Path) -> None:
     plan = small(*DEEPER, *OWN, "model.exits={blocks: [1, 2]}", "training.client.fraug={}")
-    one = simulate(plan, runs=tmp_path / "inline").folder
-    with deployment(tmp_path) as here:
-        server = here.serve(plan.with_(["engine={kind: deployment, threads: 1}"]))
-        clients = [here.join(number, "--threads", 1) for number in range(2)]
-        assert server.end() == 0, server.text
-        assert [client.end() for client in clients] == [0, 0], [client.text for client in clients]
-        (other,) = here.runs
-    same(one, other)
-    assert outcome(one)["model"] == outcome(other)["model"]
+    repeats(plan, tmp_path)
 
 
 @pytest.mark.slow

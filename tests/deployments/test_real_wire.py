@@ -4,13 +4,13 @@ import json
 import os
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from helpers import PLAIN, small
 from network import wire_host
-from network.netns import Counts, Network, Unavailable, answer, tell
+from network.netns import Counts, Network, answer, or_skip, tell
 from network.wire_host import CARRIERS
 
 from splitfed.engines.deployment.certificates import make
@@ -32,11 +32,7 @@ print(subprocess.Popen(["sleep", "60"], start_new_session=True).pid, flush=True)
 
 @pytest.fixture
 def network():
-    with ExitStack() as stack:
-        try:
-            made = stack.enter_context(Network("server", *CLIENTS))
-        except Unavailable as why:
-            pytest.skip(str(why))
+    with or_skip(Network("server", *CLIENTS)) as made:
         yield made
 
 

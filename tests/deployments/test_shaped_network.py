@@ -6,7 +6,6 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
@@ -16,7 +15,7 @@ from helpers import PLAIN, small, table
 from network import mirror
 from network.forwarder import Shape
 from network.mirror import Errand
-from network.netns import Unavailable, answer
+from network.netns import answer, or_skip
 from network.shaped import Shaped
 from outcomes import same
 
@@ -53,11 +52,7 @@ HEADERS = 28  # of IP and UDP
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Shaped]:
-    with ExitStack() as stack:
-        try:
-            made = stack.enter_context(Shaped("server", *CLIENTS))
-        except Unavailable as why:
-            pytest.skip(str(why))
+    with or_skip(Shaped("server", *CLIENTS)) as made:
         yield made
 
 

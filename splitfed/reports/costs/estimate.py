@@ -9,6 +9,7 @@ trained and nothing is kept; weights are random, and images too.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from splitfed.errors import ModelError
 from splitfed.model.optim import pick_device
 from splitfed.model.parts import Parts
 from splitfed.reports.costs.shares import Shares
@@ -17,16 +18,15 @@ from splitfed.reports.costs.traffic import Traffic
 from splitfed.run.ledger import Totals
 from splitfed.scenario import Scenario
 from splitfed.scenario.budget import Basis
-from splitfed.scenario.engine import Deployment, Remote
+from splitfed.scenario.engine import Remote
 from splitfed.scenario.sections import Terms
 from splitfed.seeds import Key
 from splitfed.split.assembly import Cuts, assemble, check_fits
-from splitfed.split.client_part import ClientPart
-from splitfed.split.computing.compiled import check_compiler
 from splitfed.split.computing.footprint import Side, measure
 from splitfed.split.computing.operations import Operations, count_step
 from splitfed.split.computing.room import Need
 from splitfed.split.cut import Cut
+from splitfed.split.mistakes import of_this_machine
 from splitfed.waiting import waiting
 
 
@@ -95,6 +95,8 @@ class Estimate:
 def estimate(scenario: Scenario) -> Estimate:
     """Work out what a scenario will cost. Where `data.expect` says what the data set holds and it is not on this
     machine, it is not loaded, and clients are taken to hold equal shares. Raises SplitfedError as a run would."""
+    for place, why in of_this_machine(scenario):
+        raise ModelError(f"{place}: {why}")
     key, federation, training = Key(scenario.seed), scenario.federation, scenario.training
     shares = Shares.of(scenario, key)
     device = pick_device(training.client.device)
@@ -104,7 +106,6 @@ def estimate(scenario: Scenario) -> Estimate:
     parts = all_parts.at(scenario.model.cut)
     check_fits(scenario, parts.front)
     cuts = Cuts(scenario, parts.front.geometry(training.batch_size, shares.classes), device)
-    _check_compilers(scenario, parts, cuts)
     cut, traffic = cuts.plain, Traffic(scenario, shares, all_parts, cuts, key)
     with waiting("packing random activations, to count their bytes"):
         round_bytes, once_bytes = traffic.round(), traffic.once()
@@ -141,18 +142,6 @@ def estimate(scenario: Scenario) -> Estimate:
         _kept_images(scenario, shares), step_seconds, steps * step_seconds + evaluation, shares.assumed, of_each,
         simulated, kinds, shares.notes,
     )  # fmt: skip
-
-
-def _check_compilers(scenario: Scenario, parts: Parts, cuts: Cuts) -> None:
-    """Raise ModelError where a run would find nothing to compile blocks with; what machines elsewhere have is not
-    known."""
-    client, server = scenario.training.client, scenario.training.server
-    if server.compile and len(parts.back.blocks):
-        check_compiler("server", pick_device(server.device))
-    if client.compile and not isinstance(scenario.engine, Deployment):
-        watched = any(cuts.under(one).reducer.needs_attention for one in scenario.all_terms())
-        if ClientPart.of(scenario, parts).blocks(watched):
-            check_compiler("client", pick_device(client.device))
 
 
 def _in_chunks(scenario: Scenario, parts: Parts, cut: Cut, client: Side, batch: int) -> tuple[Side, Need]:

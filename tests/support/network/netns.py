@@ -15,11 +15,13 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+import pytest
 
 _CLONE_NEWNET, _SIOCETHTOOL, _LRO, _SECONDS = 0x40000000, 0x8946, 1 << 15, 10.0
 # ethtool's commands to set and to get what lets a packet be larger in the kernel than on a wire: counters would see
@@ -28,6 +30,7 @@ _OFFLOADS = {"tx-checksum": (0x17, 0x16), "scatter-gather": (0x19, 0x18), "tso":
              "gro": (0x2C, 0x2B), "flags": (0x26, 0x25)}  # fmt: skip
 
 _Made = TypeVar("_Made")
+Made = TypeVar("Made", bound="Network")
 
 
 class Unavailable(Exception):
@@ -127,6 +130,17 @@ class Network:
             if names[0] in ("Tcp:", "TcpExt:"):
                 found |= dict(zip(names[1:], map(int, values[1:]), strict=True))
         return found
+
+
+@contextmanager
+def or_skip(network: Made) -> Iterator[Made]:
+    """Be in a network, or skip the test where this machine has none, and say why."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(network)
+        except Unavailable as why:
+            pytest.skip(str(why))
+        yield network
 
 
 def tell(process: subprocess.Popen[str], line: str) -> None:

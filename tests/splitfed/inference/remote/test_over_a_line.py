@@ -4,13 +4,12 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from statistics import fmean, median
 
 import pytest
 from helpers import PLAIN, small
 from network.forwarder import Shape
-from network.netns import Unavailable, answer, tell
+from network.netns import answer, or_skip, tell
 from network.shaped import Shaped
 
 from splitfed import simulate
@@ -49,11 +48,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Shaped]:
-    with ExitStack() as stack:
-        try:
-            made = stack.enter_context(Shaped("server", "client-0"))
-        except Unavailable as why:
-            pytest.skip(str(why))
+    with or_skip(Shaped("server", "client-0")) as made:
         yield made
 
 
