@@ -18,6 +18,7 @@ from network.mirror import Errand
 from network.netns import answer, or_skip
 from network.shaped import Shaped
 from outcomes import same
+from waiting import until
 
 from splitfed import Scenario, simulate
 from splitfed.engines.deployment.certificates import make
@@ -44,9 +45,10 @@ thrower, to = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), (sys.argv[1], 70
 for number in range(int(sys.argv[2])):
     thrower.sendto((number.to_bytes(4, "big") + b"%28.9f" % time.monotonic()).ljust(972), to)
 time.sleep(1)
-for _ in range(20):
+for _ in range(int(sys.argv[3])):
     thrower.sendto(int(sys.argv[2]).to_bytes(4, "big"), to)
 """
+ENDS = 20  # datagrams that say that all have been sent, since a line may lose some
 HEADERS = 28  # of IP and UDP
 
 
@@ -57,13 +59,16 @@ def network() -> Iterator[Shaped]:
 
 
 def thrown(network: Shaped, host: str, to: str, packets: int) -> list[tuple[int, float, float]]:
-    """Send datagrams of 1,000 bytes with their headers, all at once; return which have come, and in which seconds each
-    was sent and arrived."""
-    where = network.addresses[to]
+    """Send datagrams of 1,000 bytes with their headers, all at once; when none is on its way any more, return which have
+    come, and in which seconds each was sent and arrived."""
+    where, way = network.addresses[to], f"{to} down" if host == "server" else f"{host} up"
+    before = network.counted()[way].taken
     with network.start(to, sys.executable, "-c", CATCH, where, str(packets)) as catcher:
         assert answer(catcher) == "ready"
-        network.start(host, sys.executable, "-c", THROW, where, str(packets)).wait(30)
-        return json.loads(answer(catcher))
+        network.start(host, sys.executable, "-c", THROW, where, str(packets), str(ENDS)).wait(30)
+        came = json.loads(answer(catcher))
+    until(lambda: network.counted()[way].taken >= before + packets + ENDS)
+    return came
 
 
 def test_each_way_has_a_rate_and_a_latency_of_its_own(network) -> None:

@@ -41,6 +41,11 @@ class Counted:
     dropped: int = 0
     lost: int = 0
 
+    @property
+    def taken(self) -> int:
+        """All packets that have come and are no longer on their way."""
+        return self.packets + self.dropped + self.lost
+
 
 @dataclass(slots=True)
 class Way:
