@@ -335,11 +335,10 @@ def main() -> None:
                 found[part] = getattr(bench, part)()
             except Exception as error:
                 found[part] = {"failed": f"{type(error).__name__}: {error}"}
-    found["seconds"] = round(time.perf_counter() - began)
-    text = json.dumps(found, indent=2)
-    print(text)
-    if given.out:
-        given.out.write_text(text + "\n")
+            found["seconds"] = round(time.perf_counter() - began)
+            if given.out:  # after each part, as a machine may be lent for a while only
+                given.out.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

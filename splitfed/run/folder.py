@@ -7,7 +7,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -175,6 +175,7 @@ def write_environment(folder: Path, threads: int, devices: dict[str, str]) -> No
         "cpus": os.cpu_count(),
         "torch_threads": threads,
         "devices": devices,
+        "gpus": _gpus(devices.values()),
         "packages": versions,
         "command": sys.argv,
     }
@@ -183,6 +184,14 @@ def write_environment(folder: Path, threads: int, devices: dict[str, str]) -> No
         write(path, json.dumps([*_attempts(path), entry], indent=2) + "\n")
     except WriteError as error:
         log.warning("%s; the run goes on without it", error)
+
+
+def _gpus(devices: Iterable[str]) -> list[str]:
+    import torch
+
+    if not torch.cuda.is_available():  # clients that are Ray's actors may have GPUs where this process has none
+        return []
+    return sorted({torch.cuda.get_device_name(device) for device in devices if device.startswith("cuda")})
 
 
 def _attempts(path: Path) -> list[Any]:
