@@ -90,7 +90,9 @@ class Bench:
     def scenario(self, *more: str) -> Scenario:
         """Return the scenario of the ratios, with some values changed."""
         where = [f"training.{side}.device={self.device}" for side in SIDES]
-        return Scenario.parse(SCENARIO % self.data, overrides=[*where, *(TOY if self.small else ()), *more])
+        # As `cifar100` has them; in folders of random images they are named as everywhere.
+        columns = ["data.image_column=img", "data.label_column=fine_label"] if self.known else []
+        return Scenario.parse(SCENARIO % self.data, overrides=[*where, *columns, *(TOY if self.small else ()), *more])
 
     def wait(self) -> None:
         """Wait for what the device has still to do."""
