@@ -78,7 +78,7 @@ def bare(scenario: Scenario, threads: int) -> float:
     data = load(scenario.data, scenario.model.image_size, 1, key.at("data"))
     model = build(scenario.model, len(data.classes), key=key.at("model")).train()
     mean, std = pixel_stats(scenario.model)
-    optimiser = training.client.optimiser_for(model)
+    optimiser = training.client.optimiser_for(model, training.head_lr)
     torch.set_num_threads(threads)
     steps = batches(
         data.train, data.partitions[0], BATCH, key.at("batches"), mean=mean, std=std, steps=WARM_STEPS + BARE_STEPS

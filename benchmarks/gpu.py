@@ -284,7 +284,7 @@ class Loop:
     def __call__(self) -> None:
         """Train as many steps as a round has."""
         scenario, device = self.scenario, self.bench.device
-        optimiser = scenario.training.client.optimiser_for(self.model)
+        optimiser = scenario.training.client.optimiser_for(self.model, scenario.training.head_lr)
         for batch in batches(
             self.data.train, self.data.partitions[0], self.batch, Key(0), mean=self.mean, std=self.std,
             steps=scenario.federation.local_steps,

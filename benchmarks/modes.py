@@ -91,7 +91,7 @@ def bare(scenario: Scenario, batch: int, samples: int) -> float:
     data = load(scenario.data, scenario.model.image_size, 1, key.at("data"))
     model = build(scenario.model, len(data.classes), key=key.at("model")).train()
     mean, std = pixel_stats(scenario.model)
-    optimiser = training.client.optimiser_for(model)
+    optimiser = training.client.optimiser_for(model, training.head_lr)
     steps = samples // batch
     given = batches(data.train, data.partitions[0], batch, key.at("batches"), mean=mean, std=std, steps=1 + steps)
     for number, one in enumerate(given):

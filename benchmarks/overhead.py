@@ -71,7 +71,7 @@ def bare(scenario: Scenario) -> float:
     data = load(scenario.data, scenario.model.image_size, 1, key.at("data"))
     model = build(scenario.model, len(data.classes), key=key.at("model")).train()
     mean, std = pixel_stats(scenario.model)
-    optimiser = training.client.optimiser_for(model)
+    optimiser = training.client.optimiser_for(model, training.head_lr)
     began = time.perf_counter()
     for batch in batches(
         data.train, data.partitions[0], training.batch_size, key.at("batches", 1, 0), mean=mean, std=std, epochs=1

@@ -257,7 +257,7 @@ class Worker:
     ) -> "_Learner":
         training, rounds = self.scenario.training, self.scenario.federation.rounds
         keep = self.state(states, client) if training.client_state == "keep" else None
-        optimiser = training.client.optimiser_for(part)
+        optimiser = training.client.optimiser_for(part, training.head_lr)
         if keep:
             if trained is not None and self.scenario.phase(trained).frozen:
                 trained = None  # it was taken, and learned nothing

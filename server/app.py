@@ -85,7 +85,7 @@ def main(grid: Grid, context: Context) -> None:
     listener: Listener = Unheard()
     if federation.splits:
         fronts = terms.front if scenario.uneven else None
-        pool = POOLS[federation.mode](Trainer(model.back, scenario.training.server, fronts))
+        pool = POOLS[federation.mode](Trainer(model.back, scenario.training.server, fronts, scenario.training.head_lr))
         checkpoints.register(optimiser=pool.trainer)
         split = _split_server(scenario, model, pool, cuts, ledger, key.at("server"), progress)
         checkpoints.register(cache=split.caches)

@@ -55,7 +55,8 @@ def trained(scenario: Scenario, steps: int) -> Visits:
     front's weights and their difference, each with what it was an epoch before."""
     data = load(scenario.data, scenario.model.image_size, 1, KEY.at("data"))
     front, back = split(build(scenario.model, len(data.classes), key=KEY.at("model")).train(), scenario.model.cut)
-    sides = [(part, scenario.training.server.optimiser_for(part)) for part in (front, back)]
+    training = scenario.training
+    sides = [(part, training.server.optimiser_for(part, training.head_lr)) for part in (front, back)]
     mean, std = pixel_stats(scenario.model)
     size = scenario.training.batch_size
     flow = batches(data.train, data.partitions[0], size, KEY, mean=mean, std=std, epochs=1000)

@@ -24,12 +24,19 @@ Fronts = Callable[[int], int]
 
 class Trainer:
     """A back with its optimiser. Where `fronts` differ a client's mini-batches enter it after as many blocks as its
-    front has; without them all enter at its first."""
+    front has; without them all enter at its first. `head_lr` is the rate of the head and of exits, None that of the
+    rest."""
 
-    def __init__(self, back: nn.Module, side: SideConfig, fronts: Fronts | None = None) -> None:
-        self.back, self.side, self.fronts = back, side, fronts
-        self.optimiser = side.optimiser_for(back)
+    def __init__(
+        self, back: nn.Module, side: SideConfig, fronts: Fronts | None = None, head_lr: float | None = None
+    ) -> None:
+        self.back, self.side, self.fronts, self.head_lr = back, side, fronts, head_lr
+        self.optimiser = side.optimiser_for(back, head_lr)
         self._behind: dict[int, nn.Module] = {}  # what follows fronts of so many blocks
+
+    def copy(self) -> "Trainer":
+        """Return one with a copy of the back, and an optimiser that begins anew."""
+        return Trainer(copied(self.back), self.side, self.fronts, self.head_lr)
 
     def enters(self, client: int) -> int | None:
         """Return after how many blocks a client's mini-batches enter; None where all enter at the first."""
@@ -186,7 +193,7 @@ class PerClient(BackPool):
     def open(self, client: int) -> Trainer:
         """Hand out a copy of what the last round left."""
         common = self.trainer
-        copy = self._free.pop() if self._free else Trainer(copied(common.back), common.side, common.fronts)
+        copy = self._free.pop() if self._free else common.copy()
         copy.load(common.back.state_dict(), read_optimiser(common.optimiser), common.budgets())
         set_lr(copy.optimiser, self._lr)
         return copy

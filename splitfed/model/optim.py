@@ -7,9 +7,9 @@ from splitfed.errors import RunError
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of all groups."""
+    """Set the learning rate: that of a group of classifiers is so many `times` as high."""
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("times", 1.0)
 
 
 def pick_device(name: str) -> torch.device:

@@ -2,7 +2,8 @@
 methods import torch, so that a scenario is read without it."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -31,7 +32,7 @@ class Adam(Config):
         """How many numbers it keeps of each parameter from one step to the next."""
         return 2
 
-    def build(self, parameters: "list[dict[str, list[nn.Parameter]]]", weight_decay: float) -> "Optimizer":
+    def build(self, parameters: "list[dict[str, Any]]", weight_decay: float) -> "Optimizer":
         """Return the optimiser of these groups of parameters."""
         import torch
 
@@ -56,7 +57,7 @@ class Sgd(Config):
         """How many numbers it keeps of each parameter from one step to the next."""
         return 1 if self.momentum else 0
 
-    def build(self, parameters: "list[dict[str, list[nn.Parameter]]]", weight_decay: float) -> "Optimizer":
+    def build(self, parameters: "list[dict[str, Any]]", weight_decay: float) -> "Optimizer":
         """Return the optimiser of these groups of parameters."""
         import torch
 
@@ -133,10 +134,21 @@ class SideConfig(Config):
     """Whether torch compiles the blocks that it trains (`torch.compile`), which takes some half a minute as the run
     begins, and needs a compiler of C++, or Triton on a GPU. Numbers differ as another order of sums has it."""
 
-    def optimiser_for(self, module: "nn.Module") -> "Optimizer":
-        """Build the optimiser of all trained parameters of a module; there may be none."""
+    def optimiser_for(self, module: "nn.Module", head_lr: float | None = None) -> "Optimizer":
+        """Build the optimiser of all trained parameters of a module; there may be none. With `head_lr` its classifiers
+        have groups of their own, whose `times` says how many times the rate of the rest is theirs; parameters keep
+        their order, by which moments are numbered."""
         trained = [p for p in module.parameters() if p.requires_grad]
-        return self.optimiser.build([{"params": trained}], self.weight_decay)
+        if head_lr is None:
+            return self.optimiser.build([{"params": trained}], self.weight_decay)
+        from splitfed.model.exits.heads import classifiers
+
+        heads = {id(parameter) for parameter in classifiers(module)}
+        groups = [
+            {"params": list(group), "times": head_lr / self.optimiser.lr if of_head else 1.0}
+            for of_head, group in groupby(trained, lambda parameter: id(parameter) in heads)
+        ]
+        return self.optimiser.build(groups or [{"params": []}], self.weight_decay)
 
     def lr(self, round: int, rounds: int) -> float:
         """Return the learning rate of a round, counted from 1."""

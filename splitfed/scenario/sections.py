@@ -203,6 +203,10 @@ class Training(Config):
     """How a client trains what it holds, the front or with `fl` the whole model."""
     server: SideConfig = SideConfig()
     """How the server trains the back."""
+    head_lr: PositiveFloat | None = None
+    """Learning rate of the model's head and of heads of exits, wherever they are, which the schedule of that side
+    multiplies too: they begin from nothing where all else is pretrained, and ten times its rate is a common choice.
+    Null is that of the rest."""
     client_state: Literal["reset", "keep"] = "reset"
     """Whether a client starts each round with a fresh optimiser (`reset`) or goes on with its own (`keep`)."""
     ahead: int = Field(0, ge=0, le=64)

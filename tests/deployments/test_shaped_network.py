@@ -59,8 +59,8 @@ def network() -> Iterator[Shaped]:
 
 
 def thrown(network: Shaped, host: str, to: str, packets: int) -> list[tuple[int, float, float]]:
-    """Send datagrams of 1,000 bytes with their headers, all at once; when none is on its way any more, return which have
-    come, and in which seconds each was sent and arrived."""
+    """Send datagrams of 1,000 bytes with their headers, all at once; when none is on its way any more, return which
+    have come, and in which seconds each was sent and arrived."""
     where, way = network.addresses[to], f"{to} down" if host == "server" else f"{host} up"
     before = network.counted()[way].taken
     with network.start(to, sys.executable, "-c", CATCH, where, str(packets)) as catcher:

@@ -24,8 +24,13 @@ def whole_model(scenario) -> dict[str, torch.Tensor]:
     front_names = ("cls_token", "pos_embed", "patch_embed", *(f"blocks.{i}." for i in range(scenario.model.cut)))
     front = [p for name, p in vit.named_parameters() if name.startswith(front_names)]
     back = [p for name, p in vit.named_parameters() if not name.startswith(front_names)]
-    server = training.server.optimiser.build(back, training.server.weight_decay)
+    heads = [vit.head.weight, vit.head.bias] if training.head_lr else []
+    rest = [p for p in back if all(p is not head for head in heads)]
+    server = training.server.optimiser.build([{"params": rest}, {"params": heads}], training.server.weight_decay)
     for number in range(1, federation.rounds + 1):
+        factor = training.server.schedule.factor(number, federation.rounds)
+        for group, lr in zip(server.param_groups, (training.server.optimiser.lr, training.head_lr or 0.0), strict=True):
+            group["lr"] = lr * factor
         for one in torch.randperm(federation.clients, generator=key.at("cohort", number).generator()).tolist():
             client = training.client.optimiser.build(front, training.client.weight_decay)
             for batch in batches(
@@ -53,8 +58,9 @@ def whole_model(scenario) -> dict[str, torch.Tensor]:
         ["training.client.clip=0.1", "training.server.clip=0.2", "training.server.weight_decay=0.01"],
         ["data.augment=flip", "federation.local_epochs=null", "federation.local_steps=7"],
         ["federation.rounds=3"],
+        ["federation.rounds=3", "training.head_lr=1e-2", "training.server.schedule=cosine"],
     ],
-    ids=["adam", "sgd", "clip", "steps", "rounds"],
+    ids=["adam", "sgd", "clip", "steps", "rounds", "head"],
 )  # fmt: skip
 def test_one_client_equals_whole_model(mode, overrides, tmp_path):
     scenario = small(*PLAIN, "federation.clients=1", "federation.rounds=1", f"federation.mode={mode}", *overrides)

@@ -117,6 +117,15 @@ def clipped_together(module: nn.Module) -> list[list[nn.Parameter]]:
     return [[parameter for parameter in module.parameters() if id(parameter) not in named], *alone]
 
 
+def classifiers(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters of all that answers in a model, or in a part of one: its head, and heads of exits."""
+    for one in module.modules():
+        if isinstance(one, Exits):
+            yield from one.parameters()
+        elif isinstance(head := getattr(one, "head", None), nn.Module):
+            yield from head.parameters()
+
+
 def joined(parts: Sequence[Exits], width: int, prefix: int) -> Exits:
     """Return the exits of a model's parts as one module, which shares their heads."""
     first, blocks = parts[0], [block for part in parts for block in part.blocks]

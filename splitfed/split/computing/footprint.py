@@ -46,7 +46,7 @@ def measure(parts: Parts, cut: Cut, scenario: Scenario, batch: int, key: Key) ->
     part.turn_to(1)
     sides = (part, parts.back) if splits else (part,)
     settings = (training.client, training.server)[: len(sides)]
-    optimisers = [config.optimiser_for(side) for config, side in zip(settings, sides, strict=True)]
+    optimisers = [config.optimiser_for(side, training.head_lr) for config, side in zip(settings, sides, strict=True)]
     saved = [_Saved(side) for side in sides]
     last = scenario.federation.rounds  # exits learn by then
     step = _Split(parts, cut, training.precision, key, last) if splits else _Whole(part, cut, training.precision, last)
@@ -137,7 +137,8 @@ def _taught(part: ClientPart, cut: Cut, scenario: Scenario, images: Tensor, key:
     """Take a step of a front that an auxiliary net teaches, and return the client's memory. Where the net `fits` the
     server's gradients, that comes while the front's own step waits, and has the net's moments in an optimiser's."""
     client, precision, saved = scenario.training.client, scenario.training.precision, _Saved(part)
-    optimiser, shape = client.optimiser_for(part), (len(images), cut.geometry.tokens, cut.geometry.width)
+    optimiser = client.optimiser_for(part, scenario.training.head_lr)
+    shape = (len(images), cut.geometry.tokens, cut.geometry.width)
     with keyed_rng(key.at("estimate", "local"), cut.device):
         _Whole(part, cut, precision, scenario.federation.rounds)(images, [saved])
         if fits:
