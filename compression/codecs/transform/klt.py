@@ -1,12 +1,15 @@
 """Transform coding (Goyal 2001, doi 10.1109/79.952802): the rows of a tensor in the basis in which they are
 uncorrelated (Karhunen-Loeve), all numbers rounded to one step, and what is left in little more than its entropy.
 
+Of tokens much is the same at a position whatever the image, as position embeddings add it. So a mean is taken off the
+rows first: one of all, or one for each position where that takes fewer bytes, its own counted.
+
 The basis is that of the tensor itself and travels with it, its vectors as coarse as their share of the error allows. Of
 a mean-square error all directions bear the same part, and those that vary less than that are left out (reverse
 water-filling).
 
-    step, bits of the mean's step over it, vectors, groups of these, groups of coefficients | groups
-    | mean, vectors and coefficients as integers
+    step, bits of the means' step over it, vectors, groups of these, groups of coefficients, if by position | groups
+    | mean, what positions differ from it by, vectors and coefficients as integers
 
 The receiver adds up whole numbers, which is exact, so that two machines read the same from a packet.
 """
@@ -23,16 +26,16 @@ from torch import Tensor
 from splitfed.compression.codecs.base import Buffer, Decoder, Packet
 from splitfed.compression.codecs.buffers import FLOATS
 from splitfed.compression.codecs.transform import rans
-from splitfed.compression.codecs.transform.rows import RowCodec
+from splitfed.compression.codecs.transform.rows import RowCodec, each
 from splitfed.errors import NotFinite, WireError
 from splitfed.seeds import Key
 
 TAG = "klt"
-HEAD = struct.Struct("<fbIBB")
+HEAD = struct.Struct("<fbIBB?")
 OF_VECTORS, OF_COEFFICIENTS = struct.Struct("<BI"), struct.Struct("<Ib")
 _FINEST = 12  # bits behind the point of a vector's numbers
 _COARSE = 0.15  # the error that a vector's rounding may add, as a share of that of its coefficients
-_MEAN = 0.02  # the error that the mean's rounding may add, as a share of all
+_MEAN, _MEANS = 0.02, 0.06  # the error that the mean's rounding may add, as a share of all; so for many means
 _WIDEST = 24  # bits of the mean's step over the other, or under it
 _UP = 0.4  # what is added before a fraction is cut off: half would err least, less costs fewer bits for the same error
 _PARTS = 16  # of a step, in which it is told how much nearer to 0 than their codes coefficients are
@@ -66,22 +69,71 @@ class KltCodec(RowCodec):
     def __init__(self, snr: float) -> None:
         self.snr = snr
 
-    def write(self, rows: Tensor, key: Key) -> Buffer:
+    def write(self, rows: Tensor, each: int, key: Key) -> Buffer:
         """Return the bytes of rows `[R, D]`."""
         rows = rows.cpu().double()
-        middle = rows.mean(0)
-        variances, directions = _principal(rows - middle)
-        error = float(variances.sum()) * 10 ** (-self.snr / 10)
-        level = _water(variances, error)
+        spread = _about(rows, 1)
+        error = float(spread.variances.sum()) * 10 ** (-self.snr / 10)
+        if _differ(rows, each) and (by_position := _about(rows, each)).bits(error) < spread.bits(error):
+            spread = by_position
         # No coefficient is larger than this, and no more steps than the coder knows.
-        largest = (float(variances[0]) * len(rows)) ** 0.5
+        largest = (float(spread.variances[0]) * len(rows)) ** 0.5
+        level = spread.level(error)
         step = _rounded_up(max((12 * level) ** 0.5, 2 * largest / rans.MOST, float(rows.abs().max()) * 2.0**-24))
-        basis = _coarse(directions, variances, step)
-        finer = frexp((12 * _MEAN * error / len(middle)) ** 0.5 / step)[1] - 1
-        wider = max(finer, -_WIDEST, frexp(float(middle.abs().max()) / step / rans.MOST)[1])
-        mean = (middle / (step * 2.0**wider)).round()
-        coefficients = _fit(rows - mean * (step * 2.0**wider), basis)
-        return _write(mean, wider, basis, coefficients)
+        basis = _coarse(spread.directions, spread.variances, step)
+        finer = frexp((12 * spread.of_means(error)) ** 0.5 / step)[1] - 1
+        wider = max(finer, -_WIDEST, frexp(2 * float(spread.means.abs().max()) / step / rans.MOST)[1])
+        means = (spread.means / (step * 2.0**wider)).round()
+        left = rows - (means * (step * 2.0**wider)).repeat(len(rows) // len(means), 1)
+        return _write(means, wider, basis, _fit(left, basis))
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How rows vary about `means` `[M, D]`, one or one for each position: the `variances` `[n]`, largest first, and the
+    `directions` `[n, D]` that have them; n is the smaller of R and D."""
+
+    rows: int
+    means: Tensor
+    variances: Tensor
+    directions: Tensor
+
+    def of_means(self, error: float) -> float:
+        """Return the mean-square error that a number of the means may have of that of a row."""
+        return (_MEAN if len(self.means) == 1 else _MEANS) * error / self.means.shape[1]
+
+    def level(self, error: float) -> float:
+        """Return the level to which the errors of directions rise."""
+        return _water(self.variances, error)
+
+    def bits(self, error: float) -> float:
+        """Return about how many bits it takes at an error, but for what all ways have in common."""
+        apart = (self.means - self.means.mean(0)).square()
+        return _bits(apart, self.of_means(error)) + self.rows * _bits(self.variances, self.level(error))
+
+
+def _means(rows: Tensor, each: int) -> Tensor:
+    """Return the means `[each, D]` of so many positions."""
+    return rows.view(-1, each, rows.shape[1]).mean(0)
+
+
+def _differ(rows: Tensor, each: int) -> bool:
+    """Tell whether positions differ by more than twice what chance makes of so few samples."""
+    if not 1 < each < len(rows):
+        return False
+    middle = rows.mean(0)
+    return bool((_means(rows, each) - middle).square().mean() > 2 * each / len(rows) * (rows - middle).square().mean())
+
+
+def _about(rows: Tensor, each: int) -> Spread:
+    """Return how rows vary about the means of so many positions."""
+    means = _means(rows, each)
+    return Spread(len(rows), means, *_principal(rows - means.repeat(len(rows) // each, 1)))
+
+
+def _bits(variances: Tensor, error: float) -> float:
+    """Return the fewest bits that tell one number of each variance at an error of each."""
+    return float(torch.log2(variances / max(error, torch.finfo(variances.dtype).tiny)).clamp_(min=0).sum()) / 2
 
 
 def _rounded_up(value: float) -> float:
@@ -131,17 +183,19 @@ def _fit(rows: Tensor, basis: Basis) -> Tensor:
     return torch.linalg.lstsq(vectors @ vectors.T, vectors @ rows.T).solution.T / basis.step
 
 
-def _write(mean: Tensor, wider: int, basis: Basis, coefficients: Tensor) -> bytes:
+def _write(means: Tensor, wider: int, basis: Basis, coefficients: Tensor) -> bytes:
     by_bits = torch.unique_consecutive(basis.bits, return_counts=True)
     vectors = [(int(bits), int(count)) for bits, count in zip(*by_bits, strict=True)]
     codes = (coefficients.abs() + _UP).floor_().clamp_(max=rans.MOST).mul_(coefficients.sign()).to(torch.int64)
     together = list(_alike(codes))
     nearer = [_nearer(*parts) for parts in zip(coefficients.split(together, 1), codes.split(together, 1), strict=True)]
-    head = HEAD.pack(basis.step, wider, len(basis.bits), len(vectors), len(together))
+    many, middle = len(means) > 1, means.mean(0, keepdim=True).round()
+    head = HEAD.pack(basis.step, wider, len(basis.bits), len(vectors), len(together), many)
     sizes = [OF_VECTORS.pack(*group) for group in vectors]
     sizes += [OF_COEFFICIENTS.pack(*group) for group in zip(together, nearer, strict=True)]
     groups = [
-        mean.to(torch.int64),
+        middle.to(torch.int64).flatten(),
+        *([(means - middle).to(torch.int64).flatten()] if many else []),
         *(part.reshape(-1) for part in basis.vectors.split([count for _, count in vectors])),
         *(part.T.reshape(-1) for part in codes.split(together, dim=1)),
     ]
@@ -177,9 +231,10 @@ def _size(shape: tuple[int, ...]) -> int | range:
         return 0
     rows, width = prod(shape[:-1]), shape[-1] if shape else 1
     vectors = min(rows, width)
-    groups = 1 + _FINEST + _GROUPS
+    groups = 2 + _FINEST + _GROUPS
     sizes = _FINEST * OF_VECTORS.size + _GROUPS * OF_COEFFICIENTS.size
-    return range(HEAD.size, HEAD.size + sizes + rans.most_bytes(width + vectors * (width + rows), groups) + 1)
+    numbers = width * (1 + each(shape)) + vectors * (width + rows)
+    return range(HEAD.size, HEAD.size + sizes + rans.most_bytes(numbers, groups) + 1)
 
 
 def _decode(packet: Packet, device: torch.device | str) -> Tensor:
@@ -187,7 +242,7 @@ def _decode(packet: Packet, device: torch.device | str) -> Tensor:
     if not prod(packet.shape):
         return torch.empty(packet.shape, dtype=dtype, device=device)
     rows, width = prod(packet.shape[:-1]), packet.shape[-1] if packet.shape else 1
-    step, wider, number, of_vectors, of_coefficients = HEAD.unpack_from(buffer)
+    step, wider, number, of_vectors, of_coefficients, many = HEAD.unpack_from(buffer)
     at = HEAD.size + of_vectors * OF_VECTORS.size
     end = at + of_coefficients * OF_COEFFICIENTS.size
     if number > min(rows, width) or of_vectors > _FINEST or of_coefficients > _GROUPS or end > len(buffer):
@@ -199,9 +254,12 @@ def _decode(packet: Packet, device: torch.device | str) -> Tensor:
     together = [n for n, _ in coefficients]
     if sum(n for _, n in vectors) != number or sum(together) != number or any(bits > _FINEST for bits, _ in vectors):
         raise WireError(f"groups of directions that are not {number} in all, or finer than {_FINEST} bits")
-    counts = [width, *(width * n for _, n in vectors), *(rows * n for n in together)]
-    mean, *groups = (torch.from_numpy(group) for group in rans.decode(buffer[end:], counts))
-    values = torch.ldexp(mean.double(), torch.tensor(wider)).repeat(rows, 1)
+    counts = [width, *([width * each(packet.shape)] if many else []), *(width * n for _, n in vectors)]
+    means, *groups = map(torch.from_numpy, rans.decode(buffer[end:], [*counts, *(rows * n for n in together)]))
+    means = means.view(1, width)
+    if many:
+        means = means + groups.pop(0).view(-1, width)
+    values = torch.ldexp(means.double(), torch.tensor(wider)).repeat(rows // len(means), 1)
     if number:
         parts = (torch.ldexp(g.double(), torch.tensor(-bits)) for g, (bits, _) in zip(groups, vectors, strict=False))
         basis = torch.cat([part.view(-1, width) for part in parts])

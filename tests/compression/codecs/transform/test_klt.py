@@ -59,18 +59,23 @@ def test_rows_with_much_in_common_take_fewer_bytes_than_a_grid_each():
     assert len(packet(x, snr=-10 * np.log10(noise)).buffer) < 0.4 * len(shuffled)
 
 
-def test_the_receiver_adds_up_whole_numbers():
+@pytest.mark.parametrize("shape", [(40, 6), (8, 5, 6), (2, 4, 5, 6)], ids=str)
+def test_the_receiver_adds_up_whole_numbers(shape):
     """Exactly, so that it reads the same on any machine: held against fractions."""
-    x, _ = correlated(40, 6, 0.5)
+    x, each = correlated(40, 6, 0.5)[0].view(shape), 1 if len(shape) == 2 else 5
+    if each > 1:
+        x = x + torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
     sent = packet(x, snr=25.0)
-    step, wider, number, of_vectors, of_coefficients = klt.HEAD.unpack_from(sent.buffer)
+    step, wider, number, of_vectors, of_coefficients, many = klt.HEAD.unpack_from(sent.buffer)
+    assert many == (each > 1)
     at = klt.HEAD.size
     vectors = [klt.OF_VECTORS.unpack_from(sent.buffer, at + klt.OF_VECTORS.size * i) for i in range(of_vectors)]
     at += klt.OF_VECTORS.size * of_vectors
-    each = klt.OF_COEFFICIENTS.size
-    together = [klt.OF_COEFFICIENTS.unpack_from(sent.buffer, at + each * i) for i in range(of_coefficients)]
-    sizes = [6, *(6 * n for _, n in vectors), *(40 * n for n, _ in together)]
-    mean, *groups = rans.decode(sent.buffer[at + each * of_coefficients :], sizes)
+    size = klt.OF_COEFFICIENTS.size
+    together = [klt.OF_COEFFICIENTS.unpack_from(sent.buffer, at + size * i) for i in range(of_coefficients)]
+    sizes = [6, *([6 * each] if many else []), *(6 * n for _, n in vectors), *(40 * n for n, _ in together)]
+    mean, *groups = rans.decode(sent.buffer[at + size * of_coefficients :], sizes)
+    means = mean + (groups.pop(0).reshape(each, 6) if many else np.zeros((1, 6), int))
     basis = [
         [Fraction(int(v), 2**bits) for v in row]
         for group, (bits, _) in zip(groups, vectors, strict=False)
@@ -84,13 +89,39 @@ def test_the_receiver_adds_up_whole_numbers():
     assert len(basis) == len(found) == number > 2
     expected = [
         [
-            float((int(mean[d]) * Fraction(2) ** wider + sum(found[k][r] * basis[k][d] for k in range(number)))
-                  * Fraction(step))
+            float(Fraction(step) * (int(means[r % each][d]) * Fraction(2) ** wider
+                                    + sum(found[k][r] * basis[k][d] for k in range(number))))
             for d in range(6)
         ]
         for r in range(40)
     ]  # fmt: skip
-    assert decode(sent).equal(torch.tensor(expected, dtype=torch.float64).float())
+    assert decode(sent).equal(torch.tensor(expected, dtype=torch.float64).float().view(shape))
+
+
+def positioned(samples: int, positions: int, width: int, apart: float) -> torch.Tensor:
+    """Tokens `[B, N, D]` whose means by position vary so many times as much as what is theirs."""
+    x, variances = correlated(samples * positions, width, 0.9)
+    means = torch.randn(positions, width, generator=torch.Generator().manual_seed(1))
+    return x.view(samples, positions, width) + means * (apart * variances.mean()) ** 0.5
+
+
+def test_what_all_images_have_at_a_position_is_told_once():
+    x = positioned(64, 37, 48, apart=1.0)
+    sent, alike = packet(x, snr=10.0), packet(x.flatten(0, 1), snr=10.0)
+    errors = [float((decode(one).view_as(x) - x).square().mean()) for one in (sent, alike)]
+    assert abs(10 * np.log10(errors[0] / errors[1])) < 0.3
+    assert len(sent.buffer) < 0.75 * len(alike.buffer)
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.05, 0.3, 3.0])
+@pytest.mark.parametrize("samples", [2, 8, 64])
+def test_means_by_position_are_sent_where_they_save_bytes(samples, apart):
+    x = positioned(samples, 37, 48, apart)
+    sent, alike = packet(x, snr=10.0), packet(x.flatten(0, 1), snr=10.0)
+    if not klt.HEAD.unpack_from(sent.buffer)[-1]:
+        assert sent.buffer == alike.buffer
+    else:
+        assert len(sent.buffer) < 1.02 * len(alike.buffer)
 
 
 def test_constant_rows_take_hardly_any_bytes():
