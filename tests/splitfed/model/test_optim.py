@@ -9,6 +9,7 @@ from models import newest
 from torch import nn
 
 from splitfed import Scenario, simulate
+from splitfed.errors import ScenarioError
 from splitfed.model.exits.heads import classifiers
 from splitfed.model.optim import set_lr
 from splitfed.split.assembly import assemble
@@ -71,7 +72,7 @@ def test_what_else_is_still_the_head_learns(more, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rate", ["0", "-1", "fast"])
 def test_a_rate_that_is_none_is_refused(rate) -> None:
-    with pytest.raises(Exception, match="training.head_lr"):
+    with pytest.raises(ScenarioError, match=r"training\.head_lr: must be"):
         small(f"training.head_lr={rate}")
 
 
