@@ -24,7 +24,7 @@ _ALIKE = {"codec": {"kind": "klt", "snr": 10.0}, "lossless": _LOSSLESS}
 _FINER = {"codec": {"kind": "klt", "snr": 14.0}, "lossless": _LOSSLESS}
 _ALIKE_GRADIENT = {"codec": {"kind": "klt", "snr": 6.0}, "lossless": _LOSSLESS}
 # What the server is sent once it goes over again and again; without something that varies it would learn it by heart.
-_MEMORY = {"disk": 2_000_000_000, "mix": 0.2, "smoothing": 0.1}
+_MEMORY = {"disk": 2_000_000_000, "mix": 0.5, "smoothing": 0.1}
 
 # Ordered by their bytes, most first, as measured in docs/results.md.
 PRESETS: dict[str, dict[str, Any]] = {
