@@ -7,8 +7,9 @@ Written are docs/results/<sweep>.csv with all figures, the three pictures of `sp
 methods that --draw names, and the tables on the page, between its marks `<!-- <sweep>: table -->` and `<!-- end -->`.
 <sweep>-total.png is the first of the three by the bytes of both planes, as `splitfed compare --by total --out` draws
 it, of the methods that --draw-total names. With --by total budgets are in bytes of both planes, the marks are
-`<!-- <sweep>-total: table -->`, and no file but the page is written. Accuracy at a budget is on the validation split,
-on a straight line between the rounds around it; the test split was read once, at the end of each run.
+`<!-- <sweep>-total: table -->`, and no file but the page is written; where no budget is named the table has what each
+run came to at its end. Accuracy at a budget is on the validation split, on a straight line between the rounds around
+it; the test split was read once, at the end of each run.
 
 Records of runs do in place of runs: python benchmarks/records/results.py docs/results/runs/cifar100-methods
 """
@@ -27,7 +28,7 @@ from splitfed import Scenario, compare
 from splitfed.compression.reducers.settings import AeConfig
 from splitfed.errors import SplitfedError
 from splitfed.reports import units
-from splitfed.reports.study.groups import Group, Spread
+from splitfed.reports.study.groups import Group, Run, Spread
 from splitfed.reports.study.looks import STYLE
 from splitfed.reports.study.plots import curves, draw, save
 from splitfed.seeds import Key
@@ -103,19 +104,22 @@ def table(groups: list[Group], budgets: list[int], costs: list[Operations]) -> s
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def last(run: Run) -> float:
+    """Return the accuracy on the validation split after the last round."""
+    return next(row.eval_accuracy for row in reversed(run.rounds) if row.eval_accuracy is not None)
+
+
 def total_table(groups: list[Group], budgets: list[int], weigh: int | None) -> str:
-    """Return a table in Markdown of what was reached by total bytes. `weigh` is what the images weigh of runs that do
-    not tell."""
-    heads = [
-        "method", "seeds", *(f"at {units.size(budget)}" for budget in budgets), "test, at the end", "total bytes",
-        "of what the images weigh",
-    ]  # fmt: skip
+    """Return a table in Markdown of what was reached by total bytes, or at the end where no budgets are named. `weigh`
+    is what the images weigh of runs that do not tell."""
+    reached = [f"at {units.size(budget)}" for budget in budgets] or ["validation, at the end"]
+    heads = ["method", "seeds", *reached, "test, at the end", "total bytes", "of what the images weigh"]
     lines = [heads, ["---"] * len(heads)]
     for one in groups:
-        reached = [one.at(budget, "total") for budget in budgets]
+        found = [one.at(budget, "total") for budget in budgets] or [one.spread(last)]
         sent, images = one.sent("total"), one.images_bytes or weigh
         lines.append([
-            one.label, str(len(one.runs)), *(percents(found) if found else units.NONE for found in reached),
+            one.label, str(len(one.runs)), *(percents(spread) if spread else units.NONE for spread in found),
             percents(one.accuracy), units.size(sent), units.times(sent, images),
         ])  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -140,7 +144,9 @@ def main() -> None:
     """Write the files, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", type=Path, help="the folder of a sweep's runs")
-    parser.add_argument("--at", action="append", metavar="SIZE", help=f"a budget; {', '.join(BUDGETS)} if not given")
+    parser.add_argument(
+        "--at", action="append", metavar="SIZE", help=f"a budget; by cut bytes {', '.join(BUDGETS)} if not given"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="the folder of tables and pictures")
     parser.add_argument("--page", type=Path, help="the page to put the table on")
     parser.add_argument("--draw", default="*", metavar="PATTERNS", help="methods to draw, as in 'none,adc-*'")
@@ -148,7 +154,7 @@ def main() -> None:
     parser.add_argument("--by", choices=("cut", "total"), default="cut", help="whose bytes the budgets are")
     parser.add_argument("--weigh", type=size, metavar="SIZE", help="what the images weigh, where runs do not tell")
     options = parser.parse_args()
-    budgets = [size(text) for text in options.at or BUDGETS]
+    budgets = [size(text) for text in options.at or (BUDGETS if options.by == "cut" else ())]
     try:
         folders = sorted(folder for folder in options.sweep.iterdir() if folder.is_dir())
         comparison = compare(folders)
