@@ -118,7 +118,7 @@ budget: {kind: none, more: 1}
         "f.yaml:18: training.client.optimiser: 'kind' is missing: one of 'adam', 'sgd'",
         "f.yaml:19: training.server: must be a section, not 4",
         "f.yaml:20: training.bogus: unknown key here, known: 'batch_size', 'precision', 'client', 'server', "
-        "'client_state', 'ahead', 'evaluate_every', 'eval_batch_size'",
+        "'head_lr', 'client_state', 'ahead', 'evaluate_every', 'eval_batch_size'",
         "f.yaml:22: compression.reducer.kept_sample: unknown key, did you mean 'kept_samples'?",
         f"f.yaml:23: compression.smashed.codec: 'kind' is missing: one of {CODECS}",
         "f.yaml:23: compression.smashed.lossless.level: unknown key for kind 'none', it belongs to 'zstd'",
