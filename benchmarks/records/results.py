@@ -3,13 +3,13 @@
     splitfed sweep sweeps/cifar100-methods.yaml --jobs 2
     python benchmarks/records/results.py runs/cifar100-methods --page docs/results.md
 
-Written are docs/results/<sweep>.csv with all figures, the three pictures of `splitfed compare --out` beside it, of the
-methods that --draw names, and the tables on the page, between its marks `<!-- <sweep>: table -->` and `<!-- end -->`.
-<sweep>-total.png is the first of the three by the bytes of both planes, as `splitfed compare --by total --out` draws
-it, of the methods that --draw-total names. With --by total budgets are in bytes of both planes, the marks are
-`<!-- <sweep>-total: table -->`, and no file but the page is written; where no budget is named the table has what each
-run came to at its end. Accuracy at a budget is on the validation split, on a straight line between the rounds around
-it; the test split was read once, at the end of each run.
+Written are docs/results/<sweep>.csv with all figures, in docs/results/pictures those of `splitfed compare --out`, of
+the methods that --draw names, and the tables on the page, between its marks `<!-- <sweep>: table -->` and
+`<!-- end -->`. <sweep>-total.png is the first picture by the bytes of both planes, as `splitfed compare --by total
+--out` draws it, of the methods that --draw-total names. With --by total budgets are in bytes of both planes, the marks
+are `<!-- <sweep>-total: table -->`, and no file but the page is written, and this picture where --draw-total is given;
+where no budget is named the table has what each run came to at its end. Accuracy at a budget is on the validation
+split, on a straight line between the rounds around it; the test split was read once, at the end of each run.
 
 Records of runs do in place of runs: python benchmarks/records/results.py docs/results/runs/cifar100-methods
 """
@@ -28,6 +28,7 @@ from splitfed import Scenario, compare
 from splitfed.compression.reducers.settings import AeConfig
 from splitfed.errors import SplitfedError
 from splitfed.reports import units
+from splitfed.reports.study.comparison import Comparison
 from splitfed.reports.study.groups import Group, Run, Spread
 from splitfed.reports.study.looks import STYLE
 from splitfed.reports.study.plots import curves, draw, save
@@ -140,6 +141,20 @@ def named(groups: list[Group], patterns: str) -> list[Group]:
     return [one for one in groups if any(fnmatchcase(one.label, pattern) for pattern in found)]
 
 
+def pictures(options: argparse.Namespace) -> Path:
+    """Return the folder of pictures, made where it is not there yet."""
+    folder = options.out / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def picture(comparison: Comparison, patterns: str, options: argparse.Namespace) -> None:
+    """Draw the methods that patterns name by the bytes of both planes."""
+    drawn = named(comparison.grouped("total").groups, patterns)
+    with matplotlib.rc_context(STYLE):
+        save(curves(drawn, "total"), pictures(options) / f"{options.sweep.name}-total.png")
+
+
 def main() -> None:
     """Write the files, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -160,6 +175,8 @@ def main() -> None:
         comparison = compare(folders)
         if options.by == "total":
             found = total_table(comparison.grouped("total").groups, budgets, options.weigh)
+            if options.draw_total:
+                picture(comparison, options.draw_total, options)
             if options.page:
                 place(options.page, f"{options.sweep.name}-total", found)
             print(found)
@@ -173,10 +190,8 @@ def main() -> None:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        draw(named(groups, options.draw), options.out / f"{options.sweep.name}.png")
-        drawn = named(comparison.grouped("total").groups, options.draw_total or options.draw)
-        with matplotlib.rc_context(STYLE):
-            save(curves(drawn, "total"), options.out / f"{options.sweep.name}-total.png")
+        draw(named(groups, options.draw), pictures(options) / f"{options.sweep.name}.png")
+        picture(comparison, options.draw_total or options.draw, options)
         found = table(groups, budgets, costs)
         if options.page:
             place(options.page, options.sweep.name, found)
