@@ -35,7 +35,6 @@ SHORT = {
     "compression/reducers/registry.py": "the union, apart from the contract",
     "compression/reducers/none.py": "one method a file",
     "compression/codecs/choices.py": "what settings and implementations both know, so that neither imports the other",
-    "compression/codecs/transform/rows.py": "what two codecs share; the contract is read without torch",
     "compression/codecs/registry.py": "the union, apart from the contract",
     "splitfed/engines/allocator.py": "is set before torch is imported",
     "splitfed/engines/deployment/proof.py": "both ends of a secret",
