@@ -89,7 +89,7 @@ class FedLiteCodec(RowCodec):
         self.subvectors, self.groups, self.centroids = subvectors, groups, centroids
         self.iterations, self.correction = iterations, correction
 
-    def write(self, rows: Tensor, each: int, key: Key) -> Buffer:
+    def write(self, rows: Tensor, positions: int, key: Key) -> Buffer:
         """Return the bytes of rows `[R, D]`."""
         division = Division.of(tuple(rows.shape), self.subvectors, self.groups, self.centroids)
         rows = rows.to(torch.float32)

@@ -26,7 +26,7 @@ from torch import Tensor
 from splitfed.compression.codecs.base import Buffer, Decoder, Packet
 from splitfed.compression.codecs.buffers import FLOATS
 from splitfed.compression.codecs.transform import rans
-from splitfed.compression.codecs.transform.rows import RowCodec, each
+from splitfed.compression.codecs.transform.rows import RowCodec, positions_of
 from splitfed.errors import NotFinite, WireError
 from splitfed.seeds import Key
 
@@ -69,12 +69,12 @@ class KltCodec(RowCodec):
     def __init__(self, snr: float) -> None:
         self.snr = snr
 
-    def write(self, rows: Tensor, each: int, key: Key) -> Buffer:
+    def write(self, rows: Tensor, positions: int, key: Key) -> Buffer:
         """Return the bytes of rows `[R, D]`."""
         rows = rows.cpu().double()
         spread = _about(rows, 1)
         error = float(spread.variances.sum()) * 10 ** (-self.snr / 10)
-        if _differ(rows, each) and (by_position := _about(rows, each)).bits(error) < spread.bits(error):
+        if _differ(rows, positions) and (by_position := _about(rows, positions)).bits(error) < spread.bits(error):
             spread = by_position
         # No coefficient is larger than this, and no more steps than the coder knows.
         largest = (float(spread.variances[0]) * len(rows)) ** 0.5
@@ -109,29 +109,29 @@ class Spread:
     def bits(self, error: float) -> float:
         """Return about how many bits it takes at an error, but for what all ways have in common."""
         apart = (self.means - self.means.mean(0)).square().mean(0)
-        of_means = len(self.means) * _bits(
-            apart, self.of_means(error) / 2
-        )  # steps are up to twice as fine as they may be
+        # Their step is up to twice as fine as it may be.
+        of_means = len(self.means) * _bits(apart, self.of_means(error) / 2)
         return of_means + self.rows * _bits(self.variances, self.level(error))
 
 
-def _means(rows: Tensor, each: int) -> Tensor:
-    """Return the means `[each, D]` of so many positions."""
-    return rows.view(-1, each, rows.shape[1]).mean(0)
+def _means(rows: Tensor, positions: int) -> Tensor:
+    """Return the means `[N, D]` of N positions."""
+    return rows.view(-1, positions, rows.shape[1]).mean(0)
 
 
-def _differ(rows: Tensor, each: int) -> bool:
+def _differ(rows: Tensor, positions: int) -> bool:
     """Tell whether positions differ by more than twice what chance makes of so few samples."""
-    if not 1 < each < len(rows):
+    if not 1 < positions < len(rows):
         return False
     middle = rows.mean(0)
-    return bool((_means(rows, each) - middle).square().mean() > 2 * each / len(rows) * (rows - middle).square().mean())
+    apart, all_rows = _means(rows, positions) - middle, rows - middle
+    return bool(apart.square().mean() > 2 * positions / len(rows) * all_rows.square().mean())
 
 
-def _about(rows: Tensor, each: int) -> Spread:
-    """Return how rows vary about the means of so many positions."""
-    means = _means(rows, each)
-    return Spread(len(rows), means, *_principal(rows - means.repeat(len(rows) // each, 1)))
+def _about(rows: Tensor, positions: int) -> Spread:
+    """Return how rows vary about the means of so many positions, or with one about their own."""
+    means = _means(rows, positions)
+    return Spread(len(rows), means, *_principal(rows - means.repeat(len(rows) // positions, 1)))
 
 
 def _bits(variances: Tensor, error: float) -> float:
@@ -238,7 +238,7 @@ def _size(shape: tuple[int, ...]) -> int | range:
     vectors = min(rows, width)
     groups = 2 + _FINEST + _GROUPS
     sizes = _FINEST * OF_VECTORS.size + _GROUPS * OF_COEFFICIENTS.size
-    numbers = width * (1 + each(shape)) + vectors * (width + rows)
+    numbers = width * (1 + positions_of(shape)) + vectors * (width + rows)
     return range(HEAD.size, HEAD.size + sizes + rans.most_bytes(numbers, groups) + 1)
 
 
@@ -259,7 +259,7 @@ def _decode(packet: Packet, device: torch.device | str) -> Tensor:
     together = [n for n, _ in coefficients]
     if sum(n for _, n in vectors) != number or sum(together) != number or any(bits > _FINEST for bits, _ in vectors):
         raise WireError(f"groups of directions that are not {number} in all, or finer than {_FINEST} bits")
-    counts = [width, *([width * each(packet.shape)] if many else []), *(width * n for _, n in vectors)]
+    counts = [width, *([width * positions_of(packet.shape)] if many else []), *(width * n for _, n in vectors)]
     means, *groups = map(torch.from_numpy, rans.decode(buffer[end:], [*counts, *(rows * n for n in together)]))
     means = means.view(1, width)
     if many:

@@ -30,16 +30,16 @@ class RowCodec(Codec):
             return Packet(self.tag, dtype, shape, b"")
         if not bounds_fit(tensor.detach(), torch.float32):
             raise CodecError("the tensor holds NaN, infinity or numbers beyond the range of float32")
-        return Packet(
-            self.tag, dtype, shape, self.write(tensor.detach().reshape(prod(shape[:-1]), -1), each(shape), key)
-        )
+        rows = tensor.detach().reshape(prod(shape[:-1]), -1)
+        return Packet(self.tag, dtype, shape, self.write(rows, positions_of(shape), key))
 
     @abstractmethod
-    def write(self, rows: Tensor, each: int, key: Key) -> Buffer:
-        """Return the bytes of rows `[R, D]` of finite floats, one number at least. So many rows one after another are
-        one sample's, by position; 1 where nothing tells."""
+    def write(self, rows: Tensor, positions: int, key: Key) -> Buffer:
+        """Return the bytes of rows `[R, D]` of finite floats, one number at least: those of a sample's positions, and
+        then those of the next sample's."""
 
 
-def each(shape: tuple[int, ...]) -> int:
-    """Return how many rows of a tensor of this shape are one sample's, which are tokens where it is `[B, N, D]`."""
+def positions_of(shape: tuple[int, ...]) -> int:
+    """Return how many rows of a tensor of this shape are one sample's, such as the tokens of one that is `[B, N, D]`; 1
+    where nothing tells."""
     return shape[-2] if len(shape) > 2 else 1
