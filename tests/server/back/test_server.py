@@ -341,7 +341,10 @@ def test_a_stream_cut_under_frames_on_their_way_trains_each_once(tmp_path, at):
     assert rows(cut) == rows(whole)
     again = [frame for number, frame in enumerate(handled) if frame in handled[:number]]
     assert sum(row[-1] for row in wasted(cut.ledger.folder) if row[2] == "up") == sum(map(len, again))
-    assert {row[0] for row in wasted(cut.ledger.folder)} <= {at, at + 1, at + 2}
+    # Answers to the frames before may have been on their way too; no more than so many were without one.
+    twice = {row[0] for row in wasted(cut.ledger.folder)}
+    assert len(twice) <= 3
+    assert twice <= set(range(at - 2, at + 3))
 
 
 def test_as_many_frames_may_come_again_as_a_client_is_ahead_and_one(tmp_path):
