@@ -72,10 +72,15 @@ class KltCodec(RowCodec):
     def write(self, rows: Tensor, positions: int, key: Key) -> Buffer:
         """Return the bytes of rows `[R, D]`."""
         rows = rows.cpu().double()
-        spread = _about(rows, 1)
-        error = float(spread.variances.sum()) * 10 ** (-self.snr / 10)
-        if _differ(rows, positions) and (by_position := _about(rows, positions)).bits(error) < spread.bits(error):
-            spread = by_position
+        spread = _about(rows, rows.mean(0, keepdim=True))
+        varies = float(spread.variances.sum())
+        error = varies * 10 ** (-self.snr / 10)
+        if 1 < positions < len(rows):
+            means = rows.view(-1, positions, rows.shape[1]).mean(0)
+            apart = float((means - spread.means).square().sum(1).mean())
+            # Chance alone makes means of few samples differ: by half of this.
+            if apart > 2 * positions / len(rows) * varies:
+                spread = min(spread, _about(rows, means), key=lambda one: one.bits(error))
         # No coefficient is larger than this, and no more steps than the coder knows.
         largest = (float(spread.variances[0]) * len(rows)) ** 0.5
         level = spread.level(error)
@@ -114,24 +119,9 @@ class Spread:
         return of_means + self.rows * _bits(self.variances, self.level(error))
 
 
-def _means(rows: Tensor, positions: int) -> Tensor:
-    """Return the means `[N, D]` of N positions."""
-    return rows.view(-1, positions, rows.shape[1]).mean(0)
-
-
-def _differ(rows: Tensor, positions: int) -> bool:
-    """Tell whether positions differ by more than twice what chance makes of so few samples."""
-    if not 1 < positions < len(rows):
-        return False
-    middle = rows.mean(0)
-    apart, all_rows = _means(rows, positions) - middle, rows - middle
-    return bool(apart.square().mean() > 2 * positions / len(rows) * all_rows.square().mean())
-
-
-def _about(rows: Tensor, positions: int) -> Spread:
-    """Return how rows vary about the means of so many positions, or with one about their own."""
-    means = _means(rows, positions)
-    return Spread(len(rows), means, *_principal(rows - means.repeat(len(rows) // positions, 1)))
+def _about(rows: Tensor, means: Tensor) -> Spread:
+    """Return how rows vary about these means, of which each takes its turn."""
+    return Spread(len(rows), means, *_principal(rows - means.repeat(len(rows) // len(means), 1)))
 
 
 def _bits(variances: Tensor, error: float) -> float:
